@@ -1,0 +1,64 @@
+"""ImageGPT without Ray: models, palettes, sampling, scoring, checkpoints.
+
+Everything that the pipeline does to one batch can be done with these names alone.
+"""
+
+from igpt_core.checkpoint import (
+    CheckpointError,
+    load_image_size,
+    load_palette,
+    model_fingerprint,
+    save_checkpoint,
+)
+from igpt_core.config import VARIANTS, ImageGPTConfig
+from igpt_core.decoding import complete
+from igpt_core.image_processor import (
+    BatchFeature,
+    ImageGPTFeatureExtractor,
+    ImageGPTImageProcessor,
+)
+from igpt_core.kv_cache import KVCache
+from igpt_core.model import (
+    CausalOutput,
+    ImageGPTForCausalImageModeling,
+    ImageGPTModel,
+    ModelOutput,
+    load_model,
+    random_model,
+)
+from igpt_core.palette import ColorHistogram, Palette
+from igpt_core.pixels import ImageError, encode_png, load_pixels
+from igpt_core.sampling import SamplingConfig, row_seed
+from igpt_core.scoring import bits_per_pixel, token_nll
+from igpt_core.training import TrainingConfig
+
+__all__ = [
+    "VARIANTS",
+    "BatchFeature",
+    "CausalOutput",
+    "CheckpointError",
+    "ColorHistogram",
+    "ImageError",
+    "ImageGPTConfig",
+    "ImageGPTFeatureExtractor",
+    "ImageGPTForCausalImageModeling",
+    "ImageGPTImageProcessor",
+    "ImageGPTModel",
+    "KVCache",
+    "ModelOutput",
+    "Palette",
+    "SamplingConfig",
+    "TrainingConfig",
+    "bits_per_pixel",
+    "complete",
+    "encode_png",
+    "load_image_size",
+    "load_model",
+    "load_palette",
+    "load_pixels",
+    "model_fingerprint",
+    "random_model",
+    "row_seed",
+    "save_checkpoint",
+    "token_nll",
+]

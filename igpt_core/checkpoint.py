@@ -1,0 +1,306 @@
+"""Model folders in Hugging Face's layout, in and out: strict about what the weights must be.
+
+A folder holds config.json, the weights (model.safetensors or pytorch_model.bin) and, where images
+are to be quantized, preprocessor_config.json with the palette and the image size.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from math import isqrt
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from igpt_core.config import CONFIG_FILE, ImageGPTConfig, read_config
+from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
+from igpt_core.model_files import CheckpointError as CheckpointError
+from igpt_core.model_files import is_remote, model_files
+from igpt_core.model_files import resolve as resolve
+from igpt_core.palette import Palette
+
+WEIGHTS_FILE = "model.safetensors"
+PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
+
+_WEIGHTS = (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE)  # the first that is there is read
+# Causal masks that old checkpoints carry among the weights.
+_MASK_BUFFER = re.compile(r"(.*\.)?attn\.(bias|masked_bias)")
+_TRUNK = "transformer."  # where the classes with a head keep the bare model
+_HEADS = ("lm_head.", "score.")
+# Fields of config.json that say how the file came about and change no result.
+_BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+class PreTrained(nn.Module):
+    """What the model classes share: made as `cls(config)`, they come from and go to folders."""
+
+    config: ImageGPTConfig
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_uri: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The model of a folder, in eval mode.
+
+        Args:
+            path_or_uri: a local folder, "embedded", or the URI of a folder on any fsspec
+                filesystem, of which the files needed are fetched once per node.
+            dtype: of the weights; that of the stored ones unless given.
+            storage_options: for the URI's filesystem.
+
+        Raises:
+            CheckpointError: no such folder, a file missing or damaged, or weights that do not
+                fit config.json. Weights of other heads than the class has are left out.
+        """
+        where = os.fspath(path_or_uri)
+        config_file, weights_file = model_files(
+            path_or_uri, (CONFIG_FILE,), _WEIGHTS, storage_options=storage_options
+        )
+        config = read_config(config_file, where=where)
+        try:
+            with torch.device("meta"), _NoDraws():  # shapes only: nothing is allocated
+                model = cls(config)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        wanted = model.state_dict()
+        weights = _rename(_read_weights(weights_file, where), wanted)
+        if problem := _mismatch(weights, wanted):
+            raise CheckpointError(f"{where}: its weights do not fit {cls.__name__}: {problem}")
+        if dtype is None:
+            dtype = weights[next(iter(wanted))].dtype
+        # One by one, so that beside the mapped file there is only what the model keeps.
+        for name in list(weights):
+            weights[name] = weights.pop(name).to(device, dtype, copy=True)
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors; see `save_checkpoint`."""
+        save_checkpoint(self, path)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out random initialisation: on shapes alone it is of no use and costs seconds, as
+    torch imports its symbolic shapes for it."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def save_checkpoint(
+    model: PreTrained,
+    path: str | os.PathLike[str],
+    *,
+    palette: Palette | None = None,
+    image_size: int | None = None,
+) -> None:
+    """Write a model folder, which transformers reads as well, in the dtype of the model.
+
+    Everything is written below a temporary name first. Then old weights are removed and the files
+    renamed, the weights last: a killed save leaves the old model or one without weights.
+
+    Args:
+        path: a local folder, made if need be; a model that is in it is replaced.
+        palette: n_colors colours, for preprocessor_config.json. Without it that file is not
+            written, and stays if it is there.
+        image_size: side of the images of preprocessor_config.json; the root of n_positions
+            unless given.
+
+    Raises:
+        CheckpointError: a URI, or a palette or image size that does not fit the model.
+    """
+    folder = Path(path)
+    if is_remote(os.fspath(path)):
+        raise CheckpointError(f"expected a local folder to save a model in, found {path}")
+    texts = {CONFIG_FILE: _config_text(model)}
+    if palette is not None:
+        texts[PREPROCESSOR_FILE] = _preprocessor_text(model.config, palette, image_size)
+    elif image_size is not None:
+        raise CheckpointError("image_size is stored with the palette: give both or none")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        for name, text in texts.items():
+            Path(temporary, name).write_text(text, encoding="utf-8")
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, Path(temporary, WEIGHTS_FILE), metadata={"format": "pt"})
+        # safetensors lets only the owner read; others are to load the model too
+        shutil.copymode(Path(temporary, CONFIG_FILE), Path(temporary, WEIGHTS_FILE))
+        for name in _WEIGHTS:
+            (folder / name).unlink(missing_ok=True)
+        for name in (*texts, WEIGHTS_FILE):
+            os.replace(Path(temporary, name), folder / name)
+
+
+def load_palette(
+    path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Palette:
+    """The palette of a model folder (its `clusters`), or of an `.npy` file, see `Palette.load`.
+
+    Raises CheckpointError; ValueError for a file that is not a palette.
+    """
+    where = os.fspath(path_or_uri)
+    if where.endswith(".npy"):
+        folder, name = os.path.split(where)
+        (file,) = model_files(folder or ".", (name,), storage_options=storage_options)
+        return Palette.load(file)
+    clusters = _processor(where, storage_options).clusters
+    try:
+        if clusters is None:
+            raise ValueError("expected clusters, the palette, found none")
+        return Palette(clusters)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: {error}") from error
+
+
+def load_image_size(
+    path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> int:
+    """The side in pixels of the images of a model folder, which must be square."""
+    where = os.fspath(path_or_uri)
+    size = _processor(where, storage_options).size
+    if size["height"] != size["width"]:
+        raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: expected a square, found {size}")
+    return size["height"]
+
+
+def model_fingerprint(
+    path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> str:
+    """32 hex digits over the configuration and the weights.
+
+    The same for both file formats and any place; another where a field or a weight's name, dtype,
+    shape or bits differ. Reads all the weights.
+    """
+    where = os.fspath(path_or_uri)
+    config_file, weights_file = model_files(
+        path_or_uri, (CONFIG_FILE,), _WEIGHTS, storage_options=storage_options
+    )
+    fields = read_config(config_file, where=where).to_dict()
+    fields = {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    weights = _read_weights(weights_file, where)
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _read_weights(file: Path, where: str) -> dict[str, Tensor]:
+    """Name to tensor, mapped from the file where its format allows; without mask buffers."""
+    weights = (_read_safetensors if file.name == WEIGHTS_FILE else _read_pickle)(file, where)
+    return {name: w for name, w in weights.items() if not _MASK_BUFFER.fullmatch(name)}
+
+
+def _read_safetensors(file: Path, where: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{where}: {file.name} is damaged or cut short: {error}") from error
+
+
+def _read_pickle(file: Path, where: str) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{where}: expected a dict of tensors in {file.name}, found something else, which is "
+            f"not unpickled as that could run code; if you trust it, convert it to {WEIGHTS_FILE}"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise CheckpointError(f"{where}: {file.name} is damaged: {reason[0]}") from error
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise CheckpointError(f"{where}: expected a dict of tensors in {file.name}")
+    return weights
+
+
+def _rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trunk's prefix put on or taken off as `wanted` has it; heads not in it left out."""
+    prefix = _TRUNK if any(name.startswith(_TRUNK) for name in wanted) else ""
+    renamed = {}
+    for name, tensor in weights.items():
+        if not name.startswith(_HEADS):
+            renamed[prefix + name.removeprefix(_TRUNK)] = tensor
+        elif name in wanted:
+            renamed[name] = tensor
+    return renamed
+
+
+def _mismatch(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What is wrong with the names, shapes and dtypes of weights; nothing: empty."""
+    common = [name for name in wanted if name in weights]
+    problems = {
+        "missing": [name for name in wanted if name not in weights],
+        "unexpected": [name for name in weights if name not in wanted],
+        "not of config.json's shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(wanted[name].shape)}"
+            for name in common
+            if weights[name].shape != wanted[name].shape
+        ],
+        "not of a float dtype": [n for n in common if not weights[n].is_floating_point()],
+    }
+    return "; ".join(
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for problem, names in problems.items()
+        if names
+    )
+
+
+def _config_text(model: PreTrained) -> str:
+    fields = model.config.to_dict()
+    fields.pop("torch_dtype", None)  # the former name of dtype
+    fields["architectures"] = [type(model).__name__]
+    fields["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return ImageGPTConfig.from_dict(fields).to_json()
+
+
+def _preprocessor_text(config: ImageGPTConfig, palette: Palette, image_size: int | None) -> str:
+    if len(palette) != config.n_colors:
+        raise CheckpointError(
+            f"expected a palette of the model's {config.n_colors} colours, found {len(palette)}"
+        )
+    size = isqrt(config.n_positions) if image_size is None else image_size
+    if size**2 > config.n_positions or (image_size is None and size**2 != config.n_positions):
+        raise CheckpointError(
+            f"expected an image_size whose square is at most the model's {config.n_positions} "
+            f"positions, found {image_size}"
+        )
+    processor = ImageGPTImageProcessor(palette.colors, size=size)
+    return json.dumps(processor.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _processor(where: str, storage_options: Mapping[str, Any] | None) -> ImageGPTImageProcessor:
+    (file,) = model_files(where, (PREPROCESSOR_FILE,), storage_options=storage_options)
+    try:
+        return ImageGPTImageProcessor.from_pretrained(file.parent)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: {error}") from error

@@ -1,0 +1,210 @@
+"""ImageGPTConfig: the shape of a model, and VARIANTS, the published sizes."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from igpt_core.model_files import CheckpointError, model_files
+
+CONFIG_FILE = "config.json"
+
+# Other names of fields, which transformers knows for every model.
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+class ImageGPTConfig:
+    """Configuration of an ImageGPT model; fields and defaults as on the Hugging Face page.
+
+    `id2label` names the classes of a classifier by index and `label2id` is its inverse; without
+    names, `num_labels` (2 unless given) makes LABEL_0, LABEL_1 ... Unknown keywords are kept as
+    attributes and written back by `to_dict`, so that a config.json of another version survives a
+    round trip.
+
+    Raises:
+        ValueError: a width that the number of heads does not divide, a size below one, the
+            configuration of another kind of model, or labels that contradict each other.
+    """
+
+    model_type = "imagegpt"
+
+    def __init__(
+        self,
+        vocab_size: int = 513,
+        n_positions: int = 1024,
+        n_embd: int = 512,
+        n_layer: int = 24,
+        n_head: int = 8,
+        n_inner: int | None = None,
+        activation_function: str = "quick_gelu",
+        resid_pdrop: float = 0.1,
+        embd_pdrop: float = 0.1,
+        attn_pdrop: float = 0.1,
+        layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
+        scale_attn_weights: bool = True,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = False,
+        scale_attn_by_inverse_layer_idx: bool = False,
+        reorder_and_upcast_attn: bool = False,
+        id2label: Mapping[int, str] | Mapping[str, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        num_labels: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.n_positions = n_positions
+        self.n_embd = n_embd
+        self.n_layer = n_layer
+        self.n_head = n_head
+        self.n_inner = n_inner
+        self.activation_function = activation_function
+        self.resid_pdrop = resid_pdrop
+        self.embd_pdrop = embd_pdrop
+        self.attn_pdrop = attn_pdrop
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
+        self.scale_attn_weights = scale_attn_weights
+        self.use_cache = use_cache
+        self.tie_word_embeddings = tie_word_embeddings
+        self.scale_attn_by_inverse_layer_idx = scale_attn_by_inverse_layer_idx
+        self.reorder_and_upcast_attn = reorder_and_upcast_attn
+        if kwargs.pop("model_type", self.model_type) != self.model_type:
+            raise ValueError(f"config: model_type must be {self.model_type}, the only one here")
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+        self._check()
+        self._set_labels(id2label, label2id, num_labels)
+
+    def _check(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "inner_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"config: {name} must be an int of 1 or more, found {value!r}")
+        if self.vocab_size < 2:
+            raise ValueError(
+                "config: vocab_size counts the colours and the start token, so it must be 2 or "
+                f"more, found {self.vocab_size}"
+            )
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"config: n_embd must be a multiple of n_head, found {self.n_embd} and "
+                f"{self.n_head}"
+            )
+
+    def _set_labels(
+        self,
+        id2label: Mapping[int, str] | Mapping[str, str] | None,
+        label2id: Mapping[str, int] | None,
+        num_labels: int | None,
+    ) -> None:
+        if id2label is None:
+            self.num_labels = 2 if num_labels is None else num_labels
+            return
+        self.id2label = {int(index): name for index, name in id2label.items()}
+        if num_labels not in (None, len(self.id2label)):
+            raise ValueError(
+                f"config: num_labels is {num_labels}, but id2label names {len(self.id2label)}"
+            )
+        inverse = {name: index for index, name in self.id2label.items()}
+        self.label2id = inverse if label2id is None else dict(label2id)
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of a classifier. Setting it to another number makes new names."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        if len(getattr(self, "id2label", ())) != value:
+            self.id2label = {index: f"LABEL_{index}" for index in range(value)}
+            self.label2id = {name: index for index, name in self.id2label.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ALIASES:
+            return getattr(self, _ALIASES[name])
+        raise AttributeError(f"ImageGPTConfig has no field {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(_ALIASES.get(name, name), value)
+
+    @property
+    def n_colors(self) -> int:
+        """Colours in the palette: every row of the vocabulary but the start token."""
+        return self.vocab_size - 1
+
+    @property
+    def start_token(self) -> int:
+        """The token in front of every image (SOS): the last row of the input embedding."""
+        return self.vocab_size - 1
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the hidden layer of each MLP."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, those that this class does not know included."""
+        return {"model_type": self.model_type, **vars(self)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "ImageGPTConfig":
+        return cls(**fields)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_uri: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> "ImageGPTConfig":
+        """Read config.json of a model folder; raises CheckpointError, see `model_files`."""
+        (file,) = model_files(path_or_uri, (CONFIG_FILE,), storage_options=storage_options)
+        return read_config(file, where=os.fspath(path_or_uri))
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write config.json into the local folder `path`, made if need be."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The text of config.json, keys sorted."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageGPTConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, like a dict
+
+    def __repr__(self) -> str:
+        return f"ImageGPTConfig({self.to_json().strip()})"
+
+
+def read_config(file: Path, *, where: str) -> ImageGPTConfig:
+    """The configuration in a file of the folder `where`; raises CheckpointError."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected an object, found {type(fields).__name__}")
+        return ImageGPTConfig.from_dict(fields)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {file.name}: {error}") from error
+
+
+# Sizes of the published checkpoints (openai/image-gpt).
+VARIANTS: dict[str, ImageGPTConfig] = {
+    "small": ImageGPTConfig(n_layer=24, n_embd=512, n_head=8),
+    "medium": ImageGPTConfig(n_layer=36, n_embd=1024, n_head=8),
+    "large": ImageGPTConfig(n_layer=48, n_embd=1536, n_head=16),
+}

@@ -1,0 +1,155 @@
+"""Lockstep decoding of a batch: prefill, one step, n steps, whole images.
+
+All rows stand at the same position. Input position i holds the start token (i = 0) or pixel i - 1,
+and its logits are those of pixel i; the last pixel is never fed.
+"""
+
+import torch
+from torch import Tensor
+
+from igpt_core.kv_cache import KVCache
+from igpt_core.model import ImageGPTForCausalImageModeling, Slots
+from igpt_core.sampling import SamplingConfig, sample_tokens, uniform_noise
+
+
+def prefill(
+    model: ImageGPTForCausalImageModeling, prompt: Tensor, *, n_samples: int, capacity: int
+) -> tuple[Tensor, KVCache]:
+    """Run the start token and the prompt once, then share the result among the samples.
+
+    Args:
+        prompt: (B, P) int64 colours; P = 0 for the start token alone.
+        n_samples: sequences that go on from each prompt.
+        capacity: positions of the cache that is returned, more than P.
+
+    Returns:
+        Logits of pixel P, (B * n_samples, V), and the cache; row r of the batch is rows
+        r * n_samples ... of both.
+    """
+    rows, n_given = prompt.shape
+    start = prompt.new_full((rows, 1), model.config.start_token)
+    weight = model.lm_head.weight
+    cache = KVCache(
+        model.config,
+        batch_size=rows,
+        capacity=n_given + 1,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    positions = torch.arange(n_given + 1, device=weight.device)
+    slots = Slots(cache, index=positions, span=n_given + 1)
+    hidden = model.transformer.hidden(
+        torch.cat([start, prompt], dim=1), positions, slots=slots, mask=None
+    )
+    cache.length = n_given + 1
+    logits = model.lm_head(hidden[:, -1]).repeat_interleave(n_samples, dim=0)
+    return logits, cache.fan_out(n_samples, capacity=capacity)
+
+
+def decode_step(
+    model: ImageGPTForCausalImageModeling,
+    tokens: Tensor,
+    position: Tensor,
+    cache: KVCache,
+    *,
+    span: int,
+) -> Tensor:
+    """Feed one token a row, return the logits of the next pixel.
+
+    Of fixed shape for a given span: the position is a tensor, and where `span` reaches beyond it
+    the positions not yet filled are masked. So a captured step can be replayed for every position
+    below its span.
+
+    Args:
+        tokens: (R,) int64, the pixels at `position` - 1.
+        position: (1,) int64, the input position; below `span`.
+        cache: holds the positions before it and takes this one.
+        span: positions of the cache to look at. Where it is cache.length + 1 no mask is needed.
+
+    Returns:
+        (R, V) logits in the model's dtype.
+    """
+    mask = None
+    if span > cache.length + 1:
+        mask = torch.arange(span, device=tokens.device) <= position
+    slots = Slots(cache, index=position, span=span)
+    hidden = model.transformer.hidden(tokens[:, None], position, slots=slots, mask=mask)
+    return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
+
+
+def decode(
+    model: ImageGPTForCausalImageModeling,
+    logits: Tensor,
+    cache: KVCache,
+    noise: Tensor,
+    sampling: SamplingConfig,
+) -> Tensor:
+    """Draw one token for each column of the noise, from `prefill`'s logits and cache on.
+
+    Args:
+        logits: (R, V) of the first pixel to draw.
+        noise: (R, N) float64 in [0, 1), N >= 1.
+
+    Returns:
+        (R, N) int64.
+    """
+    first, n_steps = cache.length, noise.shape[1]
+    drawn = torch.empty(noise.shape, dtype=torch.int64, device=noise.device)
+    positions = torch.arange(first, first + n_steps, device=noise.device)
+    drawn[:, 0] = sample_tokens(logits, noise[:, 0], sampling)
+    for step in range(1, n_steps):
+        position = positions[step - 1 : step]
+        logits = decode_step(model, drawn[:, step - 1], position, cache, span=cache.length + 1)
+        cache.length += 1
+        drawn[:, step] = sample_tokens(logits, noise[:, step], sampling)
+    return drawn
+
+
+@torch.inference_mode()
+def complete(
+    model: ImageGPTForCausalImageModeling,
+    prompt: Tensor,
+    *,
+    n_positions: int,
+    seeds: Tensor,
+    sampling: SamplingConfig,
+    n_samples: int = 1,
+) -> Tensor:
+    """Finish images from their first pixels.
+
+    Sample k of a row depends on (model, prompt, row seed, k) and the compute shape alone: neither
+    on the other rows nor on the number of samples drawn.
+
+    Args:
+        model: in eval mode, on the prompt's device.
+        prompt: (B, P) int64 colours in [0, n_colors), 0 <= P <= n_positions; P = 0 makes
+            images from nothing.
+        n_positions: pixels of a whole image, at most the model's positions.
+        seeds: (B,) int64, one a row; see `row_seed`.
+        sampling: how tokens are drawn.
+        n_samples: images for each prompt.
+
+    Returns:
+        (B, n_samples, n_positions) int64; the first P of each are the prompt.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+    rows, n_given = prompt.shape
+    limit = model.config.n_positions
+    if not n_given <= n_positions <= limit:
+        raise ValueError(
+            f"complete: expected prompt <= n_positions <= the model's {limit} positions, "
+            f"found a prompt of {n_given} and n_positions {n_positions}"
+        )
+    if seeds.shape != (rows,):
+        raise ValueError(f"complete: expected one seed a row, ({rows},), found {seeds.shape}")
+    if n_samples < 1:
+        raise ValueError(f"complete: n_samples must be 1 or more, found {n_samples}")
+    given = prompt[:, None].expand(rows, n_samples, n_given)
+    if n_given == n_positions:
+        return given.clone()
+    noise = uniform_noise(seeds, n_samples, range(n_given, n_positions)).flatten(0, 1)
+    logits, cache = prefill(model, prompt, n_samples=n_samples, capacity=n_positions)
+    drawn = decode(model, logits, cache, noise, sampling)
+    return torch.cat([given, drawn.view(rows, n_samples, -1)], dim=2)

@@ -1,0 +1,180 @@
+"""Where the files of a model folder are: local, or of any fsspec URI, fetched once per node."""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+EMBEDDED = "embedded"  # the name of the model that is shipped with the package
+
+_EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "cifar10-32x32"
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?:://|::)")
+_LOCAL_URI = re.compile(r"(?:file|local)://")
+_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+# What filesystems tell of a file that changes when the file is replaced.
+_STATE_MARKS = (
+    *("size", "created", "mtime", "last_modified", "LastModified", "Last-Modified"),
+    *("etag", "ETag", "md5Hash", "Content-MD5", "blob_id"),
+)
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be read or written; the message is one line."""
+
+
+def resolve(name: str) -> str:
+    """The shipped model's folder for "embedded"; any other path or URI as it is."""
+    return str(_EMBEDDED_FOLDER) if name == EMBEDDED else name
+
+
+def is_remote(path_or_uri: str) -> bool:
+    """Whether this is a URI of something else than the local disk."""
+    return bool(_URI.match(path_or_uri)) and not _LOCAL_URI.match(path_or_uri)
+
+
+def model_files(
+    path_or_uri: str | os.PathLike[str],
+    *groups: Sequence[str],
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Local paths of files of a model folder: of each group of names, the first that is there.
+
+    Files of a URI are fetched into $IGPT_CACHE (~/.cache/igpt unless set), below a name that
+    stands for the URI and the state of these files: what is replaced there is fetched again, and
+    one call never mixes two states. Concurrent processes fetch a file once.
+
+    Args:
+        path_or_uri: a local folder, "embedded", or the URI of a folder.
+        groups: names of files, the preferred first.
+        storage_options: for the URI's filesystem.
+
+    Raises:
+        CheckpointError: no such folder, nothing of a group in it, or a failure to fetch.
+    """
+    where = resolve(os.fspath(path_or_uri))
+    if is_remote(where):
+        return _fetch(where, groups, storage_options)
+    folder = Path(_LOCAL_URI.sub("", where)).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(_no_folder(where))
+    names = sorted(entry.name for entry in folder.iterdir())
+    return [folder / _choose(group, names, where) for group in groups]
+
+
+def _no_folder(where: str) -> str:
+    if _HUB_ID.fullmatch(where):
+        return (
+            f"there is no local folder {where}; if it is the id of a model on the Hugging Face "
+            "Hub, download that model and give its folder"
+        )
+    return f"there is no folder {where}: give a model's folder, its URI, or {EMBEDDED!r}"
+
+
+def _choose(group: Sequence[str], names: Sequence[str], where: str) -> str:
+    for name in group:
+        if name in names:
+            return name
+    found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    message = f"{where}: expected {' or '.join(group)}, found {found or 'nothing'}"
+    if any(name.endswith(".index.json") for name in names):
+        message += "; weights in several shards are not read: save them as one file"
+    raise CheckpointError(message)
+
+
+def _fetch(
+    uri: str, groups: Sequence[Sequence[str]], storage_options: Mapping[str, Any] | None
+) -> list[Path]:
+    fs, root = _open(uri, storage_options)
+    try:
+        fs.invalidate_cache()  # what was listed earlier may have been replaced
+        states: dict[str, dict[str, Any]] = {}
+        for name in dict.fromkeys(name for group in groups for name in group):
+            with suppress(FileNotFoundError):
+                states[name] = _state(fs, f"{root}/{name}")
+        if missing := [group for group in groups if not any(name in states for name in group)]:
+            _choose(missing[0], _listing(fs, root, uri), uri)
+        chosen = [next(name for name in group if name in states) for group in groups]
+        version = json.dumps(
+            [uri.rstrip("/"), {name: states[name] for name in sorted(chosen)}], default=str
+        )
+        cache = Path(os.environ.get("IGPT_CACHE") or Path.home() / ".cache" / "igpt") / "models"
+        folder = cache / hashlib.sha256(version.encode()).hexdigest()[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in chosen:
+            _fetch_file(fs, f"{root}/{name}", folder / name, state=states[name])
+    except OSError as error:
+        raise CheckpointError(f"{uri}: cannot be fetched ({error})".splitlines()[0]) from error
+    return [folder / name for name in chosen]
+
+
+def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[AbstractFileSystem, str]:
+    try:
+        fs, root = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
+    except ImportError as error:
+        raise CheckpointError(f"{uri}: install what its filesystem needs: {error}") from error
+    except TypeError as error:  # values may be secrets: names only
+        names = ", ".join(storage_options or {}) or "none"
+        raise CheckpointError(
+            f"{uri}: its filesystem does not take these storage options: {names}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{uri}: no fsspec filesystem for it: {error}") from error
+    return fs, root.rstrip("/")
+
+
+def _state(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    info = fs.info(path)
+    return {mark: info[mark] for mark in _STATE_MARKS if mark in info}
+
+
+def _listing(fs: AbstractFileSystem, root: str, uri: str) -> list[str]:
+    try:
+        paths = fs.ls(root, detail=False)
+    except FileNotFoundError:
+        paths = []
+    if not paths:
+        raise CheckpointError(f"there is no folder {uri}, or it is empty")
+    return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+
+def _fetch_file(
+    fs: AbstractFileSystem, source: str, target: Path, *, state: Mapping[str, Any]
+) -> None:
+    """Fetch under a temporary name, then rename: a file under its own name is whole."""
+    if target.exists():
+        return
+    with _locked(target.with_name(f".{target.name}.lock")):
+        if target.exists():  # another process was first
+            return
+        temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+        try:
+            fs.get_file(source, str(temporary))
+            arrived = temporary.stat().st_size
+            if state.get("size") not in (None, arrived):
+                raise OSError(f"{arrived} of {state['size']} bytes of {target.name} arrived")
+            fs.invalidate_cache()
+            if _state(fs, source) != state:
+                raise OSError(f"{target.name} was replaced meanwhile: try again")
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which a process that dies lets go of."""
+    import fcntl  # not on Windows, where local folders still work
+
+    with open(path, "w") as file:
+        # Without it (some network filesystems) two may fetch at once; the rename stays safe.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,35 @@
+"""Log-likelihood of the tokens of an image under a model."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from igpt_core.model import ImageGPTForCausalImageModeling
+
+
+def with_start(tokens: Tensor, start_token: int) -> Tensor:
+    """Tokens (B, T) as the model is fed in training: the start token, then all but the last."""
+    start = tokens.new_full((tokens.shape[0], 1), start_token)
+    return torch.cat([start, tokens[:, :-1]], dim=1)
+
+
+def token_nll(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood of each token given those before it.
+
+    Args:
+        model: a causal model; gradients flow where they are enabled.
+        tokens: (B, T) int64 colours in [0, n_colors), T <= n_positions.
+
+    Returns:
+        (B, T) float32, nats. The mean over T is the image's nats per pixel; see
+        `bits_per_pixel`.
+    """
+    logits = model(with_start(tokens, model.config.start_token)).logits.float()  # (B, T, V)
+    return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+
+
+def bits_per_pixel(nats: Tensor) -> Tensor:
+    """Nats to bits: divided by ln 2."""
+    return nats / math.log(2)

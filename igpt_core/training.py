@@ -1,0 +1,182 @@
+"""Next-pixel training: batches, learning rate, one step, the loop, evaluation."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.scoring import token_nll
+
+BETAS = (0.9, 0.95)  # AdamW, as in the ImageGPT paper
+GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained. Exactly one of `steps` and `minutes` bounds the run.
+
+    The learning rate rises over `warmup_steps`, then falls along a cosine to `final_fraction`
+    of `learning_rate` when the bound is reached.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    final_fraction: float = 0.05
+    flip: bool = True
+    dtype: torch.dtype = torch.bfloat16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("training is bounded by either steps or minutes: give one of them")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the run that is behind, in [0, 1]."""
+        done = step / self.steps if self.steps else seconds / (60 * (self.minutes or 1.0))
+        return min(done, 1.0)
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        warmup = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        cosine = self.final_fraction + (1 - self.final_fraction) * (1 + cos(pi * progress)) / 2
+        return self.learning_rate * warmup * cosine
+
+
+@dataclass
+class TrainingState:
+    """What a killed run needs to go on: saved and loaded by the caller."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+    def capture(
+        self, model: ImageGPTForCausalImageModeling, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+
+
+def batches(
+    tokens: NDArray[np.uint16], config: TrainingConfig, image_size: int, *, start: int
+) -> Iterator[Tensor]:
+    """Batches (batch_size, T) int64 without end: every epoch in a new order, half flipped.
+
+    A batch is a function of (seed, its number) alone, so a resumed run sees what the undisturbed
+    one would have seen.
+
+    Args:
+        tokens: (N, T) colours, T = image_size ** 2, N >= batch_size.
+        start: number of the first batch.
+    """
+    per_epoch = len(tokens) // config.batch_size
+    if per_epoch == 0:
+        raise ValueError(
+            f"training needs at least one batch of {config.batch_size} images, found {len(tokens)}"
+        )
+    number = start
+    while True:
+        epoch, first = divmod(number, per_epoch)
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(tokens))
+        for index in range(first, per_epoch):
+            chosen = order[index * config.batch_size : (index + 1) * config.batch_size]
+            batch = tokens[chosen].astype(np.int64)
+            if config.flip:
+                flips = np.random.default_rng((config.seed, epoch, index)).random(len(batch)) < 0.5
+                square = batch.reshape(-1, image_size, image_size)  # a view
+                square[flips] = square[flips, :, ::-1]
+            yield torch.from_numpy(batch)
+            number += 1
+
+
+def make_optimizer(
+    model: ImageGPTForCausalImageModeling, config: TrainingConfig
+) -> torch.optim.AdamW:
+    """AdamW; only matrices decay, not gains, biases or position embeddings."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "wpe" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "wpe" in n]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, fused=True)
+
+
+def train_step(
+    model: ImageGPTForCausalImageModeling,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    *,
+    learning_rate: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One update on tokens (B, T); returns the loss before it, () float32 nats per pixel."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    reduced = dtype != torch.float32
+    with torch.autocast(tokens.device.type, dtype=dtype if reduced else None, enabled=reduced):
+        loss = token_nll(model, tokens).mean()
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+    optimizer.step()
+    return loss.detach()
+
+
+def train(
+    model: ImageGPTForCausalImageModeling,
+    optimizer: torch.optim.Optimizer,
+    tokens: NDArray[np.uint16],
+    config: TrainingConfig,
+    *,
+    image_size: int,
+    state: TrainingState,
+    on_step: Callable[[TrainingState, Tensor, float], None],
+) -> None:
+    """Train until the bound of `config`, from `state` on; the model ends in eval mode.
+
+    Args:
+        tokens: (N, image_size ** 2) colours.
+        on_step: called after each step with the state, the loss () and the learning rate.
+    """
+    model.train()
+    device = next(model.parameters()).device
+    begun = time.monotonic() - state.seconds
+    for batch in batches(tokens, config, image_size, start=state.step):
+        progress = config.progress(state.step, state.seconds)
+        if progress >= 1.0:
+            break
+        rate = config.learning_rate_at(state.step, progress)
+        loss = train_step(
+            model, optimizer, batch.to(device), learning_rate=rate, dtype=config.dtype
+        )
+        state.step += 1
+        state.seconds = time.monotonic() - begun
+        on_step(state, loss, rate)
+    model.eval()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: ImageGPTForCausalImageModeling, tokens: NDArray[np.uint16], *, batch_size: int = 16
+) -> float:
+    """Mean nats per pixel over tokens (N, T), in the precision of the model's weights."""
+    device = next(model.parameters()).device
+    total = 0.0
+    for first in range(0, len(tokens), batch_size):
+        batch = torch.from_numpy(tokens[first : first + batch_size].astype(np.int64))
+        total += token_nll(model, batch.to(device)).double().sum().item()
+    return total / tokens.size

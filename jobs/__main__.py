@@ -1,0 +1,64 @@
+"""The command line: `igpt JOB OPTIONS`."""
+
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+import click
+
+from igpt_core.checkpoint import CheckpointError
+from jobs import complete, demo, quantize, report, train
+from pipeline.run import OverErrorBudget, RunFailed
+from pipeline.storage import UsageError
+
+COMMANDS = (
+    demo.COMMAND,
+    quantize.COMMAND,
+    complete.COMMAND,
+    train.COMMAND,
+    report.report,
+)
+
+FAILED = 1
+USAGE_ERROR = 2
+OVER_BUDGET = 3
+
+
+@click.group(
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+    commands=COMMANDS,
+)
+@click.version_option(importlib.metadata.version("igpt"), prog_name="igpt")
+def igpt() -> None:
+    """ImageGPT as a distributed batch pipeline: images in, completions as Parquet out."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 failed, 2 a usage error, 3 over the error budget."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in words
+    try:
+        igpt.main(words, prog_name="igpt", standalone_mode=False)
+    except (UsageError, CheckpointError) as error:
+        _stop(str(error), USAGE_ERROR, debug)
+    except OverErrorBudget as error:
+        _stop(str(error), OVER_BUDGET, debug)
+    except RunFailed as error:
+        _stop(str(error), FAILED, debug)
+    except click.ClickException as error:
+        _stop(error.format_message(), error.exit_code, debug)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted; the same command goes on from here", FAILED, debug)
+    except Exception as error:
+        _stop(f"{type(error).__name__}: {' '.join(str(error).split())}", FAILED, debug)
+
+
+def _stop(message: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    click.echo(f"igpt: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

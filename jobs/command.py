@@ -1,0 +1,114 @@
+"""Click commands made from options: a flag for each field of a pydantic model.
+
+A YAML file (`--config`) may give any of them; a flag beats the file.
+"""
+
+import json
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import click
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.options import Options
+from pipeline.storage import UsageError
+
+WIDTH = 100
+
+Model = TypeVar("Model", bound=Options)
+
+
+def command(
+    name: str, model: type[Model], run: Callable[[Model], None], *, help: str, example: str
+) -> click.Command:
+    """A click command whose options are the model's fields."""
+
+    def callback(config: str | None, **flags: Any) -> None:
+        values = _from_file(config) if config else {}
+        values |= {key: value for key, value in flags.items() if value is not None}
+        run(parse(model, values))
+
+    parameters: list[click.Parameter] = [
+        _option(key, field) for key, field in model.model_fields.items()
+    ]
+    parameters.sort(key=lambda option: option.name in Options.model_fields)
+    parameters.append(
+        click.Option(["--config"], metavar="FILE", help="YAML file of options; flags beat it")
+    )
+    return click.Command(
+        name,
+        params=parameters,
+        callback=callback,
+        help=help,
+        short_help=help,
+        epilog=f"Example: {example}",
+        context_settings={"max_content_width": WIDTH, "help_option_names": ["-h", "--help"]},
+    )
+
+
+def parse(model: type[Model], values: dict[str, Any]) -> Model:
+    """The options from plain values. Raises UsageError, one line for all that is wrong."""
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    if "json_lines" in values:
+        values["json"] = values.pop("json_lines")
+    if isinstance(values.get("storage_options"), str):
+        try:
+            values["storage_options"] = json.loads(values["storage_options"])
+        except ValueError:
+            # The text may hold a secret: it is not repeated.
+            raise UsageError("--storage-options must be a JSON object, found other text") from None
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UsageError("; ".join(_complaint(item) for item in error.errors())) from None
+
+
+def _complaint(error: Any) -> str:
+    name = "--" + "-".join(str(part) for part in error["loc"][:1]).replace("_", "-")
+    if error["type"] == "missing":
+        return f"{name} is missing; see --help"
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not an option of this job; see --help"
+    if name == "--storage-options":
+        return f"{name} must be a JSON object"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    try:
+        with open(path) as file:
+            values = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read --config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path} must hold `option: value` lines, found a {type(values)}")
+    return values
+
+
+def _option(key: str, field: FieldInfo) -> click.Option:
+    flag = "--" + (field.alias or key).replace("_", "-")
+    kind = _plain_type(field.annotation)
+    settings: dict[str, Any] = {"help": field.description, "default": None}
+    if field.default is not None and not field.is_required() and kind is not bool:
+        settings["show_default"] = str(field.default)
+    if field.is_required():
+        settings["help"] = f"{field.description} [required]"
+    if kind is bool:
+        return click.Option([flag, key], is_flag=True, **settings)
+    if typing.get_origin(kind) is Literal:
+        return click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **settings)
+    metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+    if typing.get_origin(kind) is dict:
+        kind, metavar = str, "JSON"
+    return click.Option([flag, key], type=kind, metavar=metavar, **settings)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """int of `int | None`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    return annotation

@@ -1,0 +1,39 @@
+"""igpt demo: complete real photographs with the shipped model, here and now."""
+
+from pathlib import Path
+
+import click
+
+from jobs import complete
+from jobs.command import command
+from pipeline.demo_photos import write_tiles
+from pipeline.options import Options
+
+OUTPUT = Path("out/demo")
+PHOTOS = Path("out/demo-photos")
+
+
+def run(options: Options) -> None:
+    count = write_tiles(PHOTOS)
+    if not options.quiet:
+        click.echo(f"{count} tiles of photographs in {PHOTOS}", err=True)
+    complete.run(
+        complete.CompleteOptions(
+            input=str(PHOTOS),
+            output=str(OUTPUT),
+            samples=4,
+            top_k=100,
+            crop="center",
+            overwrite=True,
+            **options.model_dump(by_alias=True),
+        )
+    )
+
+
+COMMAND = command(
+    "demo",
+    Options,
+    run,
+    help="Complete photographs with the shipped model, on this machine, into out/demo/.",
+    example="igpt demo",
+)

@@ -1,0 +1,51 @@
+"""igpt quantize: images to tokens."""
+
+import click
+from pydantic import Field
+
+from jobs.command import command
+from pipeline import cluster
+from pipeline.job import find_quantizer, prepare
+from pipeline.options import ImageJobOptions
+from pipeline.storage import UsageError, options_for
+
+SHARD_SIZE = 1024
+
+
+class QuantizeOptions(ImageJobOptions):
+    model: str | None = Field(None, description="model folder whose palette and size to use")
+    palette: str | None = Field(None, description="palette (.npy) in place of a model")
+    image_size: int | None = Field(
+        None, ge=1, description="pixels a side [default: the model's, or 32]"
+    )
+
+
+def run(options: QuantizeOptions) -> None:
+    if options.model is not None and options.palette is not None:
+        raise UsageError("give either --model or --palette, found both")
+    size = options.image_size or (32 if options.palette else None)
+    quantizer = find_quantizer(
+        options.palette or options.model or "embedded",
+        size,
+        options_for(options.storage_options, "model"),
+    )
+    with cluster.connected(options.address):
+        job = prepare(
+            "quantize",
+            options,
+            quantizer=quantizer,
+            model=None,
+            results={},
+            default_shard_size=lambda _: SHARD_SIZE,
+        )
+        job.run([job.read_images(), job.write_parts()])
+    click.echo(f"{job.directory.location}/report.html")
+
+
+COMMAND = command(
+    "quantize",
+    QuantizeOptions,
+    run,
+    help="Turn images into tokens: read, decode, resize, quantize, write Parquet.",
+    example="igpt quantize --input s3://bucket/images/ --output s3://bucket/tokens",
+)

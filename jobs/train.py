@@ -1,0 +1,127 @@
+"""igpt train: next-pixel pretraining, one process."""
+
+from typing import Literal
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from igpt_core.config import ImageGPTConfig
+from igpt_core.palette import Palette
+from igpt_core.training import TrainingConfig, evaluate
+from jobs.command import command
+from pipeline.options import InputOptions, StorageOptions
+from pipeline.shards import plan_shards
+from pipeline.stages.images import ReadImages
+from pipeline.storage import UsageError, options_for
+from pipeline.train import load_tokens, run_training
+
+SHARD_SIZE = 1024
+
+
+class TrainOptions(InputOptions, StorageOptions):
+    output: str = Field(description="local folder for the model and its log")
+    palette: str = Field(description="palette (.npy) or model folder that has one")
+    image_size: int = Field(32, ge=1, description="pixels a side")
+    n_layer: int = Field(6, ge=1, description="layers")
+    n_embd: int = Field(192, ge=1, description="width")
+    n_head: int = Field(6, ge=1, description="attention heads")
+    steps: int | None = Field(None, ge=1, description="bound of the run: steps, or")
+    minutes: float | None = Field(None, gt=0, description="minutes of training")
+    batch_size: int = Field(8, ge=1, description="images a step")
+    learning_rate: float = Field(2e-3, gt=0, description="highest, after the warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="on matrices")
+    warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
+    eval_input: str | None = Field(None, description="held-out images for a final loss")
+    seed: int = Field(0, description="of weights, order and flips")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of matrix products")
+
+
+def run(options: TrainOptions) -> None:
+    say = (lambda line: None) if options.quiet else (lambda line: click.echo(line, err=True))
+    if (options.steps is None) == (options.minutes is None):
+        raise UsageError("give either --steps or --minutes, the bound of the run")
+    config = TrainingConfig(
+        steps=options.steps,
+        minutes=options.minutes,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warmup_steps=options.warmup_steps,
+        dtype=getattr(torch, options.dtype),
+        seed=options.seed,
+    )
+    palette = Palette.load(options.palette)
+    model_config = ImageGPTConfig(
+        vocab_size=len(palette) + 1,
+        n_positions=options.image_size**2,
+        n_layer=options.n_layer,
+        n_embd=options.n_embd,
+        n_head=options.n_head,
+        # One pass over more images than the model can learn by heart needs no dropout.
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokens = _tokens(options, options.input)
+    say(f"{len(tokens)} images to train on")
+    model, state = run_training(
+        tokens,
+        output=options.output,
+        model_config=model_config,
+        config=config,
+        palette=palette,
+        image_size=options.image_size,
+        device=device,
+        options=options.model_dump(
+            exclude={"quiet", "json_lines", "debug", "storage_options", "output"}
+        ),
+        report=say,
+    )
+    click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
+    if options.eval_input is not None:
+        held_out = _tokens(options, options.eval_input)
+        nats = evaluate(model, held_out)
+        click.echo(f"{nats:.4f} nats per pixel on {len(held_out)} held-out images")
+
+
+def _tokens(options: TrainOptions, location: str) -> NDArray[np.uint16]:
+    input_options = options_for(options.storage_options, "input")
+    plan = plan_shards(
+        location,
+        shard_size=SHARD_SIZE,
+        format=options.format,
+        image_column=options.image_column,
+        id_column=options.id_column,
+        keep_columns=[],
+        limit=options.limit,
+        storage_options=input_options,
+    )
+    reader = ReadImages(
+        format=plan.format,
+        image_column=plan.image_column,
+        id_column=plan.id_column,
+        passthrough=plan.passthrough,
+        palette=options.palette,
+        image_size=options.image_size,
+        resize=options.resize,
+        crop=options.crop,
+        input_options=input_options,
+        model_options=options_for(options.storage_options, "model"),
+    )
+    return load_tokens(plan, reader)
+
+
+COMMAND = command(
+    "train",
+    TrainOptions,
+    run,
+    help="Train an ImageGPT on the next pixel, in one process.",
+    example="igpt train --input train/ --palette palette.npy --output model/ --minutes 60",
+)

@@ -1,0 +1,116 @@
+"""Joining or starting Ray, and sharing its CPUs and GPUs out among the stages of a job."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.data import DataContext
+
+from pipeline.stage import Resources
+
+OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
+# Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
+_SHARE_OF_CPUS = 0.9
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Ray for the length of a job: the cluster at `address` or RAY_ADDRESS, else a private one."""
+    # Ray's own lines would drown the job's: they stay in its log files.
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    target = address or os.environ.get("RAY_ADDRESS")
+    private = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    with _stderr_closed():
+        ray.init(
+            address=target or "local",
+            log_to_driver=False,
+            logging_level="error",
+            **({} if target else private),
+        )
+    context = DataContext.get_current()
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a task's output stays one block: a shard stays whole
+    context.max_errored_blocks = 0
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Ray's C++ part says on stderr that it will say no more; its errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What each stage of a job gets."""
+
+    reading: Resources
+    model: Resources
+    writing: Resources
+
+
+def gpus() -> int:
+    """GPUs of the cluster that is joined."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cpus() -> int:
+    """CPUs of the cluster that is joined, one at least."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+
+def auto_model_actors(device: str) -> int:
+    """One for each GPU, or on CPUs one for each core: each computes on one thread."""
+    return max(gpus(), 1) if device == "cuda" else cpus()
+
+
+def allot(*, device: str | None, cpu_actors: int | None, model_actors: int | None) -> Allotment:
+    """Shares of the cluster's CPUs, such that all actors of the job fit at once.
+
+    Args:
+        device: of the model stage, None where the job has none.
+        cpu_actors, model_actors: as asked for; found from the cluster where None.
+    """
+    n_cpus = cpus()
+    n_model = 0 if device is None else (model_actors or auto_model_actors(device))
+    n_reading = cpu_actors or max(1, (n_cpus - 1) if device != "cpu" else n_cpus // 4)
+    n_writing = max(1, n_reading // 4)
+    share = min(1.0, _SHARE_OF_CPUS * n_cpus / (n_reading + n_writing + n_model))
+    share = int(share * 1000) / 1000
+    return Allotment(
+        reading=Resources(actors=n_reading, num_cpus=share),
+        model=Resources(actors=n_model, num_cpus=share, num_gpus=1.0 if device == "cuda" else 0.0),
+        writing=Resources(actors=n_writing, num_cpus=share),
+    )
+
+
+def shard_size(n_rows: int, rows_per_batch: int, device: str) -> int:
+    """Rows of a shard for a model stage: whole batches, four at most, and fewer where otherwise
+    the cluster's model actors would not have two shards each.
+
+    Depends on the cluster alone and not on --model-actors, so that another number of actors cuts
+    the same shards.
+    """
+    wanted = 2 * auto_model_actors(device)
+    batches = min(4, n_rows // (wanted * rows_per_batch))
+    return max(batches, 1) * rows_per_batch

@@ -1,0 +1,121 @@
+"""The contact sheet: pictures of rows drawn as one PNG, with titles and ids."""
+
+import io
+import math
+import unicodedata
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.sheet_rows import Entry, Picture
+
+_CELL = 128  # about; pictures grow by a whole factor
+_GAP, _COLUMN_GAP, _MARGIN = 8, 28, 28
+_HEADER, _TITLES, _LABEL = 60, 24, 24
+_MIN_WIDTH = 480
+_MARK = 3
+_ASPECT = 1.4
+
+_PAPER, _INK, _QUIET, _ACCENT = "#ffffff", "#16181d", "#667085", "#3b6cf6"
+_MISSING, _HATCH = "#eceef2", "#d3d7de"
+
+
+def scale_of(side: int) -> int:
+    """The whole factor by which pictures of `side` pixels are shown."""
+    return max(1, round(_CELL / side))
+
+
+def printable(text: str) -> str:
+    """The text with control, invisible and direction characters written as escapes."""
+    hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in hidden else c for c in text)
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters, cut in the middle: of a path both ends tell rows apart."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
+    """All entries as one PNG: pictures enlarged by a whole factor, nearest neighbour.
+
+    `title` and `note` are the two lines above them. Entries run from left to right, in as many
+    columns as make the sheet somewhat wider than high. Missing rows of a picture are hatched, a
+    bar at its left marks the rows that the model made.
+    """
+    cells = [picture.title for picture in entries[0].pictures] if entries else []
+    cell = entries[0].pictures[0].side * scale_of(entries[0].pictures[0].side) if entries else 0
+    entry_width = len(cells) * (cell + _GAP) - _GAP
+    entry_height = _LABEL + cell + _GAP
+    across = _across(len(entries), entry_width + _COLUMN_GAP, entry_height)
+    down = math.ceil(len(entries) / across)
+    top = _MARGIN + _HEADER + (_TITLES if len(cells) > 1 else 0)
+    width = max(across * (entry_width + _COLUMN_GAP) - _COLUMN_GAP + 2 * _MARGIN, _MIN_WIDTH)
+    sheet = Image.new("RGB", (width, top + down * entry_height + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _text(draw, (_MARGIN, _MARGIN - 4), title, 20, _INK, width - 2 * _MARGIN)
+    _text(draw, (_MARGIN, _MARGIN + 24), note, 13, _QUIET, width - 2 * _MARGIN)
+    for i, entry in enumerate(entries):
+        x = _MARGIN + i % across * (entry_width + _COLUMN_GAP)
+        y = top + i // across * entry_height
+        _text(draw, (x, y), printable(entry.id), 13, _INK, entry_width)
+        for j, picture in enumerate(entry.pictures):
+            left = x + j * (cell + _GAP)
+            if i < across and len(cells) > 1:
+                _text(draw, (left, top - _TITLES), picture.title, 12, _QUIET, cell)
+            _place(sheet, picture, left, y + _LABEL - 4)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _across(entries: int, width: int, height: int) -> int:
+    """Columns of entries for which the shape of the whole is nearest to _ASPECT."""
+
+    def misfit(across: int) -> float:
+        shape = across * width / (math.ceil(entries / across) * height)
+        return abs(math.log(shape / _ASPECT))
+
+    return min(range(1, entries + 1), key=misfit, default=1)
+
+
+def _place(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
+    scale = scale_of(picture.side)
+    size = picture.side * scale
+    given = 0
+    if picture.png is not None:
+        with Image.open(io.BytesIO(picture.png)) as image:
+            pixels = image.convert("RGB")
+        given = pixels.height * scale
+        large = pixels.resize((pixels.width * scale, given), Image.Resampling.NEAREST)
+        sheet.paste(large, (x, y))
+    if given < size:
+        sheet.paste(_hatched(size, size - given), (x, y + given))
+    if picture.made_from is not None:
+        bar = (x - _MARK - 1, y + picture.made_from * scale, x - 2, y + size - 1)
+        ImageDraw.Draw(sheet).rectangle(bar, fill=_ACCENT)
+
+
+def _hatched(width: int, height: int) -> Image.Image:
+    area = Image.new("RGB", (width, height), _MISSING)
+    draw = ImageDraw.Draw(area)
+    for x in range(0, width + height, 8):
+        draw.line((x, 0, x - height, height), fill=_HATCH, width=2)
+    return area
+
+
+def _text(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, ink: str, width: int
+) -> None:
+    """One line of text, shortened to the width. The built-in font lacks accents: they are left
+    out; letters that it does not know at all become boxes."""
+    font = ImageFont.load_default(size=size)
+    plain = unicodedata.normalize("NFKD", text)
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    length = min(len(plain), width)  # no letter is narrower than a pixel
+    while length > 1 and font.getlength(shortened(plain, length)) > width:
+        length -= 1
+    draw.text(at, shortened(plain, length), font=font, fill=ink)

@@ -1,0 +1,134 @@
+"""The data set card, README.md of a run directory: a hub shows it, `datasets` reads its header."""
+
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from pipeline.contact_sheet import printable
+from pipeline.rows import ID, JOBS
+from pipeline.run_record import RunRecord
+
+_NAMES = {"complete": "ImageGPT completions", "quantize": "ImageGPT tokens"}
+_SAYS = {
+    "complete": "Images finished by ImageGPT from their upper part.",
+    "quantize": "Images as the colour tokens that ImageGPT reads.",
+}
+_TASKS = {"complete": ["image-to-image"]}
+# The hub's own names; each holds up to its bound, the last everything above.
+_SIZES = (
+    (1e3, "n<1K"),
+    (1e4, "1K<n<10K"),
+    (1e5, "10K<n<100K"),
+    (1e6, "100K<n<1M"),
+    (1e7, "1M<n<10M"),
+    (1e8, "10M<n<100M"),
+    (1e9, "100M<n<1B"),
+    (float("inf"), "n>1B"),
+)
+
+
+def dataset_card(record: RunRecord, *, schema: pa.Schema) -> str:
+    """The card in Markdown. Its header makes data/*.parquet, and nothing else in the folder, the
+    split `train`. `schema` is that of the results."""
+    return f"""---
+{yaml.safe_dump(_header(record), sort_keys=False, allow_unicode=True)}---
+
+# {_NAMES[record.job]}
+
+{_SAYS[record.job]} {_counted(record)}
+
+![some rows of the whole run](contact_sheet.png)
+
+## Columns
+
+| column | type | meaning |
+|---|---|---|
+{_columns(record.job, schema)}
+
+## Use
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("path/or/name/of/this/folder", split="train")
+```
+
+```sql
+-- DuckDB, in this folder
+SELECT * FROM 'data/*.parquet' LIMIT 10;
+```
+
+## Made with
+
+{_fenced(str(record.run["command"]))}
+
+{_origin(record)}
+
+`run.json` holds all options, `report.html` the figures of the run{_errors(record)}.
+"""
+
+
+def _header(record: RunRecord) -> dict[str, Any]:
+    rows = record.figures.rows - record.figures.errors
+    header: dict[str, Any] = {
+        "pretty_name": _NAMES[record.job],
+        "tags": ["imagegpt", "igpt"],
+        "size_categories": [next(name for bound, name in _SIZES if rows < bound)],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/*.parquet"}],
+            }
+        ],
+    }
+    if record.job in _TASKS:
+        header["task_categories"] = _TASKS[record.job]
+    return header
+
+
+def _counted(record: RunRecord) -> str:
+    good = record.figures.rows - record.figures.errors
+    text = f"{good:,} rows."
+    return text if record.finished else f"{text} {record.status}."
+
+
+def _columns(job: str, schema: pa.Schema) -> str:
+    meanings = {column.name: column.meaning for column in (ID, *JOBS[job])}
+    return "\n".join(
+        f"| {_code(field.name)} | {_code(str(field.type))} "
+        f"| {meanings.get(field.name, 'as in the input')} |"
+        for field in schema
+    )
+
+
+def _origin(record: RunRecord) -> str:
+    run = record.run
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    lines = [
+        ("model", (run.get("model") or {}).get("location")),
+        ("model fingerprint", (run.get("model") or {}).get("fingerprint")),
+        ("palette fingerprint", (run.get("palette") or {}).get("fingerprint")),
+        ("image size", f"{run['image_size']} x {run['image_size']}"),
+        ("seed", run["seed"]),
+        ("created", run["created"]),
+        ("versions", versions),
+    ]
+    return "\n".join(f"- {name}: {_code(str(value))}" for name, value in lines if value is not None)
+
+
+def _errors(record: RunRecord) -> str:
+    return ", `errors/` the rows that failed" if record.figures.errors else ""
+
+
+def _code(text: str) -> str:
+    """A code span of one line, fit for a cell of a table."""
+    text = printable(text).replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _fenced(text: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}sh\n{text}\n{fence}"

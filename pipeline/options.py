@@ -1,0 +1,76 @@
+"""Options of the jobs over images, as pydantic models: type, bounds, default and help in one place."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Options(BaseModel):
+    """Options of every job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quiet: bool = Field(False, description="print results and errors only")
+    json_lines: bool = Field(
+        False, alias="json", description="progress and result as JSON lines on stdout"
+    )
+    debug: bool = Field(False, description="show tracebacks")
+
+
+class InputOptions(Options):
+    """Where images come from and how they become pixels."""
+
+    input: str = Field(description="file, folder, glob or comma-list of them, local or a URI")
+    format: Literal["auto", "images", "parquet"] = Field("auto", description="of the input")
+    image_column: str | None = Field(None, description="Parquet column [default: found by type]")
+    id_column: str | None = Field(None, description="column that names rows [default: file#row]")
+    keep_columns: str | None = Field(
+        None, description="comma-list of columns to pass through [default: all]"
+    )
+    limit: int | None = Field(None, ge=1, description="first N rows only")
+    resize: Literal["exact", "fast"] = Field(
+        "exact", description="fast: decode JPEGs at reduced size first"
+    )
+    crop: Literal["squash", "center"] = Field("squash", description="how to make images square")
+
+
+class ClusterOptions(Options):
+    """Where and how widely a job runs; results do not depend on these, but on shard_size."""
+
+    address: str | None = Field(
+        None, description="Ray cluster [default: RAY_ADDRESS, or a private local one]"
+    )
+    cpu_actors: int | None = Field(None, ge=1, description="reading actors [default: by CPUs]")
+    shard_size: int | None = Field(None, ge=1, description="rows of a part [default: by job]")
+    max_error_fraction: float = Field(
+        0.1, ge=0, le=1, description="stop with exit code 3 above this share of bad rows"
+    )
+    overwrite: bool = Field(False, description="replace the run in --output")
+
+
+class StorageOptions(Options):
+    storage_options: dict[str, Any] | None = Field(
+        None, description="fsspec options, JSON; flat, or by location: input, output, model"
+    )
+
+
+class ModelOptions(Options):
+    """The model, and how it computes."""
+
+    model: str = Field("embedded", description="model folder, local or a URI")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="to compute in; auto: bfloat16 on cuda, float32 on cpu"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="sequences computed together [default: by memory]"
+    )
+    model_actors: int | None = Field(
+        None, ge=1, description="model actors [default: one a GPU, or one a core]"
+    )
+
+
+class ImageJobOptions(InputOptions, ClusterOptions, StorageOptions):
+    """Options of a job from images to a run directory."""
+
+    output: str = Field(description="run directory, local or a URI; the same command resumes it")

@@ -1,0 +1,229 @@
+"""The writer of a shard's part, and where the parts of a run directory lie."""
+
+import io
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from numpy.typing import NDArray
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.palette import Palette
+from igpt_core.pixels import encode_png
+from pipeline import rows
+from pipeline.blocks import by_shard, tokens_of
+from pipeline.storage import join, open_location, write_atomic
+
+FOLDERS = ("data", "errors", "stats")
+STAGES = ("read", "decode", "model", "write")
+ROW_GROUP_ROWS = 1024
+
+SUMMARY = pa.schema(
+    [
+        pa.field("shard", pa.int32()),
+        pa.field("rows", pa.int32()),
+        pa.field("errors", pa.int32()),
+        pa.field("tokens", pa.int64()),  # drawn by the model
+        pa.field("finished", pa.float64()),  # unix seconds
+    ]
+)
+
+
+def part_name(folder: str, shard: int) -> str:
+    """`data/part-000042.parquet`, relative to the run directory."""
+    extension = "json" if folder == "stats" else "parquet"
+    return f"{folder}/part-{shard:06d}.{extension}"
+
+
+def finished_shards(fs: AbstractFileSystem, output: str) -> set[int]:
+    """The shards whose data part is there: one listing."""
+    return _shards_in(fs, output, "data")
+
+
+def shards_with_errors(fs: AbstractFileSystem, output: str) -> set[int]:
+    """The shards that left an errors part."""
+    return _shards_in(fs, output, "errors")
+
+
+def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
+    fs.invalidate_cache()
+    try:
+        paths = fs.ls(join(output, folder), detail=False)
+    except FileNotFoundError:
+        return set()
+    names = [path.rsplit("/", 1)[-1] for path in paths]
+    return {
+        int(name[len("part-") : -len(".parquet")])
+        for name in names
+        if name.startswith("part-") and name.endswith(".parquet")
+    }
+
+
+class WriteParts:
+    """Blocks of finished rows -> parts of the run directory, and a row of SUMMARY each.
+
+    Errors and stats are written before the data: a data part that is there means that the shard
+    is done. Writing a part again writes the same bytes.
+
+    Args:
+        output: the run directory.
+        job: which of `rows.JOBS`.
+        image_size: pixels a side.
+        passthrough: schema of the input's columns in the results.
+        palette: location of the palette, for pictures of tokens.
+        output_options, model_options: fsspec options of the two locations.
+    """
+
+    def __init__(
+        self,
+        *,
+        output: str,
+        job: str,
+        image_size: int,
+        passthrough: pa.Schema,
+        palette: str,
+        output_options: Mapping[str, Any],
+        model_options: Mapping[str, Any],
+    ) -> None:
+        self._fs, self._output = open_location(output, output_options)
+        self._columns = RESULTS[job]
+        self._side = image_size
+        self._schema = rows.schema_for(job, image_size**2, passthrough=passthrough)
+        self._palette = load_palette(palette, storage_options=model_options)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        summaries = [self._write(shard) for shard in by_shard(block)]
+        return pa.Table.from_pylist(summaries, schema=SUMMARY)
+
+    def _write(self, block: pa.Table) -> dict[str, Any]:
+        begun = time.perf_counter()
+        shard, expected = block[rows.SHARD][0].as_py(), block[rows.SHARD_ROWS][0].as_py()
+        if block.num_rows != expected:
+            raise RuntimeError(
+                f"shard {shard}: expected {expected} rows, found {block.num_rows}; rows were "
+                "lost or cut between two stages, nothing was written"
+            )
+        good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))
+        bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
+        results = self._results(good)
+        self._write_errors(shard, bad)
+        summary = {
+            "shard": shard,
+            "rows": good.num_rows,
+            "errors": bad.num_rows,
+            "tokens": _drawn(good),
+            "finished": time.time(),
+        }
+        seconds = _seconds(block) | {"write": time.perf_counter() - begun}
+        stats = summary | {"seconds": seconds, "host": socket.gethostname()}
+        write_atomic(
+            self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()
+        )
+        self._write_table(part_name("data", shard), results)
+        return summary
+
+    def _results(self, good: pa.Table) -> pa.Table:
+        columns = {rows.ID.name: good[rows.ROW_ID]}
+        columns |= {name: good[name] for name in good.column_names if name in self._schema.names}
+        columns |= self._columns(good, self._palette, self._side)
+        return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+
+    def _write_errors(self, shard: int, bad: pa.Table) -> None:
+        path = join(self._output, part_name("errors", shard))
+        if bad.num_rows:
+            columns = [bad[name] for name in _ERROR_COLUMNS]
+            self._write_table(part_name("errors", shard), pa.table(columns, schema=rows.ERRORS))
+        elif self._fs.exists(path):  # of an earlier attempt at this shard
+            self._fs.rm_file(path)
+
+    def _write_table(self, name: str, table: pa.Table) -> None:
+        write_atomic(self._fs, join(self._output, name), parquet_bytes(table))
+
+
+_ERROR_COLUMNS = (
+    rows.ROW_ID,
+    rows.SOURCE,
+    rows.ERROR_STAGE,
+    rows.ERROR_CLASS,
+    rows.ERROR_MESSAGE,
+)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file; the same bytes for the same table and version of pyarrow."""
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="zstd",
+        write_page_checksum=True,
+    )
+    return buffer.getvalue()
+
+
+def _seconds(block: pa.Table) -> dict[str, float]:
+    present = {stage: rows.seconds_column(stage) for stage in STAGES}
+    return {
+        stage: pc.sum(block[name]).as_py()
+        for stage, name in present.items()
+        if name in block.column_names
+    }
+
+
+def _drawn(good: pa.Table) -> int:
+    """Tokens that the model drew: the positions beyond the prompt, of every sample."""
+    if rows.SAMPLES.name not in good.column_names:
+        return 0
+    n_positions = good[rows.ROW_TOKENS].type.list_size
+    missing = pc.subtract(n_positions, good[rows.PROMPT_LENGTH.name])
+    drawn = pc.multiply(missing, pc.list_value_length(good[rows.SAMPLES.name]))
+    return pc.sum(drawn).as_py() or 0
+
+
+def _quantize_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:
+    return {rows.TOKENS.name: good[rows.ROW_TOKENS]}
+
+
+def _complete_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:
+    tokens = tokens_of(good[rows.ROW_TOKENS])
+    samples = good[rows.SAMPLES.name].combine_chunks()
+    lists = pa.concat_arrays(samples.chunks) if isinstance(samples, pa.ChunkedArray) else samples
+    drawn = tokens_of(pa.chunked_array([lists.flatten()]))
+    given = good[rows.PROMPT_LENGTH.name].to_pylist()
+    prompts = [row[:n] for row, n in zip(tokens, given, strict=True)]
+    return {
+        rows.TOKENS.name: good[rows.ROW_TOKENS],
+        rows.IMAGES.name: pa.ListArray.from_arrays(
+            _offsets(lists), pictures(list(drawn), palette, side), type=rows.IMAGES.type(side**2)
+        ),
+        rows.PROMPT.name: pictures(prompts, palette, side),
+        rows.ORIGINAL.name: pictures(list(tokens), palette, side),
+    }
+
+
+def _offsets(lists: pa.ListArray) -> pa.Array:
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def pictures(images: list[NDArray[np.uint16]], palette: Palette, side: int) -> pa.StructArray:
+    """A column of `rows.IMAGE`: each image's tokens, whole rows of `side` pixels, as PNG."""
+    pngs = [encode_png(palette.decode(tokens.reshape(-1, side))) for tokens in images]
+    return pa.StructArray.from_arrays(
+        [pa.array(pngs, pa.binary()), pa.nulls(len(pngs), pa.string())], fields=list(rows.IMAGE)
+    )
+
+
+# The columns of each job's results that do not stand in the block as they are.
+RESULTS: dict[str, Callable[[pa.Table, Palette, int], dict[str, Any]]] = {
+    "quantize": _quantize_columns,
+    "complete": _complete_columns,
+}

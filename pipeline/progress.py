@@ -1,0 +1,100 @@
+"""Progress of a run in images, with an estimate of what is left, for people or as JSON lines."""
+
+import json
+import sys
+import time
+from typing import Any, Literal
+
+Mode = Literal["text", "json", "quiet"]
+
+_TERMINAL_SECONDS = 0.5
+_LOG_SECONDS = 15.0
+
+
+class Progress:
+    """Counts finished images and says how far the run is.
+
+    The rate is that of this run: images finished since the first shard was handed out, so neither
+    the start of Ray nor the shards of an earlier run make it look better or worse.
+
+    Args:
+        total: images of the whole run.
+        done: those that were done before.
+        errors: bad ones among them.
+        mode: lines for people on stderr, JSON lines on stdout, or nothing.
+    """
+
+    def __init__(self, *, total: int, done: int, errors: int, mode: Mode) -> None:
+        self._total, self._before = total, done
+        self.done, self.errors, self.tokens = done, errors, 0
+        self._mode = mode
+        self._begun = time.monotonic()
+        self._shown = 0.0
+        self._on_terminal = mode == "text" and sys.stderr.isatty()
+
+    def add(self, summary: dict[str, Any]) -> None:
+        """Count a finished shard, a row of `parts.SUMMARY`."""
+        self.done += summary["rows"] + summary["errors"]
+        self.errors += summary["errors"]
+        self.tokens += summary["tokens"]
+        self.show()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._begun
+
+    @property
+    def rate(self) -> float:
+        """Images a second in this run."""
+        return (self.done - self._before) / max(self.seconds, 1e-9)
+
+    def show(self, *, final: bool = False) -> None:
+        """Say how far the run is, unless that was said just now."""
+        pause = _TERMINAL_SECONDS if self._on_terminal else _LOG_SECONDS
+        now = time.monotonic()
+        if self._mode == "quiet" or (now - self._shown < pause and not final):
+            return
+        self._shown = now
+        if self._mode == "json":
+            print(json.dumps({"event": "progress", **self._figures()}), flush=True)
+            return
+        print(
+            self._sentence().ljust(79) if self._on_terminal else self._sentence(),
+            end="\r" if self._on_terminal and not final else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _figures(self) -> dict[str, Any]:
+        return {
+            "images": self.done,
+            "total": self._total,
+            "errors": self.errors,
+            "images_per_second": round(self.rate, 3),
+            "seconds_left": round(self._left(), 1) if self.rate else None,
+        }
+
+    def _left(self) -> float:
+        return (self._total - self.done) / self.rate
+
+    def _sentence(self) -> str:
+        share = 100 * self.done / max(self._total, 1)
+        text = f"{self.done}/{self._total} images ({share:.0f} %)"
+        if self.errors:
+            text += f", {self.errors} bad"
+        if self.done == self._before:
+            return f"{text}, starting"
+        text += f", {self.rate:.1f} images/s"
+        return text if self.done == self._total else f"{text}, about {duration(self._left())} left"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in one or two units, as people say it."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole / 60:.0f} min"
+    hours, minutes = divmod(round(whole / 60), 60)
+    return f"{hours} h {minutes} min"

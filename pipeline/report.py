@@ -1,0 +1,61 @@
+"""The report of a run, finished or not: report.html, contact_sheet.png, README.md."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from igpt_core.palette import Palette
+from pipeline.contact_sheet import draw_sheet
+from pipeline.dataset_card import dataset_card
+from pipeline.report_page import report_page, sheet_title
+from pipeline.rows import schema_for
+from pipeline.run_record import RunRecord, read_record
+from pipeline.sheet_rows import read_entries
+from pipeline.storage import UsageError, join, open_location, write_atomic
+
+
+def write_report(
+    output: str,
+    *,
+    palette: Palette | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes report.html, contact_sheet.png and README.md into a run directory; replaces them.
+
+    Reads a few rows of the results, however many there are. Pictures of quantized images take the
+    run's `palette`; without it the report has none of them. `storage_options` are those of the
+    output location alone.
+
+    Raises UsageError where `output` is no run directory, or the palette is not the run's.
+    """
+    fs, root = open_location(output, storage_options)
+    record = read_record(fs, root)
+    size = int(record.run["image_size"])
+    expected = (record.run.get("palette") or {}).get("fingerprint")
+    if palette is not None and expected not in (None, palette.fingerprint):
+        raise UsageError(
+            f"expected the palette of the run, fingerprint {expected}, found "
+            f"{palette.fingerprint}; give the palette or model that the run had"
+        )
+    entries = read_entries(
+        fs, record.filled_parts, job=record.job, image_size=size, palette=palette
+    )
+    title, note = sheet_title(record, entries)
+    files = {
+        "contact_sheet.png": draw_sheet(entries, title=title, note=note),
+        "README.md": dataset_card(record, schema=_schema(fs, record, size)).encode(),
+        "report.html": report_page(record, entries, output=output).encode(),
+    }
+    for name, payload in files.items():
+        write_atomic(fs, join(root, name), payload)
+
+
+def _schema(fs: AbstractFileSystem, record: RunRecord, image_size: int) -> pa.Schema:
+    """The schema of the results: all parts have the same."""
+    if not record.parts:
+        return schema_for(record.job, image_size * image_size)
+    with fs.open(record.parts[0], "rb") as file:
+        return pq.ParquetFile(file).schema_arrow

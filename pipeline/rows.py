@@ -1,0 +1,179 @@
+"""The vocabulary of rows: column names, types and meanings, of results and of blocks.
+
+Results carry the `huggingface` schema metadata, so that `datasets` shows images as images and
+keeps label names. A block between two stages carries the columns whose names start with PREFIX
+beside the columns passed through from the input.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.storage import UsageError, one_line
+
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+
+def tokens_type(n_positions: int) -> pa.DataType:
+    """One image's palette indices in raster order."""
+    return pa.list_(pa.uint16(), n_positions)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a result: its name, its type for images of n positions, what it holds."""
+
+    name: str
+    type: Callable[[int], pa.DataType]
+    meaning: str
+
+
+ID = Column("id", lambda n: pa.string(), "unique, stable name of the row")
+TOKENS = Column("tokens", tokens_type, "palette indices of the quantized image, raster order")
+SAMPLES = Column(
+    "samples", lambda n: pa.list_(tokens_type(n)), "palette indices of each completion"
+)
+IMAGES = Column("images", lambda n: pa.list_(IMAGE), "PNG of each completion")
+PROMPT = Column("prompt", lambda n: IMAGE, "PNG of what the model was given")
+ORIGINAL = Column("original", lambda n: IMAGE, "PNG of the quantized input")
+PROMPT_LENGTH = Column("prompt_length", lambda n: pa.int32(), "positions given to the model")
+
+JOBS: dict[str, tuple[Column, ...]] = {
+    "quantize": (TOKENS,),
+    "complete": (TOKENS, SAMPLES, IMAGES, PROMPT, ORIGINAL, PROMPT_LENGTH),
+}
+
+ERRORS = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+# Columns of a block between stages. No column of the input may start like this.
+PREFIX = "__igpt_"
+SHARD = PREFIX + "shard"
+SHARD_ROWS = PREFIX + "shard_rows"
+ROW_ID = PREFIX + "id"
+SOURCE = PREFIX + "source"
+ROW_TOKENS = PREFIX + "tokens"
+ERROR_STAGE = PREFIX + "error_stage"
+ERROR_CLASS = PREFIX + "error"
+ERROR_MESSAGE = PREFIX + "error_message"
+
+
+def seconds_column(stage: str) -> str:
+    """Each row's share (float32) of the seconds that a stage spent on its block: they add up."""
+    return f"{PREFIX}seconds_{stage}"
+
+
+def block_schema(n_positions: int, *, passthrough: pa.Schema | None = None) -> pa.Schema:
+    """What every block holds once images are read: a failed row has null tokens and its error."""
+    own = [
+        pa.field(SHARD, pa.int32()),  # index of the shard
+        pa.field(SHARD_ROWS, pa.int32()),  # rows that the whole shard has, failed ones included
+        pa.field(ROW_ID, pa.string()),
+        pa.field(SOURCE, pa.string()),  # file (and row) that it came from, for error reports
+        pa.field(ROW_TOKENS, tokens_type(n_positions)),
+        pa.field(ERROR_STAGE, pa.string()),  # null: the row is good
+        pa.field(ERROR_CLASS, pa.string()),
+        pa.field(ERROR_MESSAGE, pa.string()),
+    ]
+    return pa.schema(own + list(passthrough or []))
+
+
+def schema_for(job: str, n_positions: int, *, passthrough: pa.Schema | None = None) -> pa.Schema:
+    """The schema of a job's results: id, the columns passed through, the job's own; with the
+    `huggingface` metadata of all of them.
+
+    `passthrough` may carry that metadata of the input: label names stay. Raises UsageError where
+    a column passed through has the name of an output column.
+    """
+    passthrough = pa.schema([]) if passthrough is None else passthrough
+    columns = JOBS[job]
+    taken = {ID.name} | {column.name for column in columns}
+    clashes = [name for name in passthrough.names if name in taken or name.startswith(PREFIX)]
+    if clashes:
+        advice = "--id-column id, or " if "id" in clashes else ""
+        raise UsageError(
+            f"the input's column {', '.join(clashes)} has the name of an output column of {job}; "
+            f"next: {advice}--keep-columns with the columns to keep, without it"
+        )
+    fields = [pa.field(ID.name, ID.type(n_positions)), *passthrough]
+    fields += [pa.field(column.name, column.type(n_positions)) for column in columns]
+    schema = pa.schema(fields)
+    return schema.with_metadata(hub_metadata(schema, known=hub_features(passthrough)))
+
+
+def hub_features(schema: pa.Schema) -> dict[str, Any]:
+    """The features that a schema's `huggingface` metadata names, by column; {} without any."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return {}
+    try:
+        features = json.loads(raw)["info"]["features"]
+    except (ValueError, KeyError, TypeError):  # another writer's metadata is no reason to stop
+        return {}
+    if not isinstance(features, Mapping):
+        return {}
+    return {name: features[name] for name in schema.names if name in features}
+
+
+def hub_metadata(
+    schema: pa.Schema, *, known: Mapping[str, Any] | None = None
+) -> dict[bytes, bytes]:
+    """Schema metadata from which `datasets` takes its features: `known` ones as they are, the
+    others from the Arrow type. Columns of a type without a feature are left for it to infer.
+    """
+    known = known or {}
+    features = {f.name: known.get(f.name) or _feature(f.type) for f in schema}
+    named = {name: feature for name, feature in features.items() if feature is not None}
+    return {b"huggingface": json.dumps({"info": {"features": named}}).encode()}
+
+
+_VALUES: dict[pa.DataType, str] = {
+    pa.string(): "string",
+    pa.large_string(): "large_string",
+    pa.binary(): "binary",
+    pa.large_binary(): "large_binary",
+    pa.bool_(): "bool",
+    pa.float16(): "float16",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+    **{t: str(t) for t in (pa.int8(), pa.int16(), pa.int32(), pa.int64())},
+    **{t: str(t) for t in (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())},
+}
+
+
+def _feature(type_: pa.DataType) -> dict[str, Any] | None:
+    if type_ == IMAGE:
+        return {"_type": "Image"}
+    if type_ in _VALUES:
+        return {"dtype": _VALUES[type_], "_type": "Value"}
+    if pa.types.is_list(type_) or pa.types.is_fixed_size_list(type_):
+        inner = _feature(type_.value_type)
+        if inner is None:
+            return None
+        length = type_.list_size if pa.types.is_fixed_size_list(type_) else -1
+        return {"feature": inner, "length": length, "_type": "List"}
+    return None
+
+
+@dataclass(frozen=True)
+class RowError:
+    """Why a row has no result: the stage, the error's class, one line of message."""
+
+    stage: str
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, stage: str, error: BaseException) -> "RowError":
+        """From an exception; the message holds no secret and no traceback."""
+        return cls(stage, type(error).__name__, one_line(error))

@@ -1,0 +1,132 @@
+"""Executes a job: pending shards through the stages, progress, error budget, report."""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+
+from pipeline.parts import part_name, shards_with_errors
+from pipeline.progress import Mode, Progress
+from pipeline.run_directory import RunDirectory
+from pipeline.shards import Plan, Shard
+from pipeline.stage import Stage, chain
+from pipeline.storage import join, read_bytes
+
+
+class RunFailed(Exception):
+    """The run stopped before its end (exit code 1). The message is one line."""
+
+
+class OverErrorBudget(Exception):
+    """More bad images than allowed (exit code 3). The message is one line."""
+
+
+def execute(
+    directory: RunDirectory,
+    plan: Plan,
+    stages: Sequence[Stage],
+    *,
+    max_error_fraction: float,
+    progress: Mode,
+) -> dict[str, Any]:
+    """Run the shards that are not done yet; write report.json when all are.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        RunFailed: a stage failed, or shards are missing at the end. What is done stays done.
+        OverErrorBudget: as soon as the budget cannot be met.
+    """
+    finished = directory.finished()
+    pending = [shard for shard in plan.shards if shard.index not in finished]
+    failures = _errors_by_kind(directory, finished)
+    clock = Progress(
+        total=plan.rows,
+        done=plan.rows - sum(shard.rows for shard in pending),
+        errors=failures.total(),
+        mode=progress,
+    )
+    allowed = max_error_fraction * plan.rows
+    _check_budget(clock, allowed, plan.rows)
+    if pending:
+        clock.show()
+        _consume(plan, pending, stages, clock, allowed)
+    _check_complete(directory, plan)
+    clock.show(final=True)
+    report = {
+        "format": 1,
+        "rows": plan.rows - clock.errors,
+        "errors": clock.errors,
+        "shards": len(plan.shards),
+        "resumed_shards": len(plan.shards) - len(pending),
+        "skipped_files": dict(plan.skipped),
+        "seconds": round(clock.seconds, 2),
+        "images_per_second": round(clock.rate, 3),
+        "tokens_per_second": round(clock.tokens / clock.seconds, 1),
+        "errors_by_kind": dict(_errors_by_kind(directory, directory.finished()).most_common()),
+    }
+    directory.write_json("report.json", report)
+    return report
+
+
+def _consume(
+    plan: Plan, pending: Sequence[Shard], stages: Sequence[Stage], clock: Progress, allowed: float
+) -> None:
+    """Hand out the pending shards and count what comes back."""
+    table = plan.to_table()
+    row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
+    blocks = [table.slice(row_of[shard.index], 1) for shard in pending]
+    dataset = chain(blocks, stages, block_rows=max(shard.rows for shard in pending))
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        with closing(iter(batches)) as summaries:
+            for summary in summaries:
+                for row in summary.to_pylist():
+                    clock.add(row)
+                    _check_budget(clock, allowed, plan.rows)
+    except ray.exceptions.RayError as error:
+        raise RunFailed(
+            f"a stage failed: {_cause(error)}; what is done is kept; next: the same command again"
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The error that a remote traceback ends with, on one line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return _cause(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+def _check_budget(clock: Progress, allowed: float, total: int) -> None:
+    if clock.errors > allowed:
+        raise OverErrorBudget(
+            f"{clock.errors} of {total} images are bad, more than --max-error-fraction allows "
+            f"({allowed:.0f}); they are listed in errors/; next: mend the input, or raise it and "
+            "run the same command again"
+        )
+
+
+def _check_complete(directory: RunDirectory, plan: Plan) -> None:
+    missing = {shard.index for shard in plan.shards} - directory.finished()
+    if missing:
+        raise RunFailed(
+            f"{len(missing)} of {len(plan.shards)} shards are missing, the first is "
+            f"{part_name('data', min(missing))}; next: the same command again"
+        )
+
+
+def _errors_by_kind(directory: RunDirectory, finished: set[int]) -> Counter[str]:
+    """Counts of the errors of finished shards, by class."""
+    kinds: Counter[str] = Counter()
+    for shard in sorted(shards_with_errors(directory.fs, directory.path) & finished):
+        path = join(directory.path, part_name("errors", shard))
+        table = pq.read_table(io.BytesIO(read_bytes(directory.fs, path)), columns=["error"])
+        kinds.update(table["error"].to_pylist())
+    return kinds

@@ -1,0 +1,135 @@
+"""RunDirectory: run.json and plan.parquet of a run, claimed, compared, read again at resume."""
+
+import datetime
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline.parts import FOLDERS, finished_shards, parquet_bytes
+from pipeline.shards import Plan
+from pipeline.storage import UsageError, exists, join, open_location, read_bytes, write_atomic
+
+FORMAT = 1
+RUN_FILE = "run.json"
+PLAN_FILE = "plan.parquet"
+REPORT_FILES = ("report.json", "report.html", "contact_sheet.png", "README.md")
+_PACKAGES = ("igpt", "torch", "ray", "pyarrow", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run keeps everything: `location` as given, and its path on the filesystem."""
+
+    location: str
+    fs: AbstractFileSystem
+    path: str
+
+    @classmethod
+    def at(cls, location: str, options: Mapping[str, Any]) -> "RunDirectory":
+        fs, path = open_location(location, options)
+        return cls(location, fs, path)
+
+    def record(self) -> dict[str, Any] | None:
+        """What run.json holds; None where there is none.
+
+        Raises UsageError where it is not one of ours, or of a later version.
+        """
+        if not exists(self.fs, join(self.path, RUN_FILE)):
+            return None
+        try:
+            record = json.loads(read_bytes(self.fs, join(self.path, RUN_FILE)))
+            found = record["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{self.location}/{RUN_FILE} is not the record of a run; next: another --output"
+            ) from error
+        if found != FORMAT:
+            raise UsageError(
+                f"{self.location} is a run of format {found}, this igpt reads format {FORMAT}; "
+                "next: the version of igpt that wrote it, or another --output"
+            )
+        return dict(record)
+
+    def check_free(self) -> None:
+        """Raises UsageError where there are files, but no run."""
+        try:
+            self.fs.invalidate_cache()
+            names = self.fs.ls(self.path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        if self.fs.isfile(self.path):
+            raise UsageError(f"expected --output to be a folder, found a file at {self.location}")
+        if names:
+            raise UsageError(
+                f"expected --output to be new, empty or a run directory, found {len(names)} other "
+                f"files in {self.location}; next: another --output"
+            )
+
+    def clear(self) -> None:
+        """Delete what a run writes, by its names, and nothing else."""
+        for name in (*REPORT_FILES, PLAN_FILE, *FOLDERS, RUN_FILE):  # run.json last: still a run
+            path = join(self.path, name)
+            if exists(self.fs, path):
+                self.fs.rm(path, recursive=name in FOLDERS)
+
+    def begin(self, record: Mapping[str, Any], plan: Plan) -> None:
+        """Write run.json, then the plan."""
+        self.write_json(RUN_FILE, record)
+        write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(plan.to_table()))
+
+    def plan(self) -> Plan | None:
+        """The plan that was made when the run began; None where it got no further."""
+        path = join(self.path, PLAN_FILE)
+        if not exists(self.fs, path):
+            return None
+        return Plan.from_table(pq.read_table(io.BytesIO(read_bytes(self.fs, path))))
+
+    def finished(self) -> set[int]:
+        """The shards that are done."""
+        return finished_shards(self.fs, self.path)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomic(self.fs, join(self.path, name), text.encode())
+
+
+def new_record(
+    job: str, *, command: str, options: Mapping[str, Any], **facts: Any
+) -> dict[str, Any]:
+    """The content of run.json. `options` must hold no secrets."""
+    return {
+        "format": FORMAT,
+        "job": job,
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "options": dict(options),
+        **facts,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def refuse_other_run(location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UsageError where a run's results depend on something that is different now.
+
+    A value of None is found automatically, so it takes what was recorded.
+    """
+    differing = [
+        f"{name}: {recorded.get(name)} there, {value} now"
+        for name, value in wanted.items()
+        if value is not None and value != recorded.get(name)
+    ]
+    if differing:
+        raise UsageError(
+            f"{location} holds another run ({'; '.join(differing)}); next: the same options to "
+            "resume it, --overwrite to replace it, or another --output"
+        )

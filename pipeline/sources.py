@@ -1,0 +1,337 @@
+"""One reader per input format: the rows of a shard as encoded images, in order, good or bad."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.rows import RowError
+from pipeline.shards import FileSlice, Shard, is_image
+from pipeline.storage import STORE_ERRORS, is_local, open_location, read_bytes
+
+STAGE = "read"
+
+_READ_THREADS = 16
+_FILES_AHEAD = 32  # files read, or being read, that the caller has not asked for
+_BYTES_AHEAD = 64 << 20  # fewer files, where they are so large that they would exceed this
+_CHUNK_FILES = 8
+_CHUNK_BYTES = 8 << 20
+_CHUNK_ROWS = 256
+_SMALL_GROUP = 32 << 20
+_PARQUET_BUFFER = 4 << 20  # of a column of a larger row group; the size of a request
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of a shard; the four fields have one element or row for each.
+
+    `images` holds the encoded image or the reason why there is none; `sources` says where the row
+    lies, for error reports; `columns` are the columns passed through, null where a row could not
+    be read.
+    """
+
+    ids: list[str]
+    sources: list[str]
+    images: list[bytes | RowError]
+    columns: pa.Table
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a reader must know beside the shard: fields of the plan, options of the input."""
+
+    image_column: str | None
+    id_column: str | None
+    passthrough: pa.Schema
+    storage_options: Mapping[str, Any]
+
+
+def read_shard(
+    shard: Shard,
+    *,
+    format: str,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    passthrough: pa.Schema | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Iterator[Chunk]:
+    """All rows of a shard, in order, a few megabytes at a time. What comes next is read while
+    the caller works on a chunk. A row that cannot be read is there with its error.
+
+    The arguments are fields of the shard's plan; `storage_options` those of the input alone.
+    """
+    passthrough = pa.schema([]) if passthrough is None else passthrough
+    options = ReadOptions(image_column, id_column, passthrough, storage_options or {})
+    return SOURCES[format](shard, options)
+
+
+def _places(part: FileSlice) -> tuple[list[str], list[str]]:
+    """The ids of a table's rows, unless a column holds them, and where the rows lie."""
+    rows = range(part.start, part.stop)
+    return [f"{part.name}#{row}" for row in rows], [f"{part.path}#{row}" for row in rows]
+
+
+def _failed(part: FileSlice, error: RowError, schema: pa.Schema) -> Chunk:
+    """Rows of a table that cannot be read."""
+    ids, sources = _places(part)
+    return Chunk(ids, sources, [error] * len(ids), _null_table(schema, len(ids)))
+
+
+def _null_table(schema: pa.Schema, rows: int) -> pa.Table:
+    if len(schema) == 0:  # only a table cut down to no columns knows its number of rows
+        return pa.table({"row": pa.nulls(rows)}).select([])
+    return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)
+
+
+# --- image files ----------------------------------------------------------------------------------
+
+
+def _read_images(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
+    """A file is a row; its id is the file's name."""
+
+    def read(piece: FileSlice) -> bytes | RowError:
+        try:
+            fs, path = open_location(piece.path, options.storage_options)
+            image = read_bytes(fs, path)
+        except Exception as error:  # of one image; each store has its own classes of errors
+            return RowError.of(STAGE, error)
+        return image or RowError(STAGE, "EmptyImage", "the file is empty")
+
+    schema = options.passthrough
+    pieces: list[FileSlice] = []
+    images: list[bytes | RowError] = []
+    size = 0
+    for piece, image in _read_ahead(shard.slices, read):
+        pieces.append(piece)
+        images.append(image)
+        size += len(image) if isinstance(image, bytes) else 0
+        if len(pieces) == _CHUNK_FILES or size >= _CHUNK_BYTES:
+            yield _files_chunk(pieces, images, schema)
+            pieces, images, size = [], [], 0
+    if pieces:
+        yield _files_chunk(pieces, images, schema)
+
+
+def _files_chunk(
+    pieces: list[FileSlice], images: list[bytes | RowError], schema: pa.Schema
+) -> Chunk:
+    ids = [piece.name for piece in pieces]
+    sources = [piece.path for piece in pieces]
+    return Chunk(ids, sources, images, _null_table(schema, len(pieces)))
+
+
+def _read_ahead(
+    pieces: Iterable[FileSlice], read: Callable[[FileSlice], bytes | RowError]
+) -> Iterator[tuple[FileSlice, bytes | RowError]]:
+    """Each piece with what `read` gives, in order; threads read the next ones meanwhile."""
+    waiting = iter(pieces)
+    ahead: deque[tuple[FileSlice, Future[bytes | RowError]]] = deque()
+    window, largest = _CHUNK_FILES, 1
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        try:
+            while True:
+                for piece in islice(waiting, max(window - len(ahead), 0)):
+                    ahead.append((piece, pool.submit(read, piece)))
+                if not ahead:
+                    return
+                piece, future = ahead.popleft()
+                image = future.result()
+                if isinstance(image, bytes):
+                    largest = max(largest, len(image))
+                window = min(_FILES_AHEAD, _BYTES_AHEAD // largest + 1)
+                yield piece, image
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+def _read_parquet(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
+    """A row of a file is a row; its id is `file#row`, or what the id column holds."""
+
+    def chunks() -> Iterator[Chunk]:
+        for piece in shard.slices:
+            yield from _read_slice(piece, options)
+
+    return _one_ahead(chunks())
+
+
+def _one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, each made by a thread while the caller has the one before."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = pool.submit(next, chunks, None)
+            yield chunk
+
+
+class ChangedFile(Exception):
+    """A file is not what it was when the run was planned."""
+
+
+# What a missing, unreachable or damaged file raises.
+_UNREADABLE = (*STORE_ERRORS, pa.ArrowException, ChangedFile)
+
+
+def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
+    """The rows of a slice: all of them, whatever happened to the file."""
+    row = piece.start
+    try:
+        fs, path = open_location(piece.path, options.storage_options)
+        # Arrow asks for large blocks itself; a cache in between would fetch them once a column.
+        with open(path, "rb") if is_local(fs) else fs.open(path, "rb", cache_type="none") as file:
+            parquet = _open_parquet(file)
+            columns = _columns(parquet.schema_arrow, options)
+            first = 0
+            for group in range(parquet.num_row_groups):
+                end = first + parquet.metadata.row_group(group).num_rows
+                part = replace(piece, start=max(piece.start, first), stop=min(piece.stop, end))
+                if part.start < part.stop:
+                    yield from _read_group(parquet, group, first, columns, part, options)
+                    row = part.stop
+                first = end
+            error = RowError(STAGE, "ChangedFile", f"the file has only {first} rows now")
+    except _UNREADABLE as failure:
+        error = RowError.of(STAGE, failure)
+    if row < piece.stop:
+        yield _failed(replace(piece, start=row), error, options.passthrough)
+
+
+def _open_parquet(file: Any) -> pq.ParquetFile:
+    """The file, read a row group at once (few requests) where all are small, else in pieces."""
+    footer = pq.read_metadata(file)
+    sizes = (footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
+    return pq.ParquetFile(
+        file,
+        metadata=footer,
+        pre_buffer=max(sizes, default=0) <= _SMALL_GROUP,
+        buffer_size=_PARQUET_BUFFER,
+        page_checksum_verification=True,
+    )
+
+
+def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
+    wanted = [options.image_column, options.id_column, *options.passthrough.names]
+    columns = list(dict.fromkeys(name for name in wanted if name is not None))
+    absent = [name for name in columns if name not in schema.names]
+    if absent:
+        raise ChangedFile(f"column {absent[0]} is not in the file now")
+    if not is_image(schema.field(options.image_column).type):
+        raise ChangedFile(f"column {options.image_column} does not hold images now")
+    return columns
+
+
+def _read_group(
+    parquet: pq.ParquetFile,
+    group: int,
+    first: int,
+    columns: list[str],
+    part: FileSlice,
+    options: ReadOptions,
+) -> Iterator[Chunk]:
+    """The rows `part`, which lie in one row group, whose first row is `first` in the file.
+
+    From a damaged page on, a row group cannot be read further: those rows are the failed ones.
+    """
+    row = part.start
+    size = _chunk_rows(parquet.metadata.row_group(group), columns)
+    try:
+        for at, batch in _batches(parquet, group, columns, size):
+            start, stop = max(row, first + at), min(part.stop, first + at + batch.num_rows)
+            if start < stop:
+                rows = batch.slice(start - first - at, stop - start)
+                for chunk in _chunks(rows, replace(part, start=start, stop=stop), options):
+                    yield chunk
+                    row += len(chunk.ids)
+            if row == part.stop:
+                return
+        error = RowError(STAGE, "ChangedFile", "the row group ends early")
+    except _UNREADABLE as failure:
+        error = RowError.of(STAGE, failure)
+    yield _failed(replace(part, start=row), error, options.passthrough)
+
+
+def _chunk_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Rows that make a chunk of about _CHUNK_BYTES."""
+    size = 1
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if column.path_in_schema.split(".")[0] in columns:
+            size += column.total_uncompressed_size
+    return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES * int(group.num_rows) // size))
+
+
+def _batches(
+    parquet: pq.ParquetFile, group: int, columns: list[str], size: int, *, skip: int = 0
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Batches of a row group from row `skip` on, each with its first row; raises at the very row
+    that cannot be read: where a batch fails, its rows come one by one."""
+    at = 0
+    try:
+        for batch in parquet.iter_batches(
+            size, row_groups=[group], columns=columns, use_threads=False
+        ):
+            if at >= skip:
+                yield at, batch
+            at += batch.num_rows
+    except _UNREADABLE:
+        if size == 1:
+            raise
+        yield from _batches(parquet, group, columns, 1, skip=at)
+
+
+def _chunks(batch: pa.RecordBatch, part: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
+    """The rows `part`, which were read as `batch`: one chunk, or where a value is invalid (text
+    that is not UTF-8, which no reader of the results would accept) one chunk a row."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as failure:
+        if batch.num_rows == 1:
+            yield _failed(part, RowError.of(STAGE, failure), options.passthrough)
+            return
+        for offset in range(batch.num_rows):
+            row = part.start + offset
+            yield from _chunks(
+                batch.slice(offset, 1), replace(part, start=row, stop=row + 1), options
+            )
+        return
+    schema = options.passthrough
+    given = [(batch.column(field.name), field.type) for field in schema]
+    arrays = [array if array.type == type_ else array.cast(type_) for array, type_ in given]
+    ids, sources = _places(part)
+    images = _images(batch.column(options.image_column))
+    if options.id_column is not None:
+        for index, key in enumerate(batch.column(options.id_column).cast(pa.string()).to_pylist()):
+            if key is None:
+                images[index] = RowError(
+                    STAGE, "MissingId", f"column {options.id_column} is null in this row"
+                )
+            else:
+                ids[index] = key
+    columns = pa.table(arrays, schema=schema) if arrays else _null_table(schema, batch.num_rows)
+    yield Chunk(ids, sources, images, columns)
+
+
+def _images(column: pa.Array) -> list[bytes | RowError]:
+    is_struct = pa.types.is_struct(column.type)
+    found = (pc.struct_field(column, "bytes") if is_struct else column).to_pylist()
+    return [image or _no_image(column[index]) for index, image in enumerate(found)]
+
+
+def _no_image(value: pa.Scalar) -> RowError:
+    path = value.as_py().get("path") if pa.types.is_struct(value.type) and value.is_valid else None
+    where = f", only the path {path}: expected the image itself" if path else ""
+    return RowError(STAGE, "EmptyImage", f"the image column holds no bytes in this row{where}")
+
+
+SOURCES: dict[str, Callable[[Shard, ReadOptions], Iterator[Chunk]]] = {
+    "images": _read_images,
+    "parquet": _read_parquet,
+}

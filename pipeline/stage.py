@@ -1,0 +1,59 @@
+"""Stage and Resources, and the chain of them as a Ray data set: the only caller of map_batches."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+from ray.util.annotations import RayDeprecationWarning
+
+# Ray's own default is to restart and retry for ever, also for a row that kills its process.
+FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 16}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each actor of a stage takes, and how many there are."""
+
+    actors: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A class `__init__(plain values)`, `__call__(pa.Table) -> pa.Table`, and where it runs."""
+
+    cls: type[Callable[[pa.Table], pa.Table]]
+    arguments: dict[str, Any]
+    resources: Resources = field(default_factory=Resources)
+
+
+def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage], *, block_rows: int) -> Dataset:
+    """The stages over the blocks, each block kept whole from end to end.
+
+    Args:
+        blocks: one table for each shard.
+        block_rows: rows of the largest block, which a GPU stage must be told.
+    """
+    dataset = ray.data.from_arrow(list(blocks))
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way yet to pass the limits than the one that it warns about.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        for stage in stages:
+            resources = stage.resources
+            dataset = dataset.map_batches(
+                stage.cls,
+                fn_constructor_kwargs=stage.arguments,
+                # Without a size, blocks keep their boundaries; with GPUs Ray demands one.
+                batch_size=block_rows if resources.num_gpus else None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=resources.actors),
+                num_cpus=resources.num_cpus,
+                num_gpus=resources.num_gpus or None,
+                **FAULT_LIMITS,
+            )
+    return dataset

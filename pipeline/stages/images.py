@@ -1,0 +1,107 @@
+"""CPU stages that turn encoded images into pixels and tokens."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
+from pipeline import rows
+from pipeline.blocks import tokens_array, with_seconds
+from pipeline.rows import RowError
+from pipeline.shards import Shard, shards_in
+from pipeline.sources import Chunk, read_shard
+
+
+class ReadImages:
+    """Blocks of the plan -> blocks of rows: read, decode, resize, quantize.
+
+    An image that cannot be read or decoded becomes a row without tokens and with its error, so
+    every shard leaves with as many rows as the plan gives it.
+
+    Args:
+        format, image_column, id_column, passthrough: as in the `Plan`.
+        palette: location of a model folder or of a palette's .npy file.
+        image_size: pixels a side.
+        resize, crop: as in `load_pixels`.
+        input_options, model_options: fsspec options of the two locations.
+    """
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        image_column: str | None,
+        id_column: str | None,
+        passthrough: pa.Schema,
+        palette: str,
+        image_size: int,
+        resize: Resize,
+        crop: Crop,
+        input_options: Mapping[str, Any],
+        model_options: Mapping[str, Any],
+    ) -> None:
+        self._reading = {
+            "format": format,
+            "image_column": image_column,
+            "id_column": id_column,
+            "passthrough": passthrough,
+            "storage_options": input_options,
+        }
+        self._decoding = {"size": image_size, "resize": resize, "crop": crop}
+        self._n_positions = image_size**2
+        self._palette = load_palette(palette, storage_options=model_options)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return pa.concat_tables(self._read(shard) for shard in shards_in(block))
+
+    def _read(self, shard: Shard) -> pa.Table:
+        begun = time.perf_counter()
+        decode_seconds = 0.0
+        tables = []
+        for chunk in read_shard(shard, **self._reading):
+            decode_begun = time.perf_counter()
+            tables.append(self._quantize(chunk, shard))
+            decode_seconds += time.perf_counter() - decode_begun
+        table = pa.concat_tables(tables)
+        read_seconds = time.perf_counter() - begun - decode_seconds
+        table = with_seconds(table, "read", read_seconds)
+        return with_seconds(table, "decode", decode_seconds)
+
+    def _quantize(self, chunk: Chunk, shard: Shard) -> pa.Table:
+        pixels = list(decoded(chunk, **self._decoding))
+        good = [item for item in pixels if not isinstance(item, RowError)]
+        errors = [item if isinstance(item, RowError) else None for item in pixels]
+        tokens = self._palette.encode(np.stack(good)) if good else np.empty(0, np.uint16)
+        n = len(chunk.ids)
+        own = {
+            rows.SHARD: pa.array(np.full(n, shard.index, np.int32)),
+            rows.SHARD_ROWS: pa.array(np.full(n, shard.rows, np.int32)),
+            rows.ROW_ID: pa.array(chunk.ids, pa.string()),
+            rows.SOURCE: pa.array(chunk.sources, pa.string()),
+            rows.ROW_TOKENS: tokens_array(
+                tokens.reshape(-1), self._n_positions, valid=[error is None for error in errors]
+            ),
+            rows.ERROR_STAGE: pa.array([error and error.stage for error in errors], pa.string()),
+            rows.ERROR_CLASS: pa.array([error and error.error for error in errors], pa.string()),
+            rows.ERROR_MESSAGE: pa.array(
+                [error and error.message for error in errors], pa.string()
+            ),
+        }
+        columns = {name: chunk.columns[name] for name in chunk.columns.column_names}
+        return pa.table({**own, **columns})
+
+
+def decoded(chunk: Chunk, *, size: int, resize: Resize, crop: Crop) -> Iterator[Pixels | RowError]:
+    """The pixels (size, size, 3) uint8 of each row of a chunk, or why there are none."""
+    for image in chunk.images:
+        if isinstance(image, RowError):
+            yield image
+            continue
+        try:
+            yield load_pixels(image, size, resize=resize, crop=crop)
+        except ImageError as error:
+            yield RowError.of("decode", error)

@@ -1,0 +1,347 @@
+"""From a URI to a filesystem: options, listing, atomic writes.
+
+Paths without a protocol are local files. Everything else goes through fsspec, so `s3://`, `gs://`,
+`hf://` and the rest work as soon as their package is installed.
+"""
+
+import fnmatch
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Literal
+
+import fsspec
+from botocore.exceptions import BotoCoreError
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from igpt_core.model_files import EMBEDDED
+
+Role = Literal["input", "output", "model"]
+ROLES: tuple[Role, ...] = ("input", "output", "model")
+
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(?:://|::)")
+_MAGIC = re.compile(r"[*?\[]")
+# Filesystems that show a file while it is being written; the others publish it at the end.
+_NOT_ATOMIC = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webHDFS"}
+_LISTING_THREADS = 32
+_LISTING_PAGE = 1000
+
+# What an unreachable or forbidden location raises: s3fs lets botocore's own errors through.
+STORE_ERRORS: tuple[type[Exception], ...] = (OSError, BotoCoreError)
+
+
+class UsageError(Exception):
+    """A mistake in the command or its input, found before work begins (exit code 2).
+
+    The message is one line: what was expected, what was found, the next move.
+    """
+
+
+_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]+")
+_LOGIN = re.compile(r"://[^/\s@]+@")
+
+
+def one_line(error: BaseException, *, length: int = 300) -> str:
+    """An exception's text on one line of at most `length` characters, without the queries
+    (signatures) and the logins that URLs in it hold."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = _LOGIN.sub("://***@", _QUERY.sub(r"\1?***", text))
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def options_for(storage_options: Mapping[str, Any] | None, role: Role) -> dict[str, Any]:
+    """The fsspec options of one location: flat options hold for every location,
+    `{"input": {...}, "output": {...}, "model": {...}}` (any of them) for one each.
+
+    Raises UsageError where the two forms are mixed. Values never stand in a message.
+    """
+    if not storage_options:
+        return {}
+    named = [key for key in storage_options if key in ROLES]
+    if not named:
+        return dict(storage_options)
+    wrong = [key for key, value in storage_options.items() if not isinstance(value, Mapping)]
+    wrong += [key for key in storage_options if key not in ROLES and key not in wrong]
+    if wrong:
+        raise UsageError(
+            f"--storage-options names locations ({', '.join(named)}), so every key must be one of "
+            f"{', '.join(ROLES)} with an object of options; {', '.join(wrong)} is not"
+        )
+    return dict(storage_options.get(role, {}))
+
+
+def open_location(
+    uri: str, options: Mapping[str, Any] | None = None
+) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a URI and the path within it (local: absolute, no trailing slash).
+
+    `options` go to fsspec for locations that are not local. Raises UsageError for an unknown
+    protocol, a missing package, or options that the filesystem does not take.
+    """
+    found = _PROTOCOL.match(uri)
+    if found is None or (os.path.exists(uri) and "://" not in uri):
+        return LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    protocol = found[1]
+    if protocol in ("file", "local"):
+        return LocalFileSystem(), os.path.abspath(uri[found.end() :])
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise UsageError(f"cannot open {protocol}:// locations yet: {one_line(error)}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"expected a path or a URI that fsspec knows (s3://, gs://, ...), found {protocol}://; "
+            "check the spelling or install its package"
+        ) from error
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
+        if "s3" in _protocols(fs):
+            fs.connect()  # without a request: s3fs looks at its options no sooner
+    except (TypeError, ValueError, ImportError, BotoCoreError) as error:
+        raise UsageError(
+            f"cannot open {protocol}:// with --storage-options {', '.join(options or {}) or '{}'}: "
+            f"{one_line(error)}"
+        ) from error
+    return fs, path.rstrip("/")
+
+
+def absolute(text: str) -> str:
+    """A location, or a comma-list of them, that means the same in every process: local paths
+    become absolute, URIs and the name of the shipped model stay."""
+    if os.path.exists(text):
+        return os.path.abspath(text)
+    parts = [part.strip() for part in text.split(",")]
+    return ",".join(_absolute(part) for part in parts)
+
+
+def _absolute(part: str) -> str:
+    if _PROTOCOL.match(part) or part == EMBEDDED:
+        return part
+    return os.path.abspath(os.path.expanduser(part))
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether paths of `fs` can be given to `open`."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def uri_of(child: str, *, uri: str, path: str) -> str:
+    """The URI of `child`, a path on the filesystem for which `open_location(uri)` gave `path`.
+
+    Keeps what the URI holds beside the path: protocol, host, the outer file of `zip://a::b.zip`.
+    """
+    if "://" not in uri or _PROTOCOL.match(uri) is None or uri.startswith(("file:", "local:")):
+        return child
+    head, chained, outer = uri.partition("::")
+    if "://" not in head:  # simplecache::s3://bucket/key: the path belongs to the end
+        head, chained, outer = uri, "", ""
+    head = head.rstrip("/")
+    if head.endswith(path):
+        return head.removesuffix(path) + child + chained + outer
+    return f"{head.partition('://')[0]}://{child.lstrip('/')}{chained}{outer}"
+
+
+def join(path: str, *names: str) -> str:
+    """`path/name/...`, for paths and URIs alike."""
+    return "/".join([path.rstrip("/"), *names])
+
+
+def exists(fs: AbstractFileSystem, path: str) -> bool:
+    """Whether a file or folder is there now, whatever was listed before."""
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
+    """A whole file. Raises OSError (FileNotFoundError, PermissionError, ...)."""
+    if is_local(fs):
+        with open(path, "rb") as file:
+            return file.read()
+    return bytes(fs.cat_file(path))
+
+
+def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
+    """Writes a file that readers see whole or not at all; replaces what was there.
+
+    Local: a temporary name beside it, fsync, rename. Object stores: one PUT or one completed
+    multi-part upload. Temporary names never end in .parquet or .json.
+    """
+    folder, slash, name = path.rpartition("/")
+    temporary = f"{folder}{slash}.{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    if is_local(fs):
+        _write_local(temporary, path, payload)
+    elif _protocols(fs) & _NOT_ATOMIC:
+        fs.makedirs(folder, exist_ok=True)
+        fs.pipe_file(temporary, payload)
+        if fs.exists(path):  # rename does not replace on these: a gap, never half a file
+            fs.rm_file(path)
+        fs.mv(temporary, path)
+    else:
+        fs.pipe_file(path, payload)
+
+
+def _protocols(fs: AbstractFileSystem) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def _write_local(temporary: str, path: str, payload: bytes) -> None:
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    descriptor = os.open(folder, os.O_RDONLY)  # the rename itself must survive a power cut
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_hidden(name: str) -> bool:
+    """Names that listings pass over: `.git`, `_SUCCESS`, half-written temporary files."""
+    return name.startswith((".", "_"))
+
+
+def list_files(fs: AbstractFileSystem, path: str) -> list[str]:
+    """Every file below a folder, sorted, hidden names and folders left out; [] if it is missing.
+
+    Linked folders are followed, but never into themselves. Holds paths only, no sizes.
+    """
+    return sorted(_walk(fs, path, lambda relative: not is_hidden(relative.rpartition("/")[2])))
+
+
+def has_magic(path: str) -> bool:
+    """Whether a path could be meant as a glob."""
+    return _MAGIC.search(path) is not None
+
+
+def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
+    """The fixed folder of a pattern, and the files that match or lie in a folder that does.
+
+    `*` and `?` stay within a name, `**` stands for any number of folders, `[ab]` and `[!ab]` for
+    one character. Only folders that can lead to a match are listed. A hidden name matches only
+    where its part of the pattern starts with the same `.` or `_`.
+    """
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if has_magic(part))
+    root = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "")
+    wanted = parts[fixed:]
+    regexes = [re.compile(fnmatch.translate(part)) for part in wanted]
+
+    def leads(names: Sequence[str], at: int, *, complete: bool) -> bool:
+        """Whether names can go on to match `wanted[at:]` (complete: whether they do)."""
+        if at == len(wanted):
+            return not any(is_hidden(name) for name in names)
+        if not names:
+            return not complete or all(part == "**" for part in wanted[at:])
+        name, rest = names[0], names[1:]
+        if wanted[at] == "**":
+            return leads(names, at + 1, complete=complete) or (
+                not is_hidden(name) and leads(rest, at, complete=complete)
+            )
+        if is_hidden(name) and name[0] != wanted[at][0]:
+            return False
+        return regexes[at].match(name) is not None and leads(rest, at + 1, complete=complete)
+
+    prefix = len(root.rstrip("/")) + 1 if root else 0
+    found = _walk(fs, root, lambda relative: leads(relative.split("/"), 0, complete=False))
+    return root, sorted(file for file in found if leads(file[prefix:].split("/"), 0, complete=True))
+
+
+def _walk(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+    """Files below root. `enter` gets each name relative to root, of files and folders."""
+    prefix = len(root.rstrip("/")) + 1 if root else 0
+    walk = _walk_local if is_local(fs) else _walk_remote
+    return walk(fs, root, lambda path: enter(path[prefix:]))
+
+
+def _walk_local(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+    if not os.path.isdir(root):
+        return
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while pending:
+        folder, above = pending.pop()
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link to a folder that it lies in
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not enter(entry.path):
+                    continue
+                if entry.is_dir():
+                    pending.append((entry.path, above | {here}))
+                elif entry.is_file() or entry.is_symlink():  # a dead link is a file to report
+                    yield entry.path
+
+
+def _walk_remote(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+    """One listing request a folder, many at once: a store lists a folder page after page."""
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        running: set[Future[tuple[list[str], list[str]]]] = {pool.submit(_ls, fs, root)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for listing in done:
+                files, folders = listing.result()
+                yield from filter(enter, files)
+                running |= {pool.submit(_ls, fs, path) for path in filter(enter, folders)}
+
+
+def _ls(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+    """The files and the folders in a folder; none if it is missing."""
+    try:
+        if "s3" in _protocols(fs) and folder:
+            return _ls_s3(fs, folder)
+        fs.invalidate_cache(folder)
+        entries = fs.ls(folder, detail=True)
+    except FileNotFoundError:
+        return [], []
+    fs.invalidate_cache(folder)  # which would keep every listing
+    folders = [e["name"].rstrip("/") for e in entries if e["type"] == "directory"]
+    return [e["name"] for e in entries if e["type"] != "directory"], folders
+
+
+def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+    """As _ls, a page of names at a time: s3fs holds a kilobyte for each file of a folder."""
+    bucket, key, _ = fs.split_path(folder)
+    prefix = f"{key}/" if key else ""
+    files: list[str] = []
+    folders: list[str] = []
+    more: dict[str, str] = {}
+    while True:
+        page = fs.call_s3(
+            "list_objects_v2",
+            Bucket=bucket,
+            Prefix=prefix,
+            Delimiter="/",
+            MaxKeys=_LISTING_PAGE,
+            **more,
+        )
+        # An object named like the folder itself is how consoles make an empty folder.
+        keys = (entry["Key"] for entry in page.get("Contents", []))
+        files += [f"{bucket}/{key}" for key in keys if key != prefix]
+        prefixes = (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
+        folders += [f"{bucket}/{prefix.rstrip('/')}" for prefix in prefixes]
+        if not page.get("IsTruncated"):
+            return files, folders
+        more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def kind(fs: AbstractFileSystem, path: str) -> Literal["file", "folder"] | None:
+    """What is there now, whatever was listed before; None: nothing."""
+    fs.invalidate_cache()
+    try:
+        found = fs.info(path)["type"]
+    except FileNotFoundError:
+        return None
+    return "folder" if found == "directory" else "file"

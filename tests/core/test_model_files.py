@@ -1,0 +1,234 @@
+"""Where the files of a model folder are, and what races and broken fetches can do."""
+
+import multiprocessing
+import os
+import time
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from moto.server import ThreadedMotoServer
+
+from igpt_core import CheckpointError
+from igpt_core.model_files import is_remote, model_files
+
+CONTENT = {"config.json": b"{}", "model.safetensors": bytes(5000), "README.md": b"read me"}
+URI = "counted://bucket/model"
+
+
+class CountedFileSystem(MemoryFileSystem):
+    """A memory filesystem that notes each fetch in a file, and is slow enough for races."""
+
+    protocol = "counted"
+    log = ""
+    arriving = None  # the bytes that get through, where not all
+
+    def get_file(self, rpath, lpath, **kwargs):
+        with open(self.log, "a") as log:
+            log.write(rpath.rpartition("/")[2] + "\n")
+        super().get_file(rpath, lpath, **kwargs)
+        if self.arriving is not None:
+            os.truncate(lpath, self.arriving)
+        time.sleep(0.2)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.replace("counted://", "memory://"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IGPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """The filesystem behind URI."""
+    fsspec.register_implementation("counted", CountedFileSystem, clobber=True)
+    monkeypatch.setattr(CountedFileSystem, "store", {})
+    monkeypatch.setattr(CountedFileSystem, "pseudo_dirs", [""])
+    monkeypatch.setattr(CountedFileSystem, "log", tmp_path / "fetched")
+    fs = CountedFileSystem()
+    for name, content in CONTENT.items():
+        fs.pipe_file(f"/bucket/model/{name}", content)
+    return fs
+
+
+def fetched(tmp_path):
+    return (tmp_path / "fetched").read_text().split()
+
+
+def assert_complete(paths):
+    assert [path.read_bytes() for path in paths] == [CONTENT[path.name] for path in paths]
+
+
+def test_local_folders_are_used_in_place(folder, cache, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for place in (
+        folder,
+        str(folder),
+        "model",
+        "~/model/",
+        f"file://{folder}",
+        f"local://{folder}",
+    ):
+        assert not is_remote(os.fspath(place))
+        (path,) = model_files(place, ("model.safetensors", "config.json"))
+        assert path.samefile(folder / "model.safetensors")
+    (path,) = model_files(folder, ("pytorch_model.bin", "config.json"))
+    assert path == folder / "config.json"
+    assert not cache.exists()
+
+
+def test_only_what_is_needed_is_fetched_and_once(remote, tmp_path):
+    assert is_remote(URI)
+    groups = (("config.json",), ("model.safetensors", "README.md"))
+    for place in (URI, URI, URI + "/"):
+        paths = model_files(place, *groups)
+        assert [path.name for path in paths] == ["config.json", "model.safetensors"]
+        assert_complete(paths)
+    assert fetched(tmp_path) == ["config.json", "model.safetensors"]
+
+
+def test_what_is_replaced_is_fetched_again(remote):
+    (old,) = model_files(URI, ("model.safetensors",))
+    remote.pipe_file("/bucket/model/model.safetensors", b"new" + bytes(4997))
+    (new,) = model_files(URI, ("model.safetensors",))
+    assert new.read_bytes()[:3] == b"new"
+    assert_complete([old])  # whoever reads it goes on
+
+
+def test_processes_fetch_a_file_once(remote, tmp_path):
+    processes = [start(fetch_and_check) for _ in range(4)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert sorted(fetched(tmp_path)) == ["config.json", "model.safetensors"]
+
+
+def start(target):
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    return process
+
+
+def fetch_and_check():
+    assert_complete(model_files(URI, ("config.json",), ("model.safetensors",)))
+
+
+def test_a_killed_fetch_leaves_nothing_in_the_way(remote, cache):
+    """Killed while all bytes are there but the name is not, and while it holds the lock."""
+    process = start(fetch_and_check)
+    deadline = time.monotonic() + 30
+    while not any(file.stat().st_size for file in cache.glob("models/*/.model.safetensors-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.join(60)
+    assert not list(cache.glob("models/*/model.safetensors"))
+    fetch_and_check()
+
+
+def test_a_fetch_cut_short_is_noticed(remote, monkeypatch, cache):
+    monkeypatch.setattr(CountedFileSystem, "arriving", 100)
+    with pytest.raises(CheckpointError, match=r"100 of 5000 bytes of model.safetensors arrived"):
+        model_files(URI, ("model.safetensors",))
+    assert {file.suffix for file in cache.glob("models/*/*")} == {".lock"}
+    monkeypatch.setattr(CountedFileSystem, "arriving", None)
+    assert_complete(model_files(URI, ("model.safetensors",)))
+
+
+def test_a_file_replaced_while_it_is_fetched_is_noticed(remote, monkeypatch, cache):
+    def get_and_replace(self, rpath, lpath, **kwargs):
+        MemoryFileSystem.get_file(self, rpath, lpath, **kwargs)
+        self.pipe_file(rpath, b"new" + bytes(4997))
+
+    monkeypatch.setattr(CountedFileSystem, "get_file", get_and_replace)
+    with pytest.raises(CheckpointError, match=r"model.safetensors was replaced meanwhile"):
+        model_files(URI, ("model.safetensors",))
+    assert {file.suffix for file in cache.glob("models/*/*")} == {".lock"}
+
+
+def test_a_cache_that_cannot_be_written(remote, monkeypatch, folder):
+    monkeypatch.setenv("IGPT_CACHE", str(folder / "config.json"))
+    with pytest.raises(CheckpointError, match=r"cannot be fetched \(.*config.json/models"):
+        model_files(URI, ("config.json",))
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("someone/imagegpt", "no local folder someone/imagegpt; if it is the id of a model on the"),
+        ("./someone/imagegpt", "there is no folder ./someone/imagegpt"),
+        ("small", "there is no folder small"),
+        ("nosuch://bucket/model", "nosuch://bucket/model: no fsspec filesystem"),
+        ("counted://nowhere/model", "there is no folder counted://nowhere/model, or it is empty"),
+        ("counted://bucket", "counted://bucket: expected a.b or c.d, found model$"),
+        (URI, f"{URI}: expected a.b or c.d, found README.md, config.json, model.safetensors$"),
+    ],
+)
+def test_names_that_lead_nowhere(remote, tmp_path, monkeypatch, place, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        model_files(place, ("a.b", "c.d"))
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_are_refused_by_name(folder):
+    (folder / "model.safetensors").rename(folder / "model.safetensors.index.json")
+    with pytest.raises(CheckpointError, match="in several shards are not read: save them as one"):
+        model_files(folder, ("model.safetensors",))
+
+
+def test_a_message_holds_no_option_values():
+    class Strict(MemoryFileSystem):
+        protocol = "strict"
+
+        def __init__(self, key=None):
+            super().__init__()
+
+    fsspec.register_implementation("strict", Strict, clobber=True)
+    with pytest.raises(CheckpointError, match=r"storage options: key, password$") as caught:
+        model_files("strict://a", ("b",), storage_options={"key": "s3cret", "password": "s3cret"})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_s3(tmp_path, monkeypatch):
+    """A store that tells files apart by ETag, lists lazily and answers 403 and 404 in its way."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
+        fs = fsspec.filesystem("s3", **options)
+        fs.mkdir("bucket")
+        for name, content in CONTENT.items():
+            fs.pipe_file(f"bucket/model/{name}", content)
+        needed = (("config.json",), ("model.safetensors", "pytorch_model.bin"))
+        paths = model_files("s3://bucket/model", *needed, storage_options=options)
+        assert_complete(paths)
+        assert model_files("s3://bucket/model/", *needed, storage_options=options) == paths
+        fs.pipe_file("bucket/model/model.safetensors", b"new" + bytes(4997))  # the same size
+        again = model_files("s3://bucket/model", *needed, storage_options=options)
+        assert again[1].read_bytes()[:3] == b"new"
+        for uri, words in (
+            ("s3://bucket/other", "there is no folder s3://bucket/other"),
+            ("s3://nowhere/model", "there is no folder s3://nowhere/model"),
+            ("s3://bucket", r"s3://bucket: expected config.json, found model$"),
+        ):
+            with pytest.raises(CheckpointError, match=words):
+                model_files(uri, *needed, storage_options=options)
+    finally:
+        server.stop()

@@ -1,0 +1,285 @@
+"""Noise against Philox's published vectors; draws against exact probabilities and transformers."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from igpt_core.sampling import (
+    SamplingConfig,
+    filter_logits,
+    philox,
+    row_seed,
+    sample_tokens,
+    uniform_noise,
+)
+
+LAST_NOISE = 1 - 2.0**-32  # the largest number that `uniform_noise` makes
+
+# Random123's kat_vectors, philox4x32 10: counter, key, result.
+KNOWN_ANSWERS = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]  # fmt: skip
+
+
+def words(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+def philox_of_integers(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x32-10 in Python's own integers, which hold any product."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        left, right = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [
+            (right >> 32) ^ c[1] ^ k[0],
+            right % 2**32,
+            (left >> 32) ^ c[3] ^ k[1],
+            left % 2**32,
+        ]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def one(values: list[int]) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor([value]) for value in values)
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), KNOWN_ANSWERS)
+def test_philox_gives_the_published_answers(counter: str, key: str, result: str) -> None:
+    assert philox_of_integers(words(counter), words(key)) == words(result)
+    assert philox(one(words(counter)), one(words(key))).tolist() == words(result)[:1]
+
+
+def test_philox_equals_integer_arithmetic_on_random_and_extreme_words() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(0, 2**32, (500, 6), generator=generator)
+    table[:4] = torch.tensor([0, 2**32 - 1, 2**16 - 1, 2**31])[:, None]
+    found = philox(tuple(table[:, :4].unbind(1)), tuple(table[:, 4:].unbind(1)))
+    expected = [philox_of_integers(row[:4], row[4:])[0] for row in table.tolist()]
+    assert found.tolist() == expected
+
+
+def test_row_seeds_never_change() -> None:
+    # Images already made can only be made again while these numbers hold.
+    assert row_seed(0, "") == 6602404846747437317
+    assert row_seed(7, "photos/cat.jpg") == 0
+    assert row_seed(-1, "é#3") == 0
+
+
+def test_row_seeds_differ_with_run_and_row_and_fit_int64() -> None:
+    # 10,000 random 63-bit numbers collide with odds of about 5e-12.
+    seeds = {row_seed(run, f"{row}") for run in range(100) for row in range(100)}
+    assert len(seeds) == 10_000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_noise_is_the_philox_word_of_row_seed_sample_and_position() -> None:
+    seeds = [0, 5, 2**40 + 3, 2**63 - 1, -1]
+    noise = uniform_noise(torch.tensor(seeds), 3, range(1000, 1024, 7))
+    assert noise.dtype == torch.float64
+    for (b, seed), k, (i, t) in itertools.product(
+        enumerate(seeds), range(3), enumerate(range(1000, 1024, 7))
+    ):
+        key = [seed % 2**32, (seed >> 32) % 2**32]
+        assert noise[b, k, i].item() * 2**32 == philox_of_integers([t, k, 0, 0], key)[0]
+
+
+def test_noise_knows_nothing_of_neighbours_samples_or_range() -> None:
+    seeds = torch.tensor([row_seed(0, name) for name in "abcd"])
+    noise = uniform_noise(seeds, 5, range(100))
+    assert torch.equal(uniform_noise(seeds[2:3], 2, range(40, 60)), noise[2:3, :2, 40:60])
+    assert torch.equal(uniform_noise(seeds.flip(0), 5, range(100)), noise.flip(0))
+
+
+def surprise_limit(n_bounds: int, odds: float = 1e-9) -> float:
+    """The n * KL(found || expected) that at least one of n_bounds frequencies passes with at most
+    these odds: Chernoff's bound, P(n KL(found || p) >= x) <= 2 exp(-x), holds for any n and p."""
+    return math.log(2 * n_bounds / odds)
+
+
+def surprise(found: int, n: int, p: float) -> float:
+    """n * KL between the found and the expected share of a binomial count."""
+    total = 0.0
+    for share, expected in ((found / n, p), (1 - found / n, 1 - p)):
+        if share > 0:
+            total += math.inf if expected <= 0 else share * math.log(share / expected)
+    return n * total
+
+
+def test_noise_is_uniform_along_each_axis_and_at_each_bit() -> None:
+    # Odds of a false alarm over random seeds: 1e-9 for the whole test.
+    noise = uniform_noise(torch.arange(64), 32, range(100))
+    n = noise.numel()
+    limit = surprise_limit(256 + 32 + 3 * 16)
+    for count in torch.histc(noise.flatten(), bins=256, min=0, max=1).tolist():
+        assert surprise(int(count), n, 1 / 256) < limit
+    bits = (noise * 2**32).long().flatten()
+    for bit in range(32):
+        assert surprise(int((bits >> bit & 1).sum()), n, 0.5) < limit
+    # Neighbours along each axis fall into the 4 x 4 quarters independently; pairs that share no
+    # number, so that they are independent draws.
+    for axis in range(3):
+        pairs = noise.movedim(axis, -1).reshape(-1, 2)
+        quarter = (pairs * 4).long()
+        cells = torch.bincount(quarter[:, 0] * 4 + quarter[:, 1], minlength=16)
+        for count in cells.tolist():
+            assert surprise(count, len(pairs), 1 / 16) < limit
+
+
+def expected_probabilities(logits: list[float], sampling: SamplingConfig) -> list[float]:
+    """temperature, then top_k, then top_p, each spelled out over plain numbers without ties."""
+    weights = [math.exp(value / sampling.temperature) for value in logits]
+    order = sorted(range(len(logits)), key=lambda color: -weights[color])
+    kept = order[: sampling.top_k]
+    if sampling.top_p is not None:
+        total = sum(weights[color] for color in kept)
+        reached, fewest = 0.0, 0
+        while reached < sampling.top_p and fewest < len(kept):
+            reached += weights[kept[fewest]] / total
+            fewest += 1
+        kept = kept[:fewest]
+    total = sum(weights[color] for color in kept)
+    return [weights[c] / total if c in kept else 0.0 for c in range(len(logits))]
+
+
+SETTINGS = [
+    SamplingConfig(),
+    SamplingConfig(temperature=0.6),
+    SamplingConfig(top_k=5),
+    SamplingConfig(top_p=0.8),
+    SamplingConfig(temperature=1.7, top_k=12, top_p=0.9),
+]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frequencies_are_the_filtered_softmax(sampling: SamplingConfig, dtype: torch.dtype) -> None:
+    # Odds of a false alarm over random seeds: 1e-9 for each of the ten cases.
+    n, n_colors = 200_000, 24
+    logits = distinct_logits(n_colors, seed=3).to(dtype)
+    noise = uniform_noise(torch.arange(20), 100, range(100)).flatten()
+    drawn = sample_tokens(logits.expand(n, -1), noise, sampling)
+    counts = torch.bincount(drawn, minlength=n_colors).tolist()
+    limit = surprise_limit(n_colors)
+    for count, p in zip(counts, expected_probabilities(logits.tolist(), sampling), strict=True):
+        assert surprise(count, n, p) < limit
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_each_color_takes_an_interval_of_the_noise_as_long_as_its_probability(
+    sampling: SamplingConfig,
+) -> None:
+    n, n_colors = 100_000, 24
+    logits = distinct_logits(n_colors, seed=4)
+    grid = torch.arange(n, dtype=torch.float64) / n
+    drawn = sample_tokens(logits.expand(n, -1), grid, sampling)
+    assert (drawn.diff() >= 0).all()
+    counts = torch.bincount(drawn, minlength=n_colors).tolist()
+    for count, p in zip(counts, expected_probabilities(logits.tolist(), sampling), strict=True):
+        assert abs(count - n * p) <= 1  # a grid's points in an interval, no matter where it lies
+
+
+def distinct_logits(n_colors: int, *, seed: int) -> Tensor:
+    """Logits without ties that bfloat16 holds exactly: shuffled eighths."""
+    order = torch.randperm(n_colors, generator=torch.Generator().manual_seed(seed))
+    return (order - n_colors / 2) / 8
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [None, 1, 40, 511, 512, 600])
+@pytest.mark.parametrize("top_p", [None, 1e-9, 0.3, 0.95, 1.0])
+def test_filters_are_those_of_transformers(
+    temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(8, 512, generator=generator, dtype=torch.float64)
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k is not None:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p is not None:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    found = filter_logits(logits, SamplingConfig(temperature, top_k, top_p))
+    assert torch.equal(found, expected)
+
+
+def test_top_k_keeps_ties_as_transformers_does() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+    found = filter_logits(logits, SamplingConfig(top_k=2))
+    assert torch.equal(found, TopKLogitsWarper(2)(None, logits))
+    assert found.isfinite().tolist() == [[False, True, True, True, True, False]]
+
+
+def test_top_p_of_equal_colors_keeps_the_first_of_them() -> None:
+    # Four of probability 1/4 (exact): two reach 0.5, three are needed for more.
+    logits = torch.zeros(1, 4, dtype=torch.float64)
+    for top_p, kept in [(1e-12, 1), (0.25, 1), (0.5, 2), (0.50001, 3), (0.9, 4)]:
+        found = filter_logits(logits, SamplingConfig(top_p=top_p)).isfinite()
+        assert found.tolist() == [[color < kept for color in range(4)]]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_colors_of_probability_zero_are_never_drawn(
+    sampling: SamplingConfig, dtype: torch.dtype
+) -> None:
+    # First, last, side by side and alone; the noise at its ends and at every boundary on the way.
+    logits = torch.tensor([-torch.inf, -torch.inf, 0.5, -torch.inf, 0.0, 1.0, -torch.inf])
+    possible = {2, 4, 5}
+    steps = logits.double().div(sampling.temperature).softmax(0).cumsum(0).clamp(max=LAST_NOISE)
+    noise = torch.cat([torch.tensor([0.0, LAST_NOISE]).double(), steps])
+    rows = logits.to(dtype).expand(len(noise), -1)
+    assert set(sample_tokens(rows, noise, sampling).tolist()) <= possible
+
+
+def test_the_ends_of_the_noise_draw_the_first_and_the_last_possible_color() -> None:
+    logits = torch.zeros(2, 512)
+    logits[:, 0] = logits[:, -1] = -torch.inf
+    noise = torch.tensor([0.0, LAST_NOISE], dtype=torch.float64)
+    assert sample_tokens(logits, noise, SamplingConfig()).tolist() == [1, 510]
+
+
+def test_a_certain_color_is_drawn_whatever_the_noise() -> None:
+    logits = torch.full((5, 9), -torch.inf)
+    logits[:, 6] = -1e4
+    noise = torch.tensor([0.0, 2.0**-32, 0.5, 1 - 2.0**-31, LAST_NOISE], dtype=torch.float64)
+    assert sample_tokens(logits, noise, SamplingConfig()).tolist() == [6] * 5
+
+
+def test_bfloat16_logits_draw_what_their_values_draw_in_float64() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = (4 * torch.randn(500, 64, generator=generator)).bfloat16()
+    noise = uniform_noise(torch.arange(500), 1, range(1)).flatten()
+    sampling = SamplingConfig(0.9, 20, 0.9)
+    narrow, wide = (sample_tokens(x, noise, sampling) for x in (logits, logits.double()))
+    assert torch.equal(narrow, wide)
+
+
+def test_greedy_takes_the_first_of_the_likeliest() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    noise = torch.full((2,), LAST_NOISE, dtype=torch.float64)
+    assert sample_tokens(logits, noise, SamplingConfig(greedy=True)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0, found 0.0"),
+        ({"temperature": math.nan}, "temperature must be above 0, found nan"),
+        ({"top_k": 0}, "top_k must be 1 or more, found 0"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], found 0.0"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], found 1.5"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, float], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        SamplingConfig(**settings)

@@ -1,0 +1,406 @@
+"""Reading shards: every row is there, in order, as its bytes or as its error."""
+
+import io
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline import sources
+from pipeline.rows import RowError
+from pipeline.shards import FileSlice, Shard, format_extensions, plan_shards
+from pipeline.sources import SOURCES, read_shard
+from pipeline.storage import open_location, write_atomic
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """Storage options of a local S3 server that has one bucket, `bucket`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "endpoint_url": f"http://{host}:{port}",
+        "key": "test",
+        "secret": "test",
+        "client_kwargs": {"region_name": "eu-central-1"},
+    }
+    open_location("s3://bucket", options)[0].mkdir("bucket")
+    yield options
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path):
+    """(an empty location, its storage options)."""
+    if request.param == "local":
+        return str(tmp_path), {}
+    return f"s3://bucket/{tmp_path.name}", request.getfixturevalue("s3")
+
+
+def put(place, name, payload):
+    fs, path = open_location(f"{place[0]}/{name}", place[1])
+    write_atomic(fs, path, payload)
+
+
+def parquet(table, **options):
+    """A table as the bytes of a Parquet file."""
+    file = io.BytesIO()
+    pq.write_table(table, file, **options)
+    return file.getvalue()
+
+
+def images(payloads, type_=STRUCT):
+    if type_ == STRUCT:
+        payloads = [{"bytes": payload, "path": None} for payload in payloads]
+    return pa.array(payloads, type_)
+
+
+def chunks_of(plan, place):
+    for shard in plan.shards:
+        yield from read_shard(
+            shard,
+            format=plan.format,
+            image_column=plan.image_column,
+            id_column=plan.id_column,
+            passthrough=plan.passthrough,
+            storage_options=place[1],
+        )
+
+
+def read(place, *, shard_size=4, name="", **options):
+    """(ids, sources, images, columns) of all rows of a location, and the plan's own checks."""
+    uri = f"{place[0]}/{name}".rstrip("/")
+    plan = plan_shards(uri, shard_size=shard_size, storage_options=place[1], **options)
+    ids, where, found, tables = [], [], [], []
+    for chunk in chunks_of(plan, place):
+        sizes = {len(chunk.ids), len(chunk.sources), len(chunk.images), chunk.columns.num_rows}
+        assert len(sizes) == 1, "the four parts of a chunk are aligned"
+        assert chunk.columns.schema == plan.passthrough
+        ids += chunk.ids
+        where += chunk.sources
+        found += chunk.images
+        tables.append(chunk.columns)
+    assert len(ids) == plan.rows
+    return ids, where, found, pa.concat_tables(tables)
+
+
+def test_every_planned_format_has_a_reader():
+    assert SOURCES.keys() == format_extensions().keys()
+
+
+# --- image files ----------------------------------------------------------------------------------
+
+
+def test_files_are_read_in_order(place):
+    payloads = {f"d{i % 3}/{i} #?.png": bytes([i]) * (i + 1) for i in range(40)}
+    for name, payload in payloads.items():
+        put(place, name, payload)
+    ids, where, found, _ = read(place, shard_size=25)
+    assert ids == sorted(payloads)
+    assert where == [f"{place[0]}/{name}" for name in ids]
+    assert found == [payloads[name] for name in ids]
+
+
+def test_bad_files_become_errors_and_the_others_go_on(tmp_path):
+    for name in ("a.png", "gone.png", "hollow.png", "z.png"):
+        (tmp_path / name).write_bytes(b"x" if name != "hollow.png" else b"")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    plan = plan_shards(str(tmp_path), shard_size=10)
+    (tmp_path / "gone.png").unlink()
+    (tmp_path / "gone.png").mkdir()
+    (chunk,) = chunks_of(plan, (str(tmp_path), {}))
+    by_id = dict(zip(chunk.ids, chunk.images, strict=True))
+    assert by_id["a.png"] == by_id["z.png"] == b"x"
+    errors = {name: (e.stage, e.error) for name, e in by_id.items() if isinstance(e, RowError)}
+    assert errors == {
+        "gone.png": ("read", "IsADirectoryError"),
+        "hollow.png": ("read", "EmptyImage"),
+        "link.png": ("read", "FileNotFoundError"),
+    }
+
+
+def test_a_missing_object_is_an_error_of_its_row(s3):
+    place = ("s3://bucket/missing", s3)
+    for name in ("a.png", "b.png"):
+        put(place, name, b"x")
+    plan = plan_shards(place[0], shard_size=5, storage_options=s3)
+    open_location(place[0], s3)[0].rm_file("bucket/missing/a.png")
+    (chunk,) = chunks_of(plan, place)
+    assert isinstance(chunk.images[0], RowError)
+    assert chunk.images[0].error == "FileNotFoundError"
+    assert chunk.images[1] == b"x"
+
+
+def files_shard(count):
+    return Shard(0, tuple(FileSlice(f"/nowhere/{i}", str(i), 0, 1) for i in range(count)))
+
+
+def test_files_are_read_while_the_caller_works(monkeypatch):
+    """With the caller busy with the first chunk, as many files as allowed are read, no more."""
+    seen = []
+
+    def fake(fs, path):
+        seen.append(path)
+        return b"x" * 10
+
+    monkeypatch.setattr(sources, "read_bytes", fake)
+    shard = files_shard(1000)
+    reading = read_shard(shard, format="images")
+    assert seen == []
+    first = next(reading)
+    deadline = time.monotonic() + 10
+    while len(seen) < len(first.ids) + 16 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(first.ids) + 16 <= len(seen) <= len(first.ids) + sources._FILES_AHEAD
+    rest = [name for chunk in reading for name in chunk.ids]
+    assert first.ids + rest == [piece.name for piece in shard.slices]
+
+
+def test_large_files_are_not_piled_up(monkeypatch):
+    """Images of half the budget: at most a chunk, and three files ahead, are in memory."""
+    monkeypatch.setattr(sources, "_BYTES_AHEAD", 1000)
+    monkeypatch.setattr(sources, "_CHUNK_BYTES", 500)
+    seen = []
+    monkeypatch.setattr(sources, "read_bytes", lambda fs, path: seen.append(path) or b"x" * 500)
+    reading = read_shard(files_shard(100), format="images")
+    taken = 0
+    for chunk in reading:
+        taken += len(chunk.ids)
+        assert len(chunk.ids) == 1
+        if taken > sources._CHUNK_FILES:  # before, no size was known
+            assert len(seen) <= taken + 3
+    assert taken == 100
+
+
+@pytest.mark.parametrize("format", ["images", "parquet"])
+def test_a_reader_that_is_dropped_ends_its_threads(tmp_path, format):
+    write = pa.table({"image": images([b"x"] * 2000), "n": range(2000)})
+    (tmp_path / "a.parquet").write_bytes(parquet(write))
+    shard = files_shard(1000)
+    if format == "parquet":
+        shard = Shard(0, (FileSlice(str(tmp_path / "a.parquet"), "a", 0, 2000),))
+    before = threading.active_count()
+    reading = read_shard(shard, format=format, image_column="image")
+    next(reading)
+    assert threading.active_count() > before
+    reading.close()
+    assert threading.active_count() == before
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table():
+    random = np.random.default_rng(0)
+    rows = 57
+    return pa.table(
+        {
+            "label": pa.array(range(rows), pa.int16()),
+            "image": images([random.bytes(int(n)) for n in random.integers(1, 900, rows)]),
+            "text": [None if i % 5 == 0 else f"ü{i}" for i in range(rows)],
+            "vector": pa.array(random.random((rows, 3)).tolist(), pa.list_(pa.float32(), 3)),
+            "tags": pa.array([[f"t{k}" for k in range(i % 3)] for i in range(rows)]),
+            "kind": pa.array([f"k{i % 4}" for i in range(rows)]).dictionary_encode(),
+        }
+    )
+
+
+@pytest.mark.parametrize("group", [1, 10, 1000])
+@pytest.mark.parametrize("shard_size", [1, 13, 100])
+def test_parquet_equals_what_pandas_reads(tmp_path, table, group, shard_size):
+    for name, rows in {"a": (0, 20), "b": (20, 21), "c": (21, 57)}.items():
+        piece = table.slice(rows[0], rows[1] - rows[0])
+        (tmp_path / f"{name}.parquet").write_bytes(parquet(piece, row_group_size=group))
+    ids, where, found, columns = read((str(tmp_path), {}), shard_size=shard_size)
+    frames = {name: pd.read_parquet(tmp_path / f"{name}.parquet") for name in "abc"}
+    expected = pd.concat(frames.values(), ignore_index=True)
+    assert ids == [f"{n}.parquet#{i}" for n, frame in frames.items() for i in range(len(frame))]
+    assert where == [f"{tmp_path}/{name}" for name in ids]
+    assert found == [image["bytes"] for image in expected["image"]]
+    without = expected.drop(columns="image")
+    without["kind"] = without["kind"].astype("category")
+    pd.testing.assert_frame_equal(columns.to_pandas(), without)
+    assert columns.column_names == ["label", "text", "vector", "tags", "kind"]
+
+
+def test_parquet_on_s3(s3, table):
+    place = ("s3://bucket/tables", s3)
+    put(place, "x/a.parquet", parquet(table, row_group_size=20))
+    put(place, "x/b.parquet", parquet(table))
+    ids, where, found, columns = read(place, shard_size=23)
+    assert ids[:2] == ["x/a.parquet#0", "x/a.parquet#1"]
+    assert where[-1] == "s3://bucket/tables/x/b.parquet#56"
+    assert found == table["image"].combine_chunks().field("bytes").to_pylist() * 2
+    assert columns["tags"].to_pylist() == table["tags"].to_pylist() * 2
+
+
+def test_a_large_footer_on_s3(s3):
+    """The first request gets the last 64 KiB; this footer is longer than that."""
+    wide = pa.table({"image": [b"x"], **{f"{'c' * 200}{i}": [i] for i in range(500)}})
+    payload = parquet(wide)
+    assert int.from_bytes(payload[-8:-4], "little") > 64 << 10
+    put(("s3://bucket/wide", s3), "a.parquet", payload)
+    _, _, found, columns = read(("s3://bucket/wide", s3))
+    assert found == [b"x"]
+    assert columns.num_columns == 500
+
+
+@pytest.mark.parametrize("type_", [pa.binary(), pa.large_binary(), pa.binary_view(), STRUCT])
+def test_empty_images_are_errors(tmp_path, type_):
+    column = images([b"x", None, b"", b"y"], type_)
+    (tmp_path / "a.parquet").write_bytes(parquet(pa.table({"image": column, "n": range(4)})))
+    _, _, found, columns = read((str(tmp_path), {}))
+    assert (found[0], found[3]) == (b"x", b"y")
+    assert [found[i].error for i in (1, 2)] == ["EmptyImage", "EmptyImage"]
+    assert columns["n"].to_pylist() == [0, 1, 2, 3]
+
+
+def test_a_path_without_bytes_is_named_in_the_error(tmp_path):
+    column = pa.array([{"bytes": None, "path": "far/away.png"}, None], STRUCT)
+    (tmp_path / "a.parquet").write_bytes(parquet(pa.table({"image": column})))
+    _, _, found, _ = read((str(tmp_path), {}))
+    assert "far/away.png" in found[0].message
+    assert found[1].error == "EmptyImage"
+
+
+def test_ids_of_a_column(tmp_path):
+    frame = pa.table({"image": [b"x"] * 3, "id": [7, None, 9]})
+    (tmp_path / "a.parquet").write_bytes(parquet(frame))
+    ids, where, found, columns = read((str(tmp_path), {}), id_column="id")
+    assert ids == ["7", "a.parquet#1", "9"]
+    assert where[0] == f"{tmp_path}/a.parquet#0"
+    assert found[1] == RowError("read", "MissingId", "column id is null in this row")
+    assert columns.num_columns == 0
+
+
+def test_a_column_of_nulls_is_read_with_the_others_type(tmp_path):
+    for name, note in (("a", None), ("b", "n")):
+        pd.DataFrame({"image": [b"x"], "note": [note]}).to_parquet(tmp_path / f"{name}.parquet")
+    columns = read((str(tmp_path), {}))[3]
+    assert columns["note"].to_pylist() == [None, "n"]
+
+
+def test_names_with_dots_are_told_apart(tmp_path):
+    frame = pa.table({"image": [b"right"], "image.bytes": [b"wrong"], "a": [1], "a.b": [2]})
+    (tmp_path / "a.parquet").write_bytes(parquet(frame))
+    _, _, found, columns = read((str(tmp_path), {}), keep_columns=["a"])
+    assert found == [b"right"]
+    assert columns.to_pydict() == {"a": [1]}
+
+
+# --- Parquet files that are damaged or have changed ----------------------------------------------
+
+ROWS, GROUP, PAGE = 120, 60, 10
+
+
+def damaged(tmp_path, column, *, page):
+    """A file of two row groups of six pages (PAGE rows each); one page of the first group
+    has wrong bytes. With checksums, so that the damage is certain to be found."""
+    frame = pa.table(
+        {
+            "image": pa.array([bytes([i]) * 50 for i in range(ROWS)], pa.binary()),
+            "label": pa.array(range(ROWS), pa.int64()),
+        }
+    )
+    payload = bytearray(
+        parquet(
+            frame,
+            row_group_size=GROUP,
+            data_page_size=1,
+            write_batch_size=PAGE,
+            use_dictionary=False,
+            compression="none",
+            write_page_checksum=True,
+        )
+    )
+    group = pq.read_metadata(io.BytesIO(payload)).row_group(0)
+    place = group.column(frame.column_names.index(column))
+    at = place.data_page_offset + place.total_compressed_size * (2 * page + 1) // 12
+    payload[at] ^= 0xFF
+    (tmp_path / "a.parquet").write_bytes(payload)
+
+
+@pytest.mark.parametrize("shard_size", [1, 7, 45, 1000])
+@pytest.mark.parametrize("column", ["image", "label"])
+@pytest.mark.parametrize("page", [0, 3, 5])
+def test_damage_ends_a_row_group_at_the_same_row_whatever_the_shards(
+    tmp_path, column, page, shard_size
+):
+    damaged(tmp_path, column, page=page)
+    ids, _, found, columns = read((str(tmp_path), {}), shard_size=shard_size)
+    bad = range(page * PAGE, GROUP)
+    assert [i for i in range(ROWS) if isinstance(found[i], RowError)] == list(bad)
+    assert all(found[i] == bytes([i]) * 50 for i in range(ROWS) if i not in bad)
+    assert columns["label"].to_pylist() == [None if i in bad else i for i in range(ROWS)]
+    assert ids == [f"a.parquet#{i}" for i in range(ROWS)]
+    assert "\n" not in found[bad[0]].message
+
+
+def test_text_that_is_not_utf8_fails_its_row_alone(tmp_path):
+    raw = pa.array([b"good", b"\xff\xfe", b"fine"])
+    text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    frame = pa.table({"image": [b"a", b"b", b"c"], "text": text})
+    (tmp_path / "a.parquet").write_bytes(parquet(frame))
+    _, _, found, columns = read((str(tmp_path), {}))
+    assert [isinstance(image, RowError) for image in found] == [False, True, False]
+    assert columns["text"].to_pylist() == ["good", None, "fine"]
+
+
+CHANGES = {
+    "gone": (None, "FileNotFoundError"),
+    "cut": (lambda whole: whole[:-30], "ArrowInvalid"),
+    "shorter": (lambda _: parquet(pa.table({"image": [b"x"], "n": [0]})), "ChangedFile"),
+    "no image": (lambda _: parquet(pa.table({"picture": [b"x"], "n": [0]})), "ChangedFile"),
+    "other type": (lambda _: parquet(pa.table({"image": [1], "n": [0]})), "ChangedFile"),
+    "no column": (lambda _: parquet(pa.table({"image": [b"x"]})), "ChangedFile"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changed_after_planning_fails_its_rows(tmp_path, change):
+    for name in ("a", "b", "c"):
+        whole = parquet(pa.table({"image": [b"x"] * 3, "n": range(3)}))
+        (tmp_path / f"{name}.parquet").write_bytes(whole)
+    plan = plan_shards(str(tmp_path), shard_size=100)
+    alter, error = CHANGES[change]
+    if alter is None:
+        (tmp_path / "b.parquet").unlink()
+    else:
+        (tmp_path / "b.parquet").write_bytes(alter(whole))
+    found = [image for chunk in chunks_of(plan, ("", {})) for image in chunk.images]
+    good = [True] * 3 + [change == "shorter", False, False] + [True] * 3
+    assert [image == b"x" for image in found] == good
+    assert found[5].error == error
+
+
+def test_a_large_row_group_is_not_held_in_memory(tmp_path):
+    """A shard at the end of a row group of 100 MB, read a few MB at a time."""
+    rows, size = 20_000, 5_000
+    payload = np.random.default_rng(0).bytes(rows * size)
+    column = pa.array([payload[i * size : (i + 1) * size] for i in range(rows)])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": column}), path, row_group_size=rows, write_batch_size=100)
+    del column
+    shard = Shard(0, (FileSlice(str(path), "a.parquet", rows - 100, rows),))
+    tracemalloc.start()  # counts what the file's reads return, the way in of every byte
+    try:
+        found = [
+            image
+            for chunk in read_shard(shard, format="parquet", image_column="image")
+            for image in chunk.images
+        ]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == [payload[i * size : (i + 1) * size] for i in range(rows - 100, rows)]
+    assert peak < 20 << 20

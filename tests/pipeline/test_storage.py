@@ -1,0 +1,299 @@
+"""Locations, their options, listings and atomic writes: local, in memory and on S3 (moto)."""
+
+import os
+import re
+import stat
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
+from moto.server import ThreadedMotoServer
+
+from pipeline import storage
+from pipeline.storage import UsageError, glob_files, list_files, open_location, write_atomic
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """Storage options of a local S3 server that has one bucket, `bucket`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "endpoint_url": f"http://{host}:{port}",
+        "key": "test",
+        "secret": "test",
+        "client_kwargs": {"region_name": "eu-central-1"},
+    }
+    fs, _ = open_location("s3://bucket", options)
+    fs.mkdir("bucket")
+    yield options
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def place(request, tmp_path):
+    """(filesystem, an empty folder on it)."""
+    if request.param == "local":
+        return open_location(str(tmp_path))
+    if request.param == "memory":
+        return open_location(f"memory://{tmp_path.name}")
+    return open_location(f"s3://bucket/{tmp_path.name}", request.getfixturevalue("s3"))
+
+
+# --- options and URIs -----------------------------------------------------------------------------
+
+
+def test_flat_options_hold_everywhere():
+    assert storage.options_for({"anon": True}, "input") == {"anon": True}
+    assert storage.options_for(None, "output") == {}
+
+
+def test_options_by_location():
+    options = {"input": {"anon": True}, "output": {"key": "k"}}
+    assert storage.options_for(options, "input") == {"anon": True}
+    assert storage.options_for(options, "output") == {"key": "k"}
+    assert storage.options_for(options, "model") == {}
+
+
+@pytest.mark.parametrize("options", [{"input": {}, "secret": "hush"}, {"input": "hush"}])
+def test_mixed_options_are_refused_without_their_values(options):
+    with pytest.raises(UsageError, match="input, output, model") as caught:
+        storage.options_for(options, "input")
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a#b", "what?", "[x]", "a b", "100%25", "ü,é", "a::b", "x:y"])
+def test_local_names_are_taken_as_they_are(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / name).write_bytes(b"here")
+    for uri in (str(tmp_path / name), f"file://{tmp_path / name}"):
+        fs, path = open_location(uri)
+        assert list_files(fs, path) == [str(tmp_path / name / name)]
+        assert storage.read_bytes(fs, storage.join(path, name)) == b"here"
+    monkeypatch.chdir(tmp_path)
+    assert open_location(name)[1] == str(tmp_path / name)
+
+
+def test_local_paths_are_absolute_and_ignore_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert open_location("a/../b/", {"nonsense": 1})[1] == str(tmp_path / "b")
+    assert open_location("~/x")[1] == "/home/someone/x"
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "message"),
+    [
+        ("nowhere://b/k", {}, r"found nowhere://"),
+        ("s3://b/k", {"bogus": "hush"}, r"--storage-options bogus: .*bogus"),
+        ("s3://b/k", {"endpoint_url": "nonsense"}, r"--storage-options endpoint_url: .*endpoint"),
+        ("s3://b/k", {"profile": "no-such"}, r"no-such"),
+    ],
+)
+def test_a_location_that_cannot_be_opened_is_one_line(uri, options, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        open_location(uri, options)
+    assert "\n" not in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    spec = {"class": "absent_package.core.FS", "err": "Please install absent_package"}
+    monkeypatch.setitem(known_implementations, "absent", spec)
+    with pytest.raises(UsageError, match=r"absent://.*install absent_package"):
+        open_location("absent://b/k")
+
+
+@pytest.mark.parametrize(
+    ("uri", "path", "child", "expected"),
+    [
+        ("/d", "/d", "/d/x", "/d/x"),
+        ("s3://b/d/", "b/d", "b/d/x#y", "s3://b/d/x#y"),
+        ("s3://b/*.png", "b/*.png", "b/x.png", "s3://b/x.png"),
+        ("sftp://host/d", "/d", "/d/x", "sftp://host/d/x"),
+        ("http://h/d", "http://h/d", "http://h/d/x", "http://h/d/x"),
+        ("memory://d", "/d", "/d/x", "memory://d/x"),
+        ("zip://d::s3://b/a.zip", "d", "d/x", "zip://d/x::s3://b/a.zip"),
+        ("simplecache::s3://b/d", "b/d", "b/d/x", "simplecache::s3://b/d/x"),
+    ],
+)
+def test_files_of_a_location_have_uris_of_its_kind(uri, path, child, expected):
+    assert storage.uri_of(child, uri=uri, path=path) == expected
+
+
+# --- listing --------------------------------------------------------------------------------------
+
+FILES = ["a.png", "b/c.PNG", "b/d/e.png", "b/d/f.jpg", "g#?[1] ü,%20.png", "h/i.png"]
+HIDDEN = [".x.png", "_SUCCESS", "b/.part.tmp", "_old/y.png", "b/.git/z.png"]
+
+
+@pytest.fixture
+def tree(place):
+    fs, root = place
+    for name in FILES + HIDDEN:
+        write_atomic(fs, f"{root}/{name}", name.encode())
+    return fs, root
+
+
+def test_listing_is_recursive_sorted_and_without_hidden_files(tree):
+    fs, root = tree
+    assert list_files(fs, root) == sorted(f"{root}/{name}" for name in FILES)
+    assert [storage.read_bytes(fs, f"{root}/{name}").decode() for name in FILES] == FILES
+
+
+def test_a_missing_folder_lists_nothing(place):
+    fs, root = place
+    assert list_files(fs, f"{root}/missing") == []
+    assert storage.kind(fs, f"{root}/missing") is None
+
+
+def test_listings_see_what_was_written_since(place):
+    """s3fs remembers listings: a run that resumes in the same process must not see old ones."""
+    fs, root = place
+    write_atomic(fs, f"{root}/data/1", b"x")
+    assert list_files(fs, f"{root}/data") == [f"{root}/data/1"]
+    assert not storage.exists(fs, f"{root}/data/2")
+    another_process = type(fs)(**fs.storage_options, skip_instance_cache=True)
+    another_process.pipe_file(f"{root}/data/2", b"y")
+    assert storage.exists(fs, f"{root}/data/2")
+    assert list_files(fs, f"{root}/data") == [f"{root}/data/1", f"{root}/data/2"]
+    assert storage.kind(fs, f"{root}/data/2") == "file"
+    assert storage.kind(fs, f"{root}/data") == "folder"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fixed", "expected"),
+    [
+        ("*.png", "", ["a.png", "g#?[1] ü,%20.png"]),
+        ("*/*.png", "", ["h/i.png"]),
+        ("**/*.png", "", ["a.png", "b/d/e.png", "g#?[1] ü,%20.png", "h/i.png"]),
+        ("b/**/*.[pP][nN][gG]", "b", ["b/c.PNG", "b/d/e.png"]),
+        ("b/**/f.jpg", "b", ["b/d/f.jpg"]),
+        ("[!ab]", "", ["h/i.png"]),
+        ("b*", "", ["b/c.PNG", "b/d/e.png", "b/d/f.jpg"]),
+        ("**", "", FILES),
+        ("b/?/[ef].*", "b", ["b/d/e.png", "b/d/f.jpg"]),
+        (".*", "", [".x.png"]),
+        ("_*/*.png", "", ["_old/y.png"]),
+        ("nothing*", "", []),
+    ],
+)
+def test_globs(tree, pattern, fixed, expected):
+    fs, root = tree
+    base, found = glob_files(fs, f"{root}/{pattern}")
+    assert base == f"{root}/{fixed}".rstrip("/")
+    assert found == sorted(f"{root}/{name}" for name in expected)
+
+
+def test_a_glob_lists_no_folder_in_vain(tmp_path, monkeypatch):
+    for folder in ("yes/deep", "no/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.png").touch()
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    glob_files(open_location("/")[0], f"{tmp_path}/y*/*.png")
+    assert listed == [str(tmp_path), f"{tmp_path}/yes"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x.png").touch()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "real" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "dead.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "in" / "pipe.png")  # reading it would wait for ever
+    found = list_files(open_location("/")[0], str(tmp_path / "in"))
+    assert found == [str(tmp_path / "in" / name) for name in ("dead.png", "link/x.png")]
+
+
+def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
+    fs, root = open_location("s3://bucket/pages", s3)
+    names = [f"{root}/{name}" for name in ("a", "b", "c", "d/e", "d/f", "g/h", "i")]
+    for name in names:
+        fs.pipe_file(name, b"x")
+    fs.pipe_file(f"{root}/d/", b"")  # as consoles make a folder
+    monkeypatch.setattr(storage, "_LISTING_PAGE", 2)
+    assert list_files(fs, root) == names
+    assert list_files(fs, "no-such-bucket/x") == []
+
+
+# --- atomic writes --------------------------------------------------------------------------------
+
+
+def test_writing_replaces_and_leaves_nothing_else(place):
+    fs, root = place
+    path = f"{root}/data/part-000000.parquet"
+    for payload in (b"first", b"second, longer", b""):
+        write_atomic(fs, path, payload)
+        assert storage.read_bytes(fs, path) == payload
+    assert [name.rpartition("/")[2] for name in fs.ls(f"{root}/data", detail=False)] == [
+        "part-000000.parquet"
+    ]
+
+
+def test_local_writes_appear_whole(tmp_path, monkeypatch):
+    """At the moment of the rename the temporary file is complete and synced to the disk; a
+    reader sees the old bytes up to then."""
+    path = tmp_path / "part.json"
+    write_atomic(*open_location(str(path)), b"old")
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(descriptor):
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        events.append("sync file" if is_file else "sync folder")
+        fsync(descriptor)
+
+    def seen_replace(source, target):
+        assert re.fullmatch(r"\.part\.json\.\d+-[0-9a-f]{8}\.tmp", os.path.basename(source))
+        with open(source, "rb") as file:
+            events.append((path.read_bytes(), file.read(), target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    write_atomic(*open_location(str(path)), b"new")
+    assert events == ["sync file", (b"old", b"new", str(path)), "sync folder"]
+
+
+def test_a_failed_local_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "part.parquet"
+    write_atomic(*open_location(str(path)), b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(*open_location(str(path)), b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["part.parquet"]
+    assert path.read_bytes() == b"old"
+
+
+class _Ftp(MemoryFileSystem):
+    """A filesystem whose readers see files that are being written."""
+
+    protocol = "sftp"
+    store, pseudo_dirs = {}, [""]
+    cut = False
+
+    def pipe_file(self, path, value, **kwargs):
+        super().pipe_file(path, value[:1] if self.cut else value)
+        if self.cut:
+            raise ConnectionError("lost")
+
+
+def test_filesystems_that_show_half_files_get_a_temporary_name():
+    fs = _Ftp()
+    write_atomic(fs, "/out/data/part.parquet", b"old")
+    write_atomic(fs, "/out/data/part.parquet", b"new")
+    assert fs.ls("/out/data", detail=False) == ["/out/data/part.parquet"]
+    fs.cut = True
+    with pytest.raises(ConnectionError):
+        write_atomic(fs, "/out/data/part.parquet", b"newer")
+    assert fs.cat_file("/out/data/part.parquet") == b"new"
+    assert list_files(fs, "/out") == ["/out/data/part.parquet"]

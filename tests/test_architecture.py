@@ -1,0 +1,249 @@
+"""The rules of the house, read from the syntax trees of the files.
+
+Each rule is a function from (path, tree) to the lines that break it, so that it can also be shown to
+find what it is for: a rule that nothing breaks proves little.
+"""
+
+import ast
+import re
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import igpt_core
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["igpt_core", "pipeline", "jobs"]  # each may import those before it
+CORE_PACKAGES = {"torch", "numpy", "PIL", "safetensors", "fsspec"}
+CORE_PACKAGES_WHEN_USED = {"sklearn", "huggingface_hub"}
+NAMES_WITHOUT_MEANING = r"(utils?|common|base|constants?|helpers?|managers?|misc)\.py"
+
+
+def files(*folders):
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(tree):
+    """(line, top-level package, whether at the top of the file) of each import, relative ones out."""
+    at_import = set()
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        at_import.add(node)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            pending.extend(ast.iter_child_nodes(node))
+    for node in ast.walk(tree):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [node.module]
+        elif isinstance(node, ast.Call) and name_of(node.func) in ("import_module", "__import__"):
+            modules = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        for module in modules:
+            yield node.lineno, module.partition(".")[0], node in at_import
+
+
+def name_of(node):
+    """The last part of a name: `load` of `torch.load`."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def mentions(tree, name):
+    """Lines where a name is used, imported, or stands as a string of its own."""
+    for node in ast.walk(tree):
+        found = name_of(node) == name or (isinstance(node, ast.Constant) and node.value == name)
+        if isinstance(node, ast.ImportFrom):
+            found = any(alias.name == name for alias in node.names)
+        if found:
+            yield node.lineno
+
+
+def keyword(call, name):
+    values = [word.value for word in call.keywords if word.arg == name]
+    return values[0].value if values and isinstance(values[0], ast.Constant) else None
+
+
+def layers_go_one_way(path, tree):
+    layer = path.split("/")[0]
+    if layer in LAYERS:
+        above = LAYERS[LAYERS.index(layer) + 1 :]
+        return [line for line, package, _ in imports(tree) if package in above]
+    return []
+
+
+def core_stands_alone(path, tree):
+    if not path.startswith("igpt_core/"):
+        return []
+    allowed = {"igpt_core", *CORE_PACKAGES, *sys.stdlib_module_names}
+    return [
+        line
+        for line, package, at_import in imports(tree)
+        if package not in allowed and (at_import or package not in CORE_PACKAGES_WHEN_USED)
+    ]
+
+
+def ray_in_pipeline_and_jobs(path, tree):
+    if path.startswith(("pipeline/", "jobs/")):
+        return []
+    return [line for line, package, _ in imports(tree) if package == "ray"]
+
+
+def one_caller_of_map_batches(path, tree):
+    return [] if path == "pipeline/stage.py" else list(mentions(tree, "map_batches"))
+
+
+def one_door_to_attention(path, tree):
+    found = mentions(tree, "scaled_dot_product_attention")
+    return [] if path == "igpt_core/attention.py" else list(found)
+
+
+def one_place_for_the_pixel_scale(path, tree):
+    return [] if path == "igpt_core/palette.py" else list(mentions(tree, 127.5))
+
+
+def pickles_hold_weights_only(path, tree):
+    if "torch" not in {package for _, package, _ in imports(tree)}:
+        return []
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func) == "torch.load"
+            or (isinstance(node.func, ast.Name) and node.func.id == "load")
+        )
+        and keyword(node, "weights_only") is not True
+    ]
+
+
+def weights_fit_strictly(path, tree):
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and name_of(node.func) == "load_state_dict"
+        and keyword(node, "strict") is False
+    ]
+
+
+def names_with_meaning(path, tree):
+    return [1] if re.fullmatch(NAMES_WITHOUT_MEANING, path.rpartition("/")[2]) else []
+
+
+# The rule, a file that would break it, and one that would not.
+RULES = {
+    layers_go_one_way: [
+        ("igpt_core/a.py", "def f():\n    from pipeline.rows import ID"),
+        ("igpt_core/a.py", "import importlib\nimportlib.import_module('jobs.complete')"),
+        ("pipeline/stages/a.py", "import jobs.complete"),
+    ],
+    core_stands_alone: [
+        ("igpt_core/a.py", "import click"),
+        ("igpt_core/a.py", "import sklearn.linear_model"),
+        (
+            "igpt_core/a.py",
+            "class A:\n    try:\n        import sklearn\n    except ImportError: ...",
+        ),
+        ("igpt_core/a.py", "def f():\n    import pandas"),
+    ],
+    ray_in_pipeline_and_jobs: [("benchmarks/a.py", "def f():\n    from ray.data import Dataset")],
+    one_caller_of_map_batches: [
+        ("pipeline/run.py", "dataset.map_batches(f)"),
+        ("jobs/a.py", "getattr(dataset, 'map_batches')(f)"),
+    ],
+    one_door_to_attention: [
+        ("igpt_core/a.py", "from torch.nn.functional import scaled_dot_product_attention as f"),
+        ("pipeline/a.py", "F.scaled_dot_product_attention(q, k, v)"),
+    ],
+    one_place_for_the_pixel_scale: [("igpt_core/a.py", "x = 127.5 * (v + 1)")],
+    pickles_hold_weights_only: [
+        ("tests/a.py", "import torch\ntorch.load(f)"),
+        ("pipeline/a.py", "import torch\ntorch.load(f, weights_only=False)"),
+        ("pipeline/a.py", "from torch import load\nload(f)"),
+    ],
+    weights_fit_strictly: [("pipeline/a.py", "model.load_state_dict(w, strict=False)")],
+    names_with_meaning: [("pipeline/utils.py", ""), ("jobs/base.py", "")],
+}
+ALLOWED = [
+    ("jobs/a.py", "import ray\nfrom pipeline import rows\nfrom igpt_core import Palette"),
+    ("pipeline/a.py", "import ray\nfrom igpt_core.palette import Palette\nimport pipeline.rows"),
+    ("pipeline/stage.py", "dataset.map_batches(f)"),
+    ("igpt_core/a.py", "import os, torch, PIL.Image\ndef f():\n    import sklearn\n    return 127"),
+    ("igpt_core/attention.py", "F.scaled_dot_product_attention(q, k, v)"),
+    ("igpt_core/palette.py", "x = 127.5"),
+    ("igpt_core/a.py", '"""Pixels are 127.5 times ..., see map_batches."""'),
+    ("igpt_core/a.py", "import torch, json\ntorch.load(f, weights_only=True)\njson.load(f)"),
+    ("igpt_core/a.py", "model.load_state_dict(w, assign=True)"),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(rule):
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in files(*LAYERS, "benchmarks")
+        for line in rule(path.relative_to(ROOT).as_posix(), ast.parse(path.read_text("utf-8")))
+    ]
+    assert not broken, broken
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_finds_what_breaks_it(rule):
+    for path, source in RULES[rule]:
+        assert rule(path, ast.parse(source)), source
+    for path, source in ALLOWED:
+        assert not rule(path, ast.parse(source)), source
+
+
+def test_tests_load_pickles_with_care_too():
+    broken = [
+        f"{path.name}:{line}"
+        for path in files("tests")
+        for line in pickles_hold_weights_only(path.name, ast.parse(path.read_text("utf-8")))
+    ]
+    assert not broken, broken
+
+
+def test_public_names_are_sorted_and_complete():
+    public = {
+        name
+        for name, value in vars(igpt_core).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert igpt_core.__all__ == sorted(public)
+
+
+def test_public_names_that_others_rely_on():
+    promised = """
+        ImageGPTConfig ImageGPTFeatureExtractor ImageGPTForCausalImageModeling
+        ImageGPTImageProcessor ImageGPTModel Palette SamplingConfig VARIANTS complete load_model
+        token_nll
+    """
+    assert not set(promised.split()) - set(igpt_core.__all__)
+
+
+def test_readme_names_every_file():
+    """As often as there are files of a name: two jobs may share one with a stage."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    named = Counter(re.findall(r"(?<![\w.])\w+\.py\b", text))
+    there = Counter(path.name for path in files(*LAYERS) if path.stat().st_size)
+    assert there, "no files found"
+    missing = {name: n - named[name] for name, n in there.items() if named[name] < n}
+    assert not missing, f"not in README.md: {missing}"
+
+
+def test_what_readme_names_exists():
+    text = (ROOT / "README.md").read_text("utf-8")
+    named = set(re.findall(r"(?<![\w.])\w+\.py\b", text))
+    there = {path.name for path in files(*LAYERS, "benchmarks", "tests")}
+    assert not named - there
+
+
+def test_tests_are_no_package():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
