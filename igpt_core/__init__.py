@@ -32,8 +32,7 @@ from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import bits_per_pixel, token_nll
 from igpt_core.training import TrainingConfig
 
-__all__ = [
-    "VARIANTS",
+__all__ = [  # noqa: RUF022, in the order of sorted()
     "BatchFeature",
     "CausalOutput",
     "CheckpointError",
@@ -49,6 +48,7 @@ __all__ = [
     "Palette",
     "SamplingConfig",
     "TrainingConfig",
+    "VARIANTS",
     "bits_per_pixel",
     "complete",
     "encode_png",

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import click
 
 from igpt_core.checkpoint import CheckpointError
-from jobs import complete, demo, quantize, report, train
+from jobs import complete, demo, palette, quantize, report, train
 from pipeline.run import OverErrorBudget, RunFailed
 from pipeline.storage import UsageError
 
 COMMANDS = (
     demo.COMMAND,
+    palette.COMMAND,
     quantize.COMMAND,
     complete.COMMAND,
     train.COMMAND,

@@ -8,20 +8,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from igpt_core.checkpoint import load_palette
 from igpt_core.config import ImageGPTConfig
-from igpt_core.palette import Palette
 from igpt_core.training import TrainingConfig, evaluate
 from jobs.command import command
-from pipeline.options import InputOptions, StorageOptions
-from pipeline.shards import plan_shards
-from pipeline.stages.images import ReadImages
+from pipeline.options import PixelOptions, StorageOptions
 from pipeline.storage import UsageError, options_for
-from pipeline.train import load_tokens, run_training
-
-SHARD_SIZE = 1024
+from pipeline.train import read_tokens, run_training
 
 
-class TrainOptions(InputOptions, StorageOptions):
+class TrainOptions(PixelOptions, StorageOptions):
     output: str = Field(description="local folder for the model and its log")
     palette: str = Field(description="palette (.npy) or model folder that has one")
     image_size: int = Field(32, ge=1, description="pixels a side")
@@ -54,7 +50,7 @@ def run(options: TrainOptions) -> None:
         dtype=getattr(torch, options.dtype),
         seed=options.seed,
     )
-    palette = Palette.load(options.palette)
+    palette = load_palette(options.palette, options_for(options.storage_options, "model"))
     model_config = ImageGPTConfig(
         vocab_size=len(palette) + 1,
         n_positions=options.image_size**2,
@@ -92,30 +88,16 @@ def run(options: TrainOptions) -> None:
 
 
 def _tokens(options: TrainOptions, location: str) -> NDArray[np.uint16]:
-    input_options = options_for(options.storage_options, "input")
-    plan = plan_shards(
+    return read_tokens(
         location,
-        shard_size=SHARD_SIZE,
-        format=options.format,
-        image_column=options.image_column,
-        id_column=options.id_column,
-        keep_columns=[],
-        limit=options.limit,
-        storage_options=input_options,
-    )
-    reader = ReadImages(
-        format=plan.format,
-        image_column=plan.image_column,
-        id_column=plan.id_column,
-        passthrough=plan.passthrough,
         palette=options.palette,
         image_size=options.image_size,
         resize=options.resize,
         crop=options.crop,
-        input_options=input_options,
+        limit=options.limit,
+        input_options=options_for(options.storage_options, "input"),
         model_options=options_for(options.storage_options, "model"),
     )
-    return load_tokens(plan, reader)
 
 
 COMMAND = command(

@@ -11,6 +11,7 @@ import ray
 from ray.data import DataContext
 
 from pipeline.stage import Resources
+from pipeline.storage import UsageError
 
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
@@ -19,20 +20,15 @@ _SHARE_OF_CPUS = 0.9
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Ray for the length of a job: the cluster at `address` or RAY_ADDRESS, else a private one."""
+    """Ray for the length of a job: the session that this process has already, the cluster at
+    `address` or RAY_ADDRESS, else a private one on this machine."""
     # Ray's own lines would drown the job's: they stay in its log files.
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    target = address or os.environ.get("RAY_ADDRESS")
-    private = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    with _stderr_closed():
-        ray.init(
-            address=target or "local",
-            log_to_driver=False,
-            logging_level="error",
-            **({} if target else private),
-        )
+    ours = not ray.is_initialized()
+    if ours:
+        _join_or_start(address or os.environ.get("RAY_ADDRESS"))
     context = DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False
@@ -42,7 +38,25 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
+
+
+def _join_or_start(address: str | None) -> None:
+    private = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    with _stderr_closed():
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="error",
+                **({} if address else private),
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"cannot join the Ray cluster at {address or 'local'}: "
+                f"{' '.join(str(error).split())[:200]}; check --address and RAY_ADDRESS"
+            ) from error
 
 
 @contextmanager

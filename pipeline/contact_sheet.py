@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.labels import printable, shortened
 from pipeline.sheet_rows import Entry, Picture
 
 _CELL = 128  # about; pictures grow by a whole factor
@@ -23,20 +24,6 @@ _MISSING, _HATCH = "#eceef2", "#d3d7de"
 def scale_of(side: int) -> int:
     """The whole factor by which pictures of `side` pixels are shown."""
     return max(1, round(_CELL / side))
-
-
-def printable(text: str) -> str:
-    """The text with control, invisible and direction characters written as escapes."""
-    hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in hidden else c for c in text)
-
-
-def shortened(text: str, length: int) -> str:
-    """At most `length` characters, cut in the middle: of a path both ends tell rows apart."""
-    if len(text) <= length:
-        return text
-    head = (length - 1) // 3
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
 def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
@@ -68,7 +55,7 @@ def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
                 _text(draw, (left, top - _TITLES), picture.title, 12, _QUIET, cell)
             _place(sheet, picture, left, y + _LABEL - 4)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from pipeline.contact_sheet import printable
+from pipeline.labels import printable
+from pipeline.parts import ROW_GROUP_ROWS
 from pipeline.rows import ID, JOBS
 from pipeline.run_record import RunRecord
 
@@ -70,7 +71,7 @@ SELECT * FROM 'data/*.parquet' LIMIT 10;
 
 
 def _header(record: RunRecord) -> dict[str, Any]:
-    rows = record.figures.rows - record.figures.errors
+    rows = record.figures.rows
     header: dict[str, Any] = {
         "pretty_name": _NAMES[record.job],
         "tags": ["imagegpt", "igpt"],
@@ -79,6 +80,9 @@ def _header(record: RunRecord) -> dict[str, Any]:
             {
                 "config_name": "default",
                 "data_files": [{"split": "train", "path": "data/*.parquet"}],
+                # By default `datasets` takes the rows of a part's first row group, and stops with
+                # an error at a part without rows.
+                "batch_size": ROW_GROUP_ROWS,
             }
         ],
     }
@@ -88,8 +92,7 @@ def _header(record: RunRecord) -> dict[str, Any]:
 
 
 def _counted(record: RunRecord) -> str:
-    good = record.figures.rows - record.figures.errors
-    text = f"{good:,} rows."
+    text = f"{record.figures.rows:,} rows."
     return text if record.finished else f"{text} {record.status}."
 
 
@@ -108,9 +111,10 @@ def _origin(record: RunRecord) -> str:
     lines = [
         ("model", (run.get("model") or {}).get("location")),
         ("model fingerprint", (run.get("model") or {}).get("fingerprint")),
+        ("palette", (run.get("palette") or {}).get("location")),
         ("palette fingerprint", (run.get("palette") or {}).get("fingerprint")),
         ("image size", f"{run['image_size']} x {run['image_size']}"),
-        ("seed", run["seed"]),
+        ("seed", run.get("seed")),
         ("created", run["created"]),
         ("versions", versions),
     ]

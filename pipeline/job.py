@@ -10,7 +10,7 @@ from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprin
 from igpt_core.config import ImageGPTConfig
 from igpt_core.palette import Palette
 from pipeline import cluster, rows
-from pipeline.options import ImageJobOptions, ModelOptions
+from pipeline.options import ImageJobOptions, InputJobOptions, ModelOptions
 from pipeline.parts import WriteParts
 from pipeline.report import write_report
 from pipeline.run import execute
@@ -126,13 +126,12 @@ class Job:
 
     def run(self, stages: Sequence[Stage]) -> dict[str, Any]:
         """Execute and report; the content of report.json. Raises as `execute` does."""
-        mode = "json" if self.options.json_lines else "quiet" if self.options.quiet else "text"
         report = execute(
             self.directory,
             self.plan,
             stages,
             max_error_fraction=self.options.max_error_fraction,
-            progress=mode,
+            progress=self.options.progress,
         )
         write_report(
             self.directory.location,
@@ -174,7 +173,7 @@ def prepare(
         size = recorded["results"]["shard_size"]
     plan = directory.plan() if recorded is not None else None
     if plan is None:
-        plan = _plan(options, size)
+        plan = make_plan(options, size)
         rows.schema_for(name, quantizer.image_size**2, passthrough=plan.passthrough)
         wanted["shard_size"] = plan.shard_size
         record = new_record(
@@ -219,7 +218,8 @@ def _dependencies(
     }
 
 
-def _plan(options: ImageJobOptions, size: Callable[[int], int] | int) -> Plan:
+def make_plan(options: InputJobOptions, size: Callable[[int], int] | int) -> Plan:
+    """The plan of an input that is begun now. Raises UsageError."""
     keep = options.keep_columns
     return plan_shards(
         options.input,

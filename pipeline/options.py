@@ -1,4 +1,4 @@
-"""Options of the jobs over images, as pydantic models: type, bounds, default and help in one place."""
+"""Options of the jobs over images, as pydantic models: type, bounds, default and help together."""
 
 from typing import Any, Literal
 
@@ -16,22 +16,32 @@ class Options(BaseModel):
     )
     debug: bool = Field(False, description="show tracebacks")
 
+    @property
+    def progress(self) -> Literal["text", "json", "quiet"]:
+        """How a job shows its progress."""
+        return "json" if self.json_lines else "quiet" if self.quiet else "text"
 
-class InputOptions(Options):
+
+class PixelOptions(Options):
     """Where images come from and how they become pixels."""
 
     input: str = Field(description="file, folder, glob or comma-list of them, local or a URI")
+    limit: int | None = Field(None, ge=1, description="first N rows only")
+    resize: Literal["exact", "fast"] = Field(
+        "exact", description="fast: decode JPEGs at reduced size first"
+    )
+    crop: Literal["squash", "center"] = Field("squash", description="how to make images square")
+
+
+class InputOptions(PixelOptions):
+    """How to read tables of images."""
+
     format: Literal["auto", "images", "parquet"] = Field("auto", description="of the input")
     image_column: str | None = Field(None, description="Parquet column [default: found by type]")
     id_column: str | None = Field(None, description="column that names rows [default: file#row]")
     keep_columns: str | None = Field(
         None, description="comma-list of columns to pass through [default: all]"
     )
-    limit: int | None = Field(None, ge=1, description="first N rows only")
-    resize: Literal["exact", "fast"] = Field(
-        "exact", description="fast: decode JPEGs at reduced size first"
-    )
-    crop: Literal["squash", "center"] = Field("squash", description="how to make images square")
 
 
 class ClusterOptions(Options):
@@ -42,10 +52,6 @@ class ClusterOptions(Options):
     )
     cpu_actors: int | None = Field(None, ge=1, description="reading actors [default: by CPUs]")
     shard_size: int | None = Field(None, ge=1, description="rows of a part [default: by job]")
-    max_error_fraction: float = Field(
-        0.1, ge=0, le=1, description="stop with exit code 3 above this share of bad rows"
-    )
-    overwrite: bool = Field(False, description="replace the run in --output")
 
 
 class StorageOptions(Options):
@@ -70,7 +76,15 @@ class ModelOptions(Options):
     )
 
 
-class ImageJobOptions(InputOptions, ClusterOptions, StorageOptions):
+class InputJobOptions(InputOptions, ClusterOptions, StorageOptions):
+    """Options of a job over images on a cluster."""
+
+
+class ImageJobOptions(InputJobOptions):
     """Options of a job from images to a run directory."""
 
+    max_error_fraction: float = Field(
+        0.1, ge=0, le=1, description="stop with exit code 3 above this share of bad rows"
+    )
+    overwrite: bool = Field(False, description="replace the run in --output")
     output: str = Field(description="run directory, local or a URI; the same command resumes it")

@@ -159,13 +159,11 @@ _ERROR_COLUMNS = (
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as a Parquet file; the same bytes for the same table and version of pyarrow."""
     buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        row_group_size=ROW_GROUP_ROWS,
-        compression="zstd",
-        write_page_checksum=True,
-    )
+    with pq.ParquetWriter(
+        buffer, table.schema, compression="zstd", write_page_checksum=True
+    ) as writer:
+        if table.num_rows:  # a row group of no rows stops `datasets`
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     return buffer.getvalue()
 
 

@@ -1,6 +1,6 @@
 """The report of a run, finished or not: report.html, contact_sheet.png, README.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +10,12 @@ from fsspec import AbstractFileSystem
 from igpt_core.palette import Palette
 from pipeline.contact_sheet import draw_sheet
 from pipeline.dataset_card import dataset_card
-from pipeline.report_page import report_page, sheet_title
+from pipeline.report_page import HEADLINES, report_page
 from pipeline.rows import schema_for
+from pipeline.run_directory import RunDirectory
 from pipeline.run_record import RunRecord, read_record
-from pipeline.sheet_rows import read_entries
-from pipeline.storage import UsageError, join, open_location, write_atomic
+from pipeline.sheet_rows import Entry, read_entries
+from pipeline.storage import UsageError, join, write_atomic
 
 
 def write_report(
@@ -31,8 +32,9 @@ def write_report(
 
     Raises UsageError where `output` is no run directory, or the palette is not the run's.
     """
-    fs, root = open_location(output, storage_options)
-    record = read_record(fs, root)
+    directory = RunDirectory.at(output, storage_options or {})
+    fs = directory.fs
+    record = read_record(directory)
     size = int(record.run["image_size"])
     expected = (record.run.get("palette") or {}).get("fingerprint")
     if palette is not None and expected not in (None, palette.fingerprint):
@@ -43,14 +45,29 @@ def write_report(
     entries = read_entries(
         fs, record.filled_parts, job=record.job, image_size=size, palette=palette
     )
-    title, note = sheet_title(record, entries)
+    shown = _shown(record, entries)
+    note = [shown, *record.origin]
+    if any(picture.made_from is not None for entry in entries for picture in entry.pictures):
+        note.append("the bar marks the rows that the model made")
     files = {
-        "contact_sheet.png": draw_sheet(entries, title=title, note=note),
+        "contact_sheet.png": draw_sheet(
+            entries, title=HEADLINES[record.job], note=" · ".join(note)
+        ),
         "README.md": dataset_card(record, schema=_schema(fs, record, size)).encode(),
-        "report.html": report_page(record, entries, output=output).encode(),
+        "report.html": report_page(record, entries, shown=shown, output=output).encode(),
     }
     for name, payload in files.items():
-        write_atomic(fs, join(root, name), payload)
+        write_atomic(fs, join(directory.path, name), payload)
+
+
+def _shown(record: RunRecord, entries: Sequence[Entry]) -> str:
+    if entries and len(entries) == record.figures.rows:
+        return f"All {len(entries):,} images"
+    if entries:
+        return f"{len(entries):,} of {record.figures.rows:,} images, evenly spread over the run"
+    if record.figures.rows:
+        return "No pictures: tokens need the palette of the run"
+    return "No pictures: no row has a result"
 
 
 def _schema(fs: AbstractFileSystem, record: RunRecord, image_size: int) -> pa.Schema:

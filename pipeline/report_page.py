@@ -6,22 +6,26 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from pipeline.contact_sheet import printable, scale_of, shortened
+from pipeline.contact_sheet import scale_of
+from pipeline.labels import duration, printable, rate, shortened
 from pipeline.report_style import STYLE
 from pipeline.run_record import ErrorKind, RunRecord
 from pipeline.sheet_rows import MAX_SAMPLES, Entry, Picture
 from pipeline.storage import join
 
-_HEADLINES = {"complete": "Image completions", "quantize": "Quantized images"}
+HEADLINES = {"complete": "Image completions", "quantize": "Quantized images"}
 _LABEL_LENGTH = 60
 
 
-def report_page(record: RunRecord, entries: Sequence[Entry], *, output: str) -> str:
-    """The page in HTML, pictures and style within. `output` is where the reader finds the run."""
+def report_page(record: RunRecord, entries: Sequence[Entry], *, shown: str, output: str) -> str:
+    """The page in HTML, pictures and style within.
+
+    `shown` says which pictures there are, or why none; `output` is where the reader finds the run.
+    """
     sections = [
         _header(record),
         _key_figures(record),
-        _pictures(record, entries),
+        _pictures(record, entries, shown),
         _errors(record, output),
         _stage_times(record),
         _what_was_run(record),
@@ -35,7 +39,7 @@ def report_page(record: RunRecord, entries: Sequence[Entry], *, output: str) -> 
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{_text(_HEADLINES[record.job])} · {_text(record.status)}</title>
+<title>{_text(HEADLINES[record.job])} · {_text(record.status)}</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
 </head>
@@ -47,28 +51,6 @@ def report_page(record: RunRecord, entries: Sequence[Entry], *, output: str) -> 
 """
 
 
-def sheet_title(record: RunRecord, entries: Sequence[Entry]) -> tuple[str, str]:
-    """Title and second line of the contact sheet drawn as a picture."""
-    model = (record.run.get("model") or {}).get("location")
-    told = [
-        _shown(record, entries),
-        f"model {model}" if model else "",
-        f"seed {record.run['seed']}",
-    ]
-    if any(picture.made_from is not None for entry in entries for picture in entry.pictures):
-        told.append("the bar marks the rows that the model made")
-    return _HEADLINES[record.job], " · ".join(part for part in told if part)
-
-
-def _shown(record: RunRecord, entries: Sequence[Entry]) -> str:
-    good = record.figures.rows - record.figures.errors
-    if entries:
-        return f"{len(entries):,} of {good:,} images, evenly spread over the run"
-    if good:
-        return "No pictures: tokens need the palette of the run"
-    return "No pictures: no row has a result"
-
-
 # --- from the top of the page down ----------------------------------------------------------------
 
 
@@ -77,12 +59,11 @@ def _header(record: RunRecord) -> str:
     kind = "done" if record.finished else "partial"
     created = datetime.fromisoformat(run["created"]).astimezone(UTC)
     shown = f"{created.day} {created:%B %Y, %H:%M} UTC"
-    model = (run.get("model") or {}).get("location")
-    by = f"by <b>{_text(model)}</b>, " if model else ""
+    origin = "".join(f"{_text(part)} · " for part in record.origin)
     return f"""<header>
 <p class="status {kind}">{_text(record.status)}</p>
-<h1>{_text(_HEADLINES[record.job])}</h1>
-<p class="quiet"><code>igpt {_text(record.job)}</code> {by}seed {_text(run["seed"])},
+<h1>{_text(HEADLINES[record.job])}</h1>
+<p class="quiet"><code>igpt {_text(record.job)}</code> · {origin}
 <time datetime="{_text(created.isoformat())}">{shown}</time></p>
 <pre class="command">{_shell(run["command"])}</pre>
 </header>
@@ -91,27 +72,24 @@ def _header(record: RunRecord) -> str:
 
 def _key_figures(record: RunRecord) -> str:
     figures = record.figures
-    good = figures.rows - figures.errors
-    share = f"{figures.errors / figures.rows:.1%} of the rows" if figures.errors else ""
-    wall = f"{figures.resumed_shards:,} shards from earlier" if figures.resumed_shards else ""
-    if not record.finished:
-        wall = "without pauses"
+    share = figures.errors / max(figures.rows + figures.errors, 1)
+    pauses = "" if figures.in_one_run else "without pauses"
     tiles = [
-        _tile("Images", good, f"{good:,}", "with a result"),
-        _tile("Errors", figures.errors, f"{figures.errors:,}", share),
-        _tile("Images per second", figures.images_per_second, _rate(figures.images_per_second)),
-        _tile("Tokens per second", figures.tokens_per_second, _rate(figures.tokens_per_second)),
-        _tile("Wall time", figures.seconds, _duration(figures.seconds), wall),
+        _tile("Images", figures.rows, f"{figures.rows:,}", "with a result"),
+        _tile("Errors", figures.errors, f"{figures.errors:,}", f"{share:.1%} of all"),
+        _tile("Images per second", figures.images_per_second, rate(figures.images_per_second)),
+        _tile("Tokens per second", figures.tokens_per_second, rate(figures.tokens_per_second)),
+        _tile("Wall time", figures.seconds, duration(figures.seconds), pauses),
     ]
     if not figures.tokens:
         del tiles[3]
     return f'<section class="tiles" aria-label="Key figures">{"".join(tiles)}</section>\n'
 
 
-def _pictures(record: RunRecord, entries: Sequence[Entry]) -> str:
-    shown = f'<p class="quiet">{_text(_shown(record, entries))}.</p>'
+def _pictures(record: RunRecord, entries: Sequence[Entry], shown: str) -> str:
+    says = f'<p class="quiet">{_text(shown)}.</p>'
     if not entries:
-        return f"<section><h2>Pictures</h2>{shown}</section>\n"
+        return f"<section><h2>Pictures</h2>{says}</section>\n"
     pictures = entries[0].pictures
     side = pictures[0].side
     scale = scale_of(side)
@@ -127,7 +105,7 @@ def _pictures(record: RunRecord, entries: Sequence[Entry]) -> str:
     figures = "".join(_figure(entry) for entry in entries)
     return f"""<section>
 <h2>Pictures</h2>
-{shown}{legend}
+{says}{legend}
 <div class="sheet{single}" style="{cells}">
 {figures}</div>
 </section>
@@ -135,7 +113,7 @@ def _pictures(record: RunRecord, entries: Sequence[Entry]) -> str:
 
 
 def _samples_left_out(record: RunRecord) -> str:
-    samples = int(record.run["options"].get("samples", 1))
+    samples = int(record.run["options"].get("samples") or 1)
     return f"the first {MAX_SAMPLES} of {samples} completions" if samples > MAX_SAMPLES else ""
 
 
@@ -192,7 +170,7 @@ def _stage_times(record: RunRecord) -> str:
         return ""
     bars = "".join(
         f'<b>{_text(stage)}</b><div class="track"><div style="width: {spent / longest:.1%}"></div>'
-        f'</div><span><data value="{spent!r}">{_duration(spent)}</data> '
+        f'</div><span><data value="{spent!r}">{duration(spent)}</data> '
         f"· {spent / sum(seconds.values()):.0%}</span>"
         for stage, spent in seconds.items()
     )
@@ -212,9 +190,10 @@ def _what_was_run(record: RunRecord) -> str:
         "job": record.job,
         "model": model.get("location"),
         "model fingerprint": model.get("fingerprint"),
+        "palette": palette.get("location"),
         "palette fingerprint": palette.get("fingerprint"),
         "image size": f"{run['image_size']} x {run['image_size']}",
-        "seed": run["seed"],
+        "seed": run.get("seed"),
         "started": run["created"],
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
     }
@@ -278,18 +257,3 @@ def _tile(name: str, value: float, shown: str, note: str = "") -> str:
         f'<div class="tile"><span>{name}</span><data value="{value!r}">{shown}</data>'
         f"<span>{_text(note)}</span></div>"
     )
-
-
-def _rate(value: float) -> str:
-    """Three digits, more where the whole part has more."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{_rate(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"

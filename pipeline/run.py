@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -55,7 +55,9 @@ def execute(
     _check_budget(clock, allowed, plan.rows)
     if pending:
         clock.show()
-        _consume(plan, pending, stages, clock, allowed)
+        for summary in consume(plan, pending, stages):
+            clock.add(summary)
+            _check_budget(clock, allowed, plan.rows)
     _check_complete(directory, plan)
     clock.show(final=True)
     report = {
@@ -74,21 +76,22 @@ def execute(
     return report
 
 
-def _consume(
-    plan: Plan, pending: Sequence[Shard], stages: Sequence[Stage], clock: Progress, allowed: float
-) -> None:
-    """Hand out the pending shards and count what comes back."""
+def consume(
+    plan: Plan, shards: Sequence[Shard], stages: Sequence[Stage]
+) -> Iterator[dict[str, Any]]:
+    """Hand the shards out to the stages; the rows that the last of them makes, as they come.
+
+    Raises RunFailed where a stage does.
+    """
     table = plan.to_table()
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
-    blocks = [table.slice(row_of[shard.index], 1) for shard in pending]
-    dataset = chain(blocks, stages, block_rows=max(shard.rows for shard in pending))
+    blocks = [table.slice(row_of[shard.index], 1) for shard in shards]
+    dataset = chain(blocks, stages, block_rows=max(shard.rows for shard in shards))
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
-        with closing(iter(batches)) as summaries:
-            for summary in summaries:
-                for row in summary.to_pylist():
-                    clock.add(row)
-                    _check_budget(clock, allowed, plan.rows)
+        with closing(iter(batches)) as results:
+            for result in results:
+                yield from result.to_pylist()
     except ray.exceptions.RayError as error:
         raise RunFailed(
             f"a stage failed: {_cause(error)}; what is done is kept; next: the same command again"

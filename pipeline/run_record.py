@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.parts import part_name
 from pipeline.rows import JOBS
-from pipeline.storage import UsageError, exists, join, list_files, read_bytes
+from pipeline.run_directory import PLAN_FILE, RUN_FILE, RunDirectory
+from pipeline.storage import UsageError, exists, join, read_bytes
 
-FORMAT = 1
+REPORT_FILE = "report.json"
 EXAMPLES = 5
 _THREADS = 32
-_PART = re.compile(r"/part-\d+\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,22 @@ class ErrorKind:
 
 @dataclass(frozen=True)
 class Figures:
-    """Sums over the finished shards, and speeds.
+    """Sums over the finished shards.
 
-    `rows` counts failed rows too. `seconds` is the wall time of the last run where all shards are
-    finished, else the time in which at least one shard was in work; the speeds are those of that
-    time. `stage_seconds` add up over all actors.
+    `rows` have a result, `errors` have none; both count in the speeds. `seconds` is the wall time
+    of the run; where it was interrupted, the time in which at least one shard was in work.
+    `stage_seconds` add up over all actors.
     """
 
     rows: int
     errors: int
     tokens: int
     seconds: float
+    in_one_run: bool
     images_per_second: float
     tokens_per_second: float
     stage_seconds: Mapping[str, float]
     hosts: int
-    resumed_shards: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RunRecord:
     """A run as its directory shows it.
 
     `run` is run.json as it was written. `parts` are the paths of the finished shards' results, in
-    order; `filled_parts` those that may hold rows. `planned` is the number of shards, None where
+    order; `filled_parts` those that hold rows. `planned` is the number of shards, None where
     the directory does not say.
     """
 
@@ -73,6 +73,13 @@ class RunRecord:
     @property
     def job(self) -> str:
         return str(self.run["job"])
+
+    @property
+    def origin(self) -> list[str]:
+        """The model by the last part of its location, and the seed; jobs may have neither."""
+        model, seed = self.run.get("model"), self.run.get("seed")
+        origin = [f"model {model['location'].rstrip('/').rpartition('/')[2]}"] if model else []
+        return origin if seed is None else [*origin, f"seed {seed}"]
 
     @property
     def status(self) -> str:
@@ -92,26 +99,28 @@ class _Part:
     errors: Sequence[ErrorKind]
 
 
-def read_record(fs: AbstractFileSystem, root: str) -> RunRecord:
-    """Reads all of a run directory but its results. Raises UsageError where `root` is none."""
-    run = _read_json(fs, join(root, "run.json"))
+def read_record(directory: RunDirectory) -> RunRecord:
+    """Reads all of a run directory but its results. Raises UsageError where it is none."""
+    run = directory.record()
     if run is None:
-        raise UsageError(f"expected a run directory at {root}, found no run.json; check the path")
-    if run.get("format") != FORMAT or run.get("job") not in JOBS:
         raise UsageError(
-            f"expected a run of {' or '.join(JOBS)} in format {FORMAT} at {root}, found "
-            f"{run.get('job')} in format {run.get('format')}; use the version that wrote it"
+            f"expected a run directory, found no {RUN_FILE} in {directory.location}; check the path"
         )
-    paths = [path for path in list_files(fs, join(root, "data")) if _PART.search(path)]
+    if run["job"] not in JOBS:
+        raise UsageError(
+            f"{directory.location} is a run of {run['job']}, this igpt knows {', '.join(JOBS)}; "
+            "next: the version of igpt that wrote it"
+        )
+    shards = sorted(directory.finished())
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(lambda path: _read_part(fs, root, path), paths))
-    report = _read_json(fs, join(root, "report.json"))
-    planned = _planned(fs, root, report)
+        parts = list(pool.map(lambda shard: _read_part(directory, shard), shards))
+    report = _read_json(directory, REPORT_FILE)
+    planned = _planned(directory, report)
     finished = report is not None and len(parts) == planned
     return RunRecord(
         run=run,
-        parts=tuple(paths),
-        filled_parts=tuple(part.path for part in parts if part.rows > part.failed),
+        parts=tuple(part.path for part in parts),
+        filled_parts=tuple(part.path for part in parts if part.rows),
         planned=planned,
         finished=finished,
         figures=_figures(parts, report if finished else None),
@@ -119,41 +128,40 @@ def read_record(fs: AbstractFileSystem, root: str) -> RunRecord:
     )
 
 
-def _read_json(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
+def _read_json(directory: RunDirectory, name: str) -> dict[str, Any] | None:
+    path = join(directory.path, name)
     try:
-        raw = read_bytes(fs, path)
+        return dict(json.loads(read_bytes(directory.fs, path)))
     except FileNotFoundError:
         return None
-    try:
-        value = json.loads(raw)
-    except ValueError as error:
-        raise UsageError(f"expected JSON in {path}, found other text: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"expected a JSON object in {path}, found {type(value).__name__}")
-    return value
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"expected a JSON object in {path}, found other text: {error}") from error
 
 
-def _planned(fs: AbstractFileSystem, root: str, report: Mapping[str, Any] | None) -> int | None:
-    path = join(root, "plan.parquet")
-    if exists(fs, path):
-        with fs.open(path, "rb") as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)  # one row a shard
+def _planned(directory: RunDirectory, report: Mapping[str, Any] | None) -> int | None:
+    path = join(directory.path, PLAN_FILE)
+    if exists(directory.fs, path):
+        return row_count(directory.fs, path)  # one row a shard
     return None if report is None else int(report["shards"])
 
 
-def _read_part(fs: AbstractFileSystem, root: str, path: str) -> _Part:
-    """A finished shard. Only its results must exist; where stats/ lacks it, they are counted."""
-    name = path.rpartition("/")[2].removesuffix(".parquet")
-    stats = _read_json(fs, join(root, "stats", f"{name}.json"))
-    kinds: Sequence[ErrorKind] = ()
-    # An attempt that was killed may have left errors that its successor did not meet.
-    if stats is None or stats["errors"]:
-        kinds = _read_errors(fs, join(root, "errors", f"{name}.parquet"))
-    if stats is not None:
-        return _Part(path, int(stats["rows"]), int(stats["errors"]), stats, kinds)
-    failed = sum(kind.count for kind in kinds)
+def row_count(fs: AbstractFileSystem, path: str) -> int:
+    """Rows of a Parquet file, from its footer."""
     with fs.open(path, "rb") as file:
-        return _Part(path, pq.ParquetFile(file).metadata.num_rows + failed, failed, {}, kinds)
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def _read_part(directory: RunDirectory, shard: int) -> _Part:
+    """A finished shard. Only its results must be there: what stats/ lacks is counted."""
+    path = join(directory.path, part_name("data", shard))
+    stats = _read_json(directory, part_name("stats", shard))
+    kinds: Sequence[ErrorKind] = ()
+    if stats is None or stats["errors"]:
+        kinds = _read_errors(directory.fs, join(directory.path, part_name("errors", shard)))
+    if stats is None:
+        failed = sum(kind.count for kind in kinds)
+        return _Part(path, row_count(directory.fs, path), failed, {}, kinds)
+    return _Part(path, int(stats["rows"]), int(stats["errors"]), stats, kinds)
 
 
 def _read_errors(fs: AbstractFileSystem, path: str) -> Sequence[ErrorKind]:
@@ -191,30 +199,33 @@ def _merged(kinds: Iterable[ErrorKind]) -> tuple[ErrorKind, ...]:
 
 
 def _figures(parts: Sequence[_Part], report: Mapping[str, Any] | None) -> Figures:
-    stats = [part.stats for part in parts]
+    timed = [part for part in parts if part.stats]
     stages: Counter[str] = Counter()
-    for shard in stats:
-        stages.update(shard.get("seconds", {}))
-    rows = sum(part.rows for part in parts)
-    tokens = sum(int(shard.get("tokens", 0)) for shard in stats)
-    if report is None:
-        seconds = _covered([(s["started"], s["finished"]) for s in stats if s])
-        timed = sum(part.rows for part in parts if part.stats)
-        per_second = (timed / seconds, tokens / seconds) if seconds else (0.0, 0.0)
-    else:
+    for part in timed:
+        stages.update(part.stats["seconds"])
+    tokens = sum(int(part.stats["tokens"]) for part in timed)
+    in_one_run = report is not None and not report["resumed_shards"]
+    if report is not None and in_one_run:
         seconds = float(report["seconds"])
-        per_second = (float(report["images_per_second"]), float(report["tokens_per_second"]))
+    else:
+        seconds = _covered(_span(part.stats) for part in timed)
+    images = sum(part.rows + part.failed for part in timed)
     return Figures(
-        rows=rows,
+        rows=sum(part.rows for part in parts),
         errors=sum(part.failed for part in parts),
         tokens=tokens,
         seconds=seconds,
-        images_per_second=per_second[0],
-        tokens_per_second=per_second[1],
+        in_one_run=in_one_run,
+        images_per_second=images / seconds if seconds else 0.0,
+        tokens_per_second=tokens / seconds if seconds else 0.0,
         stage_seconds=dict(stages),
-        hosts=len({shard["host"] for shard in stats if shard}),
-        resumed_shards=int(report.get("resumed_shards", 0)) if report else 0,
+        hosts=len({part.stats["host"] for part in timed}),
     )
+
+
+def _span(stats: Mapping[str, Any]) -> tuple[float, float]:
+    """From when to when a shard was in work, its waiting between stages left out; unix seconds."""
+    return stats["finished"] - sum(stats["seconds"].values()), stats["finished"]
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -324,6 +324,9 @@ def _choose(
 
 # --- the footers of Parquet files -----------------------------------------------------------------
 
+# What a missing, unreachable or damaged Parquet file raises (names in it may not be UTF-8).
+PARQUET_ERRORS = (*STORE_ERRORS, pa.ArrowException, UnicodeDecodeError)
+
 _FOOTER_THREADS = 32
 _FOOTER_ROUND = 512
 _FOOTER_BYTES = 64 << 10
@@ -363,7 +366,7 @@ def _footer(file: _File, options: Mapping[str, Any]) -> tuple[pq.FileMetaData, p
         else:
             footer = _remote_footer(fs, path)
         return footer, footer.schema.to_arrow_schema()
-    except (*STORE_ERRORS, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise UsageError(
             f"cannot read the Parquet footer of {file.path}: {one_line(error)}; repair the file "
             "or leave it out of --input"

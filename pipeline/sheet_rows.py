@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from igpt_core.palette import Palette
 from igpt_core.pixels import encode_png
 from pipeline import rows
-from pipeline.storage import UsageError
+from pipeline.run_record import row_count
 
 ROWS = 24
 MAX_SAMPLES = 6
@@ -59,7 +59,7 @@ def read_entries(
     columns, entry = _JOBS[job]
     chosen = [parts[i] for i in spread(len(parts), n)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        counts = list(pool.map(lambda path: _count(fs, path), chosen))
+        counts = list(pool.map(lambda path: row_count(fs, path), chosen))
         wanted = _by_part(counts, spread(sum(counts), n))
         found = pool.map(
             lambda item: list(_read_rows(fs, chosen[item[0]], item[1], columns)), wanted.items()
@@ -82,11 +82,6 @@ def _by_part(counts: Sequence[int], picks: Sequence[int]) -> dict[int, list[int]
         part = int(np.searchsorted(starts, pick, side="right")) - 1
         wanted.setdefault(part, []).append(pick - int(starts[part]))
     return wanted
-
-
-def _count(fs: AbstractFileSystem, path: str) -> int:
-    with fs.open(path, "rb") as file:
-        return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 def _read_rows(
@@ -128,8 +123,7 @@ def _completion(row: Mapping[str, Any], side: int, palette: Palette | None) -> E
 
 
 def _quantized(row: Mapping[str, Any], side: int, palette: Palette | None) -> Entry:
-    if palette is None:
-        raise UsageError("pictures of tokens need the palette of the run; give its location")
+    assert palette is not None  # read_entries sees to it
     tokens = np.array(row[rows.TOKENS.name], np.uint16).reshape(side, side)
     png = encode_png(palette.decode(tokens))
     return Entry(row[rows.ID.name], (Picture("quantized", png, side),))

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.rows import RowError
-from pipeline.shards import FileSlice, Shard, is_image
-from pipeline.storage import STORE_ERRORS, is_local, open_location, read_bytes
+from pipeline.shards import PARQUET_ERRORS, FileSlice, Shard, is_image
+from pipeline.storage import is_local, open_location, read_bytes
 
 STAGE = "read"
 
@@ -134,20 +134,17 @@ def _read_ahead(
     ahead: deque[tuple[FileSlice, Future[bytes | RowError]]] = deque()
     window, largest = _CHUNK_FILES, 1
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        try:
-            while True:
-                for piece in islice(waiting, max(window - len(ahead), 0)):
-                    ahead.append((piece, pool.submit(read, piece)))
-                if not ahead:
-                    return
-                piece, future = ahead.popleft()
-                image = future.result()
-                if isinstance(image, bytes):
-                    largest = max(largest, len(image))
-                window = min(_FILES_AHEAD, _BYTES_AHEAD // largest + 1)
-                yield piece, image
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while True:
+            for piece in islice(waiting, max(window - len(ahead), 0)):
+                ahead.append((piece, pool.submit(read, piece)))
+            if not ahead:
+                return
+            piece, future = ahead.popleft()
+            image = future.result()
+            if isinstance(image, bytes):
+                largest = max(largest, len(image))
+            window = min(_FILES_AHEAD, _BYTES_AHEAD // largest + 1)
+            yield piece, image
 
 
 # --- Parquet --------------------------------------------------------------------------------------
@@ -176,8 +173,7 @@ class ChangedFile(Exception):
     """A file is not what it was when the run was planned."""
 
 
-# What a missing, unreachable or damaged file raises.
-_UNREADABLE = (*STORE_ERRORS, pa.ArrowException, ChangedFile)
+_UNREADABLE = (*PARQUET_ERRORS, ChangedFile)
 
 
 def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
@@ -192,7 +188,7 @@ def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
             first = 0
             for group in range(parquet.num_row_groups):
                 end = first + parquet.metadata.row_group(group).num_rows
-                part = replace(piece, start=max(piece.start, first), stop=min(piece.stop, end))
+                part = replace(piece, start=max(row, first), stop=min(piece.stop, end))
                 if part.start < part.stop:
                     yield from _read_group(parquet, group, first, columns, part, options)
                     row = part.stop
@@ -241,7 +237,7 @@ def _read_group(
     From a damaged page on, a row group cannot be read further: those rows are the failed ones.
     """
     row = part.start
-    size = _chunk_rows(parquet.metadata.row_group(group), columns)
+    size = _chunk_rows(parquet.metadata.row_group(group))
     try:
         for at, batch in _batches(parquet, group, columns, size):
             start, stop = max(row, first + at), min(part.stop, first + at + batch.num_rows)
@@ -258,33 +254,32 @@ def _read_group(
     yield _failed(replace(part, start=row), error, options.passthrough)
 
 
-def _chunk_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
-    """Rows that make a chunk of about _CHUNK_BYTES."""
-    size = 1
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema.split(".")[0] in columns:
-            size += column.total_uncompressed_size
-    return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES * int(group.num_rows) // size))
+def _chunk_rows(group: pq.RowGroupMetaData) -> int:
+    """Rows that make a chunk of about _CHUNK_BYTES.
+
+    Not from the columns' own sizes: where a footer is damaged, pyarrow ends the process over
+    RowGroupMetaData.column.
+    """
+    rows: int = _CHUNK_BYTES * group.num_rows // max(group.total_byte_size, 1)
+    return max(1, min(_CHUNK_ROWS, rows))
 
 
 def _batches(
-    parquet: pq.ParquetFile, group: int, columns: list[str], size: int, *, skip: int = 0
+    parquet: pq.ParquetFile, group: int, columns: list[str], size: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches of a row group from row `skip` on, each with its first row; raises at the very row
-    that cannot be read: where a batch fails, its rows come one by one."""
+    """Batches of a row group, each with its first row; raises at the very row that cannot be
+    read: where a batch fails, all rows come once more, one by one."""
     at = 0
     try:
         for batch in parquet.iter_batches(
             size, row_groups=[group], columns=columns, use_threads=False
         ):
-            if at >= skip:
-                yield at, batch
+            yield at, batch
             at += batch.num_rows
     except _UNREADABLE:
         if size == 1:
             raise
-        yield from _batches(parquet, group, columns, 1, skip=at)
+        yield from _batches(parquet, group, columns, 1)
 
 
 def _chunks(batch: pa.RecordBatch, part: FileSlice, options: ReadOptions) -> Iterator[Chunk]:

@@ -1,4 +1,4 @@
-"""A training run in one process: tokens in memory, a log, a state that a killed run goes on from."""
+"""A training run in one process: tokens in memory, a log, a state to go on from."""
 
 import json
 import logging
@@ -17,10 +17,11 @@ from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
+from igpt_core.pixels import Crop, Resize
 from igpt_core.training import TrainingConfig, TrainingState, make_optimizer, train
 from pipeline import rows
 from pipeline.blocks import tokens_of
-from pipeline.shards import Plan
+from pipeline.shards import plan_shards
 from pipeline.stages.images import ReadImages
 from pipeline.storage import UsageError
 
@@ -31,14 +32,46 @@ OPTIONS_FILE = "training_options.json"
 LOG_FILE = "training_log.jsonl"
 LOG_SECONDS = 15
 SAVE_SECONDS = 300
+SHARD_SIZE = 1024
 
 
-def load_tokens(plan: Plan, reader: ReadImages) -> NDArray[np.uint16]:
-    """The tokens (N, T) of every readable image of a plan, in its order; bad ones are logged."""
+def read_tokens(
+    location: str,
+    *,
+    palette: str,
+    image_size: int,
+    resize: Resize = "exact",
+    crop: Crop = "squash",
+    limit: int | None = None,
+    input_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+) -> NDArray[np.uint16]:
+    """The tokens (N, image_size ** 2) of every readable image of an input; bad ones are logged.
+
+    Args:
+        location: as `plan_shards` takes it.
+        palette: location of a palette's file or of a model folder.
+        resize, crop: as in `load_pixels`.
+    """
+    plan = plan_shards(
+        location, shard_size=SHARD_SIZE, keep_columns=[], limit=limit, storage_options=input_options
+    )
+    read = ReadImages(
+        format=plan.format,
+        image_column=plan.image_column,
+        id_column=None,
+        passthrough=plan.passthrough,
+        palette=palette,
+        image_size=image_size,
+        resize=resize,
+        crop=crop,
+        input_options=input_options or {},
+        model_options=model_options or {},
+    )
     parts = []
     table = plan.to_table()
     for index in range(len(plan.shards)):
-        block = reader(table.slice(index, 1))
+        block = read(table.slice(index, 1))
         good = pc.is_null(block[rows.ERROR_STAGE])
         for bad in block.filter(pc.invert(good)).to_pylist():
             logger.warning("%s left out: %s", bad[rows.SOURCE], bad[rows.ERROR_MESSAGE])

@@ -1,7 +1,7 @@
 """The rules of the house, read from the syntax trees of the files.
 
-Each rule is a function from (path, tree) to the lines that break it, so that it can also be shown to
-find what it is for: a rule that nothing breaks proves little.
+Each rule is a function from (path, tree) to the lines that break it, so that it can also be shown
+to find what it is for: a rule that nothing breaks proves little.
 """
 
 import ast
@@ -27,7 +27,7 @@ def files(*folders):
 
 
 def imports(tree):
-    """(line, top-level package, whether at the top of the file) of each import, relative ones out."""
+    """(line, top-level package, whether run when the file is imported); relative ones left out."""
     at_import = set()
     pending = [tree]
     while pending:

@@ -8,12 +8,23 @@ import numpy as np
 import pyarrow as pa
 
 from igpt_core.checkpoint import load_palette
+from igpt_core.palette import ColorHistogram
 from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
 from pipeline import rows
 from pipeline.blocks import tokens_array, with_seconds
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
 from pipeline.sources import Chunk, read_shard
+
+# What CountColors makes of a shard.
+COLORS = pa.schema(
+    [
+        pa.field("rows", pa.int64()),
+        pa.field("errors", pa.int64()),
+        pa.field("colors", pa.list_(pa.int64())),  # packed 0xRRGGBB
+        pa.field("counts", pa.list_(pa.int64())),
+    ]
+)
 
 
 class ReadImages:
@@ -105,3 +116,46 @@ def decoded(chunk: Chunk, *, size: int, resize: Resize, crop: Crop) -> Iterator[
             yield load_pixels(image, size, resize=resize, crop=crop)
         except ImageError as error:
             yield RowError.of("decode", error)
+
+
+class CountColors:
+    """Blocks of the plan -> a row a shard: its colours, their counts, rows and bad rows.
+
+    Args as of `ReadImages`.
+    """
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        image_column: str | None,
+        image_size: int,
+        resize: Resize,
+        crop: Crop,
+        input_options: Mapping[str, Any],
+    ) -> None:
+        self._reading = {
+            "format": format,
+            "image_column": image_column,
+            "storage_options": input_options,
+        }
+        self._decoding = {"size": image_size, "resize": resize, "crop": crop}
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self._count(shard) for shard in shards_in(block)], COLORS)
+
+    def _count(self, shard: Shard) -> dict[str, Any]:
+        parts, errors = [], 0
+        for chunk in read_shard(shard, **self._reading):
+            pixels = list(decoded(chunk, **self._decoding))
+            good = [item for item in pixels if not isinstance(item, RowError)]
+            errors += len(pixels) - len(good)
+            if good:
+                parts.append(ColorHistogram.of(np.stack(good)))
+        total = ColorHistogram.total(parts)
+        return {
+            "rows": shard.rows - errors,
+            "errors": errors,
+            "colors": total.colors,
+            "counts": total.counts,
+        }

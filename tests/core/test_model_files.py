@@ -220,7 +220,10 @@ def test_s3(tmp_path, monkeypatch):
         paths = model_files("s3://bucket/model", *needed, storage_options=options)
         assert_complete(paths)
         assert model_files("s3://bucket/model/", *needed, storage_options=options) == paths
-        fs.pipe_file("bucket/model/model.safetensors", b"new" + bytes(4997))  # the same size
+        # Somebody else replaces a file by one of the same size, after we have listed the folder.
+        fs.ls("bucket/model")
+        another = fsspec.filesystem("s3", skip_instance_cache=True, **options)
+        another.pipe_file("bucket/model/model.safetensors", b"new" + bytes(4997))
         again = model_files("s3://bucket/model", *needed, storage_options=options)
         assert again[1].read_bytes()[:3] == b"new"
         for uri, words in (

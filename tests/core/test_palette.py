@@ -409,10 +409,10 @@ def test_separate_groups_end_at_their_weighted_means() -> None:
 
 
 def test_a_centre_without_colours_moves_to_where_the_error_is() -> None:
-    histogram = ColorHistogram.of(np.array([[0, 0, 0], [0, 0, 9], [200, 0, 0]], np.uint8))
+    histogram = ColorHistogram.of(np.array([[90, 0, 0], [90, 0, 9], [200, 0, 0]], np.uint8))
     start = np.array([[5, 0, 5], [5, 0, 5], [5, 0, 5]], np.float64)  # two never win
     centres = palette_module._lloyd(histogram, start.T)
-    assert sorted(np.rint(centres.T).tolist()) == [[0, 0, 0], [0, 0, 9], [200, 0, 0]]
+    assert sorted(np.rint(centres.T).tolist()) == [[90, 0, 0], [90, 0, 9], [200, 0, 0]]
 
 
 def test_the_fit_beats_random_colours_and_a_sample() -> None:

@@ -121,6 +121,8 @@ def test_the_file_keeps_schema_and_metadata(completed):
     found = pq.read_schema(path)
     assert found.equals(schema)
     assert found.metadata == schema.metadata
+    named = json.loads(found.metadata[b"huggingface"])["info"]["features"]
+    assert Features.from_dict(named).arrow_schema.equals(found), "a feature that differs is unused"
 
 
 def test_columns_without_a_feature_are_inferred(tmp_path):

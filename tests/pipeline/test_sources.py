@@ -1,5 +1,7 @@
 """Reading shards: every row is there, in order, as its bytes or as its error."""
 
+import datetime
+import decimal
 import io
 import threading
 import time
@@ -233,6 +235,36 @@ def test_parquet_equals_what_pandas_reads(tmp_path, table, group, shard_size):
     assert columns.column_names == ["label", "text", "vector", "tags", "kind"]
 
 
+def test_columns_of_every_kind_arrive_as_pyarrow_reads_them(tmp_path):
+    day = datetime.datetime(2024, 2, 29, 12)
+    kinds = {
+        "uuid": pa.array([b"0123456789abcdef", None], pa.uuid()),
+        "json": pa.array(['{"a": 1}', None], pa.json_()),
+        "when": pa.array([day, None], pa.timestamp("ns", tz="Europe/Berlin")),
+        "day": pa.array([day.date(), None]),
+        "money": pa.array([decimal.Decimal("1.50"), None], pa.decimal128(9, 2)),
+        "half": pa.array([np.float16(0.5), None], pa.float16()),
+        "wide": pa.array(["x", None], pa.large_string()),
+        "view": pa.array(["x", None], pa.string_view()),
+        "lists": pa.array([[1], None], pa.large_list(pa.int8())),
+        "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int32())),
+        "words": pa.array(["x", None]).dictionary_encode(),
+        "deep": pa.array([{"a": [{"b": 1}]}, None]),
+        "nothing": pa.nulls(2),
+        "flag": pa.array([True, False]),
+    }
+    strict = pa.field("flag", pa.bool_(), nullable=False)
+    fields = [pa.field(name, array.type) for name, array in kinds.items() if name != "flag"]
+    frame = pa.table(list(kinds.values()), schema=pa.schema([*fields, strict]))
+    frame = frame.append_column("image", [[b"a", b"b"]])
+    (tmp_path / "a.parquet").write_bytes(parquet(frame, row_group_size=1))
+    columns = read((str(tmp_path), {}))[3]
+    expected = pq.read_table(tmp_path / "a.parquet").drop_columns("image")
+    assert columns.schema.types == expected.schema.types
+    assert columns.to_pylist() == expected.to_pylist()
+    assert columns.schema.field("flag").nullable, "rows that cannot be read have null there"
+
+
 def test_parquet_on_s3(s3, table):
     place = ("s3://bucket/tables", s3)
     put(place, "x/a.parquet", parquet(table, row_group_size=20))
@@ -330,12 +362,14 @@ def damaged(tmp_path, column, *, page):
     (tmp_path / "a.parquet").write_bytes(payload)
 
 
-@pytest.mark.parametrize("shard_size", [1, 7, 45, 1000])
+@pytest.mark.parametrize("chunk_rows", [16, 256])
+@pytest.mark.parametrize("shard_size", [1, 45, 1000])
 @pytest.mark.parametrize("column", ["image", "label"])
 @pytest.mark.parametrize("page", [0, 3, 5])
 def test_damage_ends_a_row_group_at_the_same_row_whatever_the_shards(
-    tmp_path, column, page, shard_size
+    tmp_path, monkeypatch, column, page, shard_size, chunk_rows
 ):
+    monkeypatch.setattr(sources, "_CHUNK_ROWS", chunk_rows)
     damaged(tmp_path, column, page=page)
     ids, _, found, columns = read((str(tmp_path), {}), shard_size=shard_size)
     bad = range(page * PAGE, GROUP)
@@ -362,6 +396,10 @@ CHANGES = {
     "shorter": (lambda _: parquet(pa.table({"image": [b"x"], "n": [0]})), "ChangedFile"),
     "no image": (lambda _: parquet(pa.table({"picture": [b"x"], "n": [0]})), "ChangedFile"),
     "other type": (lambda _: parquet(pa.table({"image": [1], "n": [0]})), "ChangedFile"),
+    "other column": (
+        lambda _: parquet(pa.table({"image": [b"x"] * 3, "n": ["one"] * 3})),
+        "ArrowInvalid",
+    ),
     "no column": (lambda _: parquet(pa.table({"image": [b"x"]})), "ChangedFile"),
 }
 
@@ -381,6 +419,37 @@ def test_a_file_that_changed_after_planning_fails_its_rows(tmp_path, change):
     good = [True] * 3 + [change == "shorter", False, False] + [True] * 3
     assert [image == b"x" for image in found] == good
     assert found[5].error == error
+
+
+def test_wrong_bytes_anywhere_never_end_the_process_or_lose_a_row(tmp_path):
+    """Among the seeds are some that kill pyarrow by a damaged footer, read carelessly."""
+    frame = pa.table(
+        {
+            "image": images([bytes([i]) * 20 for i in range(60)]),
+            "text": [f"t{i % 7}" for i in range(60)],
+            "tags": [[f"a{k}" for k in range(i % 4)] for i in range(60)],
+        }
+    )
+    path = tmp_path / "a.parquet"
+    codecs = ["none", "snappy", "zstd", "gzip"]
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        payload = bytearray(
+            parquet(frame, row_group_size=25, compression=codecs[seed % 4], data_page_size=128)
+        )
+        path.write_bytes(payload)
+        plan = plan_shards(str(path), shard_size=int(random.integers(5, 70)))
+        footer = int.from_bytes(payload[-8:-4], "little")
+        start = len(payload) - 8 - footer if seed % 2 else 4
+        at = int(random.integers(start, len(payload) - 8))
+        payload[at : at + 2] = random.bytes(2)
+        path.write_bytes(payload)
+        chunks = list(chunks_of(plan, ("", {})))
+        assert [id_ for chunk in chunks for id_ in chunk.ids] == [
+            f"a.parquet#{row}" for row in range(60)
+        ], seed
+        for chunk in chunks:
+            chunk.columns.validate(full=True)
 
 
 def test_a_large_row_group_is_not_held_in_memory(tmp_path):

@@ -1,0 +1,60 @@
+"""igpt palette: fit a palette to the colours of images."""
+
+from pathlib import Path
+
+import click
+from pydantic import Field
+
+from igpt_core.palette import Palette
+from jobs.command import command
+from pipeline import cluster
+from pipeline.colors import count_colors
+from pipeline.job import make_plan
+from pipeline.options import InputJobOptions
+from pipeline.stage import Stage
+from pipeline.stages.images import CountColors
+from pipeline.storage import UsageError, options_for
+
+SHARD_SIZE = 4096
+
+
+class PaletteOptions(InputJobOptions):
+    output: str = Field(description="the palette, a local .npy file")
+    colors: int = Field(512, ge=1, le=65536, description="colours of the palette")
+    image_size: int = Field(32, ge=1, description="pixels a side to resize to before counting")
+    seed: int = Field(0, description="of the k-means start")
+
+
+def run(options: PaletteOptions) -> None:
+    if not options.output.endswith(".npy"):
+        raise UsageError(f"expected --output FILE.npy, found {options.output}")
+    plan = make_plan(options, options.shard_size or SHARD_SIZE)
+    arguments = {
+        "format": plan.format,
+        "image_column": plan.image_column,
+        "image_size": options.image_size,
+        "resize": options.resize,
+        "crop": options.crop,
+        "input_options": options_for(options.storage_options, "input"),
+    }
+    with cluster.connected(options.address):
+        readers = cluster.allot(device=None, cpu_actors=options.cpu_actors, model_actors=None)
+        histogram, errors = count_colors(
+            plan, Stage(CountColors, arguments, readers.reading), progress=options.progress
+        )
+    palette = Palette.fit_histogram(histogram, options.colors, seed=options.seed)
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    palette.save(options.output)
+    click.echo(
+        f"{options.output}: {len(palette)} colours from {len(histogram.colors)} distinct ones of "
+        f"{plan.rows - errors} images ({errors} bad), fingerprint {palette.fingerprint}"
+    )
+
+
+COMMAND = command(
+    "palette",
+    PaletteOptions,
+    run,
+    help="Fit a palette: weighted k-means over the colours of all images.",
+    example="igpt palette --input photos/ --output palette.npy --colors 512",
+)

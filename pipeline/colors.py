@@ -1,0 +1,26 @@
+"""The colour histogram of an input: counted by shard through Ray, added up on the driver."""
+
+import numpy as np
+
+from igpt_core.palette import ColorHistogram
+from pipeline.progress import Mode, Progress
+from pipeline.run import consume
+from pipeline.shards import Plan
+from pipeline.stage import Stage
+
+
+def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHistogram, int]:
+    """The histogram of every readable image of a plan, and how many were not.
+
+    Holds the distinct colours only, 2^24 at most, whatever the number of images.
+    """
+    clock = Progress(total=plan.rows, done=0, errors=0, mode=progress)
+    total = ColorHistogram.total([])
+    clock.show()
+    for part in consume(plan, plan.shards, [stage]):
+        colors = np.asarray(part["colors"], np.uint32)
+        counts = np.asarray(part["counts"], np.int64)
+        total = ColorHistogram.total([total, ColorHistogram(colors, counts)])
+        clock.add({**part, "tokens": 0})
+    clock.show(final=True)
+    return total, clock.errors

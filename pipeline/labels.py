@@ -1,0 +1,34 @@
+"""Ids, speeds and lengths of time as people read them."""
+
+import unicodedata
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
+
+
+def printable(text: str) -> str:
+    """The text with control, invisible and direction characters written as escapes."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _HIDDEN else c for c in text)
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters, cut in the middle: of a path both ends tell rows apart."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def rate(value: float) -> str:
+    """A number to three digits; more where the whole part has more."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit and the next."""
+    if seconds < 60:
+        return f"{rate(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"

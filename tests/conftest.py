@@ -1,0 +1,110 @@
+"""What several test files share: a tiny model, small images good and bad, one Ray session."""
+
+import io
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+# A palette's table is cached by its fingerprint: not in the home of whoever runs the tests.
+os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".cache"))
+
+from igpt_core.checkpoint import save_checkpoint
+from igpt_core.config import ImageGPTConfig
+from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.palette import Palette
+
+SIDE = 8
+
+
+def photo(seed: int, *, size=(40, 30)) -> Image.Image:
+    """A smooth colour gradient with noise: unlike any other seed's."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+    smooth = Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR)
+    noise = rng.integers(-20, 21, (*size[::-1], 3))
+    return Image.fromarray(np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """The folder of a model with random weights for images of 8 x 8 pixels in 32 colours."""
+    torch.manual_seed(0)
+    config = ImageGPTConfig(vocab_size=33, n_positions=SIDE**2, n_embd=32, n_layer=2, n_head=2)
+    model = ImageGPTForCausalImageModeling(config)
+    for parameter in model.parameters():  # the small initial weights would ignore their input
+        torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("tiny-model")
+    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3)))
+    save_checkpoint(model.eval(), folder, palette=palette, image_size=SIDE)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> str:
+    """A folder of 20 good images of several kinds, 4 bad ones, and a file that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(17):
+        photo(i).save(folder / f"{i:02d}.png")
+    photo(17).convert("L").save(folder / "17-grey.jpg")
+    (folder / "deeper").mkdir()
+    photo(18).convert("CMYK").save(folder / "deeper" / "18-cmyk.JPG")
+    photo(19).quantize(16).save(folder / "deeper" / "19-palette.gif")
+    whole = encoded(photo(20, size=(200, 200)), "JPEG")
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.png").write_text("not an image")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    (folder / "notes.txt").write_text("skipped")
+    return str(folder)
+
+
+GOOD = 20
+BAD = {"truncated.jpg", "text.png", "empty.png", "dangling.png"}
+
+
+@pytest.fixture(scope="session")
+def labelled_parquet(tmp_path_factory) -> str:
+    """A Parquet file in the Hub's layout: 23 images with labels, one of them broken."""
+    images = [{"bytes": encoded(photo(100 + i)), "path": f"{i}.png"} for i in range(23)]
+    images[5]["bytes"] = images[5]["bytes"][:60]
+    table = pa.table(
+        {
+            "img": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "label": pa.array([i % 3 for i in range(23)], pa.int64()),
+        }
+    )
+    features = (
+        '{"info": {"features": {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", '
+        '"names": ["cat", "dog", "frog"]}}}}'
+    )
+    path = tmp_path_factory.mktemp("parquet") / "labelled.parquet"
+    pq.write_table(table.replace_schema_metadata({"huggingface": features}), path, row_group_size=7)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One local Ray for all tests that run jobs in this process; jobs join what is there."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,196 @@
+"""The command line as a person meets it: help, mistakes, configuration files."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from conftest import encoded, photo
+from safetensors.torch import load_file, save_file
+
+from igpt_core.config import ImageGPTConfig
+from jobs.__main__ import COMMANDS, igpt, main
+from pipeline.run_directory import RunDirectory
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(photo(0)))
+    return folder
+
+
+def refusal(capsys, *words: object) -> str:
+    """The one line that a command which must be refused says; it must come with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("igpt: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("name", [command.name for command in COMMANDS])
+def test_help_fits_a_screen_and_shows_an_example(name):
+    result = CliRunner().invoke(igpt, [name, "--help"], terminal_width=100)
+    assert result.exit_code == 0
+    assert f"igpt {name}" in result.output
+    assert "Example:" in result.output
+    assert len(result.output.splitlines()) <= 48
+
+
+def test_version(capsys):
+    result = CliRunner().invoke(igpt, ["--version"])
+    assert result.output.startswith("igpt, version")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"input": "nowhere"}, "nowhere"),
+        ({"input": "empty"}, "empty"),
+        ({"input": "texts"}, ".txt"),
+        ({"keep": "1.5"}, "--keep"),
+        ({"keep": "0.01"}, "--keep"),
+        ({"samples": "0"}, "--samples"),
+        ({"temperature": "0"}, "--temperature"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"device": "cuda"}, "--device"),
+        ({"storage-options": "{broken secret"}, "--storage-options"),
+        ({"output": "foreign"}, "foreign"),
+        ({"id-column": "name"}, "--id-column"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    ray_session, image_folder, tiny_model, tmp_path, monkeypatch, capsys, changes, says
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.doc").write_text("years of work")
+    options = {"input": str(image_folder), "model": tiny_model, "output": "out"} | changes
+    line = refusal(capsys, "complete", *(f"--{k}={v}" for k, v in options.items()))
+    assert says in line
+    assert "secret" not in line
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "foreign" / "thesis.doc").read_text() == "years of work"
+
+
+def test_overwrite_never_clears_a_folder_that_is_no_run(
+    ray_session, image_folder, tiny_model, tmp_path, capsys
+):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.doc").write_text("years of work")
+    words = ["complete", "--input", image_folder, "--model", tiny_model, "--overwrite"]
+    refusal(capsys, *words, "--output", tmp_path / "foreign")
+    assert (tmp_path / "foreign" / "thesis.doc").exists()
+
+
+def test_overwrite_leaves_other_files_of_a_run_alone(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "notes.md").write_text("mine")
+    RunDirectory.at(str(tmp_path), {}).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
+
+
+def test_a_model_folder_without_weights_or_with_wrong_shapes(
+    ray_session, image_folder, tiny_model, tmp_path, capsys
+):
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (broken / name).write_text(Path(tiny_model, name).read_text())
+    words = ["complete", "--input", image_folder, "--output", tmp_path / "out", "--model", broken]
+    assert "model.safetensors" in refusal(capsys, *words)
+    weights = load_file(Path(tiny_model, "model.safetensors"))
+    weights["transformer.h.1.attn.c_attn.weight"] = weights["transformer.h.1.attn.c_attn.weight"].T
+    save_file({name: w.contiguous() for name, w in weights.items()}, broken / "model.safetensors")
+    assert "transformer.h.1.attn.c_attn.weight" in refusal(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_come_from_a_file_and_a_flag_beats_it(
+    ray_session, image_folder, tiny_model, tmp_path
+):
+    config = tmp_path / "job.yaml"
+    config.write_text(f"input: {image_folder}\nmodel: {tiny_model}\nkeep: 0.25\nseed: 3\n")
+    main(["complete", f"--config={config}", f"--output={tmp_path / 'out'}", "--seed=4", "--quiet"])
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["results"]["keep"], record["results"]["seed"]) == (0.25, 4)
+
+
+def test_a_wrong_name_in_the_file_is_refused(tmp_path, capsys):
+    (tmp_path / "job.yaml").write_text("inptu: photos\n")
+    line = refusal(capsys, "complete", f"--config={tmp_path / 'job.yaml'}", "--output=x")
+    assert "--inptu is not an option" in line
+
+
+def test_json_lines_end_with_the_result(ray_session, image_folder, tiny_model, tmp_path, capsys):
+    words = ["complete", "--input", image_folder, "--model", tiny_model, "--json"]
+    main([str(word) for word in [*words, "--output", tmp_path / "out"]])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["progress"] * (len(lines) - 1) + ["done"]
+    assert lines[-1]["rows"] == 1
+
+
+def test_no_secret_reaches_a_file(ray_session, image_folder, tiny_model, tmp_path):
+    """Options of locations that are not local are not used here, but must not be kept either."""
+    secret = "s3cr3t-k3y"
+    options = json.dumps({"secret": secret})
+    words = ["complete", "--input", image_folder, "--model", tiny_model, "--quiet"]
+    main([str(w) for w in [*words, "--output", tmp_path / "out", "--storage-options", options]])
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes(), path
+
+
+def test_quantize_and_palette_chain(ray_session, image_folder, tiny_model, tmp_path):
+    """A palette fitted here quantizes there; the tokens are the nearest of its colours."""
+    palette = tmp_path / "palette.npy"
+    main(
+        [
+            f"--{w}" if i else w
+            for i, w in enumerate(
+                ["palette", f"input={image_folder}", f"output={palette}", "colors=8", "quiet"]
+            )
+        ]
+    )
+    main(
+        [
+            "quantize",
+            f"--input={image_folder}",
+            f"--palette={palette}",
+            "--image-size=16",
+            f"--output={tmp_path / 'tokens'}",
+            "--quiet",
+        ]
+    )
+    (row,) = pq.read_table(tmp_path / "tokens" / "data").to_pylist()
+    import numpy as np
+
+    colors = np.load(palette).astype(np.float64)
+    pixels = np.asarray(photo(0).resize((16, 16), 2), np.float64).reshape(-1, 3) / 127.5 - 1
+    nearest = ((pixels[:, None] - colors) ** 2).sum(axis=2).argmin(axis=1)
+    assert row["tokens"] == nearest.tolist()
+
+
+def test_train_makes_a_model_that_complete_takes(
+    ray_session, image_folder, labelled_parquet, tmp_path
+):
+    palette = tmp_path / "palette.npy"
+    main(
+        [f"palette", f"--input={labelled_parquet}", f"--output={palette}", "--colors=8", "--quiet"]
+    )
+    train = ["train", f"--input={labelled_parquet}", f"--palette={palette}", "--image-size=8"]
+    train += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=3", "--quiet"]
+    main([*train, f"--output={tmp_path / 'model'}"])
+    assert ImageGPTConfig.from_pretrained(tmp_path / "model").n_colors == 8
+    words = ["complete", f"--input={image_folder}", f"--model={tmp_path / 'model'}", "--quiet"]
+    main([*words, f"--output={tmp_path / 'out'}"])
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 1
