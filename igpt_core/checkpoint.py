@@ -68,6 +68,33 @@ class PreTrained(nn.Module):
             CheckpointError: no such folder, a file missing or damaged, or weights that do not
                 fit config.json. Weights of other heads than the class has are left out.
         """
+        model, weights = cls._read(path_or_uri, storage_options)
+        if dtype is None:
+            dtype = weights[next(iter(model.state_dict()))].dtype
+        # One by one, so that beside the mapped file there is only what the model keeps.
+        for name in list(weights):
+            weights[name] = weights.pop(name).to(device, dtype, copy=True)
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
+
+    @classmethod
+    def check_pretrained(
+        cls,
+        path_or_uri: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> ImageGPTConfig:
+        """The configuration of a folder that `from_pretrained` would load: no weight is read.
+
+        Raises CheckpointError as `from_pretrained` does.
+        """
+        return cls._read(path_or_uri, storage_options)[0].config
+
+    @classmethod
+    def _read(
+        cls, path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
+    ) -> tuple[Self, dict[str, Tensor]]:
+        """The model without weights, and the weights of the folder, which fit it."""
         where = os.fspath(path_or_uri)
         config_file, weights_file = model_files(
             path_or_uri, (CONFIG_FILE,), _WEIGHTS, storage_options=storage_options
@@ -82,13 +109,7 @@ class PreTrained(nn.Module):
         weights = _rename(_read_weights(weights_file, where), wanted)
         if problem := _mismatch(weights, wanted):
             raise CheckpointError(f"{where}: its weights do not fit {cls.__name__}: {problem}")
-        if dtype is None:
-            dtype = weights[next(iter(wanted))].dtype
-        # One by one, so that beside the mapped file there is only what the model keeps.
-        for name in list(weights):
-            weights[name] = weights.pop(name).to(device, dtype, copy=True)
-        model.load_state_dict(weights, assign=True)
-        return model.eval()
+        return model, weights
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors; see `save_checkpoint`."""

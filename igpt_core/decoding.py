@@ -9,7 +9,12 @@ from torch import Tensor
 
 from igpt_core.kv_cache import KVCache
 from igpt_core.model import ImageGPTForCausalImageModeling, Slots
+from igpt_core.packed import packed
 from igpt_core.sampling import SamplingConfig, sample_tokens, uniform_noise
+
+# On a CPU a step looks at this many positions or a multiple: each change costs a copy of the cache,
+# each position beyond the filled ones is read for nothing.
+SPAN_UNIT = 64
 
 
 def prefill(
@@ -28,7 +33,7 @@ def prefill(
     """
     rows, n_given = prompt.shape
     start = prompt.new_full((rows, 1), model.config.start_token)
-    weight = model.lm_head.weight
+    weight = model.transformer.wte.weight
     cache = KVCache(
         model.config,
         batch_size=rows,
@@ -71,7 +76,7 @@ def decode_step(
     """
     mask = None
     if span > cache.length + 1:
-        mask = torch.arange(span, device=tokens.device) <= position
+        mask = (torch.arange(span, device=tokens.device) <= position)[None]
     slots = Slots(cache, index=position, span=span)
     hidden = model.transformer.hidden(tokens[:, None], position, slots=slots, mask=mask)
     return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
@@ -99,7 +104,11 @@ def decode(
     drawn[:, 0] = sample_tokens(logits, noise[:, 0], sampling)
     for step in range(1, n_steps):
         position = positions[step - 1 : step]
-        logits = decode_step(model, drawn[:, step - 1], position, cache, span=cache.length + 1)
+        span = cache.length + 1
+        if noise.device.type == "cpu":
+            span = min(-(-span // SPAN_UNIT) * SPAN_UNIT, cache.capacity)
+            cache.lay_out(span)
+        logits = decode_step(model, drawn[:, step - 1], position, cache, span=span)
         cache.length += 1
         drawn[:, step] = sample_tokens(logits, noise[:, step], sampling)
     return drawn
@@ -150,6 +159,7 @@ def complete(
     if n_given == n_positions:
         return given.clone()
     noise = uniform_noise(seeds, n_samples, range(n_given, n_positions)).flatten(0, 1)
+    model = packed(model)
     logits, cache = prefill(model, prompt, n_samples=n_samples, capacity=n_positions)
     drawn = decode(model, logits, cache, noise, sampling)
     return torch.cat([given, drawn.view(rows, n_samples, -1)], dim=2)

@@ -1,13 +1,12 @@
 """igpt complete: finish images from their upper part."""
 
-import click
 import torch
 from pydantic import Field
 
 from igpt_core.kv_cache import KVCache
 from jobs.command import command
 from pipeline import cluster
-from pipeline.job import Model, find_model, prepare
+from pipeline.job import Compute, Model, find_compute, find_model, prepare, start
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stage import Stage
 from pipeline.stages.generate import Complete
@@ -25,29 +24,33 @@ class CompleteOptions(ImageJobOptions, ModelOptions):
 
 def run(options: CompleteOptions) -> None:
     model_options = options_for(options.storage_options, "model")
+    begun = start(options)
+    model = find_model(options.model, model_options)
+    given = prompt_length(options.keep, model.quantizer.image_size)
     with cluster.connected(options.address):
-        model = find_model(options, model_options)
-        images = images_per_batch(options, model)
+        compute = find_compute(options)
+        images = images_per_batch(options, model, compute)
         job = prepare(
             "complete",
-            options,
+            begun,
             quantizer=model.quantizer,
             model=model,
+            compute=compute,
             results={
                 "batch_size": images * options.samples,
                 **options.model_dump(
                     include={"keep", "samples", "temperature", "top_k", "top_p", "seed"}
                 ),
             },
-            default_shard_size=lambda n: cluster.shard_size(n, images, model.device),
+            default_shard_size=lambda n: cluster.shard_size(n, images, compute.device),
         )
         arguments = {
             "model": model.location,
-            "device": model.device,
-            "dtype": model.dtype,
+            "device": compute.device,
+            "dtype": compute.dtype,
             "images_per_batch": images,
             "n_samples": options.samples,
-            "prompt_length": prompt_length(options.keep, model.quantizer.image_size),
+            "prompt_length": given,
             "seed": options.seed,
             "temperature": options.temperature,
             "top_k": options.top_k,
@@ -61,22 +64,21 @@ def run(options: CompleteOptions) -> None:
                 job.write_parts(),
             ]
         )
-    click.echo(f"{job.directory.location}/report.html")
 
 
 # Memory that the cache of one model batch may take, and sequences beyond which no more is gained.
 CACHE_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
-MOST_SEQUENCES = {"cuda": 512, "cpu": 32}
+MOST_SEQUENCES = {"cuda": 512, "cpu": 16}
 
 
-def images_per_batch(options: CompleteOptions, model: Model) -> int:
+def images_per_batch(options: CompleteOptions, model: Model, compute: Compute) -> int:
     """Images decoded together, an image's samples among them."""
     sequences = options.batch_size
     if sequences is None:
         row = KVCache.bytes_per_row(
-            model.config, model.quantizer.image_size**2, getattr(torch, model.dtype)
+            model.config, model.quantizer.image_size**2, getattr(torch, compute.dtype)
         )
-        sequences = min(CACHE_BYTES[model.device] // row, MOST_SEQUENCES[model.device])
+        sequences = min(CACHE_BYTES[compute.device] // row, MOST_SEQUENCES[compute.device])
     return max(sequences // options.samples, 1)
 
 

@@ -9,7 +9,7 @@ from igpt_core.palette import Palette
 from jobs.command import command
 from pipeline import cluster
 from pipeline.colors import count_colors
-from pipeline.job import make_plan
+from pipeline.job import find_input
 from pipeline.options import InputJobOptions
 from pipeline.stage import Stage
 from pipeline.stages.images import CountColors
@@ -28,7 +28,7 @@ class PaletteOptions(InputJobOptions):
 def run(options: PaletteOptions) -> None:
     if not options.output.endswith(".npy"):
         raise UsageError(f"expected --output FILE.npy, found {options.output}")
-    plan = make_plan(options, options.shard_size or SHARD_SIZE)
+    plan = find_input(options).cut(options.shard_size or SHARD_SIZE)
     arguments = {
         "format": plan.format,
         "image_column": plan.image_column,

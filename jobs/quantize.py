@@ -1,11 +1,10 @@
 """igpt quantize: images to tokens."""
 
-import click
 from pydantic import Field
 
 from jobs.command import command
 from pipeline import cluster
-from pipeline.job import find_quantizer, prepare
+from pipeline.job import find_quantizer, prepare, start
 from pipeline.options import ImageJobOptions
 from pipeline.storage import UsageError, options_for
 
@@ -23,6 +22,7 @@ class QuantizeOptions(ImageJobOptions):
 def run(options: QuantizeOptions) -> None:
     if options.model is not None and options.palette is not None:
         raise UsageError("give either --model or --palette, found both")
+    begun = start(options)
     size = options.image_size or (32 if options.palette else None)
     quantizer = find_quantizer(
         options.palette or options.model or "embedded",
@@ -32,14 +32,11 @@ def run(options: QuantizeOptions) -> None:
     with cluster.connected(options.address):
         job = prepare(
             "quantize",
-            options,
+            begun,
             quantizer=quantizer,
-            model=None,
-            results={},
             default_shard_size=lambda _: SHARD_SIZE,
         )
         job.run([job.read_images(), job.write_parts()])
-    click.echo(f"{job.directory.location}/report.html")
 
 
 COMMAND = command(

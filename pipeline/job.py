@@ -1,5 +1,6 @@
 """A job over images, from its options to a run directory with a plan, and to its report."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
 from igpt_core.config import ImageGPTConfig
+from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
 from pipeline import cluster, rows
 from pipeline.options import ImageJobOptions, InputJobOptions, ModelOptions
@@ -15,7 +17,7 @@ from pipeline.parts import WriteParts
 from pipeline.report import write_report
 from pipeline.run import execute
 from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
-from pipeline.shards import Plan, plan_shards
+from pipeline.shards import Plan, Source, find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
 from pipeline.storage import UsageError, absolute, options_for
@@ -40,12 +42,14 @@ class Model:
     config: ImageGPTConfig
     fingerprint: str
     quantizer: Quantizer
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a model computes ("cpu" or "cuda"), and the name of the dtype."""
+
     device: str
     dtype: str
-
-    @property
-    def facts(self) -> dict[str, str]:
-        return {"location": self.location, "fingerprint": self.fingerprint}
 
 
 def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
@@ -57,21 +61,26 @@ def find_quantizer(location: str, image_size: int | None, options: Mapping[str, 
     return Quantizer(location, palette, image_size)
 
 
-def find_model(options: ModelOptions, storage: Mapping[str, Any]) -> Model:
-    """The model that the options name, fit to be run on the cluster that is joined.
+def find_model(location: str, options: Mapping[str, Any]) -> Model:
+    """The model of a folder, checked but not loaded.
 
     Raises CheckpointError for a folder that holds none, UsageError for one whose palette or
     image size does not fit.
     """
-    location = absolute(options.model)
-    config = ImageGPTConfig.from_pretrained(location, storage_options=storage)
-    quantizer = find_quantizer(location, None, storage)
+    given, location = location, absolute(location)
+    config = ImageGPTForCausalImageModeling.check_pretrained(location, storage_options=options)
+    quantizer = find_quantizer(location, None, options)
     if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:
         raise UsageError(
-            f"{options.model} has {config.n_positions} positions and {config.n_colors} colours, "
-            f"its preprocessor_config.json {quantizer.image_size} x {quantizer.image_size} pixels "
-            f"and {len(quantizer.palette)} colours; next: a model folder whose files fit"
+            f"{given} has {config.n_positions} positions and {config.n_colors} colours, its "
+            f"preprocessor_config.json {quantizer.image_size} x {quantizer.image_size} pixels and "
+            f"{len(quantizer.palette)} colours; next: a model folder whose files fit"
         )
+    return Model(location, config, model_fingerprint(location, options), quantizer)
+
+
+def find_compute(options: ModelOptions) -> Compute:
+    """Where and in what to compute, on the cluster that is joined. Raises UsageError."""
     device = options.device
     if device == "auto":
         device = "cuda" if cluster.gpus() else "cpu"
@@ -80,8 +89,49 @@ def find_model(options: ModelOptions, storage: Mapping[str, Any]) -> Model:
     dtype = options.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    fingerprint = model_fingerprint(location, storage_options=storage)
-    return Model(location, config, fingerprint, quantizer, device, dtype)
+    return Compute(device, dtype)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A job's beginning: its run directory, and either the run in it or the input of a new one."""
+
+    options: ImageJobOptions
+    directory: RunDirectory
+    recorded: Mapping[str, Any] | None
+    plan: Plan | None
+    source: Source | None
+
+
+def start(options: ImageJobOptions) -> Start:
+    """Look at the output and, unless it holds the plan already, at the input; write nothing.
+
+    Raises UsageError.
+    """
+    location = absolute(options.output)
+    directory = RunDirectory.at(location, options_for(options.storage_options, "output"))
+    recorded = directory.record()
+    if recorded is None:
+        directory.check_free()
+    elif options.overwrite:
+        recorded = None
+    plan = directory.plan() if recorded is not None else None
+    source = find_input(options) if plan is None else None
+    return Start(options, directory, recorded, plan, source)
+
+
+def find_input(options: InputJobOptions) -> Source:
+    """The input that the options name. Raises UsageError."""
+    keep = options.keep_columns
+    return find_source(
+        options.input,
+        format=options.format,
+        image_column=options.image_column,
+        id_column=options.id_column,
+        keep_columns=None if keep is None else [c.strip() for c in keep.split(",") if c.strip()],
+        limit=options.limit,
+        storage_options=options_for(options.storage_options, "input"),
+    )
 
 
 @dataclass(frozen=True)
@@ -124,8 +174,8 @@ class Job:
         }
         return Stage(WriteParts, arguments, self.allotment.writing)
 
-    def run(self, stages: Sequence[Stage]) -> dict[str, Any]:
-        """Execute and report; the content of report.json. Raises as `execute` does."""
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Execute, write the report, say where it lies. Raises as `execute` does."""
         report = execute(
             self.directory,
             self.plan,
@@ -133,74 +183,71 @@ class Job:
             max_error_fraction=self.options.max_error_fraction,
             progress=self.options.progress,
         )
+        location = self.directory.location
         write_report(
-            self.directory.location,
+            location,
             storage_options=options_for(self.options.storage_options, "output"),
             palette=self.quantizer.palette,
         )
-        return report
+        if self.options.json_lines:
+            print(json.dumps({"event": "done", "output": location, **report}), flush=True)
+        else:
+            print(f"{location}/report.html", flush=True)
 
 
 def prepare(
     name: str,
-    options: ImageJobOptions,
+    begun: Start,
     *,
     quantizer: Quantizer,
-    model: Model | None,
-    results: Mapping[str, Any],
+    model: Model | None = None,
+    compute: Compute | None = None,
+    results: Mapping[str, Any] | None = None,
     default_shard_size: Callable[[int], int],
 ) -> Job:
     """Claim the run directory and make its plan, or find both as an earlier command left them.
 
     Args:
-        results: what the job's results depend on beside the input and the quantizer.
+        results: what the job's results depend on beside the input, the quantizer and the model.
         default_shard_size: from the number of rows, where the options give none.
 
     Raises UsageError.
     """
-    location = absolute(options.output)
-    directory = RunDirectory.at(location, options_for(options.storage_options, "output"))
-    wanted = _dependencies(name, options, quantizer, model) | dict(results)
-    recorded = directory.record()
-    if recorded is not None and options.overwrite:
-        directory.clear()
-        recorded = None
-    if recorded is None:
-        directory.check_free()
-        size: Callable[[int], int] | int = options.shard_size or default_shard_size
-    else:
-        refuse_other_run(location, recorded["results"], wanted)
-        size = recorded["results"]["shard_size"]
-    plan = directory.plan() if recorded is not None else None
+    options, directory, plan = begun.options, begun.directory, begun.plan
+    wanted = _dependencies(name, options, quantizer) | dict(results or {})
+    wanted |= {"model": model and model.fingerprint}
+    wanted |= {"device": compute and compute.device, "dtype": compute and compute.dtype}
+    if begun.recorded is not None:
+        refuse_other_run(directory.location, begun.recorded["results"], wanted)
     if plan is None:
-        plan = make_plan(options, size)
+        assert begun.source is not None
+        size = options.shard_size or default_shard_size(begun.source.rows)
+        plan = begun.source.cut(size)
         rows.schema_for(name, quantizer.image_size**2, passthrough=plan.passthrough)
-        wanted["shard_size"] = plan.shard_size
         record = new_record(
             name,
             command=command_line(),
             options=options.model_dump(exclude=SECRET_OPTIONS, mode="json"),
             seed=wanted.get("seed"),
-            model=model and model.facts,
+            model=model and {"location": model.location, "fingerprint": model.fingerprint},
             palette={
                 "location": quantizer.location,
                 "fingerprint": quantizer.palette.fingerprint,
             },
             image_size=quantizer.image_size,
-            results=wanted,
+            results=wanted | {"shard_size": size},
         )
+        directory.clear()
         directory.begin(record, plan)
     allotment = cluster.allot(
-        device=model and model.device,
+        device=compute and compute.device,
         cpu_actors=options.cpu_actors,
         model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
     )
     return Job(name, options, directory, plan, quantizer, allotment)
 
 
-def _dependencies(
-    name: str, options: ImageJobOptions, quantizer: Quantizer, model: Model | None
-) -> dict[str, Any]:
+def _dependencies(name: str, options: ImageJobOptions, quantizer: Quantizer) -> dict[str, Any]:
     """What the results of every job depend on."""
     known = options.model_dump(
         include={"format", "image_column", "id_column", "keep_columns", "limit", "resize", "crop"}
@@ -212,25 +259,7 @@ def _dependencies(
         "shard_size": options.shard_size,
         "image_size": quantizer.image_size,
         "palette": quantizer.palette.fingerprint,
-        "model": model and model.fingerprint,
-        "device": model and model.device,
-        "dtype": model and model.dtype,
     }
-
-
-def make_plan(options: InputJobOptions, size: Callable[[int], int] | int) -> Plan:
-    """The plan of an input that is begun now. Raises UsageError."""
-    keep = options.keep_columns
-    return plan_shards(
-        options.input,
-        shard_size=size,
-        format=options.format,
-        image_column=options.image_column,
-        id_column=options.id_column,
-        keep_columns=None if keep is None else [c.strip() for c in keep.split(",") if c.strip()],
-        limit=options.limit,
-        storage_options=options_for(options.storage_options, "input"),
-    )
 
 
 def command_line() -> str:

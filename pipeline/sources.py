@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.footers import PARQUET_ERRORS, is_image
 from pipeline.rows import RowError
-from pipeline.shards import PARQUET_ERRORS, FileSlice, Shard, is_image
+from pipeline.shards import FileSlice, Shard
 from pipeline.storage import is_local, open_location, read_bytes
 
 STAGE = "read"

@@ -21,7 +21,7 @@ from igpt_core.pixels import Crop, Resize
 from igpt_core.training import TrainingConfig, TrainingState, make_optimizer, train
 from pipeline import rows
 from pipeline.blocks import tokens_of
-from pipeline.shards import plan_shards
+from pipeline.shards import find_source
 from pipeline.stages.images import ReadImages
 from pipeline.storage import UsageError
 
@@ -53,9 +53,8 @@ def read_tokens(
         palette: location of a palette's file or of a model folder.
         resize, crop: as in `load_pixels`.
     """
-    plan = plan_shards(
-        location, shard_size=SHARD_SIZE, keep_columns=[], limit=limit, storage_options=input_options
-    )
+    source = find_source(location, keep_columns=[], limit=limit, storage_options=input_options)
+    plan = source.cut(SHARD_SIZE)
     read = ReadImages(
         format=plan.format,
         image_column=plan.image_column,

@@ -184,9 +184,7 @@ def test_train_makes_a_model_that_complete_takes(
     ray_session, image_folder, labelled_parquet, tmp_path
 ):
     palette = tmp_path / "palette.npy"
-    main(
-        [f"palette", f"--input={labelled_parquet}", f"--output={palette}", "--colors=8", "--quiet"]
-    )
+    main(["palette", f"--input={labelled_parquet}", f"--output={palette}", "--colors=8", "--quiet"])
     train = ["train", f"--input={labelled_parquet}", f"--palette={palette}", "--image-size=8"]
     train += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=3", "--quiet"]
     main([*train, f"--output={tmp_path / 'model'}"])

@@ -9,12 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, Value
 
-from pipeline import shards
+from pipeline import footers
+from pipeline.listing import format_extensions
 from pipeline.rows import hub_features
-from pipeline.shards import FileSlice, Plan, Shard, format_extensions, plan_shards, shards_in
+from pipeline.shards import FileSlice, Plan, Shard, find_source, shards_in
 from pipeline.storage import UsageError
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def plan_shards(location, *, shard_size, **options):
+    return find_source(location, **options).cut(shard_size)
 
 
 def touch(root, *names):
@@ -137,7 +142,7 @@ def test_parquet_rows_are_cut_and_put_together(tmp_path, shard_size):
 
 @pytest.mark.parametrize("limit", [1, 5, 7, 8, 100])
 def test_limit_takes_the_first_rows(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(shards, "_FOOTER_ROUND", 1)  # footers are read until there are enough rows
+    monkeypatch.setattr(footers, "_FOOTER_ROUND", 1)  # footers are read until there are enough rows
     for name in ("a", "b", "c"):
         write(tmp_path / f"{name}.parquet", 4)
     everything = rows_of(plan_shards(str(tmp_path), shard_size=5))

@@ -15,7 +15,7 @@ from pipeline.storage import UsageError, glob_files, list_files, open_location, 
 
 @pytest.fixture(scope="module")
 def s3():
-    """Storage options of a local S3 server that has one bucket, `bucket`."""
+    """Storage options of a local S3 server that has one bucket; moto keeps buckets per process."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -25,8 +25,8 @@ def s3():
         "secret": "test",
         "client_kwargs": {"region_name": "eu-central-1"},
     }
-    fs, _ = open_location("s3://bucket", options)
-    fs.mkdir("bucket")
+    fs, _ = open_location("s3://storage-tests", options)
+    fs.mkdir("storage-tests")
     yield options
     server.stop()
 
@@ -38,7 +38,7 @@ def place(request, tmp_path):
         return open_location(str(tmp_path))
     if request.param == "memory":
         return open_location(f"memory://{tmp_path.name}")
-    return open_location(f"s3://bucket/{tmp_path.name}", request.getfixturevalue("s3"))
+    return open_location(f"s3://storage-tests/{tmp_path.name}", request.getfixturevalue("s3"))
 
 
 # --- options and URIs -----------------------------------------------------------------------------
@@ -148,17 +148,23 @@ def test_a_missing_folder_lists_nothing(place):
     assert storage.kind(fs, f"{root}/missing") is None
 
 
-def test_listings_see_what_was_written_since(place):
+def test_what_was_written_since_is_seen(place):
     """s3fs remembers listings: a run that resumes in the same process must not see old ones."""
     fs, root = place
     write_atomic(fs, f"{root}/data/1", b"x")
-    assert list_files(fs, f"{root}/data") == [f"{root}/data/1"]
-    assert not storage.exists(fs, f"{root}/data/2")
     another_process = type(fs)(**fs.storage_options, skip_instance_cache=True)
-    another_process.pipe_file(f"{root}/data/2", b"y")
-    assert storage.exists(fs, f"{root}/data/2")
-    assert list_files(fs, f"{root}/data") == [f"{root}/data/1", f"{root}/data/2"]
-    assert storage.kind(fs, f"{root}/data/2") == "file"
+    looks = [
+        lambda path: storage.exists(fs, path),
+        lambda path: storage.kind(fs, path) == "file",
+        lambda path: path in list_files(fs, f"{root}/data"),
+    ]
+    for number, look in enumerate(looks, start=2):
+        path = f"{root}/data/{number}"
+        fs.ls(f"{root}/data")
+        assert not look(path)
+        fs.ls(f"{root}/data")
+        another_process.pipe_file(path, b"y")
+        assert look(path)
     assert storage.kind(fs, f"{root}/data") == "folder"
 
 
@@ -211,7 +217,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 
 def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
-    fs, root = open_location("s3://bucket/pages", s3)
+    fs, root = open_location("s3://storage-tests/pages", s3)
     names = [f"{root}/{name}" for name in ("a", "b", "c", "d/e", "d/f", "g/h", "i")]
     for name in names:
         fs.pipe_file(name, b"x")

@@ -1,0 +1,67 @@
+"""packed: a model whose matrix products read their weights in oneDNN's own layout."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from igpt_core.model import Conv1D
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class PackedProduct(nn.Module):
+    """x @ weight + bias for inference on a CPU, the weight packed when the module is made."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight: (out, in), of any strides; bias: (out,)."""
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
+            x, self.weight, self.bias, "none", [], ""
+        )
+
+
+def packed(model: Model) -> Model:
+    """The model with packed weights, for inference on a CPU; itself where packing does not apply.
+
+    A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
+    layout at every call, which doubles that; here it is done once. In float32 it also makes a
+    row's result independent of its place among the rows, which MKL's products are not for every
+    number of rows.
+
+    The result shares all other parameters with the model and does not follow a later change of
+    its weights.
+    """
+    if not _onednn_serves(next(model.parameters())):
+        return model
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    twin = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Conv1D):
+                setattr(parent, name, PackedProduct(child.weight.t(), child.bias))
+            elif isinstance(child, nn.Linear):
+                setattr(parent, name, PackedProduct(child.weight, child.bias))
+    return twin
+
+
+def _onednn_serves(weight: Tensor) -> bool:
+    """Whether this build of torch and this processor have the packed product for the weight.
+
+    The two operators are not documented; torch's own compiler emits calls of them.
+    """
+    operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if (
+        weight.device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        or not all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    ):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32

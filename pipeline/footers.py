@@ -1,0 +1,172 @@
+"""The footers of Parquet inputs: rows, the column of images, the columns passed through."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline.listing import InputFile
+from pipeline.rows import PREFIX, hub_features, hub_metadata
+from pipeline.storage import STORE_ERRORS, UsageError, is_local, one_line, open_location
+
+# What a missing, unreachable or damaged Parquet file raises (names in it may not be UTF-8).
+PARQUET_ERRORS = (*STORE_ERRORS, pa.ArrowException, UnicodeDecodeError)
+
+_FOOTER_THREADS = 32
+_FOOTER_ROUND = 512
+_FOOTER_BYTES = 64 << 10
+
+_Schemas = list[tuple[InputFile, pa.Schema]]
+
+
+def read_footers(
+    files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
+) -> tuple[list[tuple[InputFile, int]], _Schemas]:
+    """Files with their rows, as many as the limit asks for; and each schema that occurs, with
+    the first file that has it."""
+    counted: list[tuple[InputFile, int]] = []
+    schemas: dict[tuple[Any, ...], tuple[InputFile, pa.Schema]] = {}
+    rows = 0
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        for start in range(0, len(files), _FOOTER_ROUND):
+            batch = files[start : start + _FOOTER_ROUND]
+            footers = pool.map(lambda file: _footer(file, options), batch)
+            for file, (footer, schema) in zip(batch, footers, strict=True):
+                counted.append((file, footer.num_rows))
+                rows += footer.num_rows
+                hub = (schema.metadata or {}).get(b"huggingface")
+                schemas.setdefault((hub, *schema.names, *schema.types), (file, schema))
+            if limit is not None and rows >= limit:
+                break
+    return counted, list(schemas.values())
+
+
+def _footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMetaData, pa.Schema]:
+    """The footer of a Parquet file, and its Arrow schema."""
+    fs, path = open_location(file.path, options)
+    try:
+        if is_local(fs):
+            with open(path, "rb") as opened:
+                footer = pq.read_metadata(opened)
+        else:
+            footer = _remote_footer(fs, path)
+        return footer, footer.schema.to_arrow_schema()
+    except PARQUET_ERRORS as error:
+        raise UsageError(
+            f"cannot read the Parquet footer of {file.path}: {one_line(error)}; repair the file "
+            "or leave it out of --input"
+        ) from error
+
+
+def _remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:
+    """One request for the end of the file, which holds nearly every footer."""
+    tail = fs.cat_file(path, start=-_FOOTER_BYTES)
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if needed <= len(tail) or tail[-4:] != b"PAR1":
+        return pq.read_metadata(pa.BufferReader(tail))
+    with fs.open(path, "rb", cache_type="none") as opened:
+        return pq.read_metadata(opened)
+
+
+def is_image(type_: pa.DataType) -> bool:
+    """Whether a column can hold encoded images: binary, or a struct with binary `bytes`."""
+    if pa.types.is_struct(type_):
+        index = type_.get_field_index("bytes")
+        return index >= 0 and is_image(type_.field(index).type)
+    return type_ in (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
+    """The column of encoded images, which every file must have."""
+    file, schema = schemas[0]
+    candidates = [field.name for field in schema if is_image(field.type)]
+    by_name = [name for name in ("image", "img") if name in candidates]
+    if wanted is None and not candidates:
+        raise UsageError(
+            f"expected a column of encoded images (binary, or a struct with bytes) in {file.path}, "
+            f"found {', '.join(schema.names)}"
+        )
+    if wanted is None and len(candidates) > 1 and not by_name:
+        raise UsageError(
+            f"expected one column of encoded images in {file.path}, found "
+            f"{', '.join(candidates)}; choose with --image-column"
+        )
+    column = wanted or (candidates[0] if len(candidates) == 1 else by_name[0])
+    for file, schema in schemas:
+        if column not in schema.names or not is_image(schema.field(column).type):
+            found = schema.field(column).type if column in schema.names else "no such column"
+            advice = f"; choose of {', '.join(candidates)}" if candidates else ""
+            raise UsageError(
+                f"expected encoded images in column {column} of {file.path}, found {found}{advice}"
+            )
+    return column
+
+
+def passthrough_schema(
+    schemas: _Schemas, keep: Sequence[str] | None, image: str, id_column: str | None
+) -> pa.Schema:
+    """The columns that go into the results, with their Hub features; in every file the same."""
+    first, schema = schemas[0]
+    asked = [*(keep or []), *([id_column] if id_column else [])]
+    missing = [name for name in asked if name not in schema.names]
+    if missing:
+        raise UsageError(
+            f"expected column {', '.join(missing)} in {first.path}, found "
+            f"{', '.join(schema.names)}; check --keep-columns and --id-column"
+        )
+    if keep is not None and image in keep:
+        raise UsageError(f"expected --keep-columns without {image}: the images are not copied")
+    # A column that becomes the output's `id` need not stand there twice.
+    apart = {image, "id"} if id_column == "id" else {image}
+    names = [n for n in schema.names if n not in apart and (keep is None or n in keep)]
+    reserved = [name for name in names if name.startswith(PREFIX)]
+    if reserved:
+        raise UsageError(f"column names that start with {PREFIX} are taken; rename {reserved[0]}")
+    fields: dict[str, pa.Field] = {}
+    features: dict[str, Any] = {}
+    for file, schema in schemas:
+        _check_columns(file, schema, id_column)
+        others = [n for n in schema.names if n not in apart] if keep is None else names
+        odd = sorted(set(names) ^ set(others)) or [n for n in names if n not in schema.names]
+        if odd:
+            raise _mixed(odd[0], f"is in only one of {first.path} and {file.path}")
+        known = hub_features(schema)
+        for name in names:
+            field = schema.field(name).with_nullable(True)
+            before = fields.setdefault(name, field)
+            if before.type == pa.null():  # a file with nothing but nulls says nothing of the type
+                fields[name] = field
+            elif field.type not in (before.type, pa.null()):
+                raise _mixed(name, f"is {before.type} in {first.path}, {field.type} in {file.path}")
+            if name in known and features.setdefault(name, known[name]) != known[name]:
+                raise _mixed(name, f"has other labels in {first.path} than in {file.path}")
+    kept = pa.schema([fields[name] for name in names])
+    return kept.with_metadata(hub_metadata(kept, known=features))
+
+
+def _mixed(column: str, how: str) -> UsageError:
+    return UsageError(
+        f"expected the same columns in every file, but {column} {how}; keep the others with "
+        "--keep-columns, or run one job for each kind of file"
+    )
+
+
+def _check_columns(file: InputFile, schema: pa.Schema, id_column: str | None) -> None:
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise UsageError(f"expected different column names in {file.path}, found {twice[0]} twice")
+    if id_column is None:
+        return
+    if id_column not in schema.names:
+        raise _mixed(id_column, f"is not in {file.path}")
+    type_ = schema.field(id_column).type
+    value = type_.value_type if pa.types.is_dictionary(type_) else type_
+    if not (pa.types.is_integer(value) or value in (pa.string(), pa.large_string())):
+        raise UsageError(
+            f"expected text or whole numbers in --id-column {id_column}, found {type_} in "
+            f"{file.path}; choose another column"
+        )

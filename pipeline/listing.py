@@ -1,0 +1,133 @@
+"""The files of an input: folders, globs and lists of them, and the format that they have."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from fsspec import AbstractFileSystem
+from PIL import Image
+
+from pipeline.storage import (
+    STORE_ERRORS,
+    UsageError,
+    glob_files,
+    has_magic,
+    kind,
+    list_files,
+    one_line,
+    open_location,
+    uri_of,
+)
+
+# Pillow recognizes these but cannot decode them.
+_ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+def format_extensions() -> dict[str, frozenset[str]]:
+    """The extensions of each input format, in lower case with their dot; for images all that
+    Pillow can decode."""
+    known = Image.registered_extensions()
+    images = {e for e, name in known.items() if name in Image.OPEN and name not in _ONLY_IDENTIFIED}
+    return {"images": frozenset(images), "parquet": frozenset({".parquet", ".parq", ".pq"})}
+
+
+class InputFile(NamedTuple):
+    """A file of the input."""
+
+    path: str  # or URI
+    name: str  # relative to the folder that all of the input lies in
+
+
+def find_files(text: str, options: Mapping[str, Any]) -> list[InputFile]:
+    """All visible files of an input (file, folder, glob, comma-list), sorted by name."""
+    if os.path.exists(text):  # whose name may hold commas
+        parts = [text]
+    else:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError("expected --input to name a file, folder or glob, found nothing")
+    opened = [open_location(part, options) for part in parts]
+    if any(fs != opened[0][0] for fs, _ in opened):
+        raise UsageError(f"expected inputs on one filesystem, found {text}; run one job for each")
+    bases: list[str] = []
+    uris: dict[str, str] = {}  # by path, so that what is named twice is there once
+    for uri, (fs, path) in zip(parts, opened, strict=True):
+        base, paths = _list_part(fs, uri, path)
+        bases.append(base)
+        for found in paths:
+            uris[found] = uri_of(found, uri=uri, path=path)
+    common = _common_folder(bases)
+    files = [InputFile(uri, path.removeprefix(common).lstrip("/")) for path, uri in uris.items()]
+    broken = next((file.path for file in files if not _is_utf8(file.path)), None)
+    if broken is not None:
+        raise UsageError(f"expected file names in UTF-8, found {broken!a}; rename that file")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _list_part(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[str]]:
+    """The folder that names are relative to, and the files, of one part of the input."""
+    try:
+        found = kind(fs, path)
+        if found == "folder":
+            base, files = path, list_files(fs, path)
+        elif found == "file":  # what exists is never a glob
+            base, files = path.rpartition("/")[0], [path]
+        elif has_magic(path):
+            base, files = glob_files(fs, path)
+        else:
+            braces = "; write {a,b} as a comma-list of globs" if "{" in uri or "}" in uri else ""
+            raise UsageError(f"expected a file or folder at {uri}, found nothing{braces}")
+    except STORE_ERRORS as error:
+        raise UsageError(
+            f"cannot read {uri}: {type(error).__name__}: {one_line(error)}; check the path, your "
+            "rights and --storage-options"
+        ) from error
+    if not files:
+        raise UsageError(f"expected files at {uri}, found none; check --input")
+    return base, files
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether a local name can be written down: other bytes in it come as lone surrogates."""
+    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def _common_folder(folders: Sequence[str]) -> str:
+    """As os.path.commonpath, for URIs with their double slash too."""
+    split = [folder.split("/") for folder in folders]
+    same = (len(set(level)) == 1 for level in zip(*split, strict=False))
+    return "/".join(split[0][: sum(takewhile(bool, same))])
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def choose_format(
+    files: Sequence[InputFile], format: str, text: str
+) -> tuple[str, list[InputFile], dict[str, int]]:
+    """The format, the files of that format, and the number of others by extension."""
+    extensions = format_extensions()
+    if format not in ("auto", *extensions):
+        raise UsageError(f"expected --format auto, {', '.join(extensions)}; found {format}")
+    counts = Counter(_extension(file.name) for file in files)
+    present = {name: sum(counts[e] for e in ends) for name, ends in extensions.items()}
+    present = {name: count for name, count in present.items() if count}
+    if format == "auto" and len(present) > 1:
+        what = " and ".join(f"{count} of {name}" for name, count in present.items())
+        raise UsageError(
+            f"expected files of one format at {text}, found {what}; choose with "
+            f"--format {' or '.join(present)}"
+        )
+    if not present or format not in ("auto", *present):
+        seen = ", ".join(f"{n} of {e or 'no extension'}" for e, n in counts.most_common(5))
+        wanted = format if format != "auto" else " or ".join(extensions)
+        raise UsageError(
+            f"expected files of {wanted} at {text}, found {seen}; check --input and --format"
+        )
+    chosen = next(iter(present)) if format == "auto" else format
+    ends = extensions[chosen]
+    skipped = {e: n for e, n in sorted(counts.items()) if e not in ends}
+    return chosen, [file for file in files if _extension(file.name) in ends], skipped
