@@ -17,7 +17,7 @@ COMMANDS = (
     quantize.COMMAND,
     complete.COMMAND,
     train.COMMAND,
-    report.report,
+    report.COMMAND,
 )
 
 FAILED = 1

@@ -3,6 +3,7 @@
 A YAML file (`--config`) may give any of them; a flag beats the file.
 """
 
+import inspect
 import json
 import types
 import typing
@@ -23,19 +24,26 @@ Model = TypeVar("Model", bound=Options)
 
 
 def command(
-    name: str, model: type[Model], run: Callable[[Model], None], *, help: str, example: str
+    name: str,
+    model: type[Model],
+    run: Callable[[Model], None],
+    *,
+    help: str,
+    example: str,
+    argument: str | None = None,
 ) -> click.Command:
-    """A click command whose options are the model's fields."""
+    """A click command whose options are the model's fields, but for one that is an argument."""
 
     def callback(config: str | None, **flags: Any) -> None:
         values = _from_file(config) if config else {}
         values |= {key: value for key, value in flags.items() if value is not None}
         run(parse(model, values))
 
+    fields = model.model_fields
     parameters: list[click.Parameter] = [
-        _option(key, field) for key, field in model.model_fields.items()
+        click.Argument([key]) if key == argument else _option(key, fields[key])
+        for key in sorted(fields, key=lambda key: _place(model, key))
     ]
-    parameters.sort(key=lambda option: option.name in Options.model_fields)
     parameters.append(
         click.Option(["--config"], metavar="FILE", help="YAML file of options; flags beat it")
     )
@@ -48,6 +56,13 @@ def command(
         epilog=f"Example: {example}",
         context_settings={"max_content_width": WIDTH, "help_option_names": ["-h", "--help"]},
     )
+
+
+def _place(model: type[Options], key: str) -> tuple[bool, int]:
+    """Where an option stands in the help: what must be given, then the job's own, then the more
+    common ones, in the order in which the model inherits them."""
+    owner = next(i for i, cls in enumerate(model.__mro__) if key in inspect.get_annotations(cls))
+    return not model.model_fields[key].is_required(), owner
 
 
 def parse(model: type[Model], values: dict[str, Any]) -> Model:
@@ -92,11 +107,12 @@ def _from_file(path: str) -> dict[str, Any]:
 def _option(key: str, field: FieldInfo) -> click.Option:
     flag = "--" + (field.alias or key).replace("_", "-")
     kind = _plain_type(field.annotation)
-    settings: dict[str, Any] = {"help": field.description, "default": None}
-    if field.default is not None and not field.is_required() and kind is not bool:
-        settings["show_default"] = str(field.default)
+    note = ""
     if field.is_required():
-        settings["help"] = f"{field.description} [required]"
+        note = " [required]"
+    elif field.default is not None and kind is not bool:
+        note = f" [default: {field.default}]"
+    settings: dict[str, Any] = {"help": f"{field.description}{note}", "default": None}
     if kind is bool:
         return click.Option([flag, key], is_flag=True, **settings)
     if typing.get_origin(kind) is Literal:

@@ -13,7 +13,7 @@ from pipeline.stages.generate import Complete
 from pipeline.storage import UsageError, options_for
 
 
-class CompleteOptions(ImageJobOptions, ModelOptions):
+class CompleteOptions(ModelOptions, ImageJobOptions):
     keep: float = Field(0.5, gt=0, lt=1, description="share of the rows that are given")
     samples: int = Field(1, ge=1, description="completions of each image")
     temperature: float = Field(1.0, gt=0, description="below 1: safer colours")

@@ -7,13 +7,13 @@ import click
 from jobs import complete
 from jobs.command import command
 from pipeline.demo_photos import write_tiles
-from pipeline.options import Options
+from pipeline.options import ProgressOptions
 
 OUTPUT = Path("out/demo")
 PHOTOS = Path("out/demo-photos")
 
 
-def run(options: Options) -> None:
+def run(options: ProgressOptions) -> None:
     count = write_tiles(PHOTOS)
     if not options.quiet:
         click.echo(f"{count} tiles of photographs in {PHOTOS}", err=True)
@@ -32,7 +32,7 @@ def run(options: Options) -> None:
 
 COMMAND = command(
     "demo",
-    Options,
+    ProgressOptions,
     run,
     help="Complete photographs with the shipped model, on this machine, into out/demo/.",
     example="igpt demo",

@@ -1,5 +1,6 @@
 """igpt palette: fit a palette to the colours of images."""
 
+import json
 from pathlib import Path
 
 import click
@@ -45,10 +46,21 @@ def run(options: PaletteOptions) -> None:
     palette = Palette.fit_histogram(histogram, options.colors, seed=options.seed)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     palette.save(options.output)
-    click.echo(
-        f"{options.output}: {len(palette)} colours from {len(histogram.colors)} distinct ones of "
-        f"{plan.rows - errors} images ({errors} bad), fingerprint {palette.fingerprint}"
-    )
+    facts = {
+        "output": options.output,
+        "colors": len(palette),
+        "distinct_colors": len(histogram.colors),
+        "images": plan.rows - errors,
+        "errors": errors,
+        "fingerprint": palette.fingerprint,
+    }
+    if options.json_lines:
+        click.echo(json.dumps({"event": "done", **facts}))
+    else:
+        click.echo(
+            "{output}: {colors} colours for {distinct_colors} distinct ones of {images} images "
+            "({errors} bad), fingerprint {fingerprint}".format(**facts)
+        )
 
 
 COMMAND = command(

@@ -1,32 +1,42 @@
 """igpt report: the report of a run directory once more."""
 
-import json
-
 import click
+from pydantic import Field
 
 from igpt_core.checkpoint import load_palette
+from jobs.command import command
+from pipeline.options import Options, StorageOptions
 from pipeline.report import write_report
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import UsageError, absolute
+from pipeline.storage import UsageError, absolute, options_for
 
 
-@click.command("report", short_help="Write report.html and the contact sheet of a run again.")
-@click.argument("output", metavar="OUT")
-@click.option("--palette", help="palette (.npy) or model folder [default: the run's]")
-@click.option("--storage-options", metavar="JSON", help="fsspec options of OUT")
-def report(output: str, palette: str | None, storage_options: str | None) -> None:
-    """Write report.html, contact_sheet.png and README.md of the run directory OUT again.
-
-    Example: igpt report out/photos
-    """
-    options = json.loads(storage_options) if storage_options else {}
-    location = absolute(output)
-    record = RunDirectory.at(location, options).record()
-    if record is None:
-        raise UsageError(f"expected a run directory with run.json, found none at {output}")
-    write_report(
-        location,
-        storage_options=options,
-        palette=load_palette(palette or record["palette"]["location"]),
+class ReportOptions(StorageOptions, Options):
+    output: str = Field(description="run directory")
+    palette: str | None = Field(
+        None, description="palette (.npy) or model folder [default: the run's]"
     )
+
+
+def run(options: ReportOptions) -> None:
+    location = absolute(options.output)
+    output_options = options_for(options.storage_options, "output")
+    record = RunDirectory.at(location, output_options).record()
+    if record is None:
+        raise UsageError(f"expected a run directory with run.json, found none at {options.output}")
+    palette = load_palette(
+        options.palette or record["palette"]["location"],
+        options_for(options.storage_options, "model"),
+    )
+    write_report(location, palette=palette, storage_options=output_options)
     click.echo(f"{location}/report.html")
+
+
+COMMAND = command(
+    "report",
+    ReportOptions,
+    run,
+    argument="output",
+    help="Write the report and the contact sheet of the run OUTPUT again.",
+    example="igpt report out/photos",
+)

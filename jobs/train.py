@@ -24,14 +24,19 @@ class TrainOptions(PixelOptions, StorageOptions):
     n_layer: int = Field(6, ge=1, description="layers")
     n_embd: int = Field(192, ge=1, description="width")
     n_head: int = Field(6, ge=1, description="attention heads")
-    steps: int | None = Field(None, ge=1, description="bound of the run: steps, or")
-    minutes: float | None = Field(None, gt=0, description="minutes of training")
+    steps: int | None = Field(None, ge=1, description="end after N steps")
+    minutes: float | None = Field(
+        None, gt=0, description="end after X minutes; give one of the two"
+    )
     batch_size: int = Field(8, ge=1, description="images a step")
     learning_rate: float = Field(2e-3, gt=0, description="highest, after the warm-up")
     weight_decay: float = Field(0.01, ge=0, description="on matrices")
     warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
     eval_input: str | None = Field(None, description="held-out images for a final loss")
     seed: int = Field(0, description="of weights, order and flips")
+    save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of the saved weights"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of matrix products")
 
@@ -75,6 +80,7 @@ def run(options: TrainOptions) -> None:
         palette=palette,
         image_size=options.image_size,
         device=device,
+        save_dtype=getattr(torch, options.save_dtype),
         options=options.model_dump(
             exclude={"quiet", "json_lines", "debug", "storage_options", "output"}
         ),

@@ -11,10 +11,15 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     quiet: bool = Field(False, description="print results and errors only")
+    debug: bool = Field(False, description="show tracebacks")
+
+
+class ProgressOptions(Options):
+    """Options of jobs that run on a cluster."""
+
     json_lines: bool = Field(
         False, alias="json", description="progress and result as JSON lines on stdout"
     )
-    debug: bool = Field(False, description="show tracebacks")
 
     @property
     def progress(self) -> Literal["text", "json", "quiet"]:
@@ -44,7 +49,7 @@ class InputOptions(PixelOptions):
     )
 
 
-class ClusterOptions(Options):
+class ClusterOptions(ProgressOptions):
     """Where and how widely a job runs; results do not depend on these, but on shard_size."""
 
     address: str | None = Field(

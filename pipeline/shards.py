@@ -139,7 +139,9 @@ class Source:
 
     def cut(self, shard_size: int) -> Plan:
         """Shards of exactly `shard_size` rows, in the order of the files' names; only the last
-        may be smaller."""
+        may be smaller. Raises ValueError for less than one row."""
+        if shard_size < 1:
+            raise ValueError(f"expected a shard of at least 1 row, found {shard_size}")
         return Plan(
             self.format,
             shard_size,

@@ -87,6 +87,7 @@ def run_training(
     palette: Palette,
     image_size: int,
     device: str,
+    save_dtype: torch.dtype,
     options: Mapping[str, Any],
     report: Callable[[str], None],
 ) -> tuple[ImageGPTForCausalImageModeling, TrainingState]:
@@ -95,6 +96,7 @@ def run_training(
     Args:
         tokens: (N, image_size ** 2).
         output: a local folder; it ends as a model folder with the log beside the weights.
+        save_dtype: of the saved weights, to which those of the model returned are rounded.
         options: what the result depends on; a folder begun with others is refused.
         report: takes a line of progress now and then.
     """
@@ -110,9 +112,10 @@ def run_training(
     train(
         model, optimizer, tokens, config, image_size=image_size, state=state, on_step=journal.step
     )
+    model.to(save_dtype)
     save_checkpoint(model, str(folder), palette=palette, image_size=image_size)
     (folder / STATE_FILE).unlink(missing_ok=True)
-    return model, state
+    return model.float(), state
 
 
 def _claim(folder: Path, options: Mapping[str, Any]) -> None:

@@ -150,12 +150,20 @@ def test_limit_takes_the_first_rows(tmp_path, monkeypatch, limit):
     assert rows_of(plan) == everything[:limit]
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(None, [3, 3, 3]), (5, [1, 1, 1, 1, 1])])
-def test_shard_size_may_depend_on_the_number_of_rows(tmp_path, limit, expected):
+@pytest.mark.parametrize(("limit", "rows"), [(None, 9), (5, 5), (20, 9)])
+def test_a_source_knows_its_rows_before_it_is_cut(tmp_path, limit, rows):
     write(tmp_path / "a.parquet", 9)
-    plan = plan_shards(str(tmp_path), shard_size=lambda rows: {9: 3, 5: 1}[rows], limit=limit)
-    assert [shard.rows for shard in plan.shards] == expected
-    assert plan.shard_size == expected[0]
+    source = find_source(str(tmp_path), limit=limit)
+    assert source.rows == rows
+    assert [shard.rows for shard in source.cut(3).shards] == [3] * (rows // 3) + [rows % 3] * (
+        rows % 3 > 0
+    )
+
+
+def test_shards_of_no_rows_are_refused(tmp_path):
+    write(tmp_path / "a.parquet", 9)
+    with pytest.raises(ValueError, match="at least 1"):
+        find_source(str(tmp_path)).cut(0)
 
 
 def test_columns_are_kept_with_their_labels(tmp_path):
