@@ -1,24 +1,20 @@
 """Model folders in Hugging Face's layout, in and out: strict about what the weights must be.
 
-A folder holds config.json, the weights (model.safetensors or pytorch_model.bin) and, where images
-are to be quantized, preprocessor_config.json with the palette and the image size.
+A folder holds config.json, a file of weights and, where images are to be quantized,
+preprocessor_config.json with the palette and the image size.
 """
 
 import hashlib
 import json
 import os
-import pickle
-import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -29,15 +25,8 @@ from igpt_core.model_files import CheckpointError as CheckpointError
 from igpt_core.model_files import is_remote, model_files
 from igpt_core.model_files import resolve as resolve
 from igpt_core.palette import Palette
+from igpt_core.weights import SAFETENSORS_FILE, WEIGHTS_FILES, mismatch, read_weights, rename
 
-WEIGHTS_FILE = "model.safetensors"
-PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
-
-_WEIGHTS = (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE)  # the first that is there is read
-# Causal masks that old checkpoints carry among the weights.
-_MASK_BUFFER = re.compile(r"(.*\.)?attn\.(bias|masked_bias)")
-_TRUNK = "transformer."  # where the classes with a head keep the bare model
-_HEADS = ("lm_head.", "score.")
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -97,7 +86,7 @@ class PreTrained(nn.Module):
         """The model without weights, and the weights of the folder, which fit it."""
         where = os.fspath(path_or_uri)
         config_file, weights_file = model_files(
-            path_or_uri, (CONFIG_FILE,), _WEIGHTS, storage_options=storage_options
+            path_or_uri, (CONFIG_FILE,), WEIGHTS_FILES, storage_options=storage_options
         )
         config = read_config(config_file, where=where)
         try:
@@ -106,8 +95,8 @@ class PreTrained(nn.Module):
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from error
         wanted = model.state_dict()
-        weights = _rename(_read_weights(weights_file, where), wanted)
-        if problem := _mismatch(weights, wanted):
+        weights = rename(read_weights(weights_file, where=where), wanted)
+        if problem := mismatch(weights, wanted):
             raise CheckpointError(f"{where}: its weights do not fit {cls.__name__}: {problem}")
         return model, weights
 
@@ -168,12 +157,12 @@ def save_checkpoint(
         for name, text in texts.items():
             Path(temporary, name).write_text(text, encoding="utf-8")
         weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, Path(temporary, WEIGHTS_FILE), metadata={"format": "pt"})
+        save_file(weights, Path(temporary, SAFETENSORS_FILE), metadata={"format": "pt"})
         # safetensors lets only the owner read; others are to load the model too
-        shutil.copymode(Path(temporary, CONFIG_FILE), Path(temporary, WEIGHTS_FILE))
-        for name in _WEIGHTS:
+        shutil.copymode(Path(temporary, CONFIG_FILE), Path(temporary, SAFETENSORS_FILE))
+        for name in WEIGHTS_FILES:
             (folder / name).unlink(missing_ok=True)
-        for name in (*texts, WEIGHTS_FILE):
+        for name in (*texts, SAFETENSORS_FILE):
             os.replace(Path(temporary, name), folder / name)
 
 
@@ -189,11 +178,11 @@ def load_palette(
         folder, name = os.path.split(where)
         (file,) = model_files(folder or ".", (name,), storage_options=storage_options)
         return Palette.load(file)
-    clusters = _processor(where, storage_options).clusters
+    processor = ImageGPTImageProcessor.from_pretrained(where, storage_options=storage_options)
     try:
-        if clusters is None:
+        if processor.clusters is None:
             raise ValueError("expected clusters, the palette, found none")
-        return Palette(clusters)
+        return Palette(processor.clusters)
     except ValueError as error:
         raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: {error}") from error
 
@@ -203,7 +192,8 @@ def load_image_size(
 ) -> int:
     """The side in pixels of the images of a model folder, which must be square."""
     where = os.fspath(path_or_uri)
-    size = _processor(where, storage_options).size
+    processor = ImageGPTImageProcessor.from_pretrained(where, storage_options=storage_options)
+    size = processor.size
     if size["height"] != size["width"]:
         raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: expected a square, found {size}")
     return size["height"]
@@ -219,81 +209,17 @@ def model_fingerprint(
     """
     where = os.fspath(path_or_uri)
     config_file, weights_file = model_files(
-        path_or_uri, (CONFIG_FILE,), _WEIGHTS, storage_options=storage_options
+        path_or_uri, (CONFIG_FILE,), WEIGHTS_FILES, storage_options=storage_options
     )
     fields = read_config(config_file, where=where).to_dict()
     fields = {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-    weights = _read_weights(weights_file, where)
+    weights = read_weights(weights_file, where=where)
     for name in sorted(weights):
         tensor = weights[name].contiguous()
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def _read_weights(file: Path, where: str) -> dict[str, Tensor]:
-    """Name to tensor, mapped from the file where its format allows; without mask buffers."""
-    weights = (_read_safetensors if file.name == WEIGHTS_FILE else _read_pickle)(file, where)
-    return {name: w for name, w in weights.items() if not _MASK_BUFFER.fullmatch(name)}
-
-
-def _read_safetensors(file: Path, where: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{where}: {file.name} is damaged or cut short: {error}") from error
-
-
-def _read_pickle(file: Path, where: str) -> dict[str, Tensor]:
-    try:
-        weights = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{where}: expected a dict of tensors in {file.name}, found something else, which is "
-            f"not unpickled as that could run code; if you trust it, convert it to {WEIGHTS_FILE}"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(f"{where}: {file.name} is damaged: {reason[0]}") from error
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise CheckpointError(f"{where}: expected a dict of tensors in {file.name}")
-    return weights
-
-
-def _rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trunk's prefix put on or taken off as `wanted` has it; heads not in it left out."""
-    prefix = _TRUNK if any(name.startswith(_TRUNK) for name in wanted) else ""
-    renamed = {}
-    for name, tensor in weights.items():
-        if not name.startswith(_HEADS):
-            renamed[prefix + name.removeprefix(_TRUNK)] = tensor
-        elif name in wanted:
-            renamed[name] = tensor
-    return renamed
-
-
-def _mismatch(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What is wrong with the names, shapes and dtypes of weights; nothing: empty."""
-    common = [name for name in wanted if name in weights]
-    problems = {
-        "missing": [name for name in wanted if name not in weights],
-        "unexpected": [name for name in weights if name not in wanted],
-        "not of config.json's shape": [
-            f"{name} {tuple(weights[name].shape)} for {tuple(wanted[name].shape)}"
-            for name in common
-            if weights[name].shape != wanted[name].shape
-        ],
-        "not of a float dtype": [n for n in common if not weights[n].is_floating_point()],
-    }
-    return "; ".join(
-        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for problem, names in problems.items()
-        if names
-    )
 
 
 def _config_text(model: PreTrained) -> str:
@@ -317,11 +243,3 @@ def _preprocessor_text(config: ImageGPTConfig, palette: Palette, image_size: int
         )
     processor = ImageGPTImageProcessor(palette.colors, size=size)
     return json.dumps(processor.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def _processor(where: str, storage_options: Mapping[str, Any] | None) -> ImageGPTImageProcessor:
-    (file,) = model_files(where, (PREPROCESSOR_FILE,), storage_options=storage_options)
-    try:
-        return ImageGPTImageProcessor.from_pretrained(file.parent)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: {error}") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,8 +11,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from igpt_core.image_inputs import rgb_images
+from igpt_core.model_files import CheckpointError, model_files
 from igpt_core.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
-from igpt_core.pixels import Pixels, open_rgb, resize_rgb, to_uint8
+from igpt_core.pixels import Pixels, resize_rgb
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -24,7 +27,6 @@ _FIXED = {
     "do_center_crop": False,
     "do_pad": False,
 }
-_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of an array's channels
 
 
 class BatchFeature(dict[str, Any]):
@@ -57,8 +59,8 @@ class ImageGPTImageProcessor:
             compared with what comes out.
         do_color_quantize: return `input_ids` rather than `pixel_values`.
 
-    Any image becomes 8-bit RGB first, see `open_rgb` and `to_uint8`. On RGB images
-    that leaves the results of transformers' Pillow backend; it differs on purpose in this:
+    Any image becomes 8-bit RGB first, see `rgb_images`. On RGB images that leaves the results of
+    transformers' Pillow backend; it differs on purpose in this:
     grey, transparent, CMYK and other images work; EXIF orientation is applied; float arrays in
     [0, 1] are scaled to 0..255 and rounded (there they come out black); `data_format` is
     obeyed; exactly equal distances give the lowest index.
@@ -99,15 +101,12 @@ class ImageGPTImageProcessor:
         """Preprocess an image or a batch of images.
 
         Args:
-            images: a PIL image of any mode, encoded bytes, a numpy array or torch tensor (H, W),
-                (H, W, C) or (C, H, W) with 1, 3 or 4 channels (grey, RGB, RGBA), a batch of
-                these along a fourth axis, or a list of any. Values: see `to_uint8`.
+            images: PIL images, encoded bytes, arrays or tensors, one or many: see `rgb_images`.
             do_resize, size, resample, do_normalize, do_color_quantize, clusters: override what
                 the processor was made with.
             return_tensors: "pt", "np", or None for a list with an array for each image.
             data_format: "channels_first" or "channels_last", of `pixel_values`.
-            input_data_format: the same, of arrays; default: where 1, 3 or 4 channels are, first if
-                in doubt.
+            input_data_format: the same, of arrays; default: see `rgb_images`.
 
         Returns:
             `input_ids` (B, H * W) int64, or `pixel_values` (B, 3, H, W) or (B, H, W, 3) float32.
@@ -126,8 +125,7 @@ class ImageGPTImageProcessor:
         resized = self.do_resize if do_resize is None else do_resize
 
         batch: list[Pixels] = []
-        for image in _flatten(images):
-            rgb = _as_rgb(image, input_data_format)
+        for rgb in rgb_images(images, input_data_format=input_data_format):
             height = target["height"] if resized else rgb.height
             width = target["width"] if resized else rgb.width
             batch.append(resize_rgb(rgb, height, width, resample=filter_))
@@ -181,21 +179,35 @@ class ImageGPTImageProcessor:
         (folder / PREPROCESSOR_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> Self:
-        """Read preprocessor_config.json of the local folder `path`, of any transformers version.
+    def from_pretrained(
+        cls,
+        path_or_uri: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Read preprocessor_config.json of a model folder, of any transformers version.
 
-        Raises FileNotFoundError; ValueError for a file that asks for what this class cannot do.
+        Args:
+            path_or_uri: a local folder, "embedded", or the URI of a folder.
+            storage_options: for the URI's filesystem.
+
+        Raises:
+            CheckpointError: see `model_files`; or a file that asks for what this class cannot do.
         """
-        file = Path(path) / PREPROCESSOR_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"expected a local folder with {PREPROCESSOR_FILE}: {path}")
+        (file,) = model_files(path_or_uri, (PREPROCESSOR_FILE,), storage_options=storage_options)
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is not JSON: {error}") from error
+            return cls._from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            where = os.fspath(path_or_uri)
+            raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, stored: Any) -> Self:
+        if not isinstance(stored, dict):
+            raise ValueError(f"expected an object, found {type(stored).__name__}")
         for name, value in _FIXED.items():
             if stored.get(name) not in (None, value):
-                raise ValueError(f"{file}: expected {name} {value}, found {stored[name]}")
+                raise ValueError(f"expected {name} {value}, found {stored[name]}")
         ours = ("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize")
         return cls(**{name: stored[name] for name in ours if stored.get(name) is not None})
 
@@ -224,44 +236,6 @@ def _as_size(size: Any) -> dict[str, int]:
     ):
         raise ValueError(f'expected size {{"height": H, "width": W}} or one int, found {size!r}')
     return {"height": sides["height"], "width": sides["width"]}
-
-
-def _flatten(images: Any) -> list[Any]:
-    if isinstance(images, list | tuple):
-        return [image for item in images for image in _flatten(item)]
-    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
-        return list(images)
-    return [images]
-
-
-def _as_rgb(image: Any, input_data_format: str | None) -> Image.Image:
-    if isinstance(image, torch.Tensor):
-        # numpy has no bfloat16
-        image = (image.float() if image.is_floating_point() else image).numpy(force=True)
-    if isinstance(image, np.ndarray):
-        image = _array_to_image(image, input_data_format)
-    if not isinstance(image, bytes | Image.Image):
-        raise TypeError(
-            "expected a PIL image, encoded bytes, a numpy array or a torch tensor, "
-            f"found {type(image).__name__}"
-        )
-    return open_rgb(image)
-
-
-def _array_to_image(array: npt.NDArray[Any], input_data_format: str | None) -> Image.Image:
-    hwc = array[..., None] if array.ndim == 2 else array
-    first = input_data_format == "channels_first" or (
-        input_data_format is None and hwc.ndim == 3 and hwc.shape[0] in _PIL_MODES
-    )
-    if array.ndim == 3 and first:
-        hwc = np.moveaxis(hwc, 0, -1)
-    if hwc.ndim != 3 or hwc.shape[-1] not in _PIL_MODES:
-        raise ValueError(
-            "expected an array (H, W), or (H, W, C) or (C, H, W) with 1, 3 or 4 channels, found "
-            f"{array.shape} with input_data_format={input_data_format!r}"
-        )
-    pixels = np.ascontiguousarray(to_uint8(hwc))
-    return Image.fromarray(pixels[..., 0] if hwc.shape[-1] == 1 else pixels)
 
 
 def _to_fraction(pixels: Pixels) -> FloatArray:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,13 @@ _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 _STATE_MARKS = (
     *("size", "created", "mtime", "last_modified", "LastModified", "Last-Modified"),
     *("etag", "ETag", "md5Hash", "Content-MD5", "blob_id"),
+)
+# What libraries below filesystems raise that is no OSError: no credentials, no connection ...
+_LIBRARY_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),  # s3://
+    ("aiohttp", "ClientError"),  # https://
+    ("google.auth.exceptions", "GoogleAuthError"),  # gs://
+    ("azure.core.exceptions", "AzureError"),  # abfs://
 )
 
 
@@ -92,8 +100,8 @@ def _choose(group: Sequence[str], names: Sequence[str], where: str) -> str:
 def _fetch(
     uri: str, groups: Sequence[Sequence[str]], storage_options: Mapping[str, Any] | None
 ) -> list[Path]:
-    fs, root = _open(uri, storage_options)
     try:
+        fs, root = _open(uri, storage_options)
         fs.invalidate_cache()  # what was listed earlier may have been replaced
         states: dict[str, dict[str, Any]] = {}
         for name in dict.fromkeys(name for group in groups for name in group):
@@ -110,9 +118,23 @@ def _fetch(
         folder.mkdir(parents=True, exist_ok=True)
         for name in chosen:
             _fetch_file(fs, f"{root}/{name}", folder / name, state=states[name])
-    except OSError as error:
-        raise CheckpointError(f"{uri}: cannot be fetched ({error})".splitlines()[0]) from error
+    except CheckpointError:
+        raise
+    except TypeError as error:
+        names = ", ".join(storage_options or {}) or "none"  # values may be secrets
+        raise CheckpointError(
+            f"{uri}: its filesystem does not take these storage options: {names}"
+        ) from error
+    except _fetch_errors() as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{uri}: cannot be fetched ({reason})") from error
     return [folder / name for name in chosen]
+
+
+def _fetch_errors() -> tuple[type[Exception], ...]:
+    """What a filesystem may raise; a library that is not loaded has raised nothing."""
+    loaded = [(sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS]
+    return (OSError, ValueError, *(getattr(module, name) for module, name in loaded if module))
 
 
 def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[AbstractFileSystem, str]:
@@ -120,11 +142,6 @@ def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[Abstract
         fs, root = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
     except ImportError as error:
         raise CheckpointError(f"{uri}: install what its filesystem needs: {error}") from error
-    except TypeError as error:  # values may be secrets: names only
-        names = ", ".join(storage_options or {}) or "none"
-        raise CheckpointError(
-            f"{uri}: its filesystem does not take these storage options: {names}"
-        ) from error
     except ValueError as error:
         raise CheckpointError(f"{uri}: no fsspec filesystem for it: {error}") from error
     return fs, root.rstrip("/")

@@ -10,6 +10,9 @@ from igpt_core.model import Conv1D
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# Of torch.ops.mkldnn. They are not documented; torch's own compiler emits calls of them.
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+
 
 class PackedProduct(nn.Module):
     """x @ weight + bias for inference on a CPU, the weight packed when the module is made."""
@@ -51,15 +54,11 @@ def packed(model: Model) -> Model:
 
 
 def _onednn_serves(weight: Tensor) -> bool:
-    """Whether this build of torch and this processor have the packed product for the weight.
-
-    The two operators are not documented; torch's own compiler emits calls of them.
-    """
-    operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    """Whether this build of torch and this processor have the packed product for the weight."""
     if (
         weight.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        or not all(hasattr(torch.ops.mkldnn, name) for name in operators)
+        or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
     ):
         return False
     if weight.dtype == torch.bfloat16:

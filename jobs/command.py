@@ -67,7 +67,7 @@ def _place(model: type[Options], key: str) -> tuple[bool, int]:
 
 def parse(model: type[Model], values: dict[str, Any]) -> Model:
     """The options from plain values. Raises UsageError, one line for all that is wrong."""
-    values = {key.replace("-", "_"): value for key, value in values.items()}
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
     if "json_lines" in values:
         values["json"] = values.pop("json_lines")
     if isinstance(values.get("storage_options"), str):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +12,23 @@ import ray
 from ray.data import DataContext
 
 from pipeline.stage import Resources
-from pipeline.storage import UsageError
+from pipeline.storage import UsageError, one_line
 
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
+_KNOCK_SECONDS = 10
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Ray for the length of a job: the session that this process has already, the cluster at
     `address` or RAY_ADDRESS, else a private one on this machine."""
-    # Ray's own lines would drown the job's: they stay in its log files.
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ours = not ray.is_initialized()
     if ours:
         _join_or_start(address or os.environ.get("RAY_ADDRESS"))
+    _keep_ray_quiet()
     context = DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False
@@ -46,17 +46,35 @@ def _join_or_start(address: str | None) -> None:
     private = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with _stderr_closed():
         try:
+            _knock(address or "")
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
                 logging_level="error",
                 **({} if address else private),
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"cannot join the Ray cluster at {address or 'local'}: "
-                f"{' '.join(str(error).split())[:200]}; check --address and RAY_ADDRESS"
+                f"cannot join the Ray cluster at {address or 'local'}: {one_line(error)}; check "
+                "--address and RAY_ADDRESS"
             ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens at an `ip:port`: Ray would try for a quarter of an
+    hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+def _keep_ray_quiet() -> None:
+    """Ray's own lines would drown the job's: they stay in its log files. It says of an error in a
+    stage, which the job reports in one line, some two hundred."""
+    for name in ("ray", "ray.data"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.CRITICAL)
 
 
 @contextmanager

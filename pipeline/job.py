@@ -218,7 +218,9 @@ def prepare(
     wanted |= {"model": model and model.fingerprint}
     wanted |= {"device": compute and compute.device, "dtype": compute and compute.dtype}
     if begun.recorded is not None:
-        refuse_other_run(directory.location, begun.recorded["results"], wanted)
+        # Where the size of shards is not given it is found, so it is what was found then.
+        size = {} if options.shard_size is None else {"shard_size": options.shard_size}
+        refuse_other_run(directory.location, begun.recorded["results"], wanted | size)
     if plan is None:
         assert begun.source is not None
         size = options.shard_size or default_shard_size(begun.source.rows)
@@ -256,7 +258,6 @@ def _dependencies(name: str, options: ImageJobOptions, quantizer: Quantizer) -> 
         "job": name,
         "input": absolute(options.input),
         **known,
-        "shard_size": options.shard_size,
         "image_size": quantizer.image_size,
         "palette": quantizer.palette.fingerprint,
     }

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from pipeline.blocks import by_shard, tokens_of
 from pipeline.storage import join, open_location, write_atomic
 
 FOLDERS = ("data", "errors", "stats")
+_PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
 STAGES = ("read", "decode", "model", "write")
 ROW_GROUP_ROWS = 1024
 
@@ -58,12 +60,8 @@ def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
         paths = fs.ls(join(output, folder), detail=False)
     except FileNotFoundError:
         return set()
-    names = [path.rsplit("/", 1)[-1] for path in paths]
-    return {
-        int(name[len("part-") : -len(".parquet")])
-        for name in names
-        if name.startswith("part-") and name.endswith(".parquet")
-    }
+    parts = (_PART.fullmatch(path.rpartition("/")[2]) for path in paths)
+    return {int(part[1]) for part in parts if part}
 
 
 class WriteParts:

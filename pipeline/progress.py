@@ -29,7 +29,7 @@ class Progress:
         self.done, self.errors, self.tokens = done, errors, 0
         self._mode = mode
         self._begun = time.monotonic()
-        self._shown = 0.0
+        self._shown, self._said = 0.0, -1
         self._on_terminal = mode == "text" and sys.stderr.isatty()
 
     def add(self, summary: dict[str, Any]) -> None:
@@ -53,9 +53,10 @@ class Progress:
         """Say how far the run is, unless that was said just now."""
         pause = _TERMINAL_SECONDS if self._on_terminal else _LOG_SECONDS
         now = time.monotonic()
-        if self._mode == "quiet" or (now - self._shown < pause and not final):
+        said = self.done == self._said and not self._on_terminal  # there a line needs its end
+        if self._mode == "quiet" or said or (now - self._shown < pause and not final):
             return
-        self._shown = now
+        self._shown, self._said = now, self.done
         if self._mode == "json":
             print(json.dumps({"event": "progress", **self._figures()}), flush=True)
             return
@@ -84,7 +85,7 @@ class Progress:
         if self.errors:
             text += f", {self.errors} bad"
         if self.done == self._before:
-            return f"{text}, starting"
+            return text if self.done == self._total else f"{text}, starting"
         text += f", {self.rate:.1f} images/s"
         return text if self.done == self._total else f"{text}, about {duration(self._left())} left"
 

@@ -1,11 +1,13 @@
 """Executes a job: pending shards through the stages, progress, error budget, report."""
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
@@ -13,8 +15,8 @@ from pipeline.parts import part_name, shards_with_errors
 from pipeline.progress import Mode, Progress
 from pipeline.run_directory import RunDirectory
 from pipeline.shards import Plan, Shard
-from pipeline.stage import Stage, chain
-from pipeline.storage import join, read_bytes
+from pipeline.stage import Stage, StageError, chain
+from pipeline.storage import join, one_line, read_bytes
 
 
 class RunFailed(Exception):
@@ -90,7 +92,7 @@ def consume(
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
         with closing(iter(batches)) as results:
-            for result in results:
+            for result in _heard_alone(results):
                 yield from result.to_pylist()
     except ray.exceptions.RayError as error:
         raise RunFailed(
@@ -98,13 +100,20 @@ def consume(
         ) from error
 
 
+def _heard_alone(results: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same; but Ray says on stdout, where results and JSON lines go, that a process died."""
+    while True:
+        with redirect_stdout(io.StringIO()):
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
+
+
 def _cause(error: BaseException) -> str:
-    """The error that a remote traceback ends with, on one line."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
-        return _cause(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    """The stage's own error out of Ray's many lines around it, or else the beginning of these."""
+    reported = re.findall(rf"{StageError.__name__}: (.+)", str(error))
+    return reported[-1] if reported else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _check_budget(clock: Progress, allowed: float, total: int) -> None:

@@ -5,7 +5,8 @@ import importlib.metadata
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,16 @@ from fsspec import AbstractFileSystem
 
 from pipeline.parts import FOLDERS, finished_shards, parquet_bytes
 from pipeline.shards import Plan
-from pipeline.storage import UsageError, exists, join, open_location, read_bytes, write_atomic
+from pipeline.storage import (
+    STORE_ERRORS,
+    UsageError,
+    exists,
+    join,
+    one_line,
+    open_location,
+    read_bytes,
+    write_atomic,
+)
 
 FORMAT = 1
 RUN_FILE = "run.json"
@@ -39,12 +49,14 @@ class RunDirectory:
     def record(self) -> dict[str, Any] | None:
         """What run.json holds; None where there is none.
 
-        Raises UsageError where it is not one of ours, or of a later version.
+        Raises UsageError where it is not one of ours, of a later version, or out of reach.
         """
-        if not exists(self.fs, join(self.path, RUN_FILE)):
-            return None
+        with self._reached():
+            if not exists(self.fs, join(self.path, RUN_FILE)):
+                return None
+            content = read_bytes(self.fs, join(self.path, RUN_FILE))
         try:
-            record = json.loads(read_bytes(self.fs, join(self.path, RUN_FILE)))
+            record = json.loads(content)
             found = record["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
@@ -80,9 +92,10 @@ class RunDirectory:
                 self.fs.rm(path, recursive=name in FOLDERS)
 
     def begin(self, record: Mapping[str, Any], plan: Plan) -> None:
-        """Write run.json, then the plan."""
-        self.write_json(RUN_FILE, record)
-        write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(plan.to_table()))
+        """Write run.json, then the plan. Raises UsageError where nothing can be written."""
+        with self._reached():
+            self.write_json(RUN_FILE, record)
+            write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(plan.to_table()))
 
     def plan(self) -> Plan | None:
         """The plan that was made when the run began; None where it got no further."""
@@ -94,6 +107,16 @@ class RunDirectory:
     def finished(self) -> set[int]:
         """The shards that are done."""
         return finished_shards(self.fs, self.path)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except STORE_ERRORS as error:
+            raise UsageError(
+                f"cannot use the run directory {self.location}: {type(error).__name__}: "
+                f"{one_line(error)}; check the path, your rights and --storage-options"
+            ) from error
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2) + "\n"
@@ -119,14 +142,11 @@ def new_record(
 
 
 def refuse_other_run(location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UsageError where a run's results depend on something that is different now.
-
-    A value of None is found automatically, so it takes what was recorded.
-    """
+    """Raises UsageError where something in `wanted`, on which results depend, is not as it was."""
     differing = [
         f"{name}: {recorded.get(name)} there, {value} now"
         for name, value in wanted.items()
-        if value is not None and value != recorded.get(name)
+        if value != recorded.get(name)
     ]
     if differing:
         raise UsageError(

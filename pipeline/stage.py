@@ -1,14 +1,17 @@
 """Stage and Resources, and the chain of them as a Ray data set: the only caller of map_batches."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.annotations import RayDeprecationWarning
+
+from pipeline.storage import one_line
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 16}
@@ -32,6 +35,33 @@ class Stage:
     resources: Resources = field(default_factory=Resources)
 
 
+class StageError(Exception):
+    """A stage's error as one line, which can be found again in the text that Ray makes of it."""
+
+
+class _Reporting:
+    """A stage whose errors are StageErrors: Ray puts advice into the message of an error, loses
+    the path of an OSError, and cannot carry every class to the driver."""
+
+    stage: ClassVar[type[Callable[[pa.Table], pa.Table]]]
+
+    def __init__(self, **arguments: Any) -> None:
+        with self._reported():
+            self._stage = self.stage(**arguments)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        with self._reported():
+            return self._stage(block)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # none is kept from ending the run
+            kind = type(error).__name__
+            raise StageError(f"{self.stage.__name__}: {kind}: {one_line(error)}") from error
+
+
 def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage], *, block_rows: int) -> Dataset:
     """The stages over the blocks, each block kept whole from end to end.
 
@@ -46,12 +76,12 @@ def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage], *, block_rows: in
         for stage in stages:
             resources = stage.resources
             dataset = dataset.map_batches(
-                stage.cls,
+                type(stage.cls.__name__, (_Reporting,), {"stage": stage.cls}),
                 fn_constructor_kwargs=stage.arguments,
                 # Without a size, blocks keep their boundaries; with GPUs Ray demands one.
                 batch_size=block_rows if resources.num_gpus else None,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=resources.actors),
+                compute=ActorPoolStrategy(size=min(resources.actors, len(blocks))),
                 num_cpus=resources.num_cpus,
                 num_gpus=resources.num_gpus or None,
                 **FAULT_LIMITS,

@@ -99,7 +99,14 @@ def run_training(
         save_dtype: of the saved weights, to which those of the model returned are rounded.
         options: what the result depends on; a folder begun with others is refused.
         report: takes a line of progress now and then.
+
+    Raises UsageError before anything is trained: too few images, or a folder that is not free.
     """
+    if len(tokens) < config.batch_size:
+        raise UsageError(
+            f"expected a batch of {config.batch_size} readable images to train on at least, found "
+            f"{len(tokens)}; next: more images, or a smaller --batch-size"
+        )
     folder = Path(output)
     _claim(folder, options)
     torch.manual_seed(config.seed)

@@ -5,13 +5,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import ImageGPTConfig, ImageGPTImageProcessorPil, ImageGPTModel
 
+from igpt_core.checkpoint import load_palette
 from igpt_core.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
+from igpt_core.model_files import CheckpointError
 from igpt_core.palette import Palette
 from igpt_core.pixels import ImageError, load_pixels
 
@@ -408,14 +411,46 @@ def test_the_layout_of_the_published_checkpoints(tmp_path: Path) -> None:
                           expected.input_ids)  # fmt: skip
 
 
-def test_folders_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"local folder with preprocessor_config\.json"):
+def test_folders_by_uri_and_the_shipped_one(tmp_path: Path) -> None:
+    made = ImageGPTImageProcessor(CLUSTERS, size=20)
+    made.save_pretrained(tmp_path)
+    with fsspec.open("memory://processors/mine/preprocessor_config.json", "w") as file:
+        file.write((tmp_path / "preprocessor_config.json").read_text())
+    for uri, options in (
+        (f"file://{tmp_path}", None),
+        ("memory://processors/mine", {"skip_instance_cache": True}),
+    ):
+        back = ImageGPTImageProcessor.from_pretrained(uri, storage_options=options)
+        assert back.to_dict() == made.to_dict()
+    with pytest.raises(CheckpointError, match="storage options: no_such"):
+        ImageGPTImageProcessor.from_pretrained(
+            "s3://processors/mine", storage_options={"no_such": 1}
+        )
+    shipped = ImageGPTImageProcessor.from_pretrained("embedded")
+    assert shipped.clusters is not None
+    assert np.array_equal(shipped.clusters, load_palette("embedded").colors)
+    assert shipped.size == {"height": 32, "width": 32}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "expected an object, found list"),
+        ('{"image_mean": [0.4, 0.5, 0.5]}', "expected image_mean"),
+        ('{"do_rescale": false}', "expected do_rescale True, found False"),
+        ('{"do_pad": true}', "expected do_pad False, found True"),
+        ('{"clusters": {"a": 1}}', "float"),
+        ('{"clusters": [[1, 2]]}', "expected clusters of shape"),
+        ('{"resample": 17}', "17 is not a valid Resampling"),
+        ('{"size": {"shortest_edge": 4}}', "expected size"),
+    ],
+)
+def test_folders_that_do_not_fit(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=r"expected preprocessor_config\.json, found nothing"):
         ImageGPTImageProcessor.from_pretrained(tmp_path)
-    file = tmp_path / "preprocessor_config.json"
-    file.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
         ImageGPTImageProcessor.from_pretrained(tmp_path)
-    for other in ({"image_mean": [0.4, 0.5, 0.5]}, {"do_rescale": False}, {"do_pad": True}):
-        file.write_text(json.dumps(other))
-        with pytest.raises(ValueError, match=f"expected {next(iter(other))}"):
-            ImageGPTImageProcessor.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: preprocessor_config.json: ")
+    assert "\n" not in str(caught.value)

@@ -1,8 +1,12 @@
 """Where the files of a model folder are, and what races and broken fetches can do."""
 
+import http.server
 import multiprocessing
 import os
+import sys
+import threading
 import time
+import types
 
 import fsspec
 import pytest
@@ -202,6 +206,82 @@ def test_a_message_holds_no_option_values():
     with pytest.raises(CheckpointError, match=r"storage options: key, password$") as caught:
         model_files("strict://a", ("b",), storage_options={"key": "s3cret", "password": "s3cret"})
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, r"\(Unable to locate credentials\)$"),
+        (
+            {"key": "k"},
+            r"\(Partial credentials found in explicit, missing: aws_secret_access_key\)$",
+        ),
+        ({"profile": "none"}, r"\(The config profile \(none\) could not be found\)$"),
+        ({"key": "k", "secret": "s3cret", "endpoint_url": "nowhere"}, "Invalid endpoint: nowhere"),
+        ({"key": "k", "secret": "s3cret", "no_such": 1}, "storage options: key, secret, no_such, "),
+    ],
+)
+def test_s3_that_cannot_be_entered(tmp_path, monkeypatch, options, words):
+    """Errors of botocore, which are no OSErrors, and those of a client that is made late."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    options = {**options, "skip_instance_cache": True}
+    with pytest.raises(CheckpointError, match=words) as caught:
+        model_files("s3://bucket/model", ("a",), storage_options=options)
+    assert str(caught.value).startswith("s3://bucket/model: ")
+    assert "\n" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_https_that_refuses():
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(403)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(CheckpointError, match=r"cannot be fetched \(403, .*\)$") as caught:
+            model_files(f"http://127.0.0.1:{server.server_port}/model", ("a",))
+        server.shutdown()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("google.auth.exceptions", "GoogleAuthError"), ("azure.core.exceptions", "AzureError")],
+)
+def test_errors_of_libraries_that_need_not_be_installed(remote, monkeypatch, module, name):
+    error = type(name, (Exception,), {})
+    library = types.ModuleType(module)
+    setattr(library, name, error)
+
+    def refuse(self, path, **kwargs):
+        raise type("Refused", (error,), {})("no credentials\nfor you")
+
+    monkeypatch.setattr(CountedFileSystem, "info", refuse)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(error):  # not one of a library's, as far as can be told
+        model_files(URI, ("config.json",))
+    monkeypatch.setitem(sys.modules, module, library)
+    with pytest.raises(CheckpointError, match=r"cannot be fetched \(no credentials for you\)$"):
+        model_files(URI, ("config.json",))
+
+
+def test_an_error_without_words_is_named(remote, monkeypatch):
+    def time_out(self, path, **kwargs):
+        raise TimeoutError
+
+    monkeypatch.setattr(CountedFileSystem, "info", time_out)
+    with pytest.raises(CheckpointError, match=r"cannot be fetched \(TimeoutError\)$"):
+        model_files(URI, ("config.json",))
 
 
 def test_s3(tmp_path, monkeypatch):

@@ -1,0 +1,327 @@
+"""Decoding against the uncached forward pass, and against itself in other company.
+
+A row's image may depend on the number of rows computed together, since matrix products round
+differently with it, but not on what the other rows are or on its place among them. That is tested
+bit for bit.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from igpt_core import decoding
+from igpt_core import model as model_module
+from igpt_core.config import ImageGPTConfig
+from igpt_core.decoding import complete, decode, decode_step, prefill
+from igpt_core.kv_cache import KVCache
+from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.packed import packed
+from igpt_core.sampling import SamplingConfig, uniform_noise
+
+SAMPLING = SamplingConfig(top_k=20)
+N_POSITIONS = 150  # more than two span units
+
+# Largest difference of two ways to the same logits, relative to the largest logit. float32: sums in
+# another order, 2^-24 an operation. bfloat16: 2^-9 a rounding, some ten of them in a row.
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+
+
+def make_model(
+    *, n_head: int = 2, head_size: int = 16, dtype: torch.dtype = torch.float32, std: float = 0.15
+) -> ImageGPTForCausalImageModeling:
+    torch.manual_seed(0)
+    config = ImageGPTConfig(
+        vocab_size=33,
+        n_positions=N_POSITIONS,
+        n_embd=n_head * head_size,
+        n_layer=2,
+        n_head=n_head,
+    )
+    model = ImageGPTForCausalImageModeling(config)
+    for parameter in model.parameters():  # the small initial weights would ignore their input
+        torch.nn.init.normal_(parameter, std=std)
+    return model.to(dtype).eval()
+
+
+def prompts(rows: int, n_given: int, *, seed: int = 0) -> Tensor:
+    return torch.randint(
+        0, 32, (rows, n_given), generator=torch.Generator().manual_seed(seed + 1000 * n_given)
+    )
+
+
+def seeds(rows: int) -> Tensor:
+    return torch.arange(rows) * 7919 + 5
+
+
+def uncached(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
+    """Logits (B, T, V) of each of the tokens, all at once."""
+    start = tokens.new_full((tokens.shape[0], 1), model.config.start_token)
+    return model(torch.cat([start, tokens[:, :-1]], dim=1)).logits
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    assert (found - expected).abs().max() <= TOLERANCES[found.dtype] * expected.abs().max()
+
+
+@pytest.fixture
+def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The logits of each `decode_step` that `decode` makes from here on."""
+    seen: list[Tensor] = []
+
+    def recorded(*arguments: object, **options: object) -> Tensor:
+        seen.append(decode_step(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(decoding, "decode_step", recorded)
+    return seen
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("n_given", [0, 1, 63, 64, 100])
+def test_each_step_gives_the_logits_of_the_uncached_pass(
+    dtype: torch.dtype, n_given: int, steps_seen: list[Tensor]
+) -> None:
+    model = make_model(dtype=dtype)
+    prompt = prompts(3, n_given)
+    images = complete(
+        model, prompt, n_positions=N_POSITIONS, seeds=seeds(3), sampling=SAMPLING
+    ).squeeze(1)
+    assert torch.equal(images[:, :n_given], prompt)
+    assert len(steps_seen) == N_POSITIONS - n_given - 1
+    expected = uncached(model, images)[:, n_given + 1 :]
+    assert_near(torch.stack(steps_seen, dim=1), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("n_given", [0, 1, 40, N_POSITIONS - 2, N_POSITIONS - 1])
+def test_a_token_is_where_its_noise_falls_in_the_uncached_distribution(n_given: int) -> None:
+    model = make_model()
+    images = complete(
+        model,
+        prompts(4, n_given),
+        n_positions=N_POSITIONS,
+        seeds=seeds(4),
+        sampling=SamplingConfig(),
+        n_samples=2,
+    )
+    assert images.shape == (4, 2, N_POSITIONS)
+    logits = uncached(model, images.flatten(0, 1)).view(4, 2, N_POSITIONS, -1)
+    upper = logits.double().softmax(-1).cumsum(-1)
+    lower = torch.nn.functional.pad(upper[..., :-1], (1, 0))
+    noise = uniform_noise(seeds(4), 2, range(N_POSITIONS))
+    slack = 1e-4  # ten times what the two ways to the logits differ by
+    above = noise >= lower.gather(-1, images[..., None]).squeeze(-1) - slack
+    below = noise <= upper.gather(-1, images[..., None]).squeeze(-1) + slack
+    assert (above & below)[:, :, n_given:].all()
+
+
+@torch.inference_mode()
+def test_greedy_tokens_are_the_likeliest_of_the_uncached_logits() -> None:
+    model = make_model()
+    greedy = SamplingConfig(greedy=True)
+    images = complete(
+        model, prompts(4, 7), n_positions=N_POSITIONS, seeds=seeds(4), sampling=greedy
+    ).squeeze(1)
+    logits = uncached(model, images)
+    drawn = logits.gather(-1, images[..., None]).squeeze(-1)
+    assert (drawn >= logits.amax(-1) - 1e-4)[:, 7:].all()
+    assert images[:, 7:].unique().numel() > 5
+
+
+def test_a_whole_prompt_comes_back_as_it_is() -> None:
+    prompt = prompts(3, N_POSITIONS)
+    images = complete(
+        make_model(),
+        prompt,
+        n_positions=N_POSITIONS,
+        seeds=seeds(3),
+        sampling=SAMPLING,
+        n_samples=2,
+    )
+    assert torch.equal(images, prompt[:, None].expand(3, 2, N_POSITIONS))
+
+
+def test_images_may_be_smaller_than_the_model_allows() -> None:
+    images = complete(make_model(), prompts(2, 5), n_positions=9, seeds=seeds(2), sampling=SAMPLING)
+    longer = complete(
+        make_model(), prompts(2, 5), n_positions=12, seeds=seeds(2), sampling=SAMPLING
+    )
+    assert torch.equal(images, longer[:, :, :9])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("n_head", "head_size"), [(2, 16), (2, 96), (3, 64)])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 6, 7, 8, 12, 16, 24, 32])
+def test_neither_neighbours_nor_its_place_change_a_row(
+    rows: int, n_head: int, head_size: int, dtype: torch.dtype, steps_seen: list[Tensor]
+) -> None:
+    model = make_model(n_head=n_head, head_size=head_size, dtype=dtype)
+    guest, n_given, n_pixels = prompts(1, 9, seed=1), 9, 20
+    guest_seed = torch.tensor([77])
+    outcomes = []
+    for place in sorted({0, rows // 2, rows - 1}):
+        prompt, row_seeds = prompts(rows, n_given, seed=place), seeds(rows) + place
+        prompt[place], row_seeds[place] = guest[0], guest_seed[0]
+        steps_seen.clear()
+        images = complete(model, prompt, n_positions=n_pixels, seeds=row_seeds, sampling=SAMPLING)
+        outcomes.append((images[place], torch.stack(steps_seen)[:, place]))
+    for image, logits in outcomes[1:]:
+        assert torch.equal(image, outcomes[0][0])
+        assert torch.equal(logits, outcomes[0][1])  # bit for bit
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_equal_rows_with_equal_seeds_are_equal_at_every_place(
+    dtype: torch.dtype, steps_seen: list[Tensor]
+) -> None:
+    rows = 24
+    model = make_model(head_size=96, dtype=dtype)
+    images = complete(
+        model,
+        prompts(1, 3).expand(rows, 3),
+        n_positions=100,
+        seeds=torch.zeros(rows, dtype=torch.int64),
+        sampling=SAMPLING,
+    )
+    assert (images == images[:1]).all()
+    for logits in steps_seen:
+        assert (logits == logits[:1]).all()
+
+
+@pytest.mark.parametrize("n_given", [0, 17])
+def test_a_sample_does_not_change_with_the_number_of_samples(n_given: int) -> None:
+    # Other numbers of rows round differently; the odds that it changes one of 4000 draws are about
+    # 1e-2 over random weights; these are fixed.
+    model = make_model()
+    few, many = (
+        complete(
+            model,
+            prompts(4, n_given),
+            n_positions=N_POSITIONS,
+            seeds=seeds(4),
+            sampling=SAMPLING,
+            n_samples=n_samples,
+        )
+        for n_samples in (2, 5)
+    )
+    assert torch.equal(few, many[:, :2])
+    assert many.flatten(0, 1).unique(dim=0).shape[0] == 20  # and samples differ
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("n_given", [0, 30])
+def test_a_shared_prefill_equals_one_for_each_sample(dtype: torch.dtype, n_given: int) -> None:
+    model, prompt = make_model(dtype=dtype), prompts(4, n_given)
+    logits, cache = prefill(model, prompt, n_samples=3, capacity=n_given + 20)
+    repeated = prompt.repeat_interleave(3, dim=0)
+    expected_logits, expected = prefill(model, repeated, n_samples=1, capacity=n_given + 20)
+    assert cache.length == expected.length == n_given + 1
+    assert_near(logits, expected_logits)
+    pairs = zip(cache.keys + cache.values, expected.keys + expected.values, strict=True)
+    for found, wanted in pairs:
+        assert found.shape == wanted.shape
+        assert_near(found[:, :, : cache.length], wanted[:, :, : cache.length])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_a_step_of_fixed_shape_gives_the_logits_of_the_exact_one(dtype: torch.dtype) -> None:
+    model = make_model(dtype=dtype)
+    prompt = prompts(4, 20)
+    tokens = prompts(4, 12, seed=5)
+    logits = {}
+    for span in (None, 33, 64, 90):
+        _, cache = prefill(model, prompt, n_samples=1, capacity=90)
+        steps = []
+        for i in range(12):
+            position = torch.tensor([21 + i])
+            wide = cache.length + 1 if span is None else span
+            steps.append(decode_step(model, tokens[:, i], position, cache, span=wide))
+            cache.length += 1
+        logits[span] = torch.stack(steps)
+    expected = uncached(model, torch.cat([prompt, tokens, tokens[:, :1]], dim=1))[:, 21:]
+    assert_near(logits[None], expected.transpose(0, 1))
+    for span in (33, 64, 90):
+        assert_near(logits[span], logits[None])
+
+
+@torch.inference_mode()
+def test_a_step_may_be_repeated_for_any_position_below_its_span() -> None:
+    # What a replayed CUDA graph does: the tensors change, the host's numbers do not.
+    model = make_model()
+    prompt, tokens = prompts(2, 3), prompts(2, 6, seed=5)
+    _, cache = prefill(model, prompt, n_samples=1, capacity=16)
+    for i in range(6):
+        logits = decode_step(model, tokens[:, i], torch.tensor([4 + i]), cache, span=16)
+    assert cache.length == 4
+    expected = uncached(model, torch.cat([prompt, tokens, tokens[:, :1]], dim=1))[:, -1]
+    assert_near(logits, expected)
+
+
+def test_decoding_gives_attention_keys_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With gaps the products would copy the whole cache at each step.
+    gaps = []
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        if q.shape[2] == 1:
+            gaps.extend(not part.is_contiguous() for part in (k, v))
+        return attend(q, k, v, **options)
+
+    attend = model_module.attend
+    monkeypatch.setattr(model_module, "attend", watched)
+    complete(make_model(), prompts(2, 2), n_positions=140, seeds=seeds(2), sampling=SAMPLING)
+    assert len(gaps) == 137 * 2 * 2
+    assert not any(gaps)
+
+
+@torch.inference_mode()
+def test_decode_goes_on_from_a_cache_that_was_filled_step_by_step() -> None:
+    model = packed(make_model())
+    noise = uniform_noise(seeds(3), 1, range(4, 90)).flatten(0, 1)
+    logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
+    at_once = decode(model, logits, cache, noise, SAMPLING)
+    logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
+    first = decode(model, logits, cache, noise[:, :50], SAMPLING)
+    position = torch.tensor([cache.length])
+    logits = decode_step(model, first[:, -1], position, cache, span=cache.length + 1)
+    cache.length += 1
+    rest = decode(model, logits, cache, noise[:, 50:], SAMPLING)
+    assert torch.equal(torch.cat([first, rest], dim=1), at_once)
+
+
+def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    fan_out = KVCache.fan_out
+
+    def watched(self: KVCache, n: int, *, capacity: int) -> KVCache:
+        made.append(fan_out(self, n, capacity=capacity))
+        return made[-1]
+
+    monkeypatch.setattr(KVCache, "fan_out", watched)
+    complete(make_model(), prompts(2, 2), n_positions=70, seeds=seeds(2), sampling=SAMPLING)
+    assert [(cache.capacity, cache.length) for cache in made] == [(70, 70)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "n_given", "n_positions", "n_seeds", "n_samples", "complaint"),
+    [
+        (2, 9, 8, 2, 1, "150 positions, found a prompt of 9 and n_positions 8"),
+        (2, 0, 151, 2, 1, "150 positions, found a prompt of 0 and n_positions 151"),
+        (2, 3, 8, 3, 1, r"one seed a row, \(2,\), found torch.Size\(\[3\]\)"),
+        (2, 3, 8, 2, 0, "n_samples must be 1 or more, found 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_refused(
+    rows: int, n_given: int, n_positions: int, n_seeds: int, n_samples: int, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        complete(
+            make_model(),
+            prompts(rows, n_given),
+            n_positions=n_positions,
+            seeds=seeds(n_seeds),
+            sampling=SAMPLING,
+            n_samples=n_samples,
+        )

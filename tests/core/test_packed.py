@@ -1,0 +1,103 @@
+"""Packed products against torch's own on the same tensors, and the paths without packing."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from igpt_core import packed as packed_module
+from igpt_core.config import ImageGPTConfig
+from igpt_core.decoding import complete
+from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.packed import PackedProduct, packed
+from igpt_core.sampling import SamplingConfig
+
+CONFIG = ImageGPTConfig(vocab_size=17, n_positions=20, n_embd=32, n_layer=2, n_head=2)
+
+# Relative to the largest value: sums in another order, in float32; and rounding to bfloat16.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
+
+onednn = pytest.mark.skipif(
+    packed(torch.nn.Sequential(torch.nn.Linear(4, 4)))[0].__class__ is torch.nn.Linear,
+    reason="this build of torch has no oneDNN products",
+)
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> ImageGPTForCausalImageModeling:
+    torch.manual_seed(0)
+    model = ImageGPTForCausalImageModeling(CONFIG)
+    for parameter in model.parameters():  # the small initial weights would ignore their input
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.to(dtype).eval()
+
+
+def draw(model: ImageGPTForCausalImageModeling) -> Tensor:
+    prompt = torch.arange(12).view(4, 3)
+    seeds = torch.arange(4)
+    return complete(model, prompt, n_positions=20, seeds=seeds, sampling=SamplingConfig())
+
+
+@onednn
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 16, 70])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_packed_product_is_linear(
+    dtype: torch.dtype, rows: int, with_bias: bool, transposed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in [(rows, 1, 48), (80, 48), 80]
+    )
+    given = weight.t().contiguous().t() if transposed else weight
+    found = PackedProduct(given, bias if with_bias else None)(x)
+    expected = F.linear(x.double(), weight.double(), bias.double() if with_bias else None)
+    assert found.dtype == dtype
+    assert (found - expected).abs().max() <= TOLERANCES[dtype] * expected.abs().max()
+
+
+@onednn
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_a_packed_model_gives_the_same_logits_and_leaves_the_model_alone(
+    dtype: torch.dtype,
+) -> None:
+    model = make_model(dtype)
+    tokens = torch.randint(0, 16, (3, 20), generator=torch.Generator().manual_seed(0))
+    before = model(tokens).logits
+    twin = packed(model)
+    found = twin(tokens).logits
+    assert (found - before).abs().max() <= 4 * TOLERANCES[dtype] * before.abs().max()
+    assert torch.equal(model(tokens).logits, before)
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in twin.named_modules()]
+    assert not any(isinstance(module, PackedProduct) for module in model.modules())
+    # 4 products a layer and the head
+    assert sum(isinstance(module, PackedProduct) for module in twin.modules()) == 2 * 4 + 1
+    # What is not packed is not copied.
+    assert twin.transformer.wte.weight is model.transformer.wte.weight
+
+
+@onednn
+def test_without_onednn_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 68 draws with noise of 32 bits: logits that differ by 1e-5 change one with odds of 1e-3 over
+    # random weights; these are fixed.
+    model = make_model()
+    expected = draw(model)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert packed(model) is model
+    assert torch.equal(draw(model), expected)
+
+
+@onednn
+def test_an_operator_that_is_gone_means_no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    assert packed(model) is not model
+    monkeypatch.setattr(packed_module, "OPERATORS", (*packed_module.OPERATORS, "not_there"))
+    assert packed(model) is model
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_are_not_packed(dtype: torch.dtype) -> None:
+    model = make_model(dtype)
+    assert packed(model) is model

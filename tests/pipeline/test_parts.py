@@ -1,0 +1,236 @@
+"""WriteParts without Ray: what it refuses, the order of its files, their bytes, their readers."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import SIDE
+from datasets import load_dataset
+from PIL import Image
+
+from igpt_core.checkpoint import load_palette
+from pipeline import parts, rows
+from pipeline.blocks import tokens_array, with_seconds
+from pipeline.parts import SUMMARY, WriteParts, finished_shards, part_name, shards_with_errors
+from pipeline.storage import open_location
+
+N = SIDE**2
+GIVEN = N // 4
+LABEL = pa.schema([pa.field("label", pa.int64())])
+
+
+def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
+    """A block as it reaches the writer: rows good and bad, with `samples` completions each."""
+    n = len(good)
+    rng = np.random.default_rng(shard)
+    errors = [None if g else "no image" for g in good]
+    drawn = rng.integers(0, 32, (sum(good), N)).astype(np.uint16)
+    columns = {
+        rows.SHARD: pa.array([shard] * n, pa.int32()),
+        rows.SHARD_ROWS: pa.array([n] * n, pa.int32()),
+        rows.ROW_ID: pa.array([f"{shard}-{i}" for i in range(n)], pa.string()),
+        rows.SOURCE: pa.array([f"/in/{shard}-{i}" for i in range(n)], pa.string()),
+        rows.ROW_TOKENS: tokens_array(drawn, N, valid=good),
+        rows.ERROR_STAGE: pa.array([e and "decode" for e in errors], pa.string()),
+        rows.ERROR_CLASS: pa.array([e and "ImageError" for e in errors], pa.string()),
+        rows.ERROR_MESSAGE: pa.array(errors, pa.string()),
+        "label": pa.array(range(n), pa.int64()),
+    }
+    if samples:
+        columns["samples"] = pa.array(
+            [rng.integers(0, 32, (samples, N)).tolist() if g else None for g in good],
+            rows.SAMPLES.type(N),
+        )
+        columns["prompt_length"] = pa.array([GIVEN] * n, pa.int32())
+    return with_seconds(pa.table(columns), "read", 1.5)
+
+
+def writer(output: Path, palette: str, job: str = "quantize") -> WriteParts:
+    return WriteParts(
+        output=str(output),
+        job=job,
+        image_size=SIDE,
+        passthrough=LABEL,
+        palette=palette,
+        output_options={},
+        model_options={},
+    )
+
+
+def content(output: Path, *folders: str) -> dict[str, bytes]:
+    """The bytes of every file, by name."""
+    files = (path for folder in folders for path in (output / folder).iterdir())
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[str]:
+    """The files that were written, in order."""
+    order: list[str] = []
+    write = parts.write_atomic
+
+    def remember(fs: object, path: str, payload: bytes) -> None:
+        order.append("/".join(path.split("/")[-2:]))
+        write(fs, path, payload)
+
+    monkeypatch.setattr(parts, "write_atomic", remember)
+    return order
+
+
+def test_good_rows_bad_rows_figures_and_a_summary(tiny_model, tmp_path):
+    given = block(5, [True, False, True])
+    summary = writer(tmp_path, tiny_model)(given)
+    data = pq.read_table(tmp_path / "data" / "part-000005.parquet")
+    assert data.column_names == ["id", "label", "tokens"]
+    assert data["id"].to_pylist() == ["5-0", "5-2"]
+    assert data["label"].to_pylist() == [0, 2]
+    tokens = given[rows.ROW_TOKENS].to_pylist()
+    assert data["tokens"].to_pylist() == [tokens[0], tokens[2]]
+    assert pq.read_table(tmp_path / "errors").to_pylist() == [
+        {
+            "id": "5-1",
+            "source": "/in/5-1",
+            "stage": "decode",
+            "error": "ImageError",
+            "message": "no image",
+        }
+    ]
+    assert summary.schema == SUMMARY
+    (row,) = summary.to_pylist()
+    assert (row["shard"], row["rows"], row["errors"], row["tokens"]) == (5, 2, 1, 0)
+    stats = json.loads((tmp_path / "stats" / "part-000005.json").read_text())
+    assert {key: stats[key] for key in row} == row
+    assert stats["seconds"]["read"] == pytest.approx(1.5)  # of all three rows
+    assert stats["seconds"]["write"] > 0
+
+
+def test_completions_become_pictures_of_their_tokens(tiny_model, tmp_path):
+    given = block(0, [False, True, True, False], samples=2)
+    summary = writer(tmp_path, tiny_model, "complete")(given)
+    # Two good rows, two samples each, of which the first quarter was given.
+    assert summary["tokens"].to_pylist() == [2 * 2 * (N - GIVEN)]
+    palette = load_palette(tiny_model)
+
+    def pixels(tokens: list[int]) -> np.ndarray:
+        return palette.decode(np.array(tokens)).reshape(-1, SIDE, 3)
+
+    data = pq.read_table(tmp_path / "data").to_pylist()
+    samples = [s for s in given["samples"].to_pylist() if s is not None]
+    assert [row["samples"] for row in data] == samples
+    for row in data:
+        expected = [(row["original"], row["tokens"]), (row["prompt"], row["tokens"][:GIVEN])]
+        expected += zip(row["images"], row["samples"], strict=True)
+        for picture, tokens in expected:
+            found = np.asarray(Image.open(io.BytesIO(picture["bytes"])))
+            assert np.array_equal(found, pixels(tokens))
+
+
+def test_a_shard_that_lost_a_row_is_refused_and_nothing_written(tiny_model, tmp_path):
+    with pytest.raises(RuntimeError, match="shard 3: expected 4 rows, found 3"):
+        writer(tmp_path, tiny_model)(block(3, [True] * 4).slice(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_cut_in_two_is_refused(tiny_model, tmp_path):
+    """Also where the pieces come together with another shard between them."""
+    whole = block(3, [True] * 4)
+    mixed = pa.concat_tables([whole.slice(0, 2), block(4, [True]), whole.slice(2)])
+    with pytest.raises(RuntimeError, match="shard 3: expected 4 rows, found 2"):
+        writer(tmp_path, tiny_model)(mixed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_short_shards_in_one_block_are_two_parts(tiny_model, tmp_path):
+    first, second = block(0, [True, False]), block(1, [True])
+    summary = writer(tmp_path / "together", tiny_model)(pa.concat_tables([first, second]))
+    assert summary["shard"].to_pylist() == [0, 1]
+    write = writer(tmp_path / "apart", tiny_model)
+    for one in (first, second):
+        write(one)
+    folders = ("data", "errors")
+    assert content(tmp_path / "together", *folders) == content(tmp_path / "apart", *folders)
+
+
+def test_data_is_written_last(tiny_model, tmp_path, written):
+    writer(tmp_path, tiny_model)(block(7, [True, False]))
+    assert written == [part_name(folder, 7) for folder in ("errors", "stats", "data")]
+
+
+def test_a_shard_without_its_data_is_not_done(tiny_model, tmp_path, monkeypatch):
+    write = parts.write_atomic
+
+    def fail_at_data(fs: object, path: str, payload: bytes) -> None:
+        if "/data/" in path:
+            raise OSError("no space left on device")
+        write(fs, path, payload)
+
+    monkeypatch.setattr(parts, "write_atomic", fail_at_data)
+    with pytest.raises(OSError, match="no space left"):
+        writer(tmp_path, tiny_model)(block(7, [True, False]))
+    fs, path = open_location(str(tmp_path))
+    assert finished_shards(fs, path) == set()
+    assert shards_with_errors(fs, path) == {7}
+
+
+def test_errors_of_an_earlier_attempt_are_removed(tiny_model, tmp_path):
+    write = writer(tmp_path, tiny_model)
+    write(block(2, [True, False]))  # a file that could not be read then
+    write(block(2, [True, True]))
+    assert list((tmp_path / "errors").iterdir()) == []
+    assert pq.read_table(tmp_path / "data").num_rows == 2
+
+
+def test_writing_again_writes_the_same_bytes(tiny_model, tmp_path):
+    """Also by another writer, and whatever pieces the block lies in."""
+    given = block(2, [True, False, True, True], samples=2)
+    pieces = pa.concat_tables([given.slice(0, 1), given.slice(1, 2), given.slice(3)])
+    writer(tmp_path / "a", tiny_model, "complete")(given)
+    before = content(tmp_path / "a", "data", "errors")
+    assert len(before) == 2
+    writer(tmp_path / "a", tiny_model, "complete")(given)
+    assert content(tmp_path / "a", "data", "errors") == before
+    writer(tmp_path / "b", tiny_model, "complete")(pieces)
+    assert content(tmp_path / "b", "data", "errors") == before
+
+
+@pytest.mark.parametrize("job", ["quantize", "complete"])
+def test_a_part_without_rows_opens_with_datasets_among_others(tiny_model, tmp_path, job):
+    """Past bug of others: a row group of no rows stops `datasets`. The empty part comes first,
+    from which readers take the schema."""
+    write = writer(tmp_path / "run", tiny_model, job)
+    samples = 2 if job == "complete" else 0
+    write(block(0, [False, False], samples=samples))
+    write(block(1, [True, False, True], samples=samples))
+    empty = pq.ParquetFile(tmp_path / "run" / "data" / "part-000000.parquet")
+    other = pq.ParquetFile(tmp_path / "run" / "data" / "part-000001.parquet")
+    assert empty.metadata.num_rows == 0
+    assert empty.schema_arrow.equals(other.schema_arrow, check_metadata=True)
+    table = load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "run" / "data" / "*.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert table["id"] == ["1-0", "1-2"]
+    assert table.features["tokens"].length == N
+
+
+def test_only_whole_parts_count_as_done(tmp_path):
+    """Not a half-written file, a copy that a person made, or a file of another name."""
+    (tmp_path / "data").mkdir()
+    for name in (
+        "part-000003.parquet",
+        "part-1234567.parquet",
+        ".part-000004.parquet.17-abc.tmp",
+        "part-000005 (copy).parquet",
+        "part-000006.json",
+        "notes.parquet",
+    ):
+        (tmp_path / "data" / name).touch()
+    fs, path = open_location(str(tmp_path))
+    assert finished_shards(fs, path) == {3, 1234567}
+    assert shards_with_errors(fs, path) == set()

@@ -1,0 +1,118 @@
+"""Progress: its figures and its estimate, in words and as JSON lines, against a clock of ours."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import progress
+from pipeline.progress import Progress, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless told: `clock.now += 10`."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def shard(rows: int, *, errors: int = 0, tokens: int = 0) -> dict[str, int]:
+    return {"shard": 0, "rows": rows, "errors": errors, "tokens": tokens}
+
+
+def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
+    """40 of 100 images were there before: they make the rate no better."""
+    run = Progress(total=100, done=40, errors=2, mode="json")
+    clock.now += 20
+    run.add(shard(9, errors=1, tokens=500))
+    assert (run.done, run.errors, run.tokens, run.seconds) == (50, 3, 500, 20)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "event": "progress",
+        "images": 50,
+        "total": 100,
+        "errors": 3,
+        "images_per_second": 0.5,  # 10 images in 20 seconds
+        "seconds_left": 100.0,  # for 50 more
+    }
+
+
+def test_before_the_first_shard_there_is_no_estimate(clock, capsys):
+    run = Progress(total=10, done=0, errors=0, mode="json")
+    run.show()
+    line = json.loads(capsys.readouterr().out)
+    assert (line["images"], line["images_per_second"], line["seconds_left"]) == (0, 0, None)
+
+
+def test_lines_come_at_a_pace_and_the_last_one_always(clock, capsys):
+    run = Progress(total=100, done=0, errors=0, mode="json")
+    run.show()
+    for _ in range(20):
+        clock.now += 1
+        run.add(shard(5))
+    run.show(final=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["images"] for line in lines] == [0, 75, 100]  # after 0, 15 and 20 seconds
+    assert lines[-1]["seconds_left"] == 0
+
+
+def test_words_for_people(clock, capsys):
+    run = Progress(total=400, done=0, errors=0, mode="text")
+    run.show()
+    clock.now += 50
+    run.add(shard(98, errors=2))
+    clock.now += 150
+    run.add(shard(300))
+    run.show(final=True)  # says nothing that was not said
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "0/400 images (0 %), starting",
+        "100/400 images (25 %), 2 bad, 2.0 images/s, about 2 min left",
+        "400/400 images (100 %), 2 bad, 2.0 images/s",
+    ]
+
+
+def test_a_run_with_nothing_left_to_do_is_not_starting(clock, capsys):
+    Progress(total=24, done=24, errors=4, mode="text").show(final=True)
+    assert capsys.readouterr().err == "24/24 images (100 %), 4 bad\n"
+
+
+def test_on_a_terminal_a_line_replaces_the_one_before(clock, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    run = Progress(total=10, done=0, errors=0, mode="text")
+    run.show()
+    clock.now += 1
+    run.add(shard(5))
+    run.show(final=True)
+    first, second, last = capsys.readouterr().err.split("\r")
+    assert first.startswith("0/10 images")
+    assert len(first) == len(second) == 79  # a shorter line leaves nothing of a longer one
+    assert last == "5/10 images (50 %), 5.0 images/s, about 1 s left".ljust(79) + "\n"
+
+
+def test_quiet_says_nothing(clock, capsys):
+    run = Progress(total=10, done=0, errors=0, mode="quiet")
+    clock.now += 60
+    run.add(shard(10))
+    run.show(final=True)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (89.4, "89 s"),
+        (89.6, "2 min"),
+        (149, "2 min"),
+        (5399, "90 min"),
+        (5400, "1 h 30 min"),
+        (7199, "2 h 0 min"),
+        (360_000, "100 h 0 min"),
+    ],
+)
+def test_lengths_of_time(seconds, words):
+    assert duration(seconds) == words

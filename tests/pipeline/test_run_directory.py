@@ -1,0 +1,145 @@
+"""The run directory: claimed, recorded, compared, cleared; on a disk and in an object store."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from pipeline import run_directory
+from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
+from pipeline.shards import FileSlice, Plan, Shard
+from pipeline.storage import UsageError
+
+PLAN = Plan(
+    format="images",
+    shard_size=2,
+    shards=(
+        Shard(0, (FileSlice("/in/a.png", "a.png", 0, 1), FileSlice("/in/b.png", "b.png", 0, 1))),
+        Shard(1, (FileSlice("/in/c.png", "c.png", 0, 1),)),
+    ),
+    passthrough=pa.schema([pa.field("label", pa.int64())]),
+    skipped={".txt": 3},
+)
+
+
+@pytest.fixture(params=["local", "memory"])
+def directory(request, tmp_path) -> RunDirectory:
+    """A place for a run where there is nothing yet."""
+    location = str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}"
+    return RunDirectory.at(location, {})
+
+
+def put(directory: RunDirectory, name: str, content: bytes = b"x") -> None:
+    path = f"{directory.path}/{name}"
+    directory.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    directory.fs.pipe_file(path, content)
+
+
+def names(directory: RunDirectory) -> set[str]:
+    start = len(directory.path) + 1
+    return {path[start:] for path in directory.fs.find(directory.path)}
+
+
+def test_what_was_begun_is_read_again(directory):
+    record = new_record("complete", command="igpt complete", options={"limit": 3}, seed=7)
+    assert directory.record() is None
+    assert directory.plan() is None
+    directory.begin(record, PLAN)
+    assert directory.record() == json.loads(json.dumps(record))
+    assert directory.plan() == PLAN
+    assert directory.finished() == set()
+
+
+def test_a_record_says_what_made_the_run():
+    record = new_record("complete", command="igpt complete", options={"limit": 3}, seed=7)
+    assert record["job"] == "complete"
+    assert record["options"] == {"limit": 3}
+    assert record["seed"] == 7
+    assert record["versions"]["pyarrow"] == pa.__version__
+
+
+def test_a_run_that_ended_between_record_and_plan_has_no_plan(directory, monkeypatch):
+    """The record comes first, so a folder that holds a plan is known to be a run."""
+
+    def fail(*args: object) -> bytes:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(run_directory, "parquet_bytes", fail)
+    with pytest.raises(OSError, match="no space"):
+        directory.begin(new_record("complete", command="", options={}), PLAN)
+    assert names(directory) == {"run.json"}
+    assert directory.record()["job"] == "complete"
+    assert directory.plan() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'{"job": "complete"}'])
+def test_another_programs_run_json_is_refused(directory, content):
+    put(directory, "run.json", content)
+    with pytest.raises(UsageError, match=r"run\.json is not the record of a run; next: another"):
+        directory.record()
+
+
+def test_a_run_of_a_later_format_is_refused(directory):
+    put(directory, "run.json", b'{"format": 2}')
+    with pytest.raises(UsageError, match="format 2, this igpt reads format 1"):
+        directory.record()
+
+
+def test_nothing_and_an_empty_folder_are_free(directory):
+    directory.check_free()
+    directory.fs.makedirs(directory.path)
+    directory.check_free()
+
+
+def test_other_files_and_a_file_in_the_way_are_not_free(directory):
+    put(directory, "thesis.doc")
+    with pytest.raises(UsageError, match="found 1 other files"):
+        directory.check_free()
+    file = RunDirectory(directory.location, directory.fs, f"{directory.path}/thesis.doc")
+    with pytest.raises(UsageError, match="expected --output to be a folder, found a file"):
+        file.check_free()
+
+
+def test_clearing_takes_what_a_run_writes_and_leaves_the_rest(directory):
+    directory.begin(new_record("complete", command="", options={}), PLAN)
+    ours = ["report.json", "report.html", "contact_sheet.png", "README.md"]
+    ours += [f"{folder}/part-000000.x" for folder in ("data", "errors", "stats")]
+    for name in [*ours, "notes.md", "pictures/part-000000.png"]:
+        put(directory, name)
+    directory.clear()
+    assert names(directory) == {"notes.md", "pictures/part-000000.png"}
+    directory.clear()  # of nothing
+
+
+def test_a_clearing_that_stops_leaves_a_run(directory, monkeypatch):
+    """Else --overwrite again would take the rest for somebody's files."""
+    directory.begin(new_record("complete", command="", options={}), PLAN)
+    put(directory, "data/part-000000.parquet")
+    remove = type(directory.fs).rm
+
+    def stop_at_data(fs: object, path: str, recursive: bool = False) -> None:
+        if path.endswith("/data"):
+            raise OSError("connection lost")
+        remove(fs, path, recursive=recursive)
+
+    monkeypatch.setattr(type(directory.fs), "rm", stop_at_data)
+    with pytest.raises(OSError, match="connection lost"):
+        directory.clear()
+    assert directory.record() is not None
+
+
+def test_the_same_run_is_resumed():
+    refuse_other_run(
+        "out", {"seed": 7, "limit": None, "shard_size": 32}, {"seed": 7, "limit": None}
+    )
+
+
+@pytest.mark.parametrize(("then", "now"), [(7, 8), (None, 40), (100, None)])
+def test_another_run_is_refused_also_where_an_option_is_no_longer_given(then, now):
+    """Past bug: `--limit 100` for a trial, then the whole input into the same folder: it said
+    that all was done."""
+    with pytest.raises(UsageError) as refused:
+        refuse_other_run("out", {"keep": 0.5, "limit": then}, {"keep": 0.5, "limit": now})
+    message = str(refused.value)
+    assert f"out holds another run (limit: {then} there, {now} now)" in message
+    assert "--overwrite" in message

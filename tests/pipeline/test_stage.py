@@ -1,0 +1,112 @@
+"""Chains of stages in Ray: blocks stay whole, dead actors come back, errors arrive as one line."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from ray import cloudpickle
+from ray.data import DataContext
+
+from pipeline import cluster
+from pipeline.run import RunFailed, consume
+from pipeline.shards import FileSlice, Plan, Shard, shards_in
+from pipeline.stage import Resources, Stage
+
+# Ray's workers cannot import the file of a test.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+RESOURCES = Resources(num_cpus=0.3)
+
+
+class Widen:
+    """A row a shard -> the shard's rows, a kilobyte each."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        tables = []
+        for shard in shards_in(block):
+            index = pa.array(np.full(shard.rows, shard.index, np.int32))
+            tables.append(pa.table({"shard": index, "load": pa.array(["x" * 1024] * shard.rows)}))
+        return pa.concat_tables(tables)
+
+
+class DieOnce:
+    """Passes blocks on; ends its process in the middle of shard 1, unless that was done before."""
+
+    def __init__(self, *, marker: str) -> None:
+        self._marker = Path(marker)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if 1 in block["shard"].to_pylist() and not self._marker.exists():
+            self._marker.touch()
+            os._exit(1)
+        return block
+
+
+class Count:
+    """A row for each shard of a block: how many rows there are."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        counted = block.group_by("shard").aggregate([("load", "count")])
+        return counted.rename_columns(["shard", "rows"])
+
+
+class Refuse:
+    """Raises, in __call__ or already in __init__."""
+
+    def __init__(self, *, error: Exception, at_once: bool) -> None:
+        self._error = error
+        if at_once:
+            raise error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        raise self._error
+
+
+def plan_of(*sizes: int) -> Plan:
+    shards = (Shard(i, (FileSlice("f", "f", 0, size),)) for i, size in enumerate(sizes))
+    return Plan(format="images", shard_size=max(sizes), shards=tuple(shards))
+
+
+@pytest.fixture
+def connected(ray_session, monkeypatch):
+    """Ray as a job has it, in a process where somebody wants blocks of a few kilobytes."""
+    monkeypatch.setattr(DataContext.get_current(), "target_max_block_size", 4096)
+    with cluster.connected(None):
+        yield
+
+
+def stage(cls: type, **arguments: object) -> Stage:
+    return Stage(cls, arguments, RESOURCES)
+
+
+def test_blocks_stay_whole_and_a_dead_actor_is_replaced(connected, tmp_path, capsys):
+    """Ray cuts what a stage makes at a size of its own, here 4 KiB, unless it is told not to: a
+    shard of 300 rows would be counted piece by piece. The process that has shard 1 dies once."""
+    plan = plan_of(1, 300, 7, 40)
+    wanted = plan.shards[:3]  # the last is done, as in a run that is resumed
+    died = tmp_path / "died"
+    stages = [stage(Widen), stage(DieOnce, marker=str(died)), stage(Count)]
+    found = list(consume(plan, wanted, stages))
+    assert died.exists()
+    assert sorted((row["shard"], row["rows"]) for row in found) == [(0, 1), (1, 300), (2, 7)]
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""  # Ray has much to say about it
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(connected, capfd, at_once):
+    """Past bug: the line was the end of what Ray adds to a message, advice about its settings. In
+    __init__ it is as where a model is gone by the time that an actor starts."""
+    plan = plan_of(1)
+    error = FileNotFoundError(2, "No such file\n  or directory", "/model")
+    with pytest.raises(RunFailed) as failed:
+        list(consume(plan, plan.shards, [stage(Refuse, error=error, at_once=at_once)]))
+    assert str(failed.value) == (
+        "a stage failed: Refuse: FileNotFoundError: [Errno 2] No such file or directory: '/model'; "
+        "what is done is kept; next: the same command again"
+    )
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""

@@ -1,0 +1,268 @@
+"""The stages without Ray: built and called as plain objects, held against the core and Pillow."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import BAD, GOOD, SIDE, encoded, photo
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.decoding import complete
+from igpt_core.model import load_model
+from igpt_core.pixels import load_pixels
+from igpt_core.sampling import SamplingConfig, row_seed
+from pipeline import rows
+from pipeline.blocks import tokens_array
+from pipeline.shards import Plan, find_source
+from pipeline.stages import generate
+from pipeline.stages.generate import Complete
+from pipeline.stages.images import COLORS, CountColors, ReadImages
+
+N = SIDE**2
+GIVEN = N // 2
+SECONDS = [rows.seconds_column(stage) for stage in ("read", "decode")]
+
+
+def plan_of(location: str, shard_size: int, **options: str) -> Plan:
+    return find_source(location, **options).cut(shard_size)
+
+
+def reader(plan: Plan, model: str) -> ReadImages:
+    return ReadImages(
+        format=plan.format,
+        image_column=plan.image_column,
+        id_column=plan.id_column,
+        passthrough=plan.passthrough,
+        palette=model,
+        image_size=SIDE,
+        resize="exact",
+        crop="squash",
+        input_options={},
+        model_options={},
+    )
+
+
+def counter(plan: Plan) -> CountColors:
+    return CountColors(
+        format=plan.format,
+        image_column=plan.image_column,
+        image_size=SIDE,
+        resize="exact",
+        crop="squash",
+        input_options={},
+    )
+
+
+@pytest.fixture
+def bad_folder(tmp_path) -> str:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(b"no image")
+    return str(folder)
+
+
+# --- ReadImages -----------------------------------------------------------------------------------
+
+
+def test_bad_rows_keep_their_error_and_the_shard_its_rows(photos, tiny_model):
+    plan = plan_of(photos, 100)
+    block = reader(plan, tiny_model)(plan.to_table())
+    table = block.to_pylist()
+    assert block.select(rows.block_schema(N).names).schema == rows.block_schema(N)
+    assert len(table) == GOOD + len(BAD)
+    assert {row[rows.SHARD_ROWS] for row in table} == {GOOD + len(BAD)}
+    assert {row[rows.SHARD] for row in table} == {0}
+    assert [row[rows.ROW_ID] for row in table] == sorted(row[rows.ROW_ID] for row in table)
+    bad = [row for row in table if row[rows.ERROR_STAGE] is not None]
+    assert {row[rows.ROW_ID] for row in bad} == BAD
+    errors = {row[rows.ROW_ID]: (row[rows.ERROR_STAGE], row[rows.ERROR_CLASS]) for row in bad}
+    assert errors["empty.png"] == ("read", "EmptyImage")
+    assert errors["dangling.png"] == ("read", "FileNotFoundError")
+    assert errors["text.png"] == errors["truncated.jpg"] == ("decode", "ImageError")
+    for row in bad:
+        assert row[rows.ROW_TOKENS] is None
+        assert row[rows.ERROR_MESSAGE]
+        assert "\n" not in row[rows.ERROR_MESSAGE]
+        assert row[rows.SOURCE] == str(Path(photos, row[rows.ROW_ID]))
+
+
+def test_tokens_are_the_nearest_colours_of_the_resized_image(photos, tiny_model):
+    """Brute force in float64; only images of different kinds and sizes."""
+    plan = plan_of(photos, 100)
+    colors = load_palette(tiny_model).colors.astype(np.float64)
+    good = [
+        row for row in reader(plan, tiny_model)(plan.to_table()).to_pylist() if row[rows.ROW_TOKENS]
+    ]
+    assert len(good) == GOOD
+    for row in good:
+        pixels = load_pixels(Path(row[rows.SOURCE]).read_bytes(), SIDE).reshape(-1, 3)
+        unit = pixels.astype(np.float64) / 127.5 - 1
+        nearest = ((unit[:, None] - colors) ** 2).sum(axis=2).argmin(axis=1)
+        assert row[rows.ROW_TOKENS] == nearest.tolist()
+
+
+def test_a_block_with_two_shards_is_the_two_one_after_the_other(photos, tiny_model):
+    plan = plan_of(photos, 9)
+    read, table = reader(plan, tiny_model), plan.to_table()
+    both = read(table.slice(1, 2))
+    apart = pa.concat_tables([read(table.slice(1, 1)), read(table.slice(2, 1))])
+    assert both.drop_columns(SECONDS).equals(apart.drop_columns(SECONDS))
+    assert both[rows.SHARD].to_pylist() == [1] * 9 + [2] * 6
+    assert both[rows.SHARD_ROWS].to_pylist() == [9] * 9 + [6] * 6
+
+
+def test_columns_of_the_input_come_along_also_beside_a_bad_image(labelled_parquet, tiny_model):
+    plan = plan_of(labelled_parquet, 100)
+    table = reader(plan, tiny_model)(plan.to_table())
+    assert table["label"].to_pylist() == [i % 3 for i in range(23)]
+    failed = [i for i, row in enumerate(table[rows.ROW_TOKENS].to_pylist()) if row is None]
+    assert failed == [5]
+    assert table[rows.ROW_ID][5].as_py() == "labelled.parquet#5"
+
+
+def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_model, monkeypatch):
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was run on nothing")
+
+    plan = plan_of(bad_folder, 100)
+    block = reader(plan, tiny_model)(plan.to_table())
+    assert block[rows.ROW_TOKENS].to_pylist() == [None] * 3
+    stage = completer(tiny_model)
+    monkeypatch.setattr(generate, "complete", never)
+    finished = stage(block)
+    assert finished["samples"].to_pylist() == [None] * 3
+    assert finished["samples"].type == rows.SAMPLES.type(N)
+    assert finished[rows.ERROR_CLASS].to_pylist() == ["ImageError"] * 3
+
+
+# --- Complete -------------------------------------------------------------------------------------
+
+
+def completer(model: str, *, images: int = 4, n_samples: int = 2, seed: int = 7) -> Complete:
+    return Complete(
+        model=model,
+        device="cpu",
+        dtype="float32",
+        images_per_batch=images,
+        n_samples=n_samples,
+        prompt_length=GIVEN,
+        seed=seed,
+        temperature=0.9,
+        top_k=20,
+        top_p=None,
+        model_options={},
+    )
+
+
+def tokens_block(ids: list[str | None]) -> pa.Table:
+    """Quantized rows, tokens made from the id; None: a row without tokens."""
+    drawn = [
+        np.random.default_rng(row_seed(0, id_)).integers(0, 32, N) for id_ in ids if id_ is not None
+    ]
+    column = tokens_array(np.array(drawn, np.uint16), N, valid=[id_ is not None for id_ in ids])
+    return pa.table({rows.ROW_ID: pa.array(ids, pa.string()), rows.ROW_TOKENS: column})
+
+
+def samples_by_id(block: pa.Table) -> dict[str, list[list[int]]]:
+    return dict(zip(block[rows.ROW_ID].to_pylist(), block["samples"].to_pylist(), strict=True))
+
+
+IDS = [f"image-{i}" for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def full(tiny_model) -> dict[str, list[list[int]]]:
+    """The samples of eight rows in two full batches."""
+    return samples_by_id(completer(tiny_model)(tokens_block(IDS)))
+
+
+def test_samples_are_those_of_the_core(full, tiny_model):
+    model = load_model(tiny_model, device="cpu", dtype=torch.float32)
+    block = tokens_block(IDS)
+    ours = complete(
+        model,
+        torch.tensor(block[rows.ROW_TOKENS].to_pylist())[:4, :GIVEN],
+        n_positions=N,
+        seeds=torch.tensor([row_seed(7, id_) for id_ in IDS[:4]]),
+        sampling=SamplingConfig(temperature=0.9, top_k=20),
+        n_samples=2,
+    )
+    assert [full[id_] for id_ in IDS[:4]] == ours.tolist()
+    assert full[IDS[0]][0] != full[IDS[0]][1]
+    for id_, tokens in zip(IDS, block[rows.ROW_TOKENS].to_pylist(), strict=True):
+        assert [sample[:GIVEN] for sample in full[id_]] == [tokens[:GIVEN]] * 2
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 7])
+def test_a_padded_last_batch_gives_the_samples_of_a_full_one(full, tiny_model, count):
+    """Bit for bit, in other company: the last rows of the block, in reverse."""
+    ids = IDS[::-1][:count]
+    found = samples_by_id(completer(tiny_model)(tokens_block(ids)))
+    assert found == {id_: full[id_] for id_ in ids}
+
+
+def test_bad_rows_move_the_others_to_other_batches_and_change_none(full, tiny_model):
+    ids = [IDS[0], None, IDS[1], IDS[2], None, None, IDS[3], IDS[4], IDS[5], None]
+    found = completer(tiny_model)(tokens_block(ids))
+    assert found["samples"].to_pylist() == [id_ and full[id_] for id_ in ids]
+    assert found["prompt_length"].to_pylist() == [GIVEN] * len(ids)
+    assert found[rows.seconds_column("model")].type == pa.float32()
+
+
+def test_the_model_sees_batches_of_one_size_only(tiny_model, monkeypatch):
+    """A tiny model rounds alike in batches of any size; a large one does not."""
+    shapes: list[tuple[int, ...]] = []
+
+    def remember(model: object, prompt: torch.Tensor, **rest: object) -> torch.Tensor:
+        shapes.append(tuple(prompt.shape))
+        return complete(model, prompt, **rest)
+
+    monkeypatch.setattr(generate, "complete", remember)
+    completer(tiny_model)(tokens_block(IDS[:6]))
+    assert shapes == [(4, GIVEN)] * 2
+
+
+def test_another_seed_gives_other_samples(full, tiny_model):
+    other = samples_by_id(completer(tiny_model, seed=8)(tokens_block(IDS)))
+    assert all(other[id_] != full[id_] for id_ in IDS)
+
+
+# --- CountColors ----------------------------------------------------------------------------------
+
+
+def test_every_colour_of_the_good_images_is_counted_by_shard(photos):
+    plan = plan_of(photos, 16)
+    block = counter(plan)(plan.to_table())
+    assert block.schema == COLORS
+    found = block.to_pylist()
+    assert [row["rows"] + row["errors"] for row in found] == [16, 8]
+    assert sum(row["errors"] for row in found) == len(BAD)
+    for row, shard in zip(found, plan.shards, strict=True):
+        expected: Counter[int] = Counter()
+        for piece in shard.slices:
+            if piece.name not in BAD:
+                pixels = load_pixels(Path(piece.path).read_bytes(), SIDE).reshape(-1, 3)
+                expected.update(int(r) << 16 | int(g) << 8 | int(b) for r, g, b in pixels)
+        assert dict(zip(row["colors"], row["counts"], strict=True)) == expected
+
+
+def test_a_photograph_in_a_table_counts_like_the_file(tmp_path):
+    image = encoded(photo(3))
+    (tmp_path / "a.png").write_bytes(image)
+    pq.write_table(pa.table({"image": [image], "label": [4]}), tmp_path / "a.parquet")
+    plans = [plan_of(str(tmp_path / name), 1) for name in ("a.png", "a.parquet")]
+    file, table = (counter(plan)(plan.to_table()).to_pylist() for plan in plans)
+    assert file == table
+    assert sum(file[0]["counts"]) == N
+
+
+def test_bad_images_alone_have_no_colours(bad_folder):
+    plan = plan_of(bad_folder, 100)
+    assert counter(plan)(plan.to_table()).to_pylist() == [
+        {"rows": 0, "errors": 3, "colors": [], "counts": []}
+    ]
