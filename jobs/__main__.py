@@ -1,6 +1,7 @@
 """The command line: `igpt JOB OPTIONS`."""
 
 import importlib.metadata
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 a usage error, 3 over the error budget."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers end a run so
     try:
         igpt.main(words, prog_name="igpt", standalone_mode=False)
     except (UsageError, CheckpointError) as error:

@@ -1,12 +1,14 @@
 """Joining or starting Ray, and sharing its CPUs and GPUs out among the stages of a job."""
 
+import io
 import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext
@@ -39,7 +41,17 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         if ours:
-            ray.shutdown()
+            unheard(ray.shutdown)
+
+
+Result = TypeVar("Result")
+
+
+def unheard(call: Callable[..., Result], *arguments: Any) -> Result:
+    """What a call returns that waits for Ray, which says on stdout that a process died: results
+    and JSON lines go there."""
+    with redirect_stdout(io.StringIO()):
+        return call(*arguments)
 
 
 def _join_or_start(address: str | None) -> None:

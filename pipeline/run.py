@@ -4,13 +4,12 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, redirect_stdout
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from pipeline.cluster import unheard
 from pipeline.parts import part_name, shards_with_errors
 from pipeline.progress import Mode, Progress
 from pipeline.run_directory import RunDirectory
@@ -89,25 +88,18 @@ def consume(
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
     blocks = [table.slice(row_of[shard.index], 1) for shard in shards]
     dataset = chain(blocks, stages, block_rows=max(shard.rows for shard in shards))
-    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    results = iter(
+        dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    )
     try:
-        with closing(iter(batches)) as results:
-            for result in _heard_alone(results):
-                yield from result.to_pylist()
+        while (result := unheard(next, results, None)) is not None:
+            yield from result.to_pylist()
     except ray.exceptions.RayError as error:
         raise RunFailed(
             f"a stage failed: {_cause(error)}; what is done is kept; next: the same command again"
         ) from error
-
-
-def _heard_alone(results: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same; but Ray says on stdout, where results and JSON lines go, that a process died."""
-    while True:
-        with redirect_stdout(io.StringIO()):
-            result = next(results, None)
-        if result is None:
-            return
-        yield result
+    finally:
+        unheard(results.close)
 
 
 def _cause(error: BaseException) -> str:
