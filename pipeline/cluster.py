@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,9 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ours = not ray.is_initialized()
     if ours:
+        ended = signal.getsignal(signal.SIGTERM)
         _join_or_start(address or os.environ.get("RAY_ADDRESS"))
+        signal.signal(signal.SIGTERM, ended)  # Ray put its own there, which prints a stack
     _keep_ray_quiet()
     context = DataContext.get_current()
     context.raise_original_map_exception = True

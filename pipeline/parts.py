@@ -33,6 +33,7 @@ SUMMARY = pa.schema(
         pa.field("rows", pa.int32()),
         pa.field("errors", pa.int32()),
         pa.field("tokens", pa.int64()),  # drawn by the model
+        pa.field("seconds", pa.float64()),  # that all stages spent on it
         pa.field("finished", pa.float64()),  # unix seconds
     ]
 )
@@ -120,6 +121,7 @@ class WriteParts:
             "finished": time.time(),
         }
         seconds = _seconds(block) | {"write": time.perf_counter() - begun}
+        summary["seconds"] = sum(seconds.values())
         stats = summary | {"seconds": seconds, "host": socket.gethostname()}
         write_atomic(
             self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()

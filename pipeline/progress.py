@@ -14,8 +14,8 @@ _LOG_SECONDS = 15.0
 class Progress:
     """Counts finished images and says how far the run is.
 
-    The rate is that of this run: images finished since the first shard was handed out, so neither
-    the start of Ray nor the shards of an earlier run make it look better or worse.
+    The rate is that of this run since its first shard was begun: neither the start of Ray and of
+    the actors nor the shards of an earlier run make the estimate better or worse.
 
     Args:
         total: images of the whole run.
@@ -29,11 +29,14 @@ class Progress:
         self.done, self.errors, self.tokens = done, errors, 0
         self._mode = mode
         self._begun = time.monotonic()
+        self._working_since: float | None = None
         self._shown, self._said = 0.0, -1
         self._on_terminal = mode == "text" and sys.stderr.isatty()
 
     def add(self, summary: dict[str, Any]) -> None:
         """Count a finished shard, a row of `parts.SUMMARY`."""
+        if self._working_since is None:
+            self._working_since = time.monotonic() - summary["seconds"]
         self.done += summary["rows"] + summary["errors"]
         self.errors += summary["errors"]
         self.tokens += summary["tokens"]
@@ -46,8 +49,10 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Images a second in this run."""
-        return (self.done - self._before) / max(self.seconds, 1e-9)
+        """Images a second since the first shard of this run was begun; 0 before one is done."""
+        if self._working_since is None:
+            return 0.0
+        return (self.done - self._before) / max(time.monotonic() - self._working_since, 1e-9)
 
     def show(self, *, final: bool = False) -> None:
         """Say how far the run is, unless that was said just now."""

@@ -69,7 +69,7 @@ def execute(
         "resumed_shards": len(plan.shards) - len(pending),
         "skipped_files": dict(plan.skipped),
         "seconds": round(clock.seconds, 2),
-        "images_per_second": round(clock.rate, 3),
+        "images_per_second": round(sum(shard.rows for shard in pending) / clock.seconds, 3),
         "tokens_per_second": round(clock.tokens / clock.seconds, 1),
         "errors_by_kind": dict(_errors_by_kind(directory, directory.finished()).most_common()),
     }

@@ -21,6 +21,7 @@ COLORS = pa.schema(
     [
         pa.field("rows", pa.int64()),
         pa.field("errors", pa.int64()),
+        pa.field("seconds", pa.float64()),
         pa.field("colors", pa.list_(pa.int64())),  # packed 0xRRGGBB
         pa.field("counts", pa.list_(pa.int64())),
     ]
@@ -145,6 +146,7 @@ class CountColors:
         return pa.Table.from_pylist([self._count(shard) for shard in shards_in(block)], COLORS)
 
     def _count(self, shard: Shard) -> dict[str, Any]:
+        begun = time.perf_counter()
         parts, errors = [], 0
         for chunk in read_shard(shard, **self._reading):
             pixels = list(decoded(chunk, **self._decoding))
@@ -156,6 +158,7 @@ class CountColors:
         return {
             "rows": shard.rows - errors,
             "errors": errors,
+            "seconds": time.perf_counter() - begun,
             "colors": total.colors,
             "counts": total.counts,
         }

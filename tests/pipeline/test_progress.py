@@ -17,16 +17,16 @@ def clock(monkeypatch):
     return clock
 
 
-def shard(rows: int, *, errors: int = 0, tokens: int = 0) -> dict[str, int]:
-    return {"shard": 0, "rows": rows, "errors": errors, "tokens": tokens}
+def shard(rows: int, *, seconds: float, errors: int = 0, tokens: int = 0) -> dict[str, float]:
+    return {"shard": 0, "rows": rows, "errors": errors, "tokens": tokens, "seconds": seconds}
 
 
 def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
-    """40 of 100 images were there before: they make the rate no better."""
+    """Neither the 40 images that were there before nor the 30 seconds of starting count."""
     run = Progress(total=100, done=40, errors=2, mode="json")
-    clock.now += 20
-    run.add(shard(9, errors=1, tokens=500))
-    assert (run.done, run.errors, run.tokens, run.seconds) == (50, 3, 500, 20)
+    clock.now += 30 + 20
+    run.add(shard(9, errors=1, tokens=500, seconds=20))
+    assert (run.done, run.errors, run.tokens, run.seconds) == (50, 3, 500, 50)
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {
         "event": "progress",
@@ -50,7 +50,7 @@ def test_lines_come_at_a_pace_and_the_last_one_always(clock, capsys):
     run.show()
     for _ in range(20):
         clock.now += 1
-        run.add(shard(5))
+        run.add(shard(5, seconds=1))
     run.show(final=True)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["images"] for line in lines] == [0, 75, 100]  # after 0, 15 and 20 seconds
@@ -61,9 +61,9 @@ def test_words_for_people(clock, capsys):
     run = Progress(total=400, done=0, errors=0, mode="text")
     run.show()
     clock.now += 50
-    run.add(shard(98, errors=2))
+    run.add(shard(98, errors=2, seconds=50))
     clock.now += 150
-    run.add(shard(300))
+    run.add(shard(300, seconds=150))
     run.show(final=True)  # says nothing that was not said
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -84,7 +84,7 @@ def test_on_a_terminal_a_line_replaces_the_one_before(clock, capsys, monkeypatch
     run = Progress(total=10, done=0, errors=0, mode="text")
     run.show()
     clock.now += 1
-    run.add(shard(5))
+    run.add(shard(5, seconds=1))
     run.show(final=True)
     first, second, last = capsys.readouterr().err.split("\r")
     assert first.startswith("0/10 images")
@@ -95,7 +95,7 @@ def test_on_a_terminal_a_line_replaces_the_one_before(clock, capsys, monkeypatch
 def test_quiet_says_nothing(clock, capsys):
     run = Progress(total=10, done=0, errors=0, mode="quiet")
     clock.now += 60
-    run.add(shard(10))
+    run.add(shard(10, seconds=60))
     run.show(final=True)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
