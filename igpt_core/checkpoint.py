@@ -177,7 +177,10 @@ def load_palette(
     if where.endswith(".npy"):
         folder, name = os.path.split(where)
         (file,) = model_files(folder or ".", (name,), storage_options=storage_options)
-        return Palette.load(file)
+        try:
+            return Palette.load(file)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     processor = ImageGPTImageProcessor.from_pretrained(where, storage_options=storage_options)
     try:
         if processor.clusters is None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _stop(message: str, code: int, debug: bool) -> None:
     if debug:
-        raise
+        traceback.print_exc()
     click.echo(f"igpt: {message}", err=True)
     sys.exit(code)
 

@@ -68,6 +68,11 @@ def _place(model: type[Options], key: str) -> tuple[bool, int]:
 def parse(model: type[Model], values: dict[str, Any]) -> Model:
     """The options from plain values. Raises UsageError, one line for all that is wrong."""
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = {
+        key: value
+        for key, value in values.items()
+        if value != "auto" or key in ("format", "device", "dtype")
+    }
     if "json_lines" in values:
         values["json"] = values.pop("json_lines")
     if isinstance(values.get("storage_options"), str):
@@ -118,9 +123,20 @@ def _option(key: str, field: FieldInfo) -> click.Option:
     if typing.get_origin(kind) is Literal:
         return click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **settings)
     metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+    if kind is int and field.default is None:
+        kind = _NumberOrAuto()
     if typing.get_origin(kind) is dict:
         kind, metavar = str, "JSON"
     return click.Option([flag, key], type=kind, metavar=metavar, **settings)
+
+
+class _NumberOrAuto(click.ParamType):
+    """A number that is found automatically where it is not given, or given as `auto`."""
+
+    name = "number or auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        return None if value == "auto" else click.INT.convert(value, param, ctx)
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -74,6 +74,11 @@ MOST_SEQUENCES = {"cuda": 512, "cpu": 16}
 def images_per_batch(options: CompleteOptions, model: Model, compute: Compute) -> int:
     """Images decoded together, an image's samples among them."""
     sequences = options.batch_size
+    if sequences is not None and sequences < options.samples:
+        raise UsageError(
+            f"--batch-size {sequences} is below --samples {options.samples}: an image's samples "
+            "are computed together"
+        )
     if sequences is None:
         row = KVCache.bytes_per_row(
             model.config, model.quantizer.image_size**2, getattr(torch, compute.dtype)

@@ -24,6 +24,7 @@ def run(options: ProgressOptions) -> None:
             samples=4,
             top_k=100,
             crop="center",
+            address="local",
             overwrite=True,
             **options.model_dump(by_alias=True),
         )

@@ -1,7 +1,6 @@
 """igpt palette: fit a palette to the colours of images."""
 
 import json
-from pathlib import Path
 
 import click
 from pydantic import Field
@@ -10,42 +9,54 @@ from igpt_core.palette import Palette
 from jobs.command import command
 from pipeline import cluster
 from pipeline.colors import count_colors
-from pipeline.job import find_input
-from pipeline.options import InputJobOptions
+from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
+from pipeline.shards import find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import CountColors
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import UsageError, local_output, options_for
 
 SHARD_SIZE = 4096
 
 
-class PaletteOptions(InputJobOptions):
+class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
     output: str = Field(description="the palette, a local .npy file")
     colors: int = Field(512, ge=1, le=65536, description="colours of the palette")
     image_size: int = Field(32, ge=1, description="pixels a side to resize to before counting")
-    seed: int = Field(0, description="of the k-means start")
+    seed: int = Field(0, ge=0, description="of the k-means start")
 
 
 def run(options: PaletteOptions) -> None:
     if not options.output.endswith(".npy"):
         raise UsageError(f"expected --output FILE.npy, found {options.output}")
-    plan = find_input(options).cut(options.shard_size or SHARD_SIZE)
+    output = local_output(options.output)
+    input_options = options_for(options.storage_options, "input")
+    source = find_source(
+        options.input,
+        format=options.format,
+        image_column=options.image_column,
+        keep_columns=[],
+        limit=options.limit,
+        storage_options=input_options,
+    )
+    plan = source.cut(options.shard_size or SHARD_SIZE)
     arguments = {
         "format": plan.format,
         "image_column": plan.image_column,
         "image_size": options.image_size,
         "resize": options.resize,
         "crop": options.crop,
-        "input_options": options_for(options.storage_options, "input"),
+        "input_options": input_options,
     }
     with cluster.connected(options.address):
         readers = cluster.allot(device=None, cpu_actors=options.cpu_actors, model_actors=None)
         histogram, errors = count_colors(
             plan, Stage(CountColors, arguments, readers.reading), progress=options.progress
         )
-    palette = Palette.fit_histogram(histogram, options.colors, seed=options.seed)
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    palette.save(options.output)
+    try:
+        palette = Palette.fit_histogram(histogram, options.colors, seed=options.seed)
+    except ValueError as error:
+        raise UsageError(f"--colors {options.colors}: {error}") from error
+    palette.save(output)
     facts = {
         "output": options.output,
         "colors": len(palette),

@@ -13,7 +13,7 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.training import TrainingConfig, evaluate
 from jobs.command import command
 from pipeline.options import PixelOptions, StorageOptions
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import UsageError, local_output, options_for
 from pipeline.train import read_tokens, run_training
 
 
@@ -33,7 +33,7 @@ class TrainOptions(PixelOptions, StorageOptions):
     weight_decay: float = Field(0.01, ge=0, description="on matrices")
     warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
     eval_input: str | None = Field(None, description="held-out images for a final loss")
-    seed: int = Field(0, description="of weights, order and flips")
+    seed: int = Field(0, ge=0, description="of weights, order and flips")
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="of the saved weights"
     )
@@ -55,52 +55,63 @@ def run(options: TrainOptions) -> None:
         dtype=getattr(torch, options.dtype),
         seed=options.seed,
     )
+    output = local_output(options.output)
     palette = load_palette(options.palette, options_for(options.storage_options, "model"))
-    model_config = ImageGPTConfig(
-        vocab_size=len(palette) + 1,
-        n_positions=options.image_size**2,
-        n_layer=options.n_layer,
-        n_embd=options.n_embd,
-        n_head=options.n_head,
-        # One pass over more images than the model can learn by heart needs no dropout.
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
+    try:
+        model_config = ImageGPTConfig(
+            vocab_size=len(palette) + 1,
+            n_positions=options.image_size**2,
+            n_layer=options.n_layer,
+            n_embd=options.n_embd,
+            n_head=options.n_head,
+            # One pass over more images than the model can learn by heart needs no dropout.
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokens = _tokens(options, options.input)
+    held_out = None
+    if options.eval_input is not None:  # before the work: a wrong path must not show after it
+        held_out = _tokens(options, options.eval_input, limit=None)
+    tokens = _tokens(options, options.input, limit=options.limit)
     say(f"{len(tokens)} images to train on")
     model, state = run_training(
         tokens,
-        output=options.output,
+        output=output,
         model_config=model_config,
         config=config,
         palette=palette,
         image_size=options.image_size,
         device=device,
         save_dtype=getattr(torch, options.save_dtype),
-        options=options.model_dump(
-            exclude={"quiet", "json_lines", "debug", "storage_options", "output"}
-        ),
+        options={
+            **options.model_dump(
+                exclude={"quiet", "debug", "storage_options", "output", "palette", "eval_input"}
+            ),
+            "palette": palette.fingerprint,
+        },
         report=say,
     )
     click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
-    if options.eval_input is not None:
-        held_out = _tokens(options, options.eval_input)
+    if held_out is not None:
         nats = evaluate(model, held_out)
         click.echo(f"{nats:.4f} nats per pixel on {len(held_out)} held-out images")
 
 
-def _tokens(options: TrainOptions, location: str) -> NDArray[np.uint16]:
+def _tokens(options: TrainOptions, location: str, *, limit: int | None) -> NDArray[np.uint16]:
     return read_tokens(
         location,
         palette=options.palette,
         image_size=options.image_size,
         resize=options.resize,
         crop=options.crop,
-        limit=options.limit,
+        limit=limit,
+        format=options.format,
+        image_column=options.image_column,
         input_options=options_for(options.storage_options, "input"),
         model_options=options_for(options.storage_options, "model"),
     )

@@ -58,6 +58,7 @@ def unheard(call: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def _join_or_start(address: str | None) -> None:
+    here = address in (None, "", "local")
     private = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with _stderr_closed():
         try:
@@ -66,7 +67,7 @@ def _join_or_start(address: str | None) -> None:
                 address=address or "local",
                 log_to_driver=False,
                 logging_level="error",
-                **({} if address else private),
+                **(private if here else {}),
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
@@ -138,6 +139,10 @@ def allot(*, device: str | None, cpu_actors: int | None, model_actors: int | Non
         device: of the model stage, None where the job has none.
         cpu_actors, model_actors: as asked for; found from the cluster where None.
     """
+    if device == "cuda" and (model_actors or 0) > gpus():
+        raise UsageError(
+            f"--model-actors {model_actors} need as many GPUs, the cluster has {gpus()}"
+        )
     n_cpus = cpus()
     n_model = 0 if device is None else (model_actors or auto_model_actors(device))
     n_reading = cpu_actors or max(1, (n_cpus - 1) if device != "cpu" else n_cpus // 4)

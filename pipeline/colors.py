@@ -1,5 +1,7 @@
 """The colour histogram of an input: counted by shard through Ray, added up on the driver."""
 
+from contextlib import closing
+
 import numpy as np
 
 from igpt_core.palette import ColorHistogram
@@ -17,10 +19,11 @@ def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHist
     clock = Progress(total=plan.rows, done=0, errors=0, mode=progress)
     total = ColorHistogram.total([])
     clock.show()
-    for part in consume(plan, plan.shards, [stage]):
-        colors = np.asarray(part["colors"], np.uint32)
-        counts = np.asarray(part["counts"], np.int64)
-        total = ColorHistogram.total([total, ColorHistogram(colors, counts)])
-        clock.add({**part, "tokens": 0})
+    with closing(clock), closing(consume(plan, plan.shards, [stage])) as parts:
+        for part in parts:
+            colors = np.asarray(part["colors"], np.uint32)
+            counts = np.asarray(part["counts"], np.int64)
+            total = ColorHistogram.total([total, ColorHistogram(colors, counts)])
+            clock.add({**part, "tokens": 0})
     clock.show(final=True)
     return total, clock.errors

@@ -12,7 +12,7 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
 from pipeline import cluster, rows
-from pipeline.options import ImageJobOptions, InputJobOptions, ModelOptions
+from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.parts import WriteParts
 from pipeline.report import write_report
 from pipeline.run import execute
@@ -20,7 +20,7 @@ from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import Plan, Source, find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
-from pipeline.storage import UsageError, absolute, options_for
+from pipeline.storage import UsageError, absolute, absolute_input, masked, options_for
 
 SECRET_OPTIONS = {"storage_options"}
 
@@ -120,7 +120,7 @@ def start(options: ImageJobOptions) -> Start:
     return Start(options, directory, recorded, plan, source)
 
 
-def find_input(options: InputJobOptions) -> Source:
+def find_input(options: ImageJobOptions) -> Source:
     """The input that the options name. Raises UsageError."""
     keep = options.keep_columns
     return find_source(
@@ -219,8 +219,8 @@ def prepare(
     wanted |= {"device": compute and compute.device, "dtype": compute and compute.dtype}
     if begun.recorded is not None:
         # Where the size of shards is not given it is found, so it is what was found then.
-        size = {} if options.shard_size is None else {"shard_size": options.shard_size}
-        refuse_other_run(directory.location, begun.recorded["results"], wanted | size)
+        given = {} if options.shard_size is None else {"shard_size": options.shard_size}
+        refuse_other_run(directory.location, begun.recorded["results"], wanted | given)
     if plan is None:
         assert begun.source is not None
         size = options.shard_size or default_shard_size(begun.source.rows)
@@ -229,11 +229,11 @@ def prepare(
         record = new_record(
             name,
             command=command_line(),
-            options=options.model_dump(exclude=SECRET_OPTIONS, mode="json"),
+            options=_shown(options),
             seed=wanted.get("seed"),
-            model=model and {"location": model.location, "fingerprint": model.fingerprint},
+            model=model and {"location": masked(model.location), "fingerprint": model.fingerprint},
             palette={
-                "location": quantizer.location,
+                "location": masked(quantizer.location),
                 "fingerprint": quantizer.palette.fingerprint,
             },
             image_size=quantizer.image_size,
@@ -256,11 +256,17 @@ def _dependencies(name: str, options: ImageJobOptions, quantizer: Quantizer) -> 
     )
     return {
         "job": name,
-        "input": absolute(options.input),
+        "input": masked(absolute_input(options.input)),
         **known,
         "image_size": quantizer.image_size,
         "palette": quantizer.palette.fingerprint,
     }
+
+
+def _shown(options: ImageJobOptions) -> dict[str, Any]:
+    """The options as run.json shows them: no secrets."""
+    values = options.model_dump(exclude=SECRET_OPTIONS, mode="json")
+    return {key: masked(v) if isinstance(v, str) else v for key, v in values.items()}
 
 
 def command_line() -> str:
@@ -273,4 +279,4 @@ def command_line() -> str:
         elif word.startswith("--storage-options="):
             word = "--storage-options=..."
         shown.append(word)
-    return shlex.join(shown)
+    return masked(shlex.join(shown))

@@ -31,6 +31,8 @@ class PixelOptions(Options):
     """Where images come from and how they become pixels."""
 
     input: str = Field(description="file, folder, glob or comma-list of them, local or a URI")
+    format: Literal["auto", "images", "parquet"] = Field("auto", description="of the input")
+    image_column: str | None = Field(None, description="Parquet column [default: found by type]")
     limit: int | None = Field(None, ge=1, description="first N rows only")
     resize: Literal["exact", "fast"] = Field(
         "exact", description="fast: decode JPEGs at reduced size first"
@@ -39,10 +41,8 @@ class PixelOptions(Options):
 
 
 class InputOptions(PixelOptions):
-    """How to read tables of images."""
+    """What of the input's tables goes into the results."""
 
-    format: Literal["auto", "images", "parquet"] = Field("auto", description="of the input")
-    image_column: str | None = Field(None, description="Parquet column [default: found by type]")
     id_column: str | None = Field(None, description="column that names rows [default: file#row]")
     keep_columns: str | None = Field(
         None, description="comma-list of columns to pass through [default: all]"
@@ -81,11 +81,7 @@ class ModelOptions(Options):
     )
 
 
-class InputJobOptions(InputOptions, ClusterOptions, StorageOptions):
-    """Options of a job over images on a cluster."""
-
-
-class ImageJobOptions(InputJobOptions):
+class ImageJobOptions(InputOptions, ClusterOptions, StorageOptions):
     """Options of a job from images to a run directory."""
 
     max_error_fraction: float = Field(

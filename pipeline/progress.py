@@ -31,6 +31,7 @@ class Progress:
         self._begun = time.monotonic()
         self._working_since: float | None = None
         self._shown, self._said = 0.0, -1
+        self._open = False  # whether a line on the terminal has no end yet
         self._on_terminal = mode == "text" and sys.stderr.isatty()
 
     def add(self, summary: dict[str, Any]) -> None:
@@ -58,19 +59,26 @@ class Progress:
         """Say how far the run is, unless that was said just now."""
         pause = _TERMINAL_SECONDS if self._on_terminal else _LOG_SECONDS
         now = time.monotonic()
-        said = self.done == self._said and not self._on_terminal  # there a line needs its end
+        said = self.done == self._said and not self._open
         if self._mode == "quiet" or said or (now - self._shown < pause and not final):
             return
         self._shown, self._said = now, self.done
         if self._mode == "json":
             print(json.dumps({"event": "progress", **self._figures()}), flush=True)
             return
+        self._open = self._on_terminal and not final
         print(
             self._sentence().ljust(79) if self._on_terminal else self._sentence(),
-            end="\r" if self._on_terminal and not final else "\n",
+            end="\r" if self._open else "\n",
             file=sys.stderr,
             flush=True,
         )
+
+    def close(self) -> None:
+        """End the line on a terminal, so that what is said next does not lie over it."""
+        if self._open:
+            print(file=sys.stderr, flush=True)
+        self._open = False
 
     def _figures(self) -> dict[str, Any]:
         return {

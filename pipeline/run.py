@@ -3,7 +3,8 @@
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ import ray
 from pipeline.cluster import unheard
 from pipeline.parts import part_name, shards_with_errors
 from pipeline.progress import Mode, Progress
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import REPORT_FILE, RunDirectory
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Stage, StageError, chain
 from pipeline.storage import join, one_line, read_bytes
@@ -56,11 +57,15 @@ def execute(
     _check_budget(clock, allowed, plan.rows)
     if pending:
         clock.show()
-        for summary in consume(plan, pending, stages):
-            clock.add(summary)
-            _check_budget(clock, allowed, plan.rows)
+        with closing(clock), closing(consume(plan, pending, stages)) as summaries:
+            for summary in summaries:
+                clock.add(summary)
+                _check_budget(clock, allowed, plan.rows)
     _check_complete(directory, plan)
     clock.show(final=True)
+    earlier = directory.report()
+    if earlier is not None and not pending:  # whose figures are those of the work
+        return earlier
     report = {
         "format": 1,
         "rows": plan.rows - clock.errors,
@@ -73,13 +78,13 @@ def execute(
         "tokens_per_second": round(clock.tokens / clock.seconds, 1),
         "errors_by_kind": dict(_errors_by_kind(directory, directory.finished()).most_common()),
     }
-    directory.write_json("report.json", report)
+    directory.write_json(REPORT_FILE, report)
     return report
 
 
 def consume(
     plan: Plan, shards: Sequence[Shard], stages: Sequence[Stage]
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Hand the shards out to the stages; the rows that the last of them makes, as they come.
 
     Raises RunFailed where a stage does.
@@ -88,7 +93,7 @@ def consume(
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
     blocks = [table.slice(row_of[shard.index], 1) for shard in shards]
     dataset = chain(blocks, stages, block_rows=max(shard.rows for shard in shards))
-    results = iter(
+    results: Any = iter(
         dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
     try:
@@ -112,8 +117,8 @@ def _check_budget(clock: Progress, allowed: float, total: int) -> None:
     if clock.errors > allowed:
         raise OverErrorBudget(
             f"{clock.errors} of {total} images are bad, more than --max-error-fraction allows "
-            f"({allowed:.0f}); they are listed in errors/; next: mend the input, or raise it and "
-            "run the same command again"
+            f"({allowed:.0f}); they are listed in errors/; next: the same command with a higher "
+            "--max-error-fraction, or mend the input and add --overwrite"
         )
 
 

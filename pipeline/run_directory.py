@@ -29,13 +29,15 @@ from pipeline.storage import (
 FORMAT = 1
 RUN_FILE = "run.json"
 PLAN_FILE = "plan.parquet"
-REPORT_FILES = ("report.json", "report.html", "contact_sheet.png", "README.md")
+REPORT_FILE = "report.json"
+REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _PACKAGES = ("igpt", "torch", "ray", "pyarrow", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where a run keeps everything: `location` as given, and its path on the filesystem."""
+    """Where a run keeps everything: `location` as given but for a slash at its end, and its path
+    on the filesystem."""
 
     location: str
     fs: AbstractFileSystem
@@ -44,7 +46,7 @@ class RunDirectory:
     @classmethod
     def at(cls, location: str, options: Mapping[str, Any]) -> "RunDirectory":
         fs, path = open_location(location, options)
-        return cls(location, fs, path)
+        return cls(location.rstrip("/"), fs, path)
 
     def record(self) -> dict[str, Any] | None:
         """What run.json holds; None where there is none.
@@ -85,7 +87,7 @@ class RunDirectory:
             )
 
     def clear(self) -> None:
-        """Delete what a run writes, by its names, and nothing else."""
+        """Delete what a run writes, by its names: the folders of parts, the plan, the reports."""
         for name in (*REPORT_FILES, PLAN_FILE, *FOLDERS, RUN_FILE):  # run.json last: still a run
             path = join(self.path, name)
             if exists(self.fs, path):
@@ -103,6 +105,13 @@ class RunDirectory:
         if not exists(self.fs, path):
             return None
         return Plan.from_table(pq.read_table(io.BytesIO(read_bytes(self.fs, path))))
+
+    def report(self) -> dict[str, Any] | None:
+        """What report.json holds: of a finished run; None where there is none."""
+        path = join(self.path, REPORT_FILE)
+        if not exists(self.fs, path):
+            return None
+        return dict(json.loads(read_bytes(self.fs, path)))
 
     def finished(self) -> set[int]:
         """The shards that are done."""

@@ -41,7 +41,14 @@ class UsageError(Exception):
 
 
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]+")
+_WEB_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]+")
 _LOGIN = re.compile(r"://[^/\s@]+@")
+
+
+def masked(text: str) -> str:
+    """Text that may hold locations, without logins and without the queries (signatures) of web
+    addresses: fit to be shown and written down."""
+    return _LOGIN.sub("://***@", _WEB_QUERY.sub(r"\1?***", text))
 
 
 def one_line(error: BaseException, *, length: int = 300) -> str:
@@ -108,19 +115,35 @@ def open_location(
     return fs, path.rstrip("/")
 
 
-def absolute(text: str) -> str:
-    """A location, or a comma-list of them, that means the same in every process: local paths
-    become absolute, URIs and the name of the shipped model stay."""
+def absolute(location: str) -> str:
+    """A location that means the same in every process: local paths become absolute, URIs and the
+    name of the shipped model stay."""
+    if _PROTOCOL.match(location) or location == EMBEDDED:
+        return location
+    return os.path.abspath(os.path.expanduser(location))
+
+
+def absolute_input(text: str) -> str:
+    """The same for an input, which may be a comma-list of locations."""
     if os.path.exists(text):
-        return os.path.abspath(text)
-    parts = [part.strip() for part in text.split(",")]
-    return ",".join(_absolute(part) for part in parts)
+        return absolute(text)
+    return ",".join(absolute(part.strip()) for part in text.split(","))
 
 
-def _absolute(part: str) -> str:
-    if _PROTOCOL.match(part) or part == EMBEDDED:
-        return part
-    return os.path.abspath(os.path.expanduser(part))
+def local_output(path: str) -> str:
+    """The path of a local file to be written, its folder made. Raises UsageError where it is a
+    URI or cannot be written: better now than when the work is done."""
+    if _PROTOCOL.match(path):
+        raise UsageError(f"expected a local --output, found {masked(path)}; copy it afterwards")
+    path = absolute(path)
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder of --output: {one_line(error)}") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write into {folder}; check --output and your rights")
+    return path
 
 
 def is_local(fs: AbstractFileSystem) -> bool:

@@ -23,7 +23,7 @@ from pipeline import rows
 from pipeline.blocks import tokens_of
 from pipeline.shards import find_source
 from pipeline.stages.images import ReadImages
-from pipeline.storage import UsageError
+from pipeline.storage import UsageError, open_location, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ STATE_FILE = "training_state.pt"
 OPTIONS_FILE = "training_options.json"
 LOG_FILE = "training_log.jsonl"
 LOG_SECONDS = 15
-SAVE_SECONDS = 300
+SAVE_SECONDS = 60
 SHARD_SIZE = 1024
 
 
@@ -43,17 +43,26 @@ def read_tokens(
     resize: Resize = "exact",
     crop: Crop = "squash",
     limit: int | None = None,
+    format: str = "auto",
+    image_column: str | None = None,
     input_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> NDArray[np.uint16]:
     """The tokens (N, image_size ** 2) of every readable image of an input; bad ones are logged.
 
     Args:
-        location: as `plan_shards` takes it.
+        location, format, image_column, limit: as `find_source` takes them.
         palette: location of a palette's file or of a model folder.
         resize, crop: as in `load_pixels`.
     """
-    source = find_source(location, keep_columns=[], limit=limit, storage_options=input_options)
+    source = find_source(
+        location,
+        format=format,
+        image_column=image_column,
+        keep_columns=[],
+        limit=limit,
+        storage_options=input_options,
+    )
     plan = source.cut(SHARD_SIZE)
     read = ReadImages(
         format=plan.format,
@@ -142,7 +151,8 @@ def _claim(folder: Path, options: Mapping[str, Any]) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise UsageError(f"expected --output to be new or empty, found files in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(options), indent=2, sort_keys=True) + "\n")
+    text = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
+    write_atomic(*open_location(str(path)), text.encode())
 
 
 def _restore(

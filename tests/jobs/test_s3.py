@@ -118,6 +118,7 @@ def test_complete_reads_and_writes_an_object_store_and_resumes_there(
     captured = capsys.readouterr()
     done = json.loads(captured.out.splitlines()[-1])
     assert (done["rows"], done["errors"], done["shards"]) == (IMAGES, 1, 3)
+    assert done["output"] == "s3://jobs/out/run"
     run = "jobs/out/run"
     assert {path.split("/")[-1] for path in fs.ls(run, detail=False)} == {
         *("run.json", "plan.parquet", "data", "errors", "stats"),

@@ -79,17 +79,33 @@ def test_a_run_with_nothing_left_to_do_is_not_starting(clock, capsys):
     assert capsys.readouterr().err == "24/24 images (100 %), 4 bad\n"
 
 
-def test_on_a_terminal_a_line_replaces_the_one_before(clock, capsys, monkeypatch):
+@pytest.fixture
+def terminal(clock, capsys, monkeypatch) -> Progress:
+    """Progress of 10 images on a terminal, 5 of them done."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     run = Progress(total=10, done=0, errors=0, mode="text")
     run.show()
     clock.now += 1
     run.add(shard(5, seconds=1))
-    run.show(final=True)
+    return run
+
+
+def test_on_a_terminal_a_line_replaces_the_one_before(terminal, capsys):
+    terminal.show(final=True)
+    terminal.close()
     first, second, last = capsys.readouterr().err.split("\r")
     assert first.startswith("0/10 images")
     assert len(first) == len(second) == 79  # a shorter line leaves nothing of a longer one
     assert last == "5/10 images (50 %), 5.0 images/s, about 1 s left".ljust(79) + "\n"
+
+
+def test_on_a_terminal_what_comes_after_a_closed_line_is_not_written_over_it(terminal, capsys):
+    """As the line that says why a run stopped."""
+    terminal.close()
+    assert capsys.readouterr().err.endswith("\r\n")
+    terminal.close()
+    terminal.show(final=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_quiet_says_nothing(clock, capsys):

@@ -65,11 +65,20 @@ def test_a_run_that_ended_between_record_and_plan_has_no_plan(directory, monkeyp
         raise OSError("no space left")
 
     monkeypatch.setattr(run_directory, "parquet_bytes", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UsageError, match="no space"):
         directory.begin(new_record("complete", command="", options={}), PLAN)
     assert names(directory) == {"run.json"}
     assert directory.record()["job"] == "complete"
     assert directory.plan() is None
+
+
+def test_a_place_where_nothing_can_be_written_is_a_usage_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    directory = RunDirectory.at(str(tmp_path / "file" / "run"), {})
+    assert directory.record() is None
+    directory.check_free()
+    with pytest.raises(UsageError, match=r"cannot use the run directory .*NotADirectory.*; check"):
+        directory.begin(new_record("complete", command="", options={}), PLAN)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'{"job": "complete"}'])

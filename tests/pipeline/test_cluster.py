@@ -1,0 +1,75 @@
+"""Sharing a cluster out among the stages, the sizes of shards, and clusters that are not there."""
+
+import socket
+
+import pytest
+
+from pipeline import cluster
+from pipeline.cluster import allot, shard_size
+from pipeline.storage import UsageError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets the CPUs and GPUs that Ray would report."""
+
+    def has(*, cpus: int, gpus: int = 0) -> None:
+        monkeypatch.setattr(cluster, "cpus", lambda: cpus)
+        monkeypatch.setattr(cluster, "gpus", lambda: gpus)
+
+    return has
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 64, 1000])
+@pytest.mark.parametrize("device", [None, "cpu", "cuda"])
+@pytest.mark.parametrize(("cpu_actors", "model_actors"), [(None, None), (1, 2), (7, None), (16, 3)])
+def test_all_actors_of_a_job_fit_at_once(machine, cpus, device, cpu_actors, model_actors):
+    """Else the first stages would hold what the last waits for, and the job would hang."""
+    machine(cpus=cpus, gpus=3)
+    shares = allot(device=device, cpu_actors=cpu_actors, model_actors=model_actors)
+    stages = [shares.reading, shares.writing] + ([shares.model] if device else [])
+    assert all(stage.actors >= 1 and stage.num_cpus > 0 for stage in stages)
+    assert sum(stage.actors * stage.num_cpus for stage in stages) < cpus
+    assert shares.reading.actors == (cpu_actors or shares.reading.actors)
+    if device is None:
+        assert shares.model.actors == 0
+    else:
+        assert shares.model.actors == (model_actors or (3 if device == "cuda" else cpus))
+        assert shares.model.num_gpus == (1 if device == "cuda" else 0)
+
+
+def test_more_model_actors_than_gpus_are_refused(machine):
+    machine(cpus=8, gpus=1)
+    with pytest.raises(UsageError, match="the cluster has 1"):
+        allot(device="cuda", cpu_actors=None, model_actors=2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cpus", "expected"),
+    [
+        (10_000, 2, 64),  # four batches of 16
+        (130, 2, 32),  # 8 batches for 2 actors: two shards each, of two
+        (128, 2, 32),
+        (127, 2, 16),
+        (5, 2, 16),  # never less than a batch
+    ],
+)
+def test_shards_are_whole_batches_and_two_for_each_actor(machine, rows, cpus, expected):
+    machine(cpus=cpus)
+    assert shard_size(rows, 16, "cpu") == expected
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch, scheme):
+    """Past bug: Ray tries for minutes, and says nothing."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("nobody is there to join"))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(UsageError, match=f"join the Ray cluster at {address}: .*refused; check --"),
+        cluster.connected(None),
+    ):
+        pass
