@@ -1,5 +1,8 @@
 """KVCache: keys and values of the positions seen so far, allocated once."""
 
+import copy
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +14,8 @@ class KVCache:
 
     Attributes:
         keys, values: a tensor a layer, (B, H, S, D); S is `capacity` unless `lay_out` changed it.
-            Positions not yet filled hold finite numbers, as masked attention needs.
+            On a CPU the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
+            there. Positions not yet filled hold finite numbers, as masked attention needs.
         capacity: the most positions that it holds.
         length: positions filled so far.
     """
@@ -26,9 +30,12 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:
         shape = (batch_size, config.n_head, capacity, config.head_size)
+        memory = torch.empty(0, device=device, dtype=dtype)
+        self._keys_by_channel = memory.device.type == "cpu"
         # One tensor a layer: a slice of a single 5-d block would carry its strides everywhere.
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros_like(layer) for layer in self.keys]
+        layers = range(config.n_layer)
+        self.keys = [_zeros(shape, self._keys_by_channel, like=memory) for _ in layers]
+        self.values = [_zeros(shape, False, like=memory) for _ in layers]
         self.capacity = capacity
         self.length = 0
 
@@ -57,11 +64,11 @@ class KVCache:
         return keys[:, :, :span], values[:, :, :span]
 
     def lay_out(self, span: int) -> None:
-        """Put the rows' first `span` positions side by side, within the same memory.
+        """Put the first `span` positions of all rows side by side, within the same memory.
 
-        The views that `write` returns for this span then have no gaps, which products on a CPU
-        need: they copy anything else at each call. Takes as long as reading and writing what is
-        filled twice, so it is for a span that serves many steps.
+        The views that `write` returns for this span then have no gaps, which `attend` on a CPU
+        needs: it would copy them at each step. Takes as long as reading and writing what is filled
+        twice, so it is for a span that serves many steps.
 
         Args:
             span: from `length` to `capacity`.
@@ -72,31 +79,47 @@ class KVCache:
                 f"so it cannot be laid out for {span}"
             )
         if span != self.keys[0].shape[2]:
-            self.keys = [_lay_out(layer, span, self.length) for layer in self.keys]
-            self.values = [_lay_out(layer, span, self.length) for layer in self.values]
+            by_channel = self._keys_by_channel
+            self.keys = [_lay_out(layer, span, self.length, by_channel) for layer in self.keys]
+            self.values = [_lay_out(layer, span, self.length, False) for layer in self.values]
 
     def fan_out(self, n: int, *, capacity: int) -> "KVCache":
         """A cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
-        grown = object.__new__(KVCache)
-        grown.capacity, grown.length = capacity, self.length
-        grown.keys = [_fan_out(layer, n, capacity, self.length) for layer in self.keys]
-        grown.values = [_fan_out(layer, n, capacity, self.length) for layer in self.values]
+        by_channel = self._keys_by_channel
+        grown = copy.copy(self)
+        grown.capacity = capacity
+        grown.keys = [_fan_out(each, n, capacity, self.length, by_channel) for each in self.keys]
+        grown.values = [_fan_out(each, n, capacity, self.length, False) for each in self.values]
         return grown
 
 
-def _lay_out(layer: Tensor, span: int, length: int) -> Tensor:
+Shape = tuple[int, int, int, int]  # B, H, S, D
+
+
+def _strides(shape: Shape, by_channel: bool) -> Shape:
+    """Strides of a block without gaps that lies in memory as (B, H, S, D) or as (B, H, D, S)."""
+    _, heads, span, head_size = shape
+    within = (1, span) if by_channel else (head_size, 1)
+    return heads * span * head_size, span * head_size, *within
+
+
+def _zeros(shape: Shape, by_channel: bool, *, like: Tensor) -> Tensor:
+    return like.new_zeros(math.prod(shape)).as_strided(shape, _strides(shape, by_channel))
+
+
+def _lay_out(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
     """The layer's memory seen as (B, H, span, D), its filled positions moved to their places."""
     batch, heads, _, head_size = layer.shape
     filled = layer[:, :, :length].clone()  # its old and new places overlap
-    strides = (heads * span * head_size, span * head_size, head_size, 1)
-    layer = layer.as_strided((batch, heads, span, head_size), strides)
+    shape = (batch, heads, span, head_size)
+    layer = layer.as_strided(shape, _strides(shape, by_channel))
     layer[:, :, :length] = filled
     return layer
 
 
-def _fan_out(layer: Tensor, n: int, capacity: int, length: int) -> Tensor:
+def _fan_out(layer: Tensor, n: int, capacity: int, length: int, by_channel: bool) -> Tensor:
     rows, heads, _, head_size = layer.shape
-    grown = layer.new_zeros(rows * n, heads, capacity, head_size)
+    grown = _zeros((rows * n, heads, capacity, head_size), by_channel, like=layer)
     by_row = grown.view(rows, n, heads, capacity, head_size)
     by_row[:, :, :, :length] = layer[:, None, :, :length]
     return grown

@@ -1,6 +1,11 @@
-"""attend against softmax(q k^T * scale) v written out in float64."""
+"""attend against softmax(q k^T * scale) v written out in float64.
+
+For one query on a CPU there are two kernels, one of them for inference alone: all tests run with
+gradients enabled and without.
+"""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +16,12 @@ from igpt_core.attention import attend
 # Largest difference of an output, relative to the largest value: the kernels round products and
 # weights to the dtype (half a unit in the last place is 2^-24 and 2^-9) and sum them in float32.
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+@pytest.fixture(autouse=True, params=["gradients", "inference"])
+def _kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    with torch.inference_mode(request.param == "inference"):
+        yield
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor, scale: float) -> Tensor:
@@ -75,18 +86,39 @@ def test_a_mask_takes_the_place_of_the_causal_rule(n_queries: int, dtype: torch.
 
 
 def test_one_mask_for_all_queries() -> None:
-    q, k, v = inputs(1, 12, 64, torch.float32)
-    seen = torch.arange(12) <= 8
-    assert_near(attend(q, k, v, mask=seen), plain(q, k, v, seen=seen[None], scale=1 / 8))
+    q, k, v = inputs(3, 12, 64, torch.float32)
+    seen = (torch.arange(12) <= 8)[None]
+    expected = plain(q, k, v, seen=seen.expand(3, 12), scale=1 / 8)
+    assert_near(attend(q, k, v, mask=seen), expected)
+    one = plain(q[:, :, :1], k, v, seen=seen, scale=1 / 8)
+    assert_near(attend(q[:, :, :1], k, v, mask=seen), one)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_keys_and_values_may_be_a_part_of_a_larger_block(dtype: torch.dtype) -> None:
-    q, k, v = inputs(1, 20, 96, dtype)
-    block = torch.full((2, 2, 3, 50, 96), torch.nan, dtype=dtype)
-    block[0, :, :, :20], block[1, :, :, :20] = k, v
-    found = attend(q, *block[:, :, :, :20].unbind(0))
-    assert torch.equal(found, attend(q, k, v))
+def test_each_row_and_head_may_have_a_mask_of_its_own(dtype: torch.dtype) -> None:
+    q, k, v = inputs(1, 12, 64, dtype)
+    seen = torch.rand(2, 3, 1, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    seen[..., 7] = True
+    found = attend(q, k, v, mask=seen)
+    for row, head in [(0, 0), (0, 2), (1, 1)]:
+        one = (slice(row, row + 1), slice(head, head + 1))
+        expected = plain(q[one], k[one], v[one], seen=seen[row, head], scale=1 / 8)
+        assert_near(found[one], expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("n_queries", [1, 6])
+@pytest.mark.parametrize("by_channel", [True, False])
+def test_keys_may_lie_in_either_order_and_both_may_have_gaps(
+    by_channel: bool, n_queries: int, dtype: torch.dtype
+) -> None:
+    q, k, v = inputs(n_queries, 20, 96, dtype)
+    keys, values = (torch.full((2, 3, 50, 96), torch.nan, dtype=dtype) for _ in range(2))
+    if by_channel:
+        keys = torch.full((2, 3, 96, 50), torch.nan, dtype=dtype).transpose(2, 3)
+    keys, values = keys[:, :, :20], values[:, :, :20]
+    keys[:], values[:] = k, v
+    assert torch.equal(attend(q, keys, values), attend(q, k, v))
 
 
 def test_dropout_drops_weights_and_keeps_their_mean() -> None:

@@ -260,13 +260,15 @@ def test_a_step_may_be_repeated_for_any_position_below_its_span() -> None:
     assert_near(logits, expected)
 
 
-def test_decoding_gives_attention_keys_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    # With gaps the products would copy the whole cache at each step.
+def test_decoding_gives_attention_keys_and_values_without_gaps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # With gaps it would copy the whole cache at each step.
     gaps = []
 
     def watched(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
         if q.shape[2] == 1:
-            gaps.extend(not part.is_contiguous() for part in (k, v))
+            gaps.extend(not part.is_contiguous() for part in (k.transpose(2, 3), v))
         return attend(q, k, v, **options)
 
     attend = model_module.attend

@@ -1,5 +1,6 @@
 """Chains of stages in Ray: blocks stay whole, dead actors come back, errors arrive as one line."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -97,9 +98,14 @@ def test_blocks_stay_whole_and_a_dead_actor_is_replaced(connected, tmp_path, cap
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(connected, capfd, at_once):
+def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(
+    connected, capsys, monkeypatch, at_once
+):
     """Past bug: the line was the end of what Ray adds to a message, advice about its settings. In
     __init__ it is as where a model is gone by the time that an actor starts."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # it has the stderr of when it was made
+            monkeypatch.setattr(handler, "stream", sys.stderr)
     plan = plan_of(1)
     error = FileNotFoundError(2, "No such file\n  or directory", "/model")
     with pytest.raises(RunFailed) as failed:
@@ -108,5 +114,5 @@ def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(connected, c
         "a stage failed: Refuse: FileNotFoundError: [Errno 2] No such file or directory: '/model'; "
         "what is done is kept; next: the same command again"
     )
-    captured = capfd.readouterr()
+    captured = capsys.readouterr()
     assert captured.out == captured.err == ""
