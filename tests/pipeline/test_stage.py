@@ -1,5 +1,6 @@
 """Chains of stages in Ray: blocks stay whole, dead actors come back, errors arrive as one line."""
 
+import io
 import logging
 import os
 import sys
@@ -103,9 +104,10 @@ def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(
 ):
     """Past bug: the line was the end of what Ray adds to a message, advice about its settings. In
     __init__ it is as where a model is gone by the time that an actor starts."""
+    logged = io.StringIO()
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # it has the stderr of when it was made
-            monkeypatch.setattr(handler, "stream", sys.stderr)
+            monkeypatch.setattr(handler, "stream", logged)
     plan = plan_of(1)
     error = FileNotFoundError(2, "No such file\n  or directory", "/model")
     with pytest.raises(RunFailed) as failed:
@@ -115,4 +117,4 @@ def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(
         "what is done is kept; next: the same command again"
     )
     captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
+    assert captured.out == captured.err == logged.getvalue() == ""
