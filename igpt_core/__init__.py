@@ -20,7 +20,9 @@ from igpt_core.image_processor import (
 from igpt_core.kv_cache import KVCache
 from igpt_core.model import (
     CausalOutput,
+    ClassifierOutput,
     ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
     ImageGPTModel,
     ModelOutput,
     load_model,
@@ -36,11 +38,13 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "BatchFeature",
     "CausalOutput",
     "CheckpointError",
+    "ClassifierOutput",
     "ColorHistogram",
     "ImageError",
     "ImageGPTConfig",
     "ImageGPTFeatureExtractor",
     "ImageGPTForCausalImageModeling",
+    "ImageGPTForImageClassification",
     "ImageGPTImageProcessor",
     "ImageGPTModel",
     "KVCache",

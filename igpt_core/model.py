@@ -58,6 +58,16 @@ class CausalOutput(Output):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+@dataclass
+class ClassifierOutput(Output):
+    """loss (), logits (B, num_labels)."""
+
+    loss: Tensor | None
+    logits: Tensor
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
 class Conv1D(nn.Module):
     """x @ weight + bias; weight (in, out), the transposed layout of the checkpoints."""
 
@@ -267,6 +277,53 @@ class ImageGPTForCausalImageModeling(PreTrained):
         return output if by_name else output.to_tuple()
 
 
+class ImageGPTForImageClassification(PreTrained):
+    """The transformer with a linear layer on the mean of its last hidden state over positions.
+
+    It is fed the pixels alone, without a start token, as on the Hugging Face page.
+    """
+
+    def __init__(self, config: ImageGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = ImageGPTModel(config)
+        self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        nn.init.normal_(self.score.weight, std=config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ClassifierOutput | tuple[Any, ...]:
+        """Logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
+
+        Args:
+            labels: (B,) int64 classes, for the cross entropy in nats; where num_labels is 1, (B,)
+                floats, for the mean squared error.
+        """
+        hidden = self.transformer(
+            input_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.score(hidden.last_hidden_state.mean(dim=1))
+        loss = None
+        if labels is not None and self.config.num_labels == 1:
+            loss = F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels)
+        output = ClassifierOutput(loss=loss, logits=logits, hidden_states=hidden.hidden_states)
+        by_name = _choice(return_dict, self.config, "return_dict", default=True)
+        return output if by_name else output.to_tuple()
+
+
 def _choice(given: bool | None, config: ImageGPTConfig, name: str, *, default: bool) -> bool:
     """An argument of `forward`; where not given, a field that the configuration may have."""
     return bool(getattr(config, name, default)) if given is None else given
@@ -282,8 +339,9 @@ def _initialise(model: ImageGPTModel, config: ImageGPTConfig) -> None:
 
 
 # What `load_model` can put on the transformer.
-HEADS: dict[str | None, type[ImageGPTForCausalImageModeling] | type[ImageGPTModel]] = {
+HEADS: dict[str | None, type[PreTrained]] = {
     "causal": ImageGPTForCausalImageModeling,
+    "classification": ImageGPTForImageClassification,
     None: ImageGPTModel,
 }
 
@@ -305,6 +363,17 @@ def load_model(
     *,
     device: torch.device | str,
     dtype: torch.dtype | None,
+    head: Literal["classification"],
+    storage_options: Mapping[str, Any] | None = None,
+) -> ImageGPTForImageClassification: ...
+
+
+@overload
+def load_model(
+    path_or_uri: str | os.PathLike[str],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
     head: None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ImageGPTModel: ...
@@ -315,9 +384,9 @@ def load_model(
     *,
     device: torch.device | str,
     dtype: torch.dtype | None,
-    head: Literal["causal"] | None = "causal",
+    head: Literal["causal", "classification"] | None = "causal",
     storage_options: Mapping[str, Any] | None = None,
-) -> ImageGPTForCausalImageModeling | ImageGPTModel:
+) -> PreTrained:
     """The model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
 
     Raises:
