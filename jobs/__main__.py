@@ -3,7 +3,6 @@
 import importlib.metadata
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 
 import click
@@ -39,27 +38,24 @@ def igpt() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 a usage error, 3 over the error budget."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    debug = "--debug" in words
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers end a run so
     try:
         igpt.main(words, prog_name="igpt", standalone_mode=False)
     except (UsageError, CheckpointError) as error:
-        _stop(str(error), USAGE_ERROR, debug)
+        _stop(str(error), USAGE_ERROR)
     except OverErrorBudget as error:
-        _stop(str(error), OVER_BUDGET, debug)
+        _stop(str(error), OVER_BUDGET)
     except RunFailed as error:
-        _stop(str(error), FAILED, debug)
+        _stop(str(error), FAILED)
     except click.ClickException as error:
-        _stop(error.format_message(), error.exit_code, debug)
+        _stop(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; the same command goes on from here", FAILED, debug)
+        _stop("interrupted; the same command goes on from here", FAILED)
     except Exception as error:
-        _stop(f"{type(error).__name__}: {' '.join(str(error).split())}", FAILED, debug)
+        _stop(f"{type(error).__name__}: {' '.join(str(error).split())}", FAILED)
 
 
-def _stop(message: str, code: int, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
+def _stop(message: str, code: int) -> None:
     click.echo(f"igpt: {message}", err=True)
     sys.exit(code)
 

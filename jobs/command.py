@@ -5,6 +5,7 @@ A YAML file (`--config`) may give any of them; a flag beats the file.
 
 import inspect
 import json
+import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -37,7 +38,13 @@ def command(
     def callback(config: str | None, **flags: Any) -> None:
         values = _from_file(config) if config else {}
         values |= {key: value for key, value in flags.items() if value is not None}
-        run(parse(model, values))
+        options = parse(model, values)
+        try:
+            run(options)
+        except Exception:
+            if options.debug:
+                traceback.print_exc()
+            raise
 
     fields = model.model_fields
     parameters: list[click.Parameter] = [

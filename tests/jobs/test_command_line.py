@@ -192,3 +192,18 @@ def test_train_makes_a_model_that_complete_takes(
     words = ["complete", f"--input={image_folder}", f"--model={tmp_path / 'model'}", "--quiet"]
     main([*words, f"--output={tmp_path / 'out'}"])
     assert pq.read_table(tmp_path / "out" / "data").num_rows == 1
+
+
+@pytest.mark.parametrize("way", ["flag", "file", "neither"])
+def test_debug_shows_the_traceback_from_a_flag_or_a_file(tmp_path, capsys, way):
+    words = ["quantize", f"--input={tmp_path}/nowhere", f"--output={tmp_path}/out"]
+    if way == "flag":
+        words.append("--debug")
+    elif way == "file":
+        (tmp_path / "options.yaml").write_text("debug: true\n")
+        words.append(f"--config={tmp_path}/options.yaml")
+    with pytest.raises(SystemExit):
+        main(words)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("igpt: ")
+    assert ("Traceback (most recent call last):" in lines) == (way != "neither")
