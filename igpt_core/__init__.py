@@ -11,6 +11,7 @@ from igpt_core.checkpoint import (
     save_checkpoint,
 )
 from igpt_core.config import VARIANTS, ImageGPTConfig
+from igpt_core.convert import convert_checkpoint
 from igpt_core.decoding import complete
 from igpt_core.image_processor import (
     BatchFeature,
@@ -55,6 +56,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "VARIANTS",
     "bits_per_pixel",
     "complete",
+    "convert_checkpoint",
     "encode_png",
     "load_image_size",
     "load_model",

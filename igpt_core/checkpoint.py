@@ -1,31 +1,27 @@
 """Model folders in Hugging Face's layout, in and out: strict about what the weights must be.
 
-A folder holds config.json, a file of weights and, where images are to be quantized,
+A folder holds config.json, weights in one file or in shards and, where images are to be quantized,
 preprocessor_config.json with the palette and the image size.
 """
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
-from math import isqrt
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from igpt_core.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.model_files import CheckpointError as CheckpointError
-from igpt_core.model_files import is_remote, model_files
+from igpt_core.model_files import at_revision, model_files
 from igpt_core.model_files import resolve as resolve
 from igpt_core.palette import Palette
-from igpt_core.weights import SAFETENSORS_FILE, WEIGHTS_FILES, mismatch, read_weights, rename
+from igpt_core.saving import make_processor, save_folder
+from igpt_core.weights import find_weights, mismatch, read_weights, rename
 
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -44,20 +40,24 @@ class PreTrained(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        revision: str | None = None,
     ) -> Self:
         """The model of a folder, in eval mode.
 
         Args:
-            path_or_uri: a local folder, "embedded", or the URI of a folder on any fsspec
-                filesystem, of which the files needed are fetched once per node.
+            path_or_uri: a local folder, "embedded", the URI of a folder on any fsspec filesystem,
+                of which the files needed are fetched once per node, or the id of a model on the
+                Hugging Face Hub, `owner/name` or `owner/name@revision`.
             dtype: of the weights; that of the stored ones unless given.
             storage_options: for the URI's filesystem.
+            revision: branch, tag or commit of a model on the Hub; other places have none, and it
+                is ignored for them as in transformers.
 
         Raises:
             CheckpointError: no such folder, a file missing or damaged, or weights that do not
                 fit config.json. Weights of other heads than the class has are left out.
         """
-        model, weights = cls._read(path_or_uri, storage_options)
+        model, weights = cls._read(at_revision(path_or_uri, revision), storage_options)
         if dtype is None:
             dtype = weights[next(iter(model.state_dict()))].dtype
         # One by one, so that beside the mapped file there is only what the model keeps.
@@ -73,32 +73,43 @@ class PreTrained(nn.Module):
         *,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageGPTConfig:
-        """The configuration of a folder that `from_pretrained` would load: no weight is read.
+        """The configuration of a folder that `from_pretrained` would load: weights are fetched and
+        held against it by name, shape and dtype, their values are not read.
 
         Raises CheckpointError as `from_pretrained` does.
         """
-        return cls._read(path_or_uri, storage_options)[0].config
+        return cls._read(os.fspath(path_or_uri), storage_options)[0].config
 
     @classmethod
     def _read(
-        cls, path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
+        cls, where: str, storage_options: Mapping[str, Any] | None
     ) -> tuple[Self, dict[str, Tensor]]:
         """The model without weights, and the weights of the folder, which fit it."""
-        where = os.fspath(path_or_uri)
-        config_file, weights_file = model_files(
-            path_or_uri, (CONFIG_FILE,), WEIGHTS_FILES, storage_options=storage_options
+        config_file, weights_file = find_weights(
+            where, CONFIG_FILE, storage_options=storage_options
         )
         config = read_config(config_file, where=where)
+        return cls.fit(config, read_weights(weights_file, where=where), where=where)
+
+    @classmethod
+    def fit(
+        cls, config: ImageGPTConfig, weights: Mapping[str, Tensor], *, where: str
+    ) -> tuple[Self, dict[str, Tensor]]:
+        """A model on the meta device, and the weights under its names: those of other heads than
+        the class has are left out.
+
+        Raises CheckpointError, which starts with `where`, for weights that do not fit.
+        """
         try:
             with torch.device("meta"), _NoDraws():  # shapes only: nothing is allocated
                 model = cls(config)
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from error
         wanted = model.state_dict()
-        weights = rename(read_weights(weights_file, where=where), wanted)
-        if problem := mismatch(weights, wanted):
+        renamed = rename(weights, wanted)
+        if problem := mismatch(renamed, wanted):
             raise CheckpointError(f"{where}: its weights do not fit {cls.__name__}: {problem}")
-        return model, weights
+        return model, renamed
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors; see `save_checkpoint`."""
@@ -131,11 +142,8 @@ def save_checkpoint(
 ) -> None:
     """Write a model folder, which transformers reads as well, in the dtype of the model.
 
-    Everything is written below a temporary name first. Then old weights are removed and the files
-    renamed, the weights last: a killed save leaves the old model or one without weights.
-
     Args:
-        path: a local folder, made if need be; a model that is in it is replaced.
+        path: a local folder, see `save_folder`.
         palette: n_colors colours, for preprocessor_config.json. Without it that file is not
             written, and stays if it is there.
         image_size: side of the images of preprocessor_config.json; the root of n_positions
@@ -144,26 +152,16 @@ def save_checkpoint(
     Raises:
         CheckpointError: a URI, or a palette or image size that does not fit the model.
     """
-    folder = Path(path)
-    if is_remote(os.fspath(path)):
-        raise CheckpointError(f"expected a local folder to save a model in, found {path}")
-    texts = {CONFIG_FILE: _config_text(model)}
-    if palette is not None:
-        texts[PREPROCESSOR_FILE] = _preprocessor_text(model.config, palette, image_size)
-    elif image_size is not None:
+    if palette is None and image_size is not None:
         raise CheckpointError("image_size is stored with the palette: give both or none")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-        for name, text in texts.items():
-            Path(temporary, name).write_text(text, encoding="utf-8")
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, Path(temporary, SAFETENSORS_FILE), metadata={"format": "pt"})
-        # safetensors lets only the owner read; others are to load the model too
-        shutil.copymode(Path(temporary, CONFIG_FILE), Path(temporary, SAFETENSORS_FILE))
-        for name in WEIGHTS_FILES:
-            (folder / name).unlink(missing_ok=True)
-        for name in (*texts, SAFETENSORS_FILE):
-            os.replace(Path(temporary, name), folder / name)
+    processor = None if palette is None else make_processor(model.config, palette, image_size)
+    save_folder(
+        path,
+        model.config,
+        model.state_dict(),
+        architecture=type(model).__name__,
+        processor=processor,
+    )
 
 
 def load_palette(
@@ -207,13 +205,11 @@ def model_fingerprint(
 ) -> str:
     """32 hex digits over the configuration and the weights.
 
-    The same for both file formats and any place; another where a field or a weight's name, dtype,
-    shape or bits differ. Reads all the weights.
+    The same for both file formats, for shards or one file, and for any place; another where a
+    field or a weight's name, dtype, shape or bits differ. Reads all the weights.
     """
     where = os.fspath(path_or_uri)
-    config_file, weights_file = model_files(
-        path_or_uri, (CONFIG_FILE,), WEIGHTS_FILES, storage_options=storage_options
-    )
+    config_file, weights_file = find_weights(where, CONFIG_FILE, storage_options=storage_options)
     fields = read_config(config_file, where=where).to_dict()
     fields = {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
@@ -223,26 +219,3 @@ def model_fingerprint(
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def _config_text(model: PreTrained) -> str:
-    fields = model.config.to_dict()
-    fields.pop("torch_dtype", None)  # the former name of dtype
-    fields["architectures"] = [type(model).__name__]
-    fields["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return ImageGPTConfig.from_dict(fields).to_json()
-
-
-def _preprocessor_text(config: ImageGPTConfig, palette: Palette, image_size: int | None) -> str:
-    if len(palette) != config.n_colors:
-        raise CheckpointError(
-            f"expected a palette of the model's {config.n_colors} colours, found {len(palette)}"
-        )
-    size = isqrt(config.n_positions) if image_size is None else image_size
-    if size**2 > config.n_positions or (image_size is None and size**2 != config.n_positions):
-        raise CheckpointError(
-            f"expected an image_size whose square is at most the model's {config.n_positions} "
-            f"positions, found {image_size}"
-        )
-    processor = ImageGPTImageProcessor(palette.colors, size=size)
-    return json.dumps(processor.to_dict(), indent=2, sort_keys=True) + "\n"

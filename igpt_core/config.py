@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from igpt_core.model_files import CheckpointError, model_files
+from igpt_core.model_files import CheckpointError, at_revision, model_files
 
 CONFIG_FILE = "config.json"
 
@@ -167,10 +167,12 @@ class ImageGPTConfig:
         path_or_uri: str | os.PathLike[str],
         *,
         storage_options: Mapping[str, Any] | None = None,
+        revision: str | None = None,
     ) -> "ImageGPTConfig":
         """Read config.json of a model folder; raises CheckpointError, see `model_files`."""
-        (file,) = model_files(path_or_uri, (CONFIG_FILE,), storage_options=storage_options)
-        return read_config(file, where=os.fspath(path_or_uri))
+        where = at_revision(path_or_uri, revision)
+        (file,) = model_files(where, (CONFIG_FILE,), storage_options=storage_options)
+        return read_config(file, where=where)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json into the local folder `path`, made if need be."""

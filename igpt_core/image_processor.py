@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from igpt_core.image_inputs import rgb_images
-from igpt_core.model_files import CheckpointError, model_files
+from igpt_core.model_files import CheckpointError, at_revision, model_files
 from igpt_core.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
 from igpt_core.pixels import Pixels, resize_rgb
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# Fields that transformers writes beside ours, with what this class always does.
+# Arguments and fields of transformers beside ours, with what this class always does.
 _FIXED = {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -26,6 +26,12 @@ _FIXED = {
     "image_std": [0.5, 0.5, 0.5],
     "do_center_crop": False,
     "do_pad": False,
+}
+# Those that change no result here: every image becomes RGB, on the CPU, one by one.
+_WITHOUT_EFFECT = {
+    *("do_convert_rgb", "crop_size", "pad_size", "default_to_square", "image_seq_length"),
+    *("device", "disable_grouping", "processor_class"),
+    *("image_processor_type", "feature_extractor_type"),
 }
 
 
@@ -38,11 +44,13 @@ class BatchFeature(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"no {name!r} here, only {', '.join(self)}") from None
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move the tensors to a device, in place; returns itself."""
+    def to(
+        self, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move the tensors to a device and cast those of floats, in place; returns itself."""
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
-                self[name] = value.to(device)
+                self[name] = value.to(device, dtype if value.is_floating_point() else None)
         return self
 
 
@@ -52,12 +60,13 @@ class ImageGPTImageProcessor:
     Args, each of which `preprocess` can override for one call:
         clusters: colours (K, 3) in [-1, 1], array or nested list; K up to 65,536.
         do_resize: resize both axes to `size`.
-        size: {"height": H, "width": W}, or one int for a square; default 256 x 256 (the
+        size: {"height": H, "width": W}, (H, W), or one int for a square; default 256 x 256 (the
             published checkpoints set 32 x 32).
         resample: Pillow's filter.
         do_normalize: pixel values 0..255 become [-1, 1], otherwise [0, 1]; clusters are
             compared with what comes out.
         do_color_quantize: return `input_ids` rather than `pixel_values`.
+        kwargs: what else transformers takes, where it asks for what this class does anyway.
 
     Any image becomes 8-bit RGB first, see `rgb_images`. On RGB images that leaves the results of
     transformers' Pillow backend; it differs on purpose in this:
@@ -76,7 +85,9 @@ class ImageGPTImageProcessor:
         resample: int = Image.Resampling.BILINEAR,
         do_normalize: bool = True,
         do_color_quantize: bool = True,
+        **kwargs: Any,
     ) -> None:
+        _check_others(kwargs)
         self.clusters = None if clusters is None else _as_clusters(clusters)
         self.do_resize = do_resize
         self.size = _as_size(256 if size is None else size)
@@ -97,6 +108,7 @@ class ImageGPTImageProcessor:
         return_tensors: str | None = None,
         data_format: str | None = "channels_first",
         input_data_format: str | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Preprocess an image or a batch of images.
 
@@ -107,6 +119,7 @@ class ImageGPTImageProcessor:
             return_tensors: "pt", "np", or None for a list with an array for each image.
             data_format: "channels_first" or "channels_last", of `pixel_values`.
             input_data_format: the same, of arrays; default: see `rgb_images`.
+            kwargs: as for the constructor.
 
         Returns:
             `input_ids` (B, H * W) int64, or `pixel_values` (B, 3, H, W) or (B, H, W, 3) float32.
@@ -114,6 +127,7 @@ class ImageGPTImageProcessor:
         Raises:
             ImageError: an image cannot be decoded. ValueError, TypeError: wrong arguments.
         """
+        _check_others(kwargs)
         for name, value in (("data_format", data_format), ("input_data_format", input_data_format)):
             if value not in ("channels_first", "channels_last", None):
                 raise ValueError(
@@ -184,35 +198,53 @@ class ImageGPTImageProcessor:
         path_or_uri: str | os.PathLike[str],
         *,
         storage_options: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Read preprocessor_config.json of a model folder, of any transformers version.
 
         Args:
-            path_or_uri: a local folder, "embedded", or the URI of a folder.
-            storage_options: for the URI's filesystem.
+            path_or_uri, storage_options, revision: as for `PreTrained.from_pretrained`.
+            kwargs: arguments of the constructor, which beat what is stored.
 
         Raises:
             CheckpointError: see `model_files`; or a file that asks for what this class cannot do.
         """
-        (file,) = model_files(path_or_uri, (PREPROCESSOR_FILE,), storage_options=storage_options)
+        where = at_revision(path_or_uri, revision)
+        (file,) = model_files(where, (PREPROCESSOR_FILE,), storage_options=storage_options)
         try:
-            return cls._from_dict(json.loads(file.read_text(encoding="utf-8")))
+            return cls(**_arguments(json.loads(file.read_text(encoding="utf-8"))) | kwargs)
         except (TypeError, ValueError) as error:
-            where = os.fspath(path_or_uri)
             raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: {error}") from error
-
-    @classmethod
-    def _from_dict(cls, stored: Any) -> Self:
-        if not isinstance(stored, dict):
-            raise ValueError(f"expected an object, found {type(stored).__name__}")
-        for name, value in _FIXED.items():
-            if stored.get(name) not in (None, value):
-                raise ValueError(f"expected {name} {value}, found {stored[name]}")
-        ours = ("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize")
-        return cls(**{name: stored[name] for name in ours if stored.get(name) is not None})
 
 
 ImageGPTFeatureExtractor = ImageGPTImageProcessor
+
+
+def _arguments(stored: Any) -> dict[str, Any]:
+    """The constructor's arguments that preprocessor_config.json holds: fields that neither
+    transformers nor this class knows are left out."""
+    if not isinstance(stored, dict):
+        raise ValueError(f"expected an object, found {type(stored).__name__}")
+    ours = ("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize")
+    return {
+        name: value
+        for name, value in stored.items()
+        if value is not None and (name in ours or name in _FIXED)
+    }
+
+
+def _check_others(arguments: Mapping[str, Any]) -> None:
+    """Arguments of transformers must ask for what this class does.
+
+    Raises TypeError for an unknown one, ValueError for another value.
+    """
+    for name, value in arguments.items():
+        if name in _FIXED:
+            if value is not None and not np.all(np.asarray(value) == np.asarray(_FIXED[name])):
+                raise ValueError(f"expected {name} {_FIXED[name]}, found {value}")
+        elif name not in _WITHOUT_EFFECT:
+            raise TypeError(f"{name} is no argument of an ImageGPT image processor")
 
 
 def _as_clusters(clusters: Any) -> FloatArray:
@@ -227,6 +259,8 @@ def _as_clusters(clusters: Any) -> FloatArray:
 def _as_size(size: Any) -> dict[str, int]:
     if isinstance(size, int):  # the layout of the first checkpoints
         size = {"height": size, "width": size}
+    elif isinstance(size, list | tuple) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
     try:
         sides = dict(size)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Where the files of a model folder are: local, or of any fsspec URI, fetched once per node."""
+"""Where the files of a model folder are: local, or fetched once per node from a URI or the Hub."""
 
 import hashlib
 import json
@@ -14,12 +14,15 @@ from typing import Any
 import fsspec
 from fsspec import AbstractFileSystem
 
+from igpt_core.errors import CheckpointError as CheckpointError
+from igpt_core.errors import one_of
+from igpt_core.hub import hub_files, is_commit, split_id
+
 EMBEDDED = "embedded"  # the name of the model that is shipped with the package
 
 _EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "cifar10-32x32"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?:://|::)")
 _LOCAL_URI = re.compile(r"(?:file|local)://")
-_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 # What filesystems tell of a file that changes when the file is replaced.
 _STATE_MARKS = (
     *("size", "created", "mtime", "last_modified", "LastModified", "Last-Modified"),
@@ -34,10 +37,6 @@ _LIBRARY_ERRORS = (
 )
 
 
-class CheckpointError(ValueError):
-    """A model folder that cannot be read or written; the message is one line."""
-
-
 def resolve(name: str) -> str:
     """The shipped model's folder for "embedded"; any other path or URI as it is."""
     return str(_EMBEDDED_FOLDER) if name == EMBEDDED else name
@@ -46,6 +45,41 @@ def resolve(name: str) -> str:
 def is_remote(path_or_uri: str) -> bool:
     """Whether this is a URI of something else than the local disk."""
     return bool(_URI.match(path_or_uri)) and not _LOCAL_URI.match(path_or_uri)
+
+
+def is_hub_id(location: str) -> bool:
+    """Whether this names a model on the Hugging Face Hub, as `owner/name` or
+    `owner/name@revision`: a local file or folder of that name comes first."""
+    return split_id(location) is not None and not Path(location).exists()
+
+
+def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> str:
+    """A hub id with a revision; any other location as it is, for it has no revisions.
+
+    Raises CheckpointError where the id names another revision already.
+    """
+    location = os.fspath(path_or_uri)
+    parts = split_id(location)
+    if revision is None or parts is None or not is_hub_id(location):
+        return location
+    if parts[1] not in (None, revision):
+        raise CheckpointError(f"{location}: expected one revision, found {revision} beside it")
+    return f"{parts[0]}@{revision}"
+
+
+def pinned(location: str, *groups: Sequence[str]) -> str:
+    """A hub id with the commit that it stands for now, so that every process which is given it
+    reads the same files; any other location as it is.
+
+    Args:
+        groups: as for `model_files`; the commit is that of these files.
+
+    Raises CheckpointError as `model_files` does.
+    """
+    parts = split_id(location)
+    if parts is None or is_commit(parts[1]) or not is_hub_id(location):
+        return location
+    return f"{parts[0]}@{model_files(location, *groups)[0].parent.name}"
 
 
 def model_files(
@@ -57,10 +91,12 @@ def model_files(
 
     Files of a URI are fetched into $IGPT_CACHE (~/.cache/igpt unless set), below a name that
     stands for the URI and the state of these files: what is replaced there is fetched again, and
-    one call never mixes two states. Concurrent processes fetch a file once.
+    one call never mixes two states. Concurrent processes fetch a file once. Those of a model on
+    the Hugging Face Hub: see `hub_files`.
 
     Args:
-        path_or_uri: a local folder, "embedded", or the URI of a folder.
+        path_or_uri: a local folder, "embedded", the URI of a folder, or a hub id (`owner/name` or
+            `owner/name@revision`) for which there is no local folder.
         groups: names of files, the preferred first.
         storage_options: for the URI's filesystem.
 
@@ -70,20 +106,16 @@ def model_files(
     where = resolve(os.fspath(path_or_uri))
     if is_remote(where):
         return _fetch(where, groups, storage_options)
+    if is_hub_id(where):
+        return hub_files(where, groups)
     folder = Path(_LOCAL_URI.sub("", where)).expanduser()
     if not folder.is_dir():
-        raise CheckpointError(_no_folder(where))
+        raise CheckpointError(
+            f"there is no folder {where}: give a model's folder, its URI, its id on the Hugging "
+            f"Face Hub (owner/name), or {EMBEDDED!r}"
+        )
     names = sorted(entry.name for entry in folder.iterdir())
     return [folder / _choose(group, names, where) for group in groups]
-
-
-def _no_folder(where: str) -> str:
-    if _HUB_ID.fullmatch(where):
-        return (
-            f"there is no local folder {where}; if it is the id of a model on the Hugging Face "
-            "Hub, download that model and give its folder"
-        )
-    return f"there is no folder {where}: give a model's folder, its URI, or {EMBEDDED!r}"
 
 
 def _choose(group: Sequence[str], names: Sequence[str], where: str) -> str:
@@ -91,10 +123,7 @@ def _choose(group: Sequence[str], names: Sequence[str], where: str) -> str:
         if name in names:
             return name
     found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    message = f"{where}: expected {' or '.join(group)}, found {found or 'nothing'}"
-    if any(name.endswith(".index.json") for name in names):
-        message += "; weights in several shards are not read: save them as one file"
-    raise CheckpointError(message)
+    raise CheckpointError(f"{where}: expected {one_of(group)}, found {found or 'nothing'}")
 
 
 def _fetch(

@@ -1,35 +1,118 @@
 """Files of weights: read without running code in them, their names held against a model's."""
 
+import json
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from igpt_core.model_files import CheckpointError
+from igpt_core.model_files import CheckpointError, model_files
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
-WEIGHTS_FILES = (SAFETENSORS_FILE, PICKLE_FILE)  # of a folder; the first that is there is read
+_INDEX = ".index.json"  # after the name of a file of weights: which shard holds which weight
+# Of a folder; the first that is there is read.
+WEIGHTS_FILES = (
+    *(SAFETENSORS_FILE, SAFETENSORS_FILE + _INDEX),
+    *(PICKLE_FILE, PICKLE_FILE + _INDEX),
+)
 
+# Names of shards: files of the folder, never a way out of it.
+_SHARD = re.compile(r"\w[\w.\-]*", re.ASCII)
 # Causal masks that old checkpoints carry among the weights.
 _MASK_BUFFER = re.compile(r"(.*\.)?attn\.(bias|masked_bias)")
-_TRUNK = "transformer."  # where the classes with a head keep the bare model
+TRUNK = "transformer."  # where the classes with a head keep the bare model
 _HEADS = ("lm_head.", "score.")
+
+
+def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | None) -> list[Path]:
+    """Other files of a model folder, and last the file of its weights, for `read_weights`.
+
+    Where that file is an index, its shards lie beside it. Raises CheckpointError, see
+    `model_files`.
+    """
+    names = [(name,) for name in others]
+    found = model_files(where, *names, WEIGHTS_FILES, storage_options=storage_options)
+    index = found[-1]
+    if not index.name.endswith(_INDEX):
+        return found
+    shards = [(shard,) for shard in sorted(set(_read_index(index, where=where).values()))]
+    # All at once, and not the shards alone: what one call fetches is of one state.
+    found = model_files(where, *names, (index.name,), *shards, storage_options=storage_options)
+    return found[: len(names) + 1]
 
 
 def read_weights(file: Path, *, where: str) -> dict[str, Tensor]:
     """Name to tensor of a file of the folder `where`, mapped from it where its format allows.
 
-    Causal masks are left out. Raises CheckpointError for a file that is damaged or holds
-    something else than tensors by name.
+    Causal masks are left out. An index stands for the shards beside it, which must hold exactly
+    what it says. Raises CheckpointError for a file that is damaged or holds something else than
+    tensors by name.
     """
-    weights = (_read_safetensors if file.name == SAFETENSORS_FILE else _read_pickle)(file, where)
+    weights = _read_shards(file, where) if file.name.endswith(_INDEX) else _read_file(file, where)
     return {name: w for name, w in weights.items() if not _MASK_BUFFER.fullmatch(name)}
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """All files of weights in a local folder, whole or as shards: what a save replaces."""
+    files = [folder / name for name in WEIGHTS_FILES]
+    for index in [file for file in files if file.name.endswith(_INDEX) and file.is_file()]:
+        with suppress(CheckpointError):  # a broken index names no shards
+            files += [folder / n for n in sorted(set(_read_index(index, where="").values()))]
+    return [file for file in files if file.is_file()]
+
+
+def _read_file(file: Path, where: str) -> dict[str, Tensor]:
+    return (_read_safetensors if file.suffix == ".safetensors" else _read_pickle)(file, where)
+
+
+def _read_shards(index: Path, where: str) -> dict[str, Tensor]:
+    shard_of = _read_index(index, where=where)
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(set(shard_of.values())):
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(f"{where}: {index.name} names {shard}, which is not there")
+        held = _read_file(index.parent / shard, where)
+        promised = {name for name in shard_of if shard_of[name] == shard}
+        for problem, names in (
+            ("lacks", promised - held.keys()),
+            ("also holds", held.keys() - promised),
+        ):
+            if names:
+                raise CheckpointError(
+                    f"{where}: {shard} is not as {index.name} says: it {problem} "
+                    f"{_few(sorted(names))}"
+                )
+        weights |= held
+    return weights
+
+
+def _read_index(file: Path, *, where: str) -> dict[str, str]:
+    """The name of a weight to the name of its shard."""
+    suffix = Path(file.name.removesuffix(_INDEX)).suffix
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        shard_of = content["weight_map"]
+        if not shard_of:
+            raise ValueError("its weight_map is empty")
+        for shard in shard_of.values():
+            if not _SHARD.fullmatch(shard) or not shard.endswith(suffix):
+                raise ValueError(f"expected names of {suffix} files beside it, found {shard!r}")
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{where}: {file.name}: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f'{where}: {file.name}: expected {{"weight_map": {{weight: file}}}}, found another '
+            "structure"
+        ) from error
+    return dict(shard_of)
 
 
 def _read_safetensors(file: Path, where: str) -> dict[str, Tensor]:
@@ -61,11 +144,11 @@ def _read_pickle(file: Path, where: str) -> dict[str, Tensor]:
 
 def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The trunk's prefix put on or taken off as `wanted` has it; heads not in it left out."""
-    prefix = _TRUNK if any(name.startswith(_TRUNK) for name in wanted) else ""
+    prefix = TRUNK if any(name.startswith(TRUNK) for name in wanted) else ""
     renamed = {}
     for name, tensor in weights.items():
         if not name.startswith(_HEADS):
-            renamed[prefix + name.removeprefix(_TRUNK)] = tensor
+            renamed[prefix + name.removeprefix(TRUNK)] = tensor
         elif name in wanted:
             renamed[name] = tensor
     return renamed
@@ -85,7 +168,9 @@ def mismatch(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str
         "not of a float dtype": [n for n in common if not weights[n].is_floating_point()],
     }
     return "; ".join(
-        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for problem, names in problems.items()
-        if names
+        f"{len(names)} {problem} ({_few(names)})" for problem, names in problems.items() if names
     )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from igpt_core.checkpoint import CheckpointError
-from jobs import complete, demo, palette, quantize, report, train
+from jobs import complete, convert, demo, palette, quantize, report, train
 from pipeline.run import OverErrorBudget, RunFailed
 from pipeline.storage import UsageError
 
@@ -18,6 +18,7 @@ COMMANDS = (
     quantize.COMMAND,
     complete.COMMAND,
     train.COMMAND,
+    convert.COMMAND,
     report.COMMAND,
 )
 

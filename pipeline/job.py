@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
-from igpt_core.config import ImageGPTConfig
+from igpt_core.config import CONFIG_FILE, ImageGPTConfig
+from igpt_core.image_processor import PREPROCESSOR_FILE
 from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.model_files import pinned
 from igpt_core.palette import Palette
 from pipeline import cluster, rows
 from pipeline.options import ImageJobOptions, ModelOptions
@@ -20,7 +22,14 @@ from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import Plan, Source, find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
-from pipeline.storage import UsageError, absolute, absolute_input, masked, options_for
+from pipeline.storage import (
+    UsageError,
+    absolute,
+    absolute_input,
+    absolute_model,
+    masked,
+    options_for,
+)
 
 SECRET_OPTIONS = {"storage_options"}
 
@@ -54,7 +63,7 @@ class Compute:
 
 def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
     """The palette and image size of a model folder, or of a palette file and a given size."""
-    location = absolute(location)
+    location = pinned(absolute_model(location), (PREPROCESSOR_FILE,))
     palette = load_palette(location, storage_options=options)
     if image_size is None:
         image_size = load_image_size(location, storage_options=options)
@@ -67,7 +76,7 @@ def find_model(location: str, options: Mapping[str, Any]) -> Model:
     Raises CheckpointError for a folder that holds none, UsageError for one whose palette or
     image size does not fit.
     """
-    given, location = location, absolute(location)
+    given, location = location, pinned(absolute_model(location), (CONFIG_FILE,))
     config = ImageGPTForCausalImageModeling.check_pretrained(location, storage_options=options)
     quantizer = find_quantizer(location, None, options)
     if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:

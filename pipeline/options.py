@@ -68,7 +68,7 @@ class StorageOptions(Options):
 class ModelOptions(Options):
     """The model, and how it computes."""
 
-    model: str = Field("embedded", description="model folder, local or a URI")
+    model: str = Field("embedded", description="model folder, local or a URI, or a hub id")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="to compute in; auto: bfloat16 on cuda, float32 on cpu"

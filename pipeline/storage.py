@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from igpt_core.model_files import EMBEDDED
+from igpt_core.model_files import EMBEDDED, is_hub_id
 
 Role = Literal["input", "output", "model"]
 ROLES: tuple[Role, ...] = ("input", "output", "model")
@@ -121,6 +121,11 @@ def absolute(location: str) -> str:
     if _PROTOCOL.match(location) or location == EMBEDDED:
         return location
     return os.path.abspath(os.path.expanduser(location))
+
+
+def absolute_model(location: str) -> str:
+    """The same for a model, which may also be the id of one on the Hugging Face Hub."""
+    return location if is_hub_id(location) else absolute(location)
 
 
 def absolute_input(text: str) -> str:

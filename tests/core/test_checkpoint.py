@@ -193,8 +193,129 @@ def test_a_uri(folder, model, palette):
     assert ImageGPTConfig.from_pretrained(uri) == ImageGPTConfig.from_pretrained(folder)
 
 
+def split(folder, *, into="model.safetensors", shards=3):
+    """The weights of a folder in several files with an index, as transformers writes them."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, suffix = into.split(".")
+    weight_map = {}
+    for i in range(shards):
+        part = {name: weights[name] for name in sorted(weights)[i::shards]}
+        shard = f"{stem}-{i + 1:05d}-of-{shards:05d}.{suffix}"
+        weight_map |= dict.fromkeys(part, shard)
+        (save_file if suffix == "safetensors" else torch.save)(part, folder / shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / f"{into}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("into", ["model.safetensors", "pytorch_model.bin"])
+def test_shards(folder, model, into):
+    fingerprint = model_fingerprint(folder)
+    split(folder, into=into)
+    theirs = transformers.ImageGPTForCausalImageModeling.from_pretrained(folder)
+    assert_same_weights(theirs.state_dict(), model.state_dict())
+    MemoryFileSystem().put(f"{folder}/", f"/sharded/{into}/", recursive=True)
+    for place in (folder, f"memory://sharded/{into}"):
+        loaded = load_model(place, device="cpu", dtype=None)
+        assert_same_weights(loaded.state_dict(), model.state_dict())
+        assert ImageGPTForCausalImageModeling.check_pretrained(place).n_embd == 24
+        assert model_fingerprint(place) == fingerprint
+
+
+def test_shards_that_transformers_writes(tmp_path):
+    theirs = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**CONFIG))
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded = load_model(tmp_path, device="cpu", dtype=None)
+    assert_same_weights(loaded.state_dict(), theirs.state_dict())
+
+
+def test_a_whole_file_comes_before_shards_and_a_save_replaces_both(folder, model):
+    whole = (folder / "model.safetensors").read_bytes()
+    split(folder)
+    (folder / "model-00001-of-00003.safetensors").write_bytes(b"damaged")
+    (folder / "model.safetensors").write_bytes(whole)
+    loaded = load_model(folder, device="cpu", dtype=None)
+    assert_same_weights(loaded.state_dict(), model.state_dict())
+    (folder / "notes.safetensors").write_text("of another model")
+    loaded.save_pretrained(folder)
+    assert names(folder) == [
+        *("config.json", "model.safetensors", "notes.safetensors", "preprocessor_config.json")
+    ]
+
+
+def change_index(change):
+    def damage(folder):
+        split(folder)
+        file = folder / "model.safetensors.index.json"
+        index = json.loads(file.read_text())
+        file.write_text(json.dumps(change(index) or index))
+
+    return damage
+
+
+def move_all(shard):
+    return change_index(lambda i: i["weight_map"].update({"lm_head.weight": shard}))
+
+
+def after_split(change):
+    def damage(folder):
+        split(folder)
+        change(folder)
+
+    return damage
+
+
+BAD_SHARDS = {
+    "no JSON": (
+        after_split(lambda f: (f / "model.safetensors.index.json").write_text("{")),
+        "model.safetensors.index.json: Expecting",
+    ),
+    "a list": (change_index(lambda i: [i]), "found another structure"),
+    "no map": (change_index(lambda i: {"metadata": {}}), "found another structure"),
+    "numbers": (move_all(3), "found another structure"),
+    "an empty map": (change_index(lambda i: {"weight_map": {}}), "its weight_map is empty"),
+    "a path up": (move_all("../model.safetensors"), "beside it, found '../model.safetensors'"),
+    "a path": (move_all("/etc/model.safetensors"), "beside it, found '/etc/model.safetensors'"),
+    "a URI": (move_all("s3://b/a.safetensors"), "beside it, found 's3://b/a.safetensors'"),
+    "a hidden file": (move_all(".safetensors"), "beside it, found '.safetensors'"),
+    "another format": (move_all("model.bin"), "names of .safetensors files beside it, found 'mo"),
+    "a missing shard": (
+        after_split(lambda f: (f / "model-00002-of-00003.safetensors").unlink()),
+        r"expected model-00002-of-00003.safetensors, found config.json, .*\.\.\.|pre",
+    ),
+    "a cut shard": (
+        after_split(lambda f: os.truncate(f / "model-00002-of-00003.safetensors", 3000)),
+        "model-00002-of-00003.safetensors is damaged or cut short",
+    ),
+    "a name too many": (
+        change_index(lambda i: i["weight_map"].update(x="model-00001-of-00003.safetensors")),
+        "model-00001-of-00003.safetensors is not as .*index.json says: it lacks x$",
+    ),
+    "a name too few": (
+        change_index(lambda i: i["weight_map"].pop("lm_head.weight") and None),
+        "is not as model.safetensors.index.json says: it also holds lm_head.weight$",
+    ),
+    "in another shard": (
+        move_all("model-00002-of-00003.safetensors"),
+        "safetensors is not as .* says: it (lacks|also holds) lm_head.weight$",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", list(BAD_SHARDS))
+def test_bad_shards_are_refused_in_one_line(folder, damage):
+    change, words = BAD_SHARDS[damage]
+    change(folder)
+    for read in (ImageGPTForCausalImageModeling.check_pretrained, model_fingerprint):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            read(folder)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"{folder}: ")
+
+
 def test_unknown_heads_are_refused():
-    with pytest.raises(ValueError, match=r"head to be one of \['causal', None\]"):
+    with pytest.raises(ValueError, match=r"head to be one of \['causal', 'classification', None\]"):
         load_model("anywhere", device="cpu", dtype=None, head="lm")
 
 
@@ -249,11 +370,7 @@ BAD_FOLDERS = {
     ),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
-        "expected model.safetensors or pytorch_model.bin, found config.json, prepr",
-    ),
-    "shards": (
-        lambda f: (f / "model.safetensors").rename(f / "model.safetensors.index.json"),
-        "weights in several shards are not read",
+        "or pytorch_model.bin.index.json, found config.json, prepr",
     ),
     "cut in the tensors": (cut(9000), "model.safetensors is damaged or cut short"),
     "cut in the header": (cut(100), "model.safetensors is damaged or cut short"),
@@ -366,7 +483,7 @@ def test_a_killed_save_leaves_the_old_model_or_none(tmp_path, stage):
     process.join(60)
     assert process.exitcode == (0 if stage == 5 else 9)
     if stage in (2, 3, 4):
-        with pytest.raises(CheckpointError, match=r"expected model.safetensors or pytorch_"):
+        with pytest.raises(CheckpointError, match=r"expected model.safetensors, model"):
             load_model(folder, device="cpu", dtype=None)
         return
     loaded = load_model(folder, device="cpu", dtype=None)

@@ -264,6 +264,15 @@ def test_results_feed_a_model(ours: ImageGPTImageProcessor) -> None:
         _ = inputs.pixel_values
 
 
+def test_casting_changes_floats_only(ours: ImageGPTImageProcessor) -> None:
+    options = {"return_tensors": "pt", "size": 4}
+    values = ours(PHOTOS["odd"], do_color_quantize=False, **options).to(dtype=torch.bfloat16)
+    assert values.pixel_values.dtype is torch.bfloat16
+    assert ours(PHOTOS["odd"], **options).to("cpu", dtype=torch.bfloat16).input_ids.dtype == (
+        torch.int64
+    )
+
+
 def test_moving_to_a_device(ours: ImageGPTImageProcessor) -> None:
     assert ours(PHOTOS["odd"], return_tensors="pt").to("meta").input_ids.device.type == "meta"
 
@@ -304,6 +313,90 @@ def test_every_option_can_be_overridden_for_a_call() -> None:
     assert np.array_equal(made(image, return_tensors="np").input_ids, first)
     assert plain.size == {"height": 256, "width": 256}
     assert plain.clusters is None
+
+
+def test_each_option_of_a_call_does_what_it_does_in_the_reference(
+    reference: ImageGPTImageProcessorPil, ours: ImageGPTImageProcessor
+) -> None:
+    image = PHOTOS["wide"]
+    for options in (
+        {"size": {"height": 8, "width": 12}},
+        {"size": (8, 12)},
+        {"size": 8},
+        {"resample": Image.Resampling.NEAREST},
+        {"do_resize": False},
+        {"do_normalize": False},
+        {"do_normalize": False, "do_resize": False, "size": 8},
+    ):
+        plain = {"do_color_quantize": False, "return_tensors": "np", **options}
+        expected = reference(image, **plain)["pixel_values"]
+        found = ours(image, **plain).pixel_values
+        assert found.shape == expected.shape
+        # a few float32 roundings of values up to 1
+        assert np.abs(found - expected).max() < 5e-7
+    assert ImageGPTImageProcessor(size=(8, 12)).size == {"height": 8, "width": 12}
+    assert ImageGPTImageProcessor(size=reference.size).size == SIZE
+
+
+def test_channel_orders_of_results_and_of_arrays(ours: ImageGPTImageProcessor) -> None:
+    hwc = np.asarray(PHOTOS["odd"])
+    options = {"do_color_quantize": False, "do_resize": False}
+    expected = (hwc / 127.5 - 1).astype(np.float32)
+    for array, order in ((hwc, "channels_last"), (hwc.transpose(2, 0, 1), "channels_first")):
+        for source in (array, torch.from_numpy(array.copy())):
+            for kind in ("np", "pt"):
+                given = {"input_data_format": order, "return_tensors": kind, **options}
+                last = ours(source, data_format="channels_last", **given).pixel_values
+                first = ours(source, **given).pixel_values
+                assert type(last) is (np.ndarray if kind == "np" else torch.Tensor)
+                np.testing.assert_allclose(last[0], expected, rtol=0, atol=5e-7)
+                assert np.array_equal(np.moveaxis(np.asarray(first), 1, -1), np.asarray(last))
+
+
+TAKEN = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": 0.5,
+    "do_center_crop": None,
+    "do_pad": False,
+    "do_convert_rgb": True,
+    "crop_size": {"height": 3, "width": 3},
+    "device": "cpu",
+    "disable_grouping": True,
+}
+
+
+def test_other_arguments_of_the_reference_that_ask_for_what_is_done_anyway(
+    ours: ImageGPTImageProcessor,
+) -> None:
+    expected = ours(PHOTOS["odd"], return_tensors="np").input_ids
+    assert np.array_equal(ours(PHOTOS["odd"], return_tensors="np", **TAKEN).input_ids, expected)
+    made = ImageGPTImageProcessor(
+        CLUSTERS, size=SIZE, feature_extractor_type="ImageGPTFeatureExtractor", **TAKEN
+    )
+    assert np.array_equal(made(PHOTOS["odd"], return_tensors="np").input_ids, expected)
+    assert made.to_dict() == ours.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_rescale", False),
+        ("rescale_factor", 1 / 127.5),
+        ("image_mean", [0.485, 0.456, 0.406]),
+        ("image_std", 0.2),
+        ("do_center_crop", True),
+        ("do_pad", True),
+    ],
+)
+def test_other_arguments_that_ask_for_something_else_are_refused(
+    name: str, value: object, ours: ImageGPTImageProcessor
+) -> None:
+    with pytest.raises(ValueError, match=f"expected {name} .*, found "):
+        ImageGPTImageProcessor(**{name: value})
+    with pytest.raises(ValueError, match=f"expected {name} .*, found "):
+        ours(PHOTOS["odd"], **{name: value})
 
 
 @pytest.mark.parametrize("clusters", [CLUSTERS, CLUSTERS.tolist(), torch.from_numpy(CLUSTERS)])
@@ -347,8 +440,8 @@ def test_wrong_options_of_a_call(
 
 
 def test_unknown_arguments_and_missing_clusters(ours: ImageGPTImageProcessor) -> None:
-    with pytest.raises(TypeError, match="do_center_crop"):
-        ImageGPTImageProcessor(do_center_crop=True)
+    with pytest.raises(TypeError, match="sizes is no argument"):
+        ImageGPTImageProcessor(sizes=32)
     with pytest.raises(TypeError, match="sizes"):
         ours(PHOTOS["odd"], sizes=32)
     with pytest.raises(ValueError, match="expected clusters for colour quantization"):
@@ -392,6 +485,20 @@ def test_every_setting_survives_a_folder(tmp_path: Path) -> None:
     assert (back.do_resize, back.do_normalize, back.do_color_quantize) == (False,) * 3
     assert back.resample is Image.Resampling.LANCZOS
     assert back.clusters is None
+
+
+def test_arguments_beat_what_is_stored(tmp_path: Path) -> None:
+    ImageGPTImageProcessor(CLUSTERS, size=SIZE).save_pretrained(tmp_path)
+    changed = {"size": {"height": 4, "width": 4}, "do_color_quantize": False}
+    ours = ImageGPTImageProcessor.from_pretrained(tmp_path, **changed)
+    theirs = ImageGPTImageProcessorPil.from_pretrained(tmp_path, **changed)
+    image = PHOTOS["odd"]
+    expected = theirs(image, return_tensors="np")["pixel_values"]
+    assert expected.shape == (1, 3, 4, 4)
+    # a few float32 roundings of values up to 1
+    assert np.abs(ours(image, return_tensors="np").pixel_values - expected).max() < 5e-7
+    with pytest.raises(CheckpointError, match="sizes is no argument"):
+        ImageGPTImageProcessor.from_pretrained(tmp_path, sizes=4)
 
 
 def test_the_layout_of_the_published_checkpoints(tmp_path: Path) -> None:

@@ -173,7 +173,6 @@ def test_a_cache_that_cannot_be_written(remote, monkeypatch, folder):
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("someone/imagegpt", "no local folder someone/imagegpt; if it is the id of a model on the"),
         ("./someone/imagegpt", "there is no folder ./someone/imagegpt"),
         ("small", "there is no folder small"),
         ("nosuch://bucket/model", "nosuch://bucket/model: no fsspec filesystem"),
@@ -187,12 +186,6 @@ def test_names_that_lead_nowhere(remote, tmp_path, monkeypatch, place, words):
     with pytest.raises(CheckpointError, match=words) as caught:
         model_files(place, ("a.b", "c.d"))
     assert "\n" not in str(caught.value)
-
-
-def test_shards_are_refused_by_name(folder):
-    (folder / "model.safetensors").rename(folder / "model.safetensors.index.json")
-    with pytest.raises(CheckpointError, match="in several shards are not read: save them as one"):
-        model_files(folder, ("model.safetensors",))
 
 
 def test_a_message_holds_no_option_values():

@@ -1,0 +1,60 @@
+"""igpt convert: any checkpoint to one safetensors folder."""
+
+from typing import Literal
+
+import click
+import torch
+from pydantic import Field
+
+from igpt_core.convert import Converted, convert_checkpoint
+from jobs.command import command
+from pipeline.options import StorageOptions
+from pipeline.storage import absolute_model, local_output, options_for
+
+
+class ConvertOptions(StorageOptions):
+    input: str = Field(
+        description="TensorFlow prefix (model.ckpt-N) or model folder; local, a URI or a hub id"
+    )
+    output: str = Field(description="local folder for the model")
+    palette: str | None = Field(
+        None, description="palette (.npy) or model folder [default: the input's]"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the weights [default: as stored]"
+    )
+    overwrite: bool = Field(False, description="replace the model in --output")
+
+
+def run(options: ConvertOptions) -> None:
+    converted = convert_checkpoint(
+        absolute_model(options.input),
+        local_output(options.output),
+        palette=options.palette and absolute_model(options.palette),
+        dtype=options.dtype and getattr(torch, options.dtype),
+        overwrite=options.overwrite,
+        storage_options=options_for(options.storage_options, "input"),
+    )
+    click.echo(f"{options.output}: {_summary(converted)}")
+
+
+def _summary(converted: Converted) -> str:
+    config, processor = converted.config, converted.processor
+    images = "no palette (next: --palette FILE.npy)"
+    if processor is not None:
+        n_colors = "no" if processor.clusters is None else len(processor.clusters)
+        images = f"{processor.size['height']} x {processor.size['width']}, {n_colors} colours"
+    return (
+        f"{converted.architecture}, {config.n_layer} layers x {config.n_embd}, "
+        f"{config.n_head} heads, {converted.n_weights:,} weights in "
+        f"{str(converted.dtype).removeprefix('torch.')}; images: {images}"
+    )
+
+
+COMMAND = command(
+    "convert",
+    ConvertOptions,
+    run,
+    help="Turn a checkpoint (OpenAI's TensorFlow, .bin, shards) into one safetensors folder.",
+    example="igpt convert --input model.ckpt-131000 --palette kmeans_centers.npy --output model",
+)
