@@ -14,7 +14,7 @@ from igpt_core.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.errors import CheckpointError
 from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.model import HEADS
-from igpt_core.model_files import is_remote, model_files
+from igpt_core.model_files import is_remote, model_files, pinned
 from igpt_core.openai import is_openai, read_openai
 from igpt_core.saving import check_colors, make_processor, save_folder
 from igpt_core.weights import find_weights, read_weights
@@ -68,7 +68,7 @@ def convert_checkpoint(
         folder, name = os.path.split(source)
         beside: tuple[str, ...] = (KMEANS_FILE, name.removesuffix(".index") + ".index")
     else:
-        folder = source
+        folder = source = pinned(source, (CONFIG_FILE,))
         architecture, config, weights = _read_folder(source, storage_options)
         beside = (PREPROCESSOR_FILE, KMEANS_FILE, CONFIG_FILE)
     processor = _processor(config, folder or ".", beside, palette, storage_options)

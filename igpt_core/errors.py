@@ -1,10 +1,29 @@
-"""The error that every reader of checkpoints raises, and a phrase of its messages."""
+"""The error that every reader of checkpoints raises, and those of libraries that end in it."""
 
+import sys
 from collections.abc import Sequence
+
+# What libraries that fetch files raise that is no OSError: no credentials, no connection ...
+_LIBRARY_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),  # s3://
+    ("aiohttp", "ClientError"),  # https://
+    ("google.auth.exceptions", "GoogleAuthError"),  # gs://
+    ("azure.core.exceptions", "AzureError"),  # abfs://
+    ("httpx", "HTTPError"),  # the Hugging Face Hub, with one or the other
+    ("httpx2", "HTTPError"),
+    ("huggingface_hub.errors", "XetDownloadError"),
+)
 
 
 class CheckpointError(ValueError):
     """A model folder that cannot be read or written; the message is one line."""
+
+
+def fetch_errors() -> tuple[type[Exception], ...]:
+    """What fetching a file may raise; a library that is not loaded has raised nothing."""
+    loaded = [(sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS]
+    found = (getattr(module, name, None) for module, name in loaded)
+    return (OSError, ValueError, RuntimeError, *(error for error in found if error is not None))
 
 
 def one_of(names: Sequence[str]) -> str:

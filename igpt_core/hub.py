@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from igpt_core.errors import CheckpointError, one_of
+from igpt_core.errors import CheckpointError, fetch_errors, one_of
 
 _ID = re.compile(r"(\w[\w.\-]*/\w[\w.\-]*)(?:@(\w[\w.\-/]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -72,7 +72,7 @@ def _first(location: str, repository: str, revision: str | None, group: Sequence
                 f"there is no local folder {location}, and no model on the Hugging Face Hub can "
                 "have that name"
             ) from error
-        except (OSError, RuntimeError) as error:
+        except fetch_errors() as error:
             raise CheckpointError(_reason(location, repository, error)) from error
     wanted = one_of(group)
     if unreachable is not None:

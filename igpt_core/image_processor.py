@@ -19,7 +19,7 @@ from igpt_core.pixels import Pixels, resize_rgb
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
 # Arguments and fields of transformers beside ours, with what this class always does.
-_FIXED = {
+_FIXED: dict[str, Any] = {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "image_mean": [0.5, 0.5, 0.5],
@@ -241,7 +241,8 @@ def _check_others(arguments: Mapping[str, Any]) -> None:
     """
     for name, value in arguments.items():
         if name in _FIXED:
-            if value is not None and not np.all(np.asarray(value) == np.asarray(_FIXED[name])):
+            # One number may stand for those of all channels.
+            if value is not None and set(np.ravel(value)) != set(np.ravel(_FIXED[name])):
                 raise ValueError(f"expected {name} {_FIXED[name]}, found {value}")
         elif name not in _WITHOUT_EFFECT:
             raise TypeError(f"{name} is no argument of an ImageGPT image processor")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from igpt_core.errors import CheckpointError as CheckpointError
-from igpt_core.errors import one_of
+from igpt_core.errors import fetch_errors, one_of
 from igpt_core.hub import hub_files, is_commit, split_id
 
 EMBEDDED = "embedded"  # the name of the model that is shipped with the package
@@ -27,13 +26,6 @@ _LOCAL_URI = re.compile(r"(?:file|local)://")
 _STATE_MARKS = (
     *("size", "created", "mtime", "last_modified", "LastModified", "Last-Modified"),
     *("etag", "ETag", "md5Hash", "Content-MD5", "blob_id"),
-)
-# What libraries below filesystems raise that is no OSError: no credentials, no connection ...
-_LIBRARY_ERRORS = (
-    ("botocore.exceptions", "BotoCoreError"),  # s3://
-    ("aiohttp", "ClientError"),  # https://
-    ("google.auth.exceptions", "GoogleAuthError"),  # gs://
-    ("azure.core.exceptions", "AzureError"),  # abfs://
 )
 
 
@@ -49,8 +41,11 @@ def is_remote(path_or_uri: str) -> bool:
 
 def is_hub_id(location: str) -> bool:
     """Whether this names a model on the Hugging Face Hub, as `owner/name` or
-    `owner/name@revision`: a local file or folder of that name comes first."""
-    return split_id(location) is not None and not Path(location).exists()
+    `owner/name@revision`: a local file or folder of that name comes first, and a palette's file
+    is none."""
+    if split_id(location) is None or location.endswith(".npy"):
+        return False
+    return not Path(location).exists()
 
 
 def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> str:
@@ -110,6 +105,11 @@ def model_files(
         return hub_files(where, groups)
     folder = Path(_LOCAL_URI.sub("", where)).expanduser()
     if not folder.is_dir():
+        if Path(f"{folder}.index").is_file():
+            raise CheckpointError(
+                f"{where} is a TensorFlow checkpoint; next: make a model folder of it with "
+                "igpt convert"
+            )
         raise CheckpointError(
             f"there is no folder {where}: give a model's folder, its URI, its id on the Hugging "
             f"Face Hub (owner/name), or {EMBEDDED!r}"
@@ -154,16 +154,10 @@ def _fetch(
         raise CheckpointError(
             f"{uri}: its filesystem does not take these storage options: {names}"
         ) from error
-    except _fetch_errors() as error:
+    except fetch_errors() as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{uri}: cannot be fetched ({reason})") from error
     return [folder / name for name in chosen]
-
-
-def _fetch_errors() -> tuple[type[Exception], ...]:
-    """What a filesystem may raise; a library that is not loaded has raised nothing."""
-    loaded = [(sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS]
-    return (OSError, ValueError, *(getattr(module, name) for module, name in loaded if module))
 
 
 def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[AbstractFileSystem, str]:

@@ -450,6 +450,16 @@ def test_a_pickle_with_code_is_not_run(folder, tmp_path, zipped):
     assert proof.exists()
 
 
+def test_a_pickle_with_code_among_shards_is_not_run(folder, tmp_path):
+    split(folder, into="pytorch_model.bin")
+    proof = tmp_path / "ran"
+    shard = folder / "pytorch_model-00002-of-00003.bin"
+    torch.save({"lm_head.weight": Payload(str(proof))}, shard)
+    with pytest.raises(CheckpointError, match=f"dict of tensors in {shard.name}.*could run code"):
+        load_model(folder, device="cpu", dtype=None)
+    assert not proof.exists()
+
+
 # Saving
 
 

@@ -289,6 +289,18 @@ def test_a_cache_that_cannot_be_written(hub, monkeypatch, place):
         model_files("owner/name", ("config.json",))
 
 
+def test_a_body_cut_short(hub, monkeypatch):
+    def half(self):
+        content = self._answer()
+        self.wfile.write(content[: len(content) // 2])
+        self.close_connection = True
+
+    monkeypatch.setattr(Hub, "do_GET", half)
+    with pytest.raises(CheckpointError, match=r"cannot be fetched from the .* \(\w+\)$") as caught:
+        model_files("owner/name", ("model.safetensors",))
+    assert "\n" not in str(caught.value)
+
+
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"pip install 'igpt\[hub\]', or download") as caught:

@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 from igpt_core import CheckpointError
-from igpt_core.model_files import is_remote, model_files
+from igpt_core.model_files import is_hub_id, is_remote, model_files
 
 CONTENT = {"config.json": b"{}", "model.safetensors": bytes(5000), "README.md": b"read me"}
 URI = "counted://bucket/model"
@@ -186,6 +186,19 @@ def test_names_that_lead_nowhere(remote, tmp_path, monkeypatch, place, words):
     with pytest.raises(CheckpointError, match=words) as caught:
         model_files(place, ("a.b", "c.d"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tensorflow_checkpoint_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.ckpt-9.index").write_bytes(b"")
+    for place in ("model.ckpt-9", tmp_path / "model.ckpt-9"):
+        with pytest.raises(CheckpointError, match=r"TensorFlow checkpoint; .* igpt convert$"):
+            model_files(place, ("config.json",))
+
+
+def test_a_palette_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id("palettes/missing.npy")
 
 
 def test_a_message_holds_no_option_values():
