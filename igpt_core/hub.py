@@ -86,7 +86,7 @@ def _first(location: str, repository: str, revision: str | None, group: Sequence
 def _why_unreachable(error: Exception) -> str:
     from huggingface_hub import constants
 
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return "is not asked while HF_HUB_OFFLINE is set"
     response = getattr(error.__cause__, "response", None)
     status = getattr(response, "status_code", None)
