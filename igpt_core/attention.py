@@ -13,6 +13,7 @@ def attend(
     v: Tensor,
     *,
     mask: Tensor | None = None,
+    padding: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -25,20 +26,24 @@ def attend(
         mask: boolean (..., Tq, Tk), true where a key may be seen; it broadcasts, and it takes the
             place of the causal rule, so it must contain it. Keys and values that are not seen
             must be finite.
+        padding: see `attend_with_weights`, which then computes the result.
         scale: factor on the scores; 1 / sqrt(D) unless given.
         dropout: share of the attention weights dropped, 0 outside training.
 
     Returns:
         (B, H, Tq, D), the dtype of q.
     """
+    if padding is not None:
+        return attend_with_weights(
+            q, k, v, mask=mask, padding=padding, scale=scale, dropout=dropout
+        )[0]
     n_queries, n_keys = q.shape[2], k.shape[2]
     once = n_queries == 1 and not dropout and not torch.is_grad_enabled()
     if once and q.device.type == "cpu":
         return _attend_once(q, k, v, mask=mask, scale=scale)
     if mask is None and 1 < n_queries < n_keys:
         # The kernel's own causal flag aligns the first query with the first key.
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
-        mask = mask.tril(n_keys - n_queries)
+        mask = _causal(n_queries, n_keys, q.device)
     if k.stride(3) != 1:
         k = k.contiguous()  # keys of a cache on a CPU: the fused kernel would not take them
     return F.scaled_dot_product_attention(
@@ -50,6 +55,50 @@ def attend(
         is_causal=mask is None and n_queries > 1,
         scale=scale,
     )
+
+
+def attend_with_weights(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    padding: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The same written out, for its weights and for padding, which no kernel has as needed here.
+
+    A query that may see padding alone, as the first of a row padded in front, takes the mean over
+    what is either padding or not to be seen, but not both: so it is in transformers, where a
+    classifier's mean over positions depends on it. The kernels' gradients are wrong there.
+
+    Args:
+        padding: boolean (B, Tk), true for keys that no query sees, beside those of `mask`.
+
+    Returns:
+        (B, H, Tq, D), and the weights (B, H, Tq, Tk) after dropout. Scores and softmax are of
+        float32 or finer whatever the dtype, as in the kernels.
+    """
+    if mask is None:
+        mask = _causal(q.shape[2], k.shape[2], q.device)
+    with torch.autocast(q.device.type, enabled=False):
+        wide = torch.promote_types(q.dtype, torch.float32)
+        lowest = torch.finfo(wide).min
+        scores = q.to(wide) @ k.to(wide).transpose(2, 3)
+        scores = scores * (q.shape[3] ** -0.5 if scale is None else scale)
+        scores = scores.masked_fill(~mask, lowest)
+        if padding is not None:
+            # Added: beside it a score vanishes, and twice the lowest is -inf.
+            scores = scores + padding[:, None, None].to(wide) * lowest
+        weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
+        return weights @ v, weights
+
+
+def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
+    """(Tq, Tk) boolean, true where a key is not after the query; the queries are the last."""
+    mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    return mask.tril(n_keys - n_queries)
 
 
 def _attend_once(

@@ -63,7 +63,11 @@ class PreTrained(nn.Module):
         # One by one, so that beside the mapped file there is only what the model keeps.
         for name in list(weights):
             weights[name] = weights.pop(name).to(device, dtype, copy=True)
+        names = {id(weight): name for name, weight in model.named_parameters()}
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            weights[name] = weights[names[id(weight)]]  # tied ones are stored once
         model.load_state_dict(weights, assign=True)
+        model.tie_weights()
         return model.eval()
 
     @classmethod
@@ -105,7 +109,7 @@ class PreTrained(nn.Module):
                 model = cls(config)
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        wanted = model.state_dict()
+        wanted = dict(model.named_parameters())
         renamed = rename(weights, wanted)
         if problem := mismatch(renamed, wanted):
             raise CheckpointError(f"{where}: its weights do not fit {cls.__name__}: {problem}")
@@ -114,6 +118,44 @@ class PreTrained(nn.Module):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors; see `save_checkpoint`."""
         save_checkpoint(self, path)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The bare transformer; itself where there is no head."""
+        return getattr(self, "transformer", self)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The colours' embedding, whose last row is the start token's."""
+        return self.base_model.wte  # type: ignore[return-value]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.wte = value
+
+    def tie_weights(self) -> None:
+        """Make one parameter of those that the configuration ties; here none."""
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Numbers in the weights, tied ones counted once.
+
+        Args:
+            only_trainable: leave out those that take no gradient.
+            exclude_embeddings: leave out the embeddings of colours and positions.
+        """
+        embeddings = [m for m in self.modules() if isinstance(m, nn.Embedding)]
+        left_out = {id(m.weight) for m in embeddings} if exclude_embeddings else set()
+        return sum(
+            weight.numel()
+            for weight in self.parameters()
+            if id(weight) not in left_out and (weight.requires_grad or not only_trainable)
+        )
 
 
 class _NoDraws(TorchFunctionMode):
@@ -158,7 +200,7 @@ def save_checkpoint(
     save_folder(
         path,
         model.config,
-        model.state_dict(),
+        dict(model.named_parameters()),
         architecture=type(model).__name__,
         processor=processor,
     )

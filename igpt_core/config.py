@@ -34,6 +34,13 @@ class ImageGPTConfig:
 
     model_type = "imagegpt"
 
+    # Fields of every transformers configuration that the models read; in the file only where set.
+    add_cross_attention = False
+    output_attentions = False
+    output_hidden_states = False
+    return_dict = True
+    problem_type: str | None = None
+
     def __init__(
         self,
         vocab_size: int = 513,

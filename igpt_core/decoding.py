@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from igpt_core.kv_cache import KVCache
-from igpt_core.model import ImageGPTForCausalImageModeling, Slots
+from igpt_core.layers import Slots
+from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.packed import packed
 from igpt_core.sampling import SamplingConfig, sample_tokens, uniform_noise
 
@@ -31,24 +32,32 @@ def prefill(
         Logits of pixel P, (B * n_samples, V), and the cache; row r of the batch is rows
         r * n_samples ... of both.
     """
-    rows, n_given = prompt.shape
-    start = prompt.new_full((rows, 1), model.config.start_token)
+    start = prompt.new_full((prompt.shape[0], 1), model.config.start_token)
+    tokens = torch.cat([start, prompt], dim=1)
+    return feed(model, tokens, n_samples=n_samples, capacity=capacity)
+
+
+def feed(
+    model: ImageGPTForCausalImageModeling, tokens: Tensor, *, n_samples: int, capacity: int
+) -> tuple[Tensor, KVCache]:
+    """`prefill` of tokens (B, T) as they are, the start token among them if it is to be fed."""
+    rows, n_given = tokens.shape
     weight = model.transformer.wte.weight
     cache = KVCache(
-        model.config,
-        batch_size=rows,
-        capacity=n_given + 1,
-        device=weight.device,
-        dtype=weight.dtype,
+        model.config, batch_size=rows, capacity=n_given, device=weight.device, dtype=weight.dtype
     )
-    positions = torch.arange(n_given + 1, device=weight.device)
-    slots = Slots(cache, index=positions, span=n_given + 1)
-    hidden = model.transformer.hidden(
-        torch.cat([start, prompt], dim=1), positions, slots=slots, mask=None
-    )
-    cache.length = n_given + 1
-    logits = model.lm_head(hidden[:, -1]).repeat_interleave(n_samples, dim=0)
+    positions = torch.arange(n_given, device=weight.device)
+    slots = Slots(cache, index=positions, span=n_given)
+    hidden = model.transformer.hidden(tokens, positions, slots=slots, mask=None)
+    cache.length = n_given
+    logits = _next_logits(model, hidden).repeat_interleave(n_samples, dim=0)
     return logits, cache.fan_out(n_samples, capacity=capacity)
+
+
+def _next_logits(model: ImageGPTForCausalImageModeling, hidden: Tensor) -> Tensor:
+    """Logits (R, n_colors) after the last position. A head tied to the input embedding has a row
+    for the start token too, which is no pixel."""
+    return model.lm_head(hidden[:, -1])[:, : model.config.n_colors]  # type: ignore[no-any-return]
 
 
 def decode_step(
@@ -79,7 +88,7 @@ def decode_step(
         mask = (torch.arange(span, device=tokens.device) <= position)[None]
     slots = Slots(cache, index=position, span=span)
     hidden = model.transformer.hidden(tokens[:, None], position, slots=slots, mask=mask)
-    return model.lm_head(hidden[:, -1])  # type: ignore[no-any-return]
+    return _next_logits(model, hidden)
 
 
 def decode(

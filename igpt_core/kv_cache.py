@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from igpt_core.config import ImageGPTConfig
 
 class KVCache:
     """Preallocated keys and values of every layer; one length for the whole batch.
+
+    It reads as the page's past_key_values: a pair of keys and values for each layer.
 
     Attributes:
         keys, values: a tensor a layer, (B, H, S, D); S is `capacity` unless `lay_out` changed it.
@@ -38,6 +41,69 @@ class KVCache:
         self.values = [_zeros(shape, False, like=memory) for _ in layers]
         self.capacity = capacity
         self.length = 0
+
+    @classmethod
+    def of_layers(
+        cls, config: ImageGPTConfig, layers: Sequence[Sequence[Tensor]], *, room: int
+    ) -> "KVCache":
+        """A cache that begins with given keys and values, a pair (B, H, T, D) a layer.
+
+        It has room for `room` more positions. Gradients flow back to what is given. Raises
+        ValueError for another number of layers than the configuration's, or another shape.
+        """
+        batch_size, _, length, _ = layers[0][0].shape
+        shape = (batch_size, config.n_head, length, config.head_size)
+        found = [tuple(tensor.shape) for pair in layers for tensor in pair]
+        if found != [shape] * 2 * config.n_layer:
+            raise ValueError(
+                f"expected keys and values of {config.n_layer} layers, each of one shape "
+                f"(B, {config.n_head}, T, {config.head_size}), found {found}"
+            )
+        first = layers[0][0]
+        cache = cls(
+            config,
+            batch_size=batch_size,
+            capacity=length + room,
+            device=first.device,
+            dtype=first.dtype,
+        )
+        slots = torch.arange(length, device=first.device)
+        for layer, (k, v) in enumerate(layers):
+            cache.write(layer, k, v, slots=slots, span=length)
+        cache.length = length
+        return cache
+
+    def __len__(self) -> int:
+        """Layers, as in a tuple of (keys, values)."""
+        return len(self.keys)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the filled positions, two views (B, H, length, D)."""
+        filled = slice(self.length)
+        return self.keys[layer][:, :, filled], self.values[layer][:, :, filled]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[layer] for layer in range(len(self)))
+
+    def get_seq_length(self) -> int:
+        """`length`, by transformers' name."""
+        return self.length
+
+    def reserve(self, config: ImageGPTConfig, n_new: int) -> None:
+        """Make room for `n_new` more positions: twice as many as there were, where it takes a copy.
+
+        Where gradients are enabled it always does: what their graph refers to must not be written
+        again.
+        """
+        needed = self.length + n_new
+        if torch.is_grad_enabled():
+            grown = KVCache.of_layers(config, list(self), room=n_new)
+        elif needed > self.capacity:
+            capacity = max(needed, min(2 * self.capacity, config.n_positions))
+            grown = self.fan_out(1, capacity=capacity)
+        else:
+            return
+        vars(self).update(vars(grown))
 
     @staticmethod
     def bytes_per_row(config: ImageGPTConfig, capacity: int, dtype: torch.dtype) -> int:

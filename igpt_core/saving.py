@@ -57,7 +57,7 @@ def save_folder(
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         for name, text in texts.items():
             Path(temporary, name).write_text(text, encoding="utf-8")
-        stored = {name: tensor.contiguous() for name, tensor in weights.items()}
+        stored = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
         save_file(stored, Path(temporary, SAFETENSORS_FILE), metadata={"format": "pt"})
         # safetensors lets only the owner read; others are to load the model too
         shutil.copymode(Path(temporary, CONFIG_FILE), Path(temporary, SAFETENSORS_FILE))

@@ -26,7 +26,8 @@ def token_nll(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
         (B, T) float32, nats. The mean over T is the image's nats per pixel; see
         `bits_per_pixel`.
     """
-    logits = model(with_start(tokens, model.config.start_token)).logits.float()  # (B, T, V)
+    inputs = with_start(tokens, model.config.start_token)
+    logits = model(inputs, use_cache=False).logits.float()  # (B, T, V)
     return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
 
 

@@ -27,7 +27,7 @@ WEIGHTS_FILES = (
 # Names of shards: files of the folder, never a way out of it.
 _SHARD = re.compile(r"\w[\w.\-]*", re.ASCII)
 # Causal masks that old checkpoints carry among the weights.
-_MASK_BUFFER = re.compile(r"(.*\.)?attn\.(bias|masked_bias)")
+_MASK_BUFFER = re.compile(r"(.*\.)?(attn|crossattention)\.(bias|masked_bias)")
 TRUNK = "transformer."  # where the classes with a head keep the bare model
 _HEADS = ("lm_head.", "score.")
 

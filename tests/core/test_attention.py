@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from igpt_core.attention import attend
+from igpt_core.attention import attend, attend_with_weights
 
 # Largest difference of an output, relative to the largest value: the kernels round products and
 # weights to the dtype (half a unit in the last place is 2^-24 and 2^-9) and sum them in float32.
@@ -129,3 +129,46 @@ def test_dropout_drops_weights_and_keeps_their_mean() -> None:
     assert sums.unique().numel() > 10
     # 32,000 weights: the mean's deviation is 0.0032; seven of them, odds 3e-12.
     assert abs(sums.mean().item() - 1) < 7 * math.sqrt(0.25 / 0.75 / 32_000)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 37), (7, 7), (5, 37)])
+def test_written_out_it_is_the_same_and_has_its_weights(
+    n_queries: int, n_keys: int, dtype: torch.dtype
+) -> None:
+    q, k, v = inputs(n_queries, n_keys, 96, dtype)
+    found, weights = attend_with_weights(q, k, v)
+    seen = causal(n_queries, n_keys)
+    assert found.dtype == weights.dtype == dtype
+    assert_near(found, plain(q, k, v, seen=seen, scale=96**-0.5))
+    assert weights.shape == (2, 3, n_queries, n_keys)
+    assert not weights[:, :, ~seen].any()
+    assert_near(found, weights.double() @ v.double())
+    some = torch.ones(n_queries, n_keys, dtype=torch.bool)
+    some[:, 0] = False
+    some[:, n_keys // 2] = True
+    found, _ = attend_with_weights(q, k, v, mask=some, scale=0.25)
+    assert_near(found, plain(q, k, v, seen=some, scale=0.25))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("n_queries", [1, 6])
+def test_no_query_sees_padding(n_queries: int, dtype: torch.dtype) -> None:
+    q, k, v = inputs(n_queries, 12, 64, dtype)
+    padding = torch.zeros(2, 12, dtype=torch.bool)
+    padding[0, 2:4] = padding[1, 0] = True
+    found = attend(q, k, v, padding=padding)
+    for row in range(2):
+        one = slice(row, row + 1)
+        seen = causal(n_queries, 12) & ~padding[row]
+        assert_near(found[one], plain(q[one], k[one], v[one], seen=seen, scale=1 / 8))
+
+
+def test_a_query_with_nothing_but_padding_takes_a_mean() -> None:
+    """Over the padding it may see and what else it may not, but not the padding after it."""
+    q, k, v = inputs(5, 5, 4, torch.float32)
+    padding = torch.tensor([[True, True, False, False, True]]).expand(2, 5)
+    found = attend(q, k, v, padding=padding)
+    assert_near(found[:, :, 0], v[:, :, [0, 2, 3]].mean(dim=2))
+    assert_near(found[:, :, 1], v[:, :, [0, 1, 2, 3]].mean(dim=2))
+    assert_near(found[:, :, 2], v[:, :, 2])

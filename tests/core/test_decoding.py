@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from igpt_core import decoding
-from igpt_core import model as model_module
+from igpt_core import decoding, layers
 from igpt_core.config import ImageGPTConfig
 from igpt_core.decoding import complete, decode, decode_step, prefill
 from igpt_core.kv_cache import KVCache
@@ -271,8 +270,8 @@ def test_decoding_gives_attention_keys_and_values_without_gaps(
             gaps.extend(not part.is_contiguous() for part in (k.transpose(2, 3), v))
         return attend(q, k, v, **options)
 
-    attend = model_module.attend
-    monkeypatch.setattr(model_module, "attend", watched)
+    attend = layers.attend
+    monkeypatch.setattr(layers, "attend", watched)
     complete(make_model(), prompts(2, 2), n_positions=140, seeds=seeds(2), sampling=SAMPLING)
     assert len(gaps) == 137 * 2 * 2
     assert not any(gaps)

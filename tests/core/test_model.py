@@ -1,193 +1,25 @@
-"""The model against transformers' ImageGPT, on equal random weights.
+"""What is computed of a model beside the page's calls: decoding, scoring, bfloat16, random models.
 
-Every weight is drawn anew, biases and gains too: at their initial zeros and ones a wrong bias
-or gain would not show. Formulas are compared in float64, where rounding is of the order of 1e-15
-and cannot hide a wrong one; float32 results are held to 1e-4, the bound that users of a
-checkpoint rely on (sums of a few hundred terms of order 1 round by about 1e-6).
+References and tolerances: parity.py.
 """
 
 import pytest
 import torch
-import transformers
-
-from igpt_core import (
-    VARIANTS,
-    ImageGPTConfig,
-    ImageGPTForCausalImageModeling,
-    ImageGPTModel,
-    SamplingConfig,
-    complete,
-    random_model,
-    token_nll,
+from parity import (
+    SHAPES,
+    assert_equal_up_to_rounding,
+    draw_tokens,
+    one_thread,  # noqa: F401
+    pair,
 )
-from igpt_core.decoding import decode_step, prefill
 
-SHAPES = {
-    "small": {"vocab_size": 17, "n_positions": 16, "n_embd": 32, "n_layer": 3, "n_head": 4},
-    # head size 96 as in the large model, MLPs narrower than the model, positions of no square
-    "head96": {
-        **{"vocab_size": 33, "n_positions": 23, "n_embd": 192, "n_layer": 2, "n_head": 2},
-        **{"n_inner": 100, "scale_attn_by_inverse_layer_idx": True},
-    },
-    # nothing is a multiple of anything
-    "odd": {
-        **{"vocab_size": 6, "n_positions": 11, "n_embd": 21, "n_layer": 4, "n_head": 3},
-        **{"n_inner": 13, "layer_norm_epsilon": 0.1, "scale_attn_weights": False},
-    },
-}
+from igpt_core import VARIANTS, ImageGPTConfig, SamplingConfig, complete, random_model, token_nll
+from igpt_core.decoding import decode_step, prefill
 
 
 @pytest.fixture(params=list(SHAPES))
 def shape(request):
     return SHAPES[request.param]
-
-
-def pair(shape, *, dtype=torch.float64, seed=0, **fields):
-    """Our causal model and transformers' with the same random weights, in eval mode."""
-    ours = ImageGPTForCausalImageModeling(ImageGPTConfig(**shape, **fields))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in ours.named_parameters():
-            drawn = torch.randn(weight.shape, generator=generator)
-            gain = 1.0 if ".ln_" in name else 0.0
-            matrix = weight.ndim == 2 and not name.startswith(
-                "transformer.w"
-            )  # rows of embeddings add
-            weight.copy_(gain + (weight.shape[0] ** -0.5 if matrix else 0.5) * drawn)
-    theirs = transformers.ImageGPTForCausalImageModeling(
-        transformers.ImageGPTConfig(**shape, **fields)
-    )
-    theirs.load_state_dict(ours.state_dict())  # strict
-    return ours.to(dtype).eval(), theirs.to(dtype).eval()
-
-
-def draw_tokens(shape, rows, length, *, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, shape["vocab_size"] - 1, (rows, length), generator=generator)
-
-
-def assert_equal_up_to_rounding(ours, theirs):
-    # float64: values of order 1 to 100, a thousand roundings of 1e-16 each
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-
-
-def test_names_shapes_and_order_of_weights(shape):
-    ours, theirs = pair(shape)
-    for mine, other in ((ours, theirs), (ours.transformer, theirs.transformer)):
-        assert [(n, tuple(w.shape)) for n, w in mine.state_dict().items()] == [
-            (n, tuple(w.shape)) for n, w in other.state_dict().items()
-        ]
-
-
-@pytest.mark.parametrize(("variant", "millions"), [("small", 76), ("medium", 455), ("large", 1362)])
-def test_published_sizes_have_the_published_weights(variant, millions):
-    config = VARIANTS[variant]
-    fields = {name: getattr(config, name) for name in ("n_layer", "n_embd", "n_head")}
-    with torch.device("meta"):
-        ours = ImageGPTForCausalImageModeling(config).state_dict()
-        theirs = transformers.ImageGPTForCausalImageModeling(
-            transformers.ImageGPTConfig(**fields)
-        ).state_dict()
-    assert [(n, w.shape) for n, w in ours.items()] == [(n, w.shape) for n, w in theirs.items()]
-    assert sum(weight.numel() for weight in ours.values()) // 1_000_000 == millions
-
-
-def test_logits(shape):
-    ours, theirs = pair(shape, dtype=torch.float32)
-    for length in (1, 2, shape["n_positions"]):
-        tokens = draw_tokens(shape, 3, length)
-        tokens[:, 0] = ours.config.start_token
-        with torch.no_grad():
-            mine, other = ours(tokens).logits, theirs(tokens).logits
-        assert mine.shape == (3, length, shape["vocab_size"] - 1)
-        assert other.std() > 0.1  # far above the tolerance
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
-        mine, other = ours.double()(tokens).logits, theirs.double()(tokens).logits
-        assert_equal_up_to_rounding(mine, other)
-        ours.float(), theirs.float()
-
-
-def test_reordered_attention_is_the_same_function(shape):
-    """With reorder_and_upcast_attn transformers computes scores in float32 whatever the dtype."""
-    ours, theirs = pair(shape, dtype=torch.float32, reorder_and_upcast_attn=True)
-    tokens = draw_tokens(shape, 3, shape["n_positions"])
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, rtol=0, atol=1e-4)
-
-
-def test_hidden_states(shape):
-    ours, theirs = pair(shape)
-    tokens = draw_tokens(shape, 2, shape["n_positions"])
-    mine = ours.transformer(tokens, output_hidden_states=True)
-    other = theirs.transformer(tokens, output_hidden_states=True)
-    assert len(mine.hidden_states) == shape["n_layer"] + 1
-    for one, two in zip(mine.hidden_states, other.hidden_states, strict=True):
-        assert_equal_up_to_rounding(one, two)
-    assert_equal_up_to_rounding(mine.last_hidden_state, other.last_hidden_state)
-    assert ours(tokens, output_hidden_states=True).hidden_states[-1].equal(mine.last_hidden_state)
-
-
-def test_loss_and_every_gradient(shape):
-    ours, theirs = pair(shape)
-    tokens = draw_tokens(shape, 3, shape["n_positions"])
-    labels = draw_tokens(shape, 3, shape["n_positions"], seed=2)
-    labels[0, 2:5] = -100
-    mine, other = ours(tokens, labels=labels).loss, theirs(tokens, labels=labels).loss
-    assert_equal_up_to_rounding(mine, other)
-    mine.backward()
-    other.backward()
-    for (name, one), two in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert two.grad.abs().max() > 1e-8, name
-        assert_equal_up_to_rounding(one.grad, two.grad)
-
-
-def test_embeddings_and_positions_given(shape):
-    ours, theirs = pair(shape)
-    tokens = draw_tokens(shape, 2, shape["n_positions"])
-    embeds = torch.randn(2, 5, shape["n_embd"], dtype=torch.float64)
-    backwards = torch.arange(shape["n_positions"]).flip(0)[None]
-    for arguments in (
-        {"inputs_embeds": embeds},
-        {"input_ids": tokens, "position_ids": backwards},
-        {"input_ids": tokens, "position_ids": torch.stack([backwards[0], backwards[0] // 2])},
-    ):
-        assert_equal_up_to_rounding(ours(**arguments).logits, theirs(**arguments).logits)
-
-
-def test_dropout_is_where_transformers_has_it(shape):
-    """At probability one what is dropped is exactly zero, so training mode can be compared."""
-    tokens = draw_tokens(shape, 2, shape["n_positions"])
-    off = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
-    logits = []
-    for name in (None, *off):
-        ours, theirs = pair(shape, **{**off, **({name: 1.0} if name else {})})
-        mine, other = ours.train()(tokens).logits, theirs.train()(tokens).logits
-        assert_equal_up_to_rounding(mine, other)
-        logits.append(mine)
-    for dropped in logits[1:]:
-        assert (dropped - logits[0]).abs().max() > 0.01
-
-
-def test_tuples_and_what_the_configuration_says():
-    ours, theirs = pair(SHAPES["small"])
-    tokens = draw_tokens(SHAPES["small"], 2, 4)
-    output = ours(tokens, labels=tokens, output_hidden_states=True)
-    values = ours(tokens, labels=tokens, output_hidden_states=True, return_dict=False)
-    expected = theirs(
-        tokens, labels=tokens, output_hidden_states=True, use_cache=False, return_dict=False
-    )
-    assert len(values) == len(expected) == 3
-    for value in (values, output.to_tuple(), output[:]):
-        assert_equal_up_to_rounding(value[1], expected[1])
-        assert_equal_up_to_rounding(value[2], expected[2])
-    assert list(output) == output.keys() == ["loss", "logits", "hidden_states"]
-    assert output["logits"] is output.logits is output[1] is dict(output)["logits"]
-    with pytest.raises(KeyError):
-        ours(tokens)["loss"]
-    ours.config.output_hidden_states = True
-    ours.config.return_dict = False
-    assert [len(part) for part in ours(tokens)] == [2, 4]
-    assert ours(tokens, output_hidden_states=False, return_dict=True).hidden_states is None
 
 
 @pytest.mark.parametrize("given", [0, 1, 5])
@@ -267,35 +99,6 @@ def test_bfloat16_is_as_close_to_float32_as_the_reference(shape):
     # no excuse for a large error, so there is a bound on its own: 8 bits, a dozen roundings deep.
     assert error < 1.25 * reference
     assert error < 0.05 * expected.std()
-
-
-def test_wrong_arguments_are_refused():
-    ours, _ = pair(SHAPES["small"])
-    tokens = draw_tokens(SHAPES["small"], 1, 17)
-    with pytest.raises(ValueError, match="16 positions, found 17"):
-        ours(tokens)
-    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
-        ours()
-    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
-        ours(tokens[:, :2], inputs_embeds=torch.zeros(1, 2, 32))
-    with pytest.raises(ValueError, match="activation_function must be quick_gelu"):
-        ImageGPTModel(ImageGPTConfig(n_layer=1, activation_function="gelu"))
-    with pytest.raises(ValueError, match="tie_word_embeddings must be false"):
-        ImageGPTForCausalImageModeling(ImageGPTConfig(n_layer=1, tie_word_embeddings=True))
-
-
-def test_initial_weights_have_the_spread_of_transformers():
-    """Of n draws the spread is known to 1 / sqrt(2 n), relative; 6 of these are allowed."""
-    shape = {"vocab_size": 65, "n_positions": 64, "n_embd": 64, "n_layer": 5, "n_head": 4}
-    ours = ImageGPTForCausalImageModeling(ImageGPTConfig(**shape))
-    theirs = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**shape))
-    for (name, one), two in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        if one.ndim == 1:
-            assert one.equal(two), name
-        else:
-            assert one.std().item() == pytest.approx(
-                two.std().item(), rel=6 * (1 / one.numel()) ** 0.5
-            ), name
 
 
 def test_random_models_depend_on_the_seed_alone(monkeypatch):

@@ -1,0 +1,217 @@
+"""The parts of a block: projections, norm, attention to the positions and to an encoder, MLP.
+
+Axes as in model.py. Parameter names, shapes and order are those of the published checkpoints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igpt_core.attention import attend, attend_with_weights
+from igpt_core.config import ImageGPTConfig
+from igpt_core.kv_cache import KVCache
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+# By transformers' names; ImageGPT was trained with quick_gelu.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class Conv1D(nn.Module):
+    """x @ weight + bias; weight (in, out), the transposed layout of the checkpoints."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class LayerNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight: no mean is taken away and there is no bias."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where new positions go in a cache, and how many of its positions they may look at."""
+
+    cache: KVCache
+    index: Tensor  # (T,) int64
+    span: int
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a caller of the page's classes can ask of attention; decoding asks for none of it.
+
+    Attributes:
+        padding: (B, Tk) boolean, true for keys that no query may see.
+        head_mask: (L, H) factors of the heads' attention weights.
+        weights: where each layer appends its attention weights (B, H, Tq, Tk).
+    """
+
+    padding: Tensor | None = None
+    head_mask: Tensor | None = None
+    weights: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What cross-attention looks at."""
+
+    states: Tensor  # (B, S, C)
+    extras: Extras
+
+
+NO_EXTRAS = Extras()
+
+
+class Attention(nn.Module):
+    """Attention of each position to itself and those before it."""
+
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.heads = Heads(config, layer)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self, x: Tensor, slots: Slots | None, mask: Tensor | None, extras: Extras
+    ) -> Tensor:
+        q, k, v = self.heads.split(self.c_attn(x), 3)
+        if slots is not None:
+            held = slots.cache.write(self.heads.layer, k, v, slots=slots.index, span=slots.span)
+            # Where all is new, k and v are the same numbers, and gradients need no cache.
+            k, v = held if slots.span > k.shape[2] else (k, v)
+        y = self.heads(q, k, v, mask, extras)
+        return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Attention of each position to all states of an encoder."""
+
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.c_attn = Conv1D(config.n_embd, 2 * config.n_embd)
+        self.q_attn = Conv1D(config.n_embd, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.heads = Heads(config, layer)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, encoder: Encoder) -> Tensor:
+        (q,) = self.heads.split(self.q_attn(x), 1)
+        k, v = self.heads.split(self.c_attn(encoder.states), 2)
+        all_seen = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
+        y = self.heads(q, k, v, all_seen, encoder.extras)
+        return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
+
+
+class Heads(nn.Module):
+    """What both kinds of attention share: channels to heads, the heads' sums, and back."""
+
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.dropout = config.attn_pdrop
+        self.scale = config.head_size**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+
+    def split(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
+        """x (B, T, n * C) to n tensors (B, H, T, D)."""
+        batch, positions, width = x.shape
+        by_head = x.view(batch, positions, n, self.n_head, width // n // self.n_head)
+        return by_head.permute(2, 0, 3, 1, 4).unbind()
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, extras: Extras
+    ) -> Tensor:
+        """The heads' outputs side by side, (B, T, C)."""
+        dropout = self.dropout if self.training else 0.0
+        seen = {"mask": mask, "padding": extras.padding}
+        head_mask = extras.head_mask
+        factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
+        if extras.weights is None:
+            y = attend(q, k, v, **seen, scale=self.scale, dropout=dropout)
+        else:
+            y, weights = attend_with_weights(q, k, v, **seen, scale=self.scale, dropout=dropout)
+            extras.weights.append(weights if factors is None else weights * factors)
+        if factors is not None:
+            y = y * factors  # a factor of all weights of a head is one of their sum
+        return y.transpose(1, 2).flatten(2)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ImageGPTConfig) -> None:
+        super().__init__()
+        if config.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"config: activation_function must be one of {list(ACTIVATIONS)}, found "
+                f"{config.activation_function!r}"
+            )
+        self.activation = ACTIVATIONS[config.activation_function]
+        self.c_fc = Conv1D(config.n_embd, config.inner_size)
+        self.c_proj = Conv1D(config.inner_size, config.n_embd)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        if config.add_cross_attention:
+            self.crossattention = CrossAttention(config, layer)
+            self.ln_cross_attn = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        slots: Slots | None = None,
+        mask: Tensor | None = None,
+        extras: Extras = NO_EXTRAS,
+        encoder: Encoder | None = None,
+    ) -> Tensor:
+        """x (B, T, C) to (B, T, C).
+
+        Args:
+            slots: where keys and values go, if they are to be cached.
+            mask: as in `attend`, like the padding of `extras`.
+            encoder: for the cross-attention of a configuration that adds it; passed over without.
+        """
+        x = x + self.attn(self.ln_1(x), slots, mask, extras)
+        if encoder is not None:
+            x = x + self.crossattention(self.ln_cross_attn(x), encoder)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]

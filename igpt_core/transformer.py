@@ -1,0 +1,223 @@
+"""ImageGPTModel: the transformer, from tokens to hidden states.
+
+Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colours, L layers.
+Parameter names, shapes and order are those of the published Hugging Face checkpoints.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from igpt_core.checkpoint import PreTrained
+from igpt_core.config import ImageGPTConfig
+from igpt_core.kv_cache import KVCache
+from igpt_core.layers import Block, Encoder, Extras, LayerNorm, Slots
+from igpt_core.outputs import ModelOutput
+
+Past = KVCache | Sequence[Sequence[Tensor]]
+
+
+class ImageGPTModel(PreTrained):
+    """The bare transformer: tokens or embeddings in, hidden states out."""
+
+    def __init__(self, config: ImageGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        _initialise(self, config)
+
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, *, slots: Slots, mask: Tensor | None
+    ) -> Tensor:
+        """The last hidden state (B, T, C) of new positions whose keys go into a cache.
+
+        Args:
+            tokens: (B, T) int64.
+            positions: (T,) int64.
+            slots: where the cache takes them.
+            mask: as in `attend`.
+        """
+        x = self.drop(self.wte(tokens) + self.wpe(positions))
+        for block in self.h:
+            x = block(x, slots, mask)
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Past | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Hidden states of every position, each seeing itself and those before it.
+
+        Args:
+            input_ids: (B, T) int64 in [0, vocab_size). Either these or inputs_embeds.
+            past_key_values: P positions before these, as an earlier call returned them, or a pair
+                of keys and values (B, H, P, D) a layer. P + T <= n_positions. A cache is extended
+                in place, unless use_cache is false: to go on from it twice, copy it (deepcopy).
+            attention_mask: (B, P + T), zero or false for padding, which no position sees.
+            token_type_ids: (B, T) int64 in [0, vocab_size): their embeddings are added.
+            position_ids: (B, T) or (1, T) int64; P ... P + T - 1 unless given.
+            head_mask: (H,) or (L, H) factors of the heads' attention weights; 0 takes a head out.
+            inputs_embeds: (B, T, C) in place of the tokens' embeddings.
+            encoder_hidden_states: (B, S, C) for the cross-attention of a configuration with
+                add_cross_attention, which is passed over without them.
+            encoder_attention_mask: (B, S), zero or false for padding.
+            use_cache: return past_key_values. This, like those that follow, is what the
+                configuration says unless given.
+            output_attentions: return the attention weights, computed without a fused kernel.
+            output_hidden_states: return the L + 1 hidden states.
+            return_dict: a tuple of the fields that are not None where false.
+
+        Raises:
+            ValueError: neither or both of input_ids and inputs_embeds; more than n_positions;
+                shapes that do not fit together; an encoder without add_cross_attention.
+        """
+        config = self.config
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and only one of them")
+        x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.ndim != 3:
+            raise ValueError(f"expected input_ids (B, T) or inputs_embeds (B, T, C): {x.shape}")
+        use_cache = config.use_cache if use_cache is None else use_cache
+        cache = self._cache(past_key_values, x, use_cache)
+        n_new, n_past = x.shape[1], 0 if cache is None else cache.length
+        positions = torch.arange(n_past, n_past + n_new, device=x.device)
+        slots = None if cache is None else Slots(cache, index=positions, span=n_past + n_new)
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        extras = Extras(
+            padding=_padding("attention_mask", attention_mask, (x.shape[0], n_past + n_new)),
+            head_mask=self._head_mask(head_mask, x.dtype),
+            weights=[] if output_attentions else None,
+        )
+        encoder = self._encoder(encoder_hidden_states, encoder_attention_mask, extras)
+
+        x = x + self.wpe(positions if position_ids is None else position_ids)
+        if token_type_ids is not None:
+            x = x + self.wte(token_type_ids)
+        x = self.drop(x)
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        states = []  # of each layer (B, T, C): too large to keep unasked
+        for block in self.h:
+            if output_hidden_states:
+                states.append(x)
+            x = block(x, slots, None, extras, encoder)
+        x = self.ln_f(x)
+        if cache is not None and use_cache:
+            cache.length += n_new
+        output = ModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache if use_cache else None,
+            hidden_states=(*states, x) if output_hidden_states else None,
+            attentions=_tuple(extras.weights),
+            cross_attentions=None if encoder is None else _tuple(encoder.extras.weights),
+        )
+        by_name = config.return_dict if return_dict is None else return_dict
+        return output if by_name else output.to_tuple()
+
+    def _cache(self, past: Past | None, x: Tensor, use_cache: bool) -> KVCache | None:
+        """The cache for a call, with room for its T positions; a new one holds these alone."""
+        batch_size, n_new, _ = x.shape
+        if past is None:
+            n_past = 0
+        elif (given := past[0][0].shape)[0] == batch_size:
+            n_past = given[2]
+        else:
+            raise ValueError(f"past_key_values has {given[0]} rows, the input {batch_size}")
+        limit = self.config.n_positions
+        if n_past + n_new > limit:
+            raise ValueError(
+                f"the model has {limit} positions, found {n_past + n_new}"
+                + (f", {n_past} of them in past_key_values" if n_past else "")
+            )
+        if isinstance(past, KVCache):
+            past.reserve(self.config, n_new)
+            return past
+        if past is not None:
+            return KVCache.of_layers(self.config, past, room=n_new)
+        if not use_cache:
+            return None
+        return KVCache(
+            self.config,
+            batch_size=batch_size,
+            capacity=n_new,
+            device=x.device,
+            dtype=_product_dtype(x),
+        )
+
+    def _head_mask(self, head_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if head_mask is None:
+            return None
+        shape = (self.config.n_layer, self.config.n_head)
+        if head_mask.shape not in (shape, shape[1:]):
+            found = tuple(head_mask.shape)
+            raise ValueError(f"expected a head_mask of {shape[1:]} or {shape}, found {found}")
+        return head_mask.to(dtype).expand(shape)
+
+    def _encoder(
+        self, states: Tensor | None, mask: Tensor | None, extras: Extras
+    ) -> Encoder | None:
+        if states is None:
+            return None
+        if not self.config.add_cross_attention:
+            raise ValueError(
+                "encoder_hidden_states need cross-attention: make the model with "
+                "add_cross_attention=True in its configuration"
+            )
+        padding = _padding("encoder_attention_mask", mask, states.shape[:2])
+        weights: list[Tensor] | None = None if extras.weights is None else []
+        return Encoder(states, Extras(padding, extras.head_mask, weights))
+
+
+def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """What a mask of the page leaves out, true there; None for nothing.
+
+    Most masks are of ones, and attention is faster without one.
+    """
+    if mask is None:
+        return None
+    if mask.shape != shape:
+        raise ValueError(
+            f"expected {name} to have a number for each row and position, past ones included, "
+            f"{tuple(shape)}, found {tuple(mask.shape)}"
+        )
+    return None if mask.all() else mask == 0
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that queries, keys and values have: autocast's, where that is on."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+    return None if tensors is None else tuple(tensors)
+
+
+def _initialise(model: ImageGPTModel, config: ImageGPTConfig) -> None:
+    """Normal with initializer_range; projections into the residual scaled by 1/sqrt(2 L)."""
+    drawn = ("wte.weight", "wpe.weight", "c_attn.weight", "q_attn.weight", "c_fc.weight")
+    for name, parameter in model.named_parameters():
+        if name.endswith(drawn):
+            nn.init.normal_(parameter, std=config.initializer_range)
+        elif name.endswith("c_proj.weight"):
+            nn.init.normal_(parameter, std=config.initializer_range / (2 * config.n_layer) ** 0.5)
