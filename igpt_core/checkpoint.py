@@ -7,6 +7,7 @@ preprocessor_config.json with the palette and the image size.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ class PreTrained(nn.Module):
     """What the model classes share: made as `cls(config)`, they come from and go to folders."""
 
     config: ImageGPTConfig
+    # A weight that a folder may lack: fine-tuning begins with a new one.
+    new_head: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -41,8 +44,12 @@ class PreTrained(nn.Module):
         dtype: torch.dtype | None = None,
         storage_options: Mapping[str, Any] | None = None,
         revision: str | None = None,
+        **config_fields: Any,
     ) -> Self:
         """The model of a folder, in eval mode.
+
+        A classifier made of a folder without a classification head gets a new one, drawn from
+        torch's global generator, with a warning.
 
         Args:
             path_or_uri: a local folder, "embedded", the URI of a folder on any fsspec filesystem,
@@ -52,14 +59,24 @@ class PreTrained(nn.Module):
             storage_options: for the URI's filesystem.
             revision: branch, tag or commit of a model on the Hub; other places have none, and it
                 is ignored for them as in transformers.
+            config_fields: in place of those in config.json, such as num_labels, as in transformers.
 
         Raises:
             CheckpointError: no such folder, a file missing or damaged, or weights that do not
                 fit config.json. Weights of other heads than the class has are left out.
+            TypeError: a keyword that is no field of the configuration.
         """
-        model, weights = cls._read(at_revision(path_or_uri, revision), storage_options)
+        where = at_revision(path_or_uri, revision)
+        config, stored = _read(where, storage_options)
+        config = config.with_fields(**config_fields)
+        head = cls.new_head if cls.new_head not in stored else None
+        model, weights = cls.fit(config, stored, where=where, lacking=head)
         if dtype is None:
             dtype = weights[next(iter(model.state_dict()))].dtype
+        if head is not None:
+            shape = model.get_parameter(head).shape
+            weights[head] = torch.empty(shape).normal_(std=config.initializer_range)
+            warnings.warn(f"{where}: {head} is not in it and is new: train it", stacklevel=2)
         # One by one, so that beside the mapped file there is only what the model keeps.
         for name in list(weights):
             weights[name] = weights.pop(name).to(device, dtype, copy=True)
@@ -82,25 +99,20 @@ class PreTrained(nn.Module):
 
         Raises CheckpointError as `from_pretrained` does.
         """
-        return cls._read(os.fspath(path_or_uri), storage_options)[0].config
-
-    @classmethod
-    def _read(
-        cls, where: str, storage_options: Mapping[str, Any] | None
-    ) -> tuple[Self, dict[str, Tensor]]:
-        """The model without weights, and the weights of the folder, which fit it."""
-        config_file, weights_file = find_weights(
-            where, CONFIG_FILE, storage_options=storage_options
-        )
-        config = read_config(config_file, where=where)
-        return cls.fit(config, read_weights(weights_file, where=where), where=where)
+        where = os.fspath(path_or_uri)
+        return cls.fit(*_read(where, storage_options), where=where)[0].config
 
     @classmethod
     def fit(
-        cls, config: ImageGPTConfig, weights: Mapping[str, Tensor], *, where: str
+        cls,
+        config: ImageGPTConfig,
+        weights: Mapping[str, Tensor],
+        *,
+        where: str,
+        lacking: str | None = None,
     ) -> tuple[Self, dict[str, Tensor]]:
         """A model on the meta device, and the weights under its names: those of other heads than
-        the class has are left out.
+        the class has are left out. A weight that is `lacking` need not be among them.
 
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
         """
@@ -109,7 +121,7 @@ class PreTrained(nn.Module):
                 model = cls(config)
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        wanted = dict(model.named_parameters())
+        wanted = {name: w for name, w in model.named_parameters() if name != lacking}
         renamed = rename(weights, wanted)
         if problem := mismatch(renamed, wanted):
             raise CheckpointError(f"{where}: its weights do not fit {cls.__name__}: {problem}")
@@ -156,6 +168,14 @@ class PreTrained(nn.Module):
             for weight in self.parameters()
             if id(weight) not in left_out and (weight.requires_grad or not only_trainable)
         )
+
+
+def _read(
+    where: str, storage_options: Mapping[str, Any] | None
+) -> tuple[ImageGPTConfig, dict[str, Tensor]]:
+    """The configuration and the weights of a folder, mapped from their files where possible."""
+    config_file, weights_file = find_weights(where, CONFIG_FILE, storage_options=storage_options)
+    return read_config(config_file, where=where), read_weights(weights_file, where=where)
 
 
 class _NoDraws(TorchFunctionMode):

@@ -168,6 +168,19 @@ class ImageGPTConfig:
     def from_dict(cls, fields: dict[str, Any]) -> "ImageGPTConfig":
         return cls(**fields)
 
+    def with_fields(self, **changes: Any) -> "ImageGPTConfig":
+        """A copy with other values of some fields; names of classes that they contradict go.
+
+        Raises TypeError for a name that is no field; ValueError as the constructor does.
+        """
+        for name in changes:
+            if not hasattr(self, name):
+                raise TypeError(f"ImageGPTConfig has no field {name!r}")
+        fields = self.to_dict()
+        if {"num_labels", "id2label"} & changes.keys():
+            del fields["id2label"], fields["label2id"]
+        return ImageGPTConfig.from_dict({**fields, **changes})
+
     @classmethod
     def from_pretrained(
         cls,

@@ -176,6 +176,8 @@ class ImageGPTForImageClassification(PreTrained):
     It is fed the pixels alone, without a start token, as on the Hugging Face page.
     """
 
+    new_head = "score.weight"
+
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__()
         self.config = config

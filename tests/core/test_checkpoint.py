@@ -17,6 +17,7 @@ from igpt_core import (
     CheckpointError,
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
     ImageGPTModel,
     Palette,
     load_image_size,
@@ -312,6 +313,36 @@ def test_bad_shards_are_refused_in_one_line(folder, damage):
             read(folder)
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(f"{folder}: ")
+
+
+def test_a_classifier_may_begin_with_a_new_head(folder, model):
+    names = {0: "cat", 1: "dog", 2: "frog"}
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"score\.weight is not in it and is new"):
+        classifier = ImageGPTForImageClassification.from_pretrained(folder, id2label=names)
+    trunk = model.transformer.state_dict()
+    assert_same_weights(classifier.transformer.state_dict(), trunk)
+    assert classifier.config.id2label == names
+    assert classifier.config.label2id == {"cat": 0, "dog": 1, "frog": 2}
+    head = classifier.score.weight
+    assert head.shape == (3, 24)
+    # The spread of 72 draws is known to 1 / sqrt(2 * 72) = 0.083 of itself: 7 of that.
+    assert abs(head.std().item() / 0.02 - 1) < 0.59
+    theirs = transformers.ImageGPTForImageClassification.from_pretrained(folder, num_labels=3)
+    assert_same_weights(theirs.transformer.state_dict(), trunk)
+    assert theirs.score.weight.shape == head.shape
+    # Only where the head is trained next: a job that classifies must not run with a new one.
+    with pytest.raises(CheckpointError, match=r"1 missing \(score.weight\)"):
+        ImageGPTForImageClassification.check_pretrained(folder)
+
+
+def test_fields_of_the_configuration_in_place_of_those_stored(folder, model):
+    loaded = ImageGPTForCausalImageModeling.from_pretrained(folder, output_hidden_states=True)
+    assert loaded(torch.zeros(1, 2, dtype=torch.int64)).hidden_states is not None
+    with pytest.raises(TypeError, match="no field 'num_classes'"):
+        ImageGPTForCausalImageModeling.from_pretrained(folder, num_classes=3)
+    with pytest.raises(CheckpointError, match=r"not of config\.json's shape"):
+        ImageGPTForCausalImageModeling.from_pretrained(folder, n_inner=7)
 
 
 def test_unknown_heads_are_refused():

@@ -85,17 +85,14 @@ def test_images_from_nothing(tiny_model):
         assert {tuple(color) for color in img.reshape(-1, 3)} <= colors
 
 
-def test_classes(tiny_model, image, tmp_path):
-    torch.manual_seed(0)
-    config = ImageGPTConfig.from_pretrained(tiny_model)
-    config.num_labels = 10
-    ImageGPTForImageClassification(config).save_pretrained(tmp_path)
-
+def test_classes(tiny_model, image):
     image_processor = ImageGPTImageProcessor.from_pretrained(tiny_model)
-    model = ImageGPTForImageClassification.from_pretrained(tmp_path)
+    # The page loads a causal model here, so that the head is new.
+    with pytest.warns(UserWarning, match=r"score\.weight is not in it and is new"):
+        model = ImageGPTForImageClassification.from_pretrained(tiny_model)
 
     inputs = image_processor(images=image, return_tensors="pt")
     outputs = model(**inputs)
     logits = outputs.logits
 
-    assert logits.shape == (1, 10)
+    assert logits.shape == (1, 2)
