@@ -1,7 +1,7 @@
-"""Next-pixel training: batches, learning rate, one step, the loop, evaluation."""
+"""Training: batches, learning rate, one step, the loop, evaluation."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.model import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from igpt_core.scoring import token_nll
 
 BETAS = (0.9, 0.95)  # AdamW, as in the ImageGPT paper
@@ -59,21 +59,25 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
 
-    def capture(
-        self, model: ImageGPTForCausalImageModeling, optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any]:
+    def capture(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return {
             "step": self.step,
             "seconds": self.seconds,
-            "model": model.state_dict(),
+            "objective": objective.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
 
 
 def batches(
-    tokens: NDArray[np.uint16], config: TrainingConfig, image_size: int, *, start: int
-) -> Iterator[Tensor]:
-    """Batches (batch_size, T) int64 without end: every epoch in a new order, half flipped.
+    tokens: NDArray[np.uint16],
+    config: TrainingConfig,
+    image_size: int,
+    *,
+    start: int,
+    labels: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches without end, every epoch in a new order, half of the images flipped: tokens
+    (batch_size, T) int64 and, where there are labels, theirs (batch_size,) int64.
 
     A batch is a function of (seed, its number) alone, so a resumed run sees what the undisturbed
     one would have seen.
@@ -81,6 +85,7 @@ def batches(
     Args:
         tokens: (N, T) colours, T = image_size ** 2, N >= batch_size.
         start: number of the first batch.
+        labels: (N,) classes.
     """
     per_epoch = len(tokens) // config.batch_size
     if per_epoch == 0:
@@ -98,16 +103,17 @@ def batches(
                 flips = np.random.default_rng((config.seed, epoch, index)).random(len(batch)) < 0.5
                 square = batch.reshape(-1, image_size, image_size)  # a view
                 square[flips] = square[flips, :, ::-1]
-            yield torch.from_numpy(batch)
+            if labels is None:
+                yield (torch.from_numpy(batch),)
+            else:
+                yield torch.from_numpy(batch), torch.from_numpy(labels[chosen])
             number += 1
 
 
-def make_optimizer(
-    model: ImageGPTForCausalImageModeling, config: TrainingConfig
-) -> torch.optim.AdamW:
+def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW; only matrices decay, not gains, biases or position embeddings."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "wpe" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "wpe" in n]
+    matrices = [p for n, p in objective.named_parameters() if p.ndim == 2 and "wpe" not in n]
+    others = [p for n, p in objective.named_parameters() if p.ndim < 2 or "wpe" in n]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -116,28 +122,28 @@ def make_optimizer(
 
 
 def train_step(
-    model: ImageGPTForCausalImageModeling,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    tokens: Tensor,
+    batch: Sequence[Tensor],
     *,
     learning_rate: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """One update on tokens (B, T); returns the loss before it, () float32 nats per pixel."""
+    """One update on a batch, as the objective takes it; returns the loss before it, () float32."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     reduced = dtype != torch.float32
-    with torch.autocast(tokens.device.type, dtype=dtype if reduced else None, enabled=reduced):
-        loss = token_nll(model, tokens).mean()
+    with torch.autocast(batch[0].device.type, dtype=dtype if reduced else None, enabled=reduced):
+        loss = objective(*batch)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(objective.parameters(), GRADIENT_NORM)
     optimizer.step()
-    return loss.detach()
+    return loss.detach()  # type: ignore[no-any-return]
 
 
 def train(
-    model: ImageGPTForCausalImageModeling,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     tokens: NDArray[np.uint16],
     config: TrainingConfig,
@@ -145,28 +151,35 @@ def train(
     image_size: int,
     state: TrainingState,
     on_step: Callable[[TrainingState, Tensor, float], None],
+    labels: NDArray[np.int64] | None = None,
 ) -> None:
-    """Train until the bound of `config`, from `state` on; the model ends in eval mode.
+    """Train until the bound of `config`, from `state` on; the objective ends in eval mode. Seeds
+    torch's global generator.
 
     Args:
+        objective: one of igpt_core.objectives; what it trains is trained in place.
         tokens: (N, image_size ** 2) colours.
         on_step: called after each step with the state, the loss () and the learning rate.
+        labels: (N,) classes, for an objective that takes them.
     """
-    model.train()
-    device = next(model.parameters()).device
+    objective.train()
+    device = next(objective.parameters()).device
     begun = time.monotonic() - state.seconds
-    for batch in batches(tokens, config, image_size, start=state.step):
+    for batch in batches(tokens, config, image_size, start=state.step, labels=labels):
         progress = config.progress(state.step, state.seconds)
         if progress >= 1.0:
             break
         rate = config.learning_rate_at(state.step, progress)
-        loss = train_step(
-            model, optimizer, batch.to(device), learning_rate=rate, dtype=config.dtype
+        # Dropout is a function of (seed, step) too, so that a resumed run has the same.
+        torch.manual_seed(
+            int(np.random.SeedSequence((config.seed, state.step)).generate_state(1)[0])
         )
+        on_device = [part.to(device) for part in batch]
+        loss = train_step(objective, optimizer, on_device, learning_rate=rate, dtype=config.dtype)
         state.step += 1
         state.seconds = time.monotonic() - begun
         on_step(state, loss, rate)
-    model.eval()
+    objective.eval()
 
 
 @torch.inference_mode()
@@ -180,3 +193,21 @@ def evaluate(
         batch = torch.from_numpy(tokens[first : first + batch_size].astype(np.int64))
         total += token_nll(model, batch.to(device)).double().sum().item()
     return total / tokens.size
+
+
+@torch.inference_mode()
+def accuracy(
+    model: ImageGPTForImageClassification,
+    tokens: NDArray[np.uint16],
+    labels: NDArray[np.int64],
+    *,
+    batch_size: int = 16,
+) -> float:
+    """Share of the images (N, T) whose likeliest class is their label (N,)."""
+    device = next(model.parameters()).device
+    right = 0
+    for first in range(0, len(tokens), batch_size):
+        batch = torch.from_numpy(tokens[first : first + batch_size].astype(np.int64))
+        found = model(batch.to(device)).logits.argmax(dim=1).cpu().numpy()
+        right += int((found == labels[first : first + batch_size]).sum())
+    return right / len(tokens)

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 import click
 
 from igpt_core.checkpoint import CheckpointError
-from jobs import complete, convert, demo, palette, quantize, report, train
+from jobs import (
+    classify,
+    complete,
+    convert,
+    demo,
+    finetune,
+    palette,
+    quantize,
+    report,
+    train,
+)
 from pipeline.run import OverErrorBudget, RunFailed
 from pipeline.storage import UsageError
 
@@ -17,7 +27,9 @@ COMMANDS = (
     palette.COMMAND,
     quantize.COMMAND,
     complete.COMMAND,
+    classify.COMMAND,
     train.COMMAND,
+    finetune.COMMAND,
     convert.COMMAND,
     report.COMMAND,
 )

@@ -5,7 +5,7 @@ from pydantic import Field
 
 from igpt_core.kv_cache import KVCache
 from jobs.command import command
-from pipeline import cluster
+from pipeline import cluster, rows
 from pipeline.job import Compute, Model, find_compute, find_model, prepare, start
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stage import Stage
@@ -33,6 +33,7 @@ def run(options: CompleteOptions) -> None:
         job = prepare(
             "complete",
             begun,
+            columns=rows.complete_columns(model.quantizer.image_size**2),
             quantizer=model.quantizer,
             model=model,
             compute=compute,

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from jobs.command import command
-from pipeline import cluster
+from pipeline import cluster, rows
 from pipeline.job import find_quantizer, prepare, start
 from pipeline.options import ImageJobOptions
 from pipeline.storage import UsageError, options_for
@@ -33,6 +33,7 @@ def run(options: QuantizeOptions) -> None:
         job = prepare(
             "quantize",
             begun,
+            columns=rows.quantize_columns(quantizer.image_size**2),
             quantizer=quantizer,
             default_shard_size=lambda _: SHARD_SIZE,
         )

@@ -156,13 +156,13 @@ def allot(*, device: str | None, cpu_actors: int | None, model_actors: int | Non
     )
 
 
-def shard_size(n_rows: int, rows_per_batch: int, device: str) -> int:
-    """Rows of a shard for a model stage: whole batches, four at most, and fewer where otherwise
+def shard_size(n_rows: int, rows_per_batch: int, device: str, *, most_batches: int = 4) -> int:
+    """Rows of a shard for a model stage: whole batches, and fewer than the most where otherwise
     the cluster's model actors would not have two shards each.
 
     Depends on the cluster alone and not on --model-actors, so that another number of actors cuts
     the same shards.
     """
     wanted = 2 * auto_model_actors(device)
-    batches = min(4, n_rows // (wanted * rows_per_batch))
+    batches = min(most_batches, n_rows // (wanted * rows_per_batch))
     return max(batches, 1) * rows_per_batch

@@ -12,7 +12,7 @@ from pipeline.sheet_rows import Entry, Picture
 
 _CELL = 128  # about; pictures grow by a whole factor
 _GAP, _COLUMN_GAP, _MARGIN = 8, 28, 28
-_HEADER, _TITLES, _LABEL = 60, 24, 24
+_HEADER, _TITLES, _LABEL, _CAPTION = 60, 24, 24, 18
 _MIN_WIDTH = 480
 _MARK = 3
 _ASPECT = 1.4
@@ -36,7 +36,8 @@ def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
     cells = [picture.title for picture in entries[0].pictures] if entries else []
     cell = entries[0].pictures[0].side * scale_of(entries[0].pictures[0].side) if entries else 0
     entry_width = len(cells) * (cell + _GAP) - _GAP
-    entry_height = _LABEL + cell + _GAP
+    label = _LABEL + (_CAPTION if any(entry.caption for entry in entries) else 0)
+    entry_height = label + cell + _GAP
     across = _across(len(entries), entry_width + _COLUMN_GAP, entry_height)
     down = math.ceil(len(entries) / across)
     top = _MARGIN + _HEADER + (_TITLES if len(cells) > 1 else 0)
@@ -49,11 +50,12 @@ def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
         x = _MARGIN + i % across * (entry_width + _COLUMN_GAP)
         y = top + i // across * entry_height
         _text(draw, (x, y), printable(entry.id), 13, _INK, entry_width)
+        _text(draw, (x, y + _CAPTION), printable(entry.caption), 13, _ACCENT, entry_width)
         for j, picture in enumerate(entry.pictures):
             left = x + j * (cell + _GAP)
             if i < across and len(cells) > 1:
                 _text(draw, (left, top - _TITLES), picture.title, 12, _QUIET, cell)
-            _place(sheet, picture, left, y + _LABEL - 4)
+            _place(sheet, picture, left, y + label - 4)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

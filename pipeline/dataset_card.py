@@ -2,20 +2,23 @@
 
 from typing import Any
 
-import pyarrow as pa
 import yaml
 
 from pipeline.labels import printable
 from pipeline.parts import ROW_GROUP_ROWS
-from pipeline.rows import ID, JOBS
 from pipeline.run_record import RunRecord
 
-_NAMES = {"complete": "ImageGPT completions", "quantize": "ImageGPT tokens"}
+_NAMES = {
+    "classify": "ImageGPT classifications",
+    "complete": "ImageGPT completions",
+    "quantize": "ImageGPT tokens",
+}
 _SAYS = {
+    "classify": "The classes that an ImageGPT classifier finds in images.",
     "complete": "Images finished by ImageGPT from their upper part.",
     "quantize": "Images as the colour tokens that ImageGPT reads.",
 }
-_TASKS = {"complete": ["image-to-image"]}
+_TASKS = {"classify": ["image-classification"], "complete": ["image-to-image"]}
 # The hub's own names; each holds up to its bound, the last everything above.
 _SIZES = (
     (1e3, "n<1K"),
@@ -29,9 +32,9 @@ _SIZES = (
 )
 
 
-def dataset_card(record: RunRecord, *, schema: pa.Schema) -> str:
+def dataset_card(record: RunRecord) -> str:
     """The card in Markdown. Its header makes data/*.parquet, and nothing else in the folder, the
-    split `train`. `schema` is that of the results."""
+    split `train`."""
     return f"""---
 {yaml.safe_dump(_header(record), sort_keys=False, allow_unicode=True)}---
 
@@ -45,7 +48,7 @@ def dataset_card(record: RunRecord, *, schema: pa.Schema) -> str:
 
 | column | type | meaning |
 |---|---|---|
-{_columns(record.job, schema)}
+{_columns(record)}
 
 ## Use
 
@@ -96,12 +99,10 @@ def _counted(record: RunRecord) -> str:
     return text if record.finished else f"{text} {record.status}."
 
 
-def _columns(job: str, schema: pa.Schema) -> str:
-    meanings = {column.name: column.meaning for column in (ID, *JOBS[job])}
+def _columns(record: RunRecord) -> str:
     return "\n".join(
-        f"| {_code(field.name)} | {_code(str(field.type))} "
-        f"| {meanings.get(field.name, 'as in the input')} |"
-        for field in schema
+        f"| {_code(column['name'])} | {_code(column['type'])} | {column['meaning']} |"
+        for column in record.run["columns"]
     )
 
 

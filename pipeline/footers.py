@@ -116,10 +116,10 @@ def passthrough_schema(
     if missing:
         raise UsageError(
             f"expected column {', '.join(missing)} in {first.path}, found "
-            f"{', '.join(schema.names)}; check --keep-columns and --id-column"
+            f"{', '.join(schema.names)}; next: one of these"
         )
     if keep is not None and image in keep:
-        raise UsageError(f"expected --keep-columns without {image}: the images are not copied")
+        raise UsageError(f"expected columns to keep without {image}: the images are not copied")
     # A column that becomes the output's `id` need not stand there twice.
     apart = {image, "id"} if id_column == "id" else {image}
     names = [n for n in schema.names if n not in apart and (keep is None or n in keep)]

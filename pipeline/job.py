@@ -5,12 +5,20 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
-from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
+import pyarrow as pa
+
+from igpt_core.checkpoint import (
+    CheckpointError,
+    load_image_size,
+    load_palette,
+    model_fingerprint,
+)
 from igpt_core.config import CONFIG_FILE, ImageGPTConfig
 from igpt_core.image_processor import PREPROCESSOR_FILE
-from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.model import HEADS
 from igpt_core.model_files import pinned
 from igpt_core.palette import Palette
 from pipeline import cluster, rows
@@ -20,6 +28,7 @@ from pipeline.report import write_report
 from pipeline.run import execute
 from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import Plan, Source, find_source
+from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
 from pipeline.storage import (
@@ -70,14 +79,30 @@ def find_quantizer(location: str, image_size: int | None, options: Mapping[str, 
     return Quantizer(location, palette, image_size)
 
 
-def find_model(location: str, options: Mapping[str, Any]) -> Model:
+# The next move where a model lacks a head.
+_HEADLESS = {
+    "causal": "has no next-pixel head; next: a model of igpt train or a published one (igpt "
+    "finetune takes this one with --next-pixel-weight 0)",
+    "classification": "has no classification head; next: igpt finetune gives it one",
+}
+
+
+def find_model(location: str, options: Mapping[str, Any], *, head: str | None = "causal") -> Model:
     """The model of a folder, checked but not loaded.
 
-    Raises CheckpointError for a folder that holds none, UsageError for one whose palette or
-    image size does not fit.
+    Args:
+        head: of igpt_core.model.HEADS, which the folder must have.
+
+    Raises CheckpointError for a folder that holds none, UsageError for one that lacks the head
+    or whose palette or image size does not fit.
     """
     given, location = location, pinned(absolute_model(location), (CONFIG_FILE,))
-    config = ImageGPTForCausalImageModeling.check_pretrained(location, storage_options=options)
+    config = HEADS[None].check_pretrained(location, storage_options=options)
+    if head is not None:
+        try:
+            HEADS[head].check_pretrained(location, storage_options=options)
+        except CheckpointError as error:
+            raise UsageError(f"{given} {_HEADLESS[head]}") from error
     quantizer = find_quantizer(location, None, options)
     if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:
         raise UsageError(
@@ -151,6 +176,7 @@ class Job:
     options: ImageJobOptions
     directory: RunDirectory
     plan: Plan
+    schema: pa.Schema
     quantizer: Quantizer
     allotment: cluster.Allotment
 
@@ -175,9 +201,10 @@ class Job:
         arguments = {
             "output": self.directory.location,
             "job": self.name,
+            "schema": self.schema,
             "image_size": self.quantizer.image_size,
-            "passthrough": self.plan.passthrough,
             "palette": self.quantizer.location,
+            "examples": ceil(SHEET_ROWS / len(self.plan.shards)),
             "output_options": options_for(self.options.storage_options, "output"),
             "model_options": options_for(self.options.storage_options, "model"),
         }
@@ -208,6 +235,7 @@ def prepare(
     name: str,
     begun: Start,
     *,
+    columns: Sequence[rows.Column],
     quantizer: Quantizer,
     model: Model | None = None,
     compute: Compute | None = None,
@@ -217,6 +245,7 @@ def prepare(
     """Claim the run directory and make its plan, or find both as an earlier command left them.
 
     Args:
+        columns: what the job adds to the id and the columns passed through.
         results: what the job's results depend on beside the input, the quantizer and the model.
         default_shard_size: from the number of rows, where the options give none.
 
@@ -234,7 +263,7 @@ def prepare(
         assert begun.source is not None
         size = options.shard_size or default_shard_size(begun.source.rows)
         plan = begun.source.cut(size)
-        rows.schema_for(name, quantizer.image_size**2, passthrough=plan.passthrough)
+        schema = rows.schema_for(name, columns, passthrough=plan.passthrough)
         record = new_record(
             name,
             command=command_line(),
@@ -246,16 +275,18 @@ def prepare(
                 "fingerprint": quantizer.palette.fingerprint,
             },
             image_size=quantizer.image_size,
+            columns=rows.described(schema, columns),
             results=wanted | {"shard_size": size},
         )
         directory.clear()
         directory.begin(record, plan)
+    schema = rows.schema_for(name, columns, passthrough=plan.passthrough)
     allotment = cluster.allot(
         device=compute and compute.device,
         cpu_actors=options.cpu_actors,
         model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
     )
-    return Job(name, options, directory, plan, quantizer, allotment)
+    return Job(name, options, directory, plan, schema, quantizer, allotment)
 
 
 def _dependencies(name: str, options: ImageJobOptions, quantizer: Quantizer) -> dict[str, Any]:

@@ -89,3 +89,25 @@ class ImageJobOptions(InputOptions, ClusterOptions, StorageOptions):
     )
     overwrite: bool = Field(False, description="replace the run in --output")
     output: str = Field(description="run directory, local or a URI; the same command resumes it")
+
+
+class TrainingOptions(PixelOptions, StorageOptions):
+    """Options of the jobs that train a model, in one process."""
+
+    output: str = Field(description="local folder for the model and its log")
+    epochs: int | None = Field(None, ge=1, description="end after N passes over the images")
+    steps: int | None = Field(None, ge=1, description="end after N steps")
+    minutes: float | None = Field(
+        None, gt=0, description="end after X minutes; give one of the three"
+    )
+    batch_size: int = Field(8, ge=1, description="images a step")
+    learning_rate: float = Field(2e-3, gt=0, description="highest, after the warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="on matrices")
+    warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
+    eval_input: str | None = Field(None, description="held-out images for a final figure")
+    seed: int = Field(0, ge=0, description="of new weights, order and flips")
+    save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of the saved weights"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of matrix products")

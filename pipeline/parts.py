@@ -1,5 +1,6 @@
 """The writer of a shard's part, and where the parts of a run directory lie."""
 
+import base64
 import io
 import json
 import re
@@ -74,9 +75,11 @@ class WriteParts:
     Args:
         output: the run directory.
         job: which of `rows.JOBS`.
+        schema: of the results, see `rows.schema_for`.
         image_size: pixels a side.
-        passthrough: schema of the input's columns in the results.
         palette: location of the palette, for pictures of tokens.
+        examples: rows of each part whose pictures are kept for the report, where the results
+            themselves hold no images.
         output_options, model_options: fsspec options of the two locations.
     """
 
@@ -85,16 +88,18 @@ class WriteParts:
         *,
         output: str,
         job: str,
+        schema: pa.Schema,
         image_size: int,
-        passthrough: pa.Schema,
         palette: str,
+        examples: int,
         output_options: Mapping[str, Any],
         model_options: Mapping[str, Any],
     ) -> None:
         self._fs, self._output = open_location(output, output_options)
-        self._columns = RESULTS[job]
+        self._columns = RESULTS.get(job)
+        self._schema = schema
         self._side = image_size
-        self._schema = rows.schema_for(job, image_size**2, passthrough=passthrough)
+        self._n_examples = 0 if rows.TOKENS in schema.names else examples
         self._palette = load_palette(palette, storage_options=model_options)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -123,6 +128,8 @@ class WriteParts:
         seconds = _seconds(block) | {"write": time.perf_counter() - begun}
         summary["seconds"] = sum(seconds.values())
         stats = summary | {"seconds": seconds, "host": socket.gethostname()}
+        if self._n_examples:
+            stats["examples"] = self._examples(good)
         write_atomic(
             self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()
         )
@@ -130,10 +137,21 @@ class WriteParts:
         return summary
 
     def _results(self, good: pa.Table) -> pa.Table:
-        columns = {rows.ID.name: good[rows.ROW_ID]}
+        columns = {rows.ID: good[rows.ROW_ID]}
         columns |= {name: good[name] for name in good.column_names if name in self._schema.names}
-        columns |= self._columns(good, self._palette, self._side)
+        if self._columns is not None:
+            columns |= self._columns(good, self._palette, self._side)
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+
+    def _examples(self, good: pa.Table) -> list[dict[str, Any]]:
+        """A few rows of the part, evenly spread, each with its picture as base64 of a PNG."""
+        chosen = spread(good.num_rows, self._n_examples)
+        tokens = list(tokens_of(good[rows.ROW_TOKENS].take(pa.array(chosen, pa.int64()))))
+        images = pictures(tokens, self._palette, self._side).field("bytes").to_pylist()
+        return [
+            {"row": row, "png": base64.b64encode(png).decode()}
+            for row, png in zip(chosen, images, strict=True)
+        ]
 
     def _write_errors(self, shard: int, bad: pa.Table) -> None:
         path = join(self._output, part_name("errors", shard))
@@ -154,6 +172,13 @@ _ERROR_COLUMNS = (
     rows.ERROR_CLASS,
     rows.ERROR_MESSAGE,
 )
+
+
+def spread(total: int, n: int) -> list[int]:
+    """n indices of range(total) at even distances, each in the middle of its stretch; all of them
+    where there are no more than n."""
+    n = min(n, total)
+    return [(2 * i + 1) * total // (2 * n) for i in range(n)]
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -178,32 +203,32 @@ def _seconds(block: pa.Table) -> dict[str, float]:
 
 def _drawn(good: pa.Table) -> int:
     """Tokens that the model drew: the positions beyond the prompt, of every sample."""
-    if rows.SAMPLES.name not in good.column_names:
+    if rows.SAMPLES not in good.column_names:
         return 0
     n_positions = good[rows.ROW_TOKENS].type.list_size
-    missing = pc.subtract(n_positions, good[rows.PROMPT_LENGTH.name])
-    drawn = pc.multiply(missing, pc.list_value_length(good[rows.SAMPLES.name]))
+    missing = pc.subtract(n_positions, good[rows.PROMPT_LENGTH])
+    drawn = pc.multiply(missing, pc.list_value_length(good[rows.SAMPLES]))
     return pc.sum(drawn).as_py() or 0
 
 
 def _quantize_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:
-    return {rows.TOKENS.name: good[rows.ROW_TOKENS]}
+    return {rows.TOKENS: good[rows.ROW_TOKENS]}
 
 
 def _complete_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:
     tokens = tokens_of(good[rows.ROW_TOKENS])
-    samples = good[rows.SAMPLES.name].combine_chunks()
+    samples = good[rows.SAMPLES].combine_chunks()
     lists = pa.concat_arrays(samples.chunks) if isinstance(samples, pa.ChunkedArray) else samples
     drawn = tokens_of(pa.chunked_array([lists.flatten()]))
-    given = good[rows.PROMPT_LENGTH.name].to_pylist()
+    given = good[rows.PROMPT_LENGTH].to_pylist()
     prompts = [row[:n] for row, n in zip(tokens, given, strict=True)]
     return {
-        rows.TOKENS.name: good[rows.ROW_TOKENS],
-        rows.IMAGES.name: pa.ListArray.from_arrays(
-            _offsets(lists), pictures(list(drawn), palette, side), type=rows.IMAGES.type(side**2)
+        rows.TOKENS: good[rows.ROW_TOKENS],
+        rows.IMAGES: pa.ListArray.from_arrays(
+            _offsets(lists), pictures(list(drawn), palette, side), type=pa.list_(rows.IMAGE)
         ),
-        rows.PROMPT.name: pictures(prompts, palette, side),
-        rows.ORIGINAL.name: pictures(list(tokens), palette, side),
+        rows.PROMPT: pictures(prompts, palette, side),
+        rows.ORIGINAL: pictures(list(tokens), palette, side),
     }
 
 

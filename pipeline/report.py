@@ -3,15 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
-
 from igpt_core.palette import Palette
 from pipeline.contact_sheet import draw_sheet
 from pipeline.dataset_card import dataset_card
 from pipeline.report_page import HEADLINES, report_page
-from pipeline.rows import schema_for
 from pipeline.run_directory import RunDirectory
 from pipeline.run_record import RunRecord, read_record
 from pipeline.sheet_rows import Entry, read_entries
@@ -43,7 +38,12 @@ def write_report(
             f"{palette.fingerprint}; give the palette or model that the run had"
         )
     entries = read_entries(
-        fs, record.filled_parts, job=record.job, image_size=size, palette=palette
+        fs,
+        record.filled_parts,
+        job=record.job,
+        image_size=size,
+        palette=palette,
+        examples=record.examples,
     )
     shown = _shown(record, entries)
     note = [shown, *record.origin]
@@ -53,7 +53,7 @@ def write_report(
         "contact_sheet.png": draw_sheet(
             entries, title=HEADLINES[record.job], note=" · ".join(note)
         ),
-        "README.md": dataset_card(record, schema=_schema(fs, record, size)).encode(),
+        "README.md": dataset_card(record).encode(),
         "report.html": report_page(record, entries, shown=shown, output=output).encode(),
     }
     for name, payload in files.items():
@@ -68,11 +68,3 @@ def _shown(record: RunRecord, entries: Sequence[Entry]) -> str:
     if record.figures.rows:
         return "No pictures: tokens need the palette of the run"
     return "No pictures: no row has a result"
-
-
-def _schema(fs: AbstractFileSystem, record: RunRecord, image_size: int) -> pa.Schema:
-    """The schema of the results: all parts have the same."""
-    if not record.parts:
-        return schema_for(record.job, image_size * image_size)
-    with fs.open(record.parts[0], "rb") as file:
-        return pq.ParquetFile(file).schema_arrow

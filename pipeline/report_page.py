@@ -13,7 +13,11 @@ from pipeline.run_record import ErrorKind, RunRecord
 from pipeline.sheet_rows import MAX_SAMPLES, Entry, Picture
 from pipeline.storage import join
 
-HEADLINES = {"complete": "Image completions", "quantize": "Quantized images"}
+HEADLINES = {
+    "classify": "Classified images",
+    "complete": "Image completions",
+    "quantize": "Quantized images",
+}
 _LABEL_LENGTH = 60
 
 
@@ -120,7 +124,8 @@ def _samples_left_out(record: RunRecord) -> str:
 def _figure(entry: Entry) -> str:
     single = len(entry.pictures) == 1
     cells = "".join(_cell(picture, "" if single else picture.title) for picture in entry.pictures)
-    caption = f"<figcaption>{_id(entry.id)}</figcaption>"
+    says = f"<div><b>{_text(entry.caption)}</b></div>" if entry.caption else ""
+    caption = f"<figcaption>{_id(entry.id)}{says}</figcaption>"
     return f'<figure>{caption}<div class="cells">{cells}</div></figure>\n'
 
 

@@ -6,7 +6,7 @@ beside the columns passed through from the input.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,29 +22,71 @@ def tokens_type(n_positions: int) -> pa.DataType:
     return pa.list_(pa.uint16(), n_positions)
 
 
+def samples_type(n_positions: int) -> pa.DataType:
+    """Any number of images' palette indices."""
+    return pa.list_(tokens_type(n_positions))
+
+
+def logits_type(num_labels: int) -> pa.DataType:
+    """The logits of all classes."""
+    return pa.list_(pa.float32(), num_labels)
+
+
+# Columns of results.
+ID = "id"
+TOKENS = "tokens"
+SAMPLES = "samples"
+IMAGES = "images"
+PROMPT = "prompt"
+ORIGINAL = "original"
+PROMPT_LENGTH = "prompt_length"
+PREDICTED_LABEL = "predicted_label"
+PREDICTED_NAME = "predicted_name"
+PROBABILITY = "probability"
+LOGITS = "logits"
+
+
 @dataclass(frozen=True)
 class Column:
-    """A column of a result: its name, its type for images of n positions, what it holds."""
+    """A column of a result: its name, its type, what it holds."""
 
     name: str
-    type: Callable[[int], pa.DataType]
+    type: pa.DataType
     meaning: str
 
 
-ID = Column("id", lambda n: pa.string(), "unique, stable name of the row")
-TOKENS = Column("tokens", tokens_type, "palette indices of the quantized image, raster order")
-SAMPLES = Column(
-    "samples", lambda n: pa.list_(tokens_type(n)), "palette indices of each completion"
-)
-IMAGES = Column("images", lambda n: pa.list_(IMAGE), "PNG of each completion")
-PROMPT = Column("prompt", lambda n: IMAGE, "PNG of what the model was given")
-ORIGINAL = Column("original", lambda n: IMAGE, "PNG of the quantized input")
-PROMPT_LENGTH = Column("prompt_length", lambda n: pa.int32(), "positions given to the model")
+# The jobs that write run directories.
+JOBS = ("quantize", "complete", "classify")
 
-JOBS: dict[str, tuple[Column, ...]] = {
-    "quantize": (TOKENS,),
-    "complete": (TOKENS, SAMPLES, IMAGES, PROMPT, ORIGINAL, PROMPT_LENGTH),
-}
+
+def quantize_columns(n_positions: int) -> tuple[Column, ...]:
+    """What quantize adds to id and the columns passed through."""
+    meaning = "palette indices of the quantized image, raster order"
+    return (Column(TOKENS, tokens_type(n_positions), meaning),)
+
+
+def complete_columns(n_positions: int) -> tuple[Column, ...]:
+    """What complete adds."""
+    return (
+        *quantize_columns(n_positions),
+        Column(SAMPLES, samples_type(n_positions), "palette indices of each completion"),
+        Column(IMAGES, pa.list_(IMAGE), "PNG of each completion"),
+        Column(PROMPT, IMAGE, "PNG of what the model was given"),
+        Column(ORIGINAL, IMAGE, "PNG of the quantized input"),
+        Column(PROMPT_LENGTH, pa.int32(), "positions given to the model"),
+    )
+
+
+def classify_columns(num_labels: int, *, named: bool) -> tuple[Column, ...]:
+    """What classify adds; `named`: the model has names for its classes."""
+    columns = [
+        Column(PREDICTED_LABEL, pa.int64(), "the likeliest class"),
+        Column(PREDICTED_NAME, pa.string(), "its name"),
+        Column(PROBABILITY, pa.float32(), "its probability"),
+        Column(LOGITS, logits_type(num_labels), "logits of all classes"),
+    ]
+    return tuple(column for column in columns if named or column.name != PREDICTED_NAME)
+
 
 ERRORS = pa.schema(
     [
@@ -88,7 +130,9 @@ def block_schema(n_positions: int, *, passthrough: pa.Schema | None = None) -> p
     return pa.schema(own + list(passthrough or []))
 
 
-def schema_for(job: str, n_positions: int, *, passthrough: pa.Schema | None = None) -> pa.Schema:
+def schema_for(
+    job: str, columns: Sequence[Column], *, passthrough: pa.Schema | None = None
+) -> pa.Schema:
     """The schema of a job's results: id, the columns passed through, the job's own; with the
     `huggingface` metadata of all of them.
 
@@ -96,8 +140,7 @@ def schema_for(job: str, n_positions: int, *, passthrough: pa.Schema | None = No
     a column passed through has the name of an output column.
     """
     passthrough = pa.schema([]) if passthrough is None else passthrough
-    columns = JOBS[job]
-    taken = {ID.name} | {column.name for column in columns}
+    taken = {ID} | {column.name for column in columns}
     clashes = [name for name in passthrough.names if name in taken or name.startswith(PREFIX)]
     if clashes:
         advice = "--id-column id, or " if "id" in clashes else ""
@@ -105,10 +148,22 @@ def schema_for(job: str, n_positions: int, *, passthrough: pa.Schema | None = No
             f"the input's column {', '.join(clashes)} has the name of an output column of {job}; "
             f"next: {advice}--keep-columns with the columns to keep, without it"
         )
-    fields = [pa.field(ID.name, ID.type(n_positions)), *passthrough]
-    fields += [pa.field(column.name, column.type(n_positions)) for column in columns]
-    schema = pa.schema(fields)
+    own = [pa.field(column.name, column.type) for column in columns]
+    schema = pa.schema([pa.field(ID, pa.string()), *passthrough, *own])
     return schema.with_metadata(hub_metadata(schema, known=hub_features(passthrough)))
+
+
+def described(schema: pa.Schema, columns: Sequence[Column]) -> list[dict[str, str]]:
+    """The columns of a job's results for people: name, type and meaning of each."""
+    meanings = {ID: "unique, stable name of the row", **{c.name: c.meaning for c in columns}}
+    return [
+        {
+            "name": field.name,
+            "type": str(field.type),
+            "meaning": meanings.get(field.name, "as in the input"),
+        }
+        for field in schema
+    ]
 
 
 def hub_features(schema: pa.Schema) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run directory says about itself, finished or not: run.json, shards, figures, errors."""
 
+import base64
 import io
 import json
 from collections import Counter
@@ -59,7 +60,8 @@ class RunRecord:
 
     `run` is run.json as it was written. `parts` are the paths of the finished shards' results, in
     order; `filled_parts` those that hold rows. `planned` is the number of shards, None where
-    the directory does not say.
+    the directory does not say. `examples` are pictures of a few rows, PNG by part and row, where
+    the results hold no images.
     """
 
     run: Mapping[str, Any]
@@ -67,6 +69,7 @@ class RunRecord:
     filled_parts: tuple[str, ...]
     planned: int | None
     finished: bool
+    examples: Mapping[str, Mapping[int, bytes]]
     figures: Figures
     errors: tuple[ErrorKind, ...]
 
@@ -123,6 +126,7 @@ def read_record(directory: RunDirectory) -> RunRecord:
         filled_parts=tuple(part.path for part in parts if part.rows),
         planned=planned,
         finished=finished,
+        examples={part.path: _examples(part) for part in parts if "examples" in part.stats},
         figures=_figures(parts, report if finished else None),
         errors=_merged(kind for part in parts for kind in part.errors),
     )
@@ -162,6 +166,10 @@ def _read_part(directory: RunDirectory, shard: int) -> _Part:
         failed = sum(kind.count for kind in kinds)
         return _Part(path, row_count(directory.fs, path), failed, {}, kinds)
     return _Part(path, int(stats["rows"]), int(stats["errors"]), stats, kinds)
+
+
+def _examples(part: _Part) -> dict[int, bytes]:
+    return {found["row"]: base64.b64decode(found["png"]) for found in part.stats["examples"]}
 
 
 def _read_errors(fs: AbstractFileSystem, path: str) -> Sequence[ErrorKind]:

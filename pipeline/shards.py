@@ -177,12 +177,14 @@ def find_source(
     image_column: str | None = None,
     id_column: str | None = None,
     keep_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
     limit: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Source:
     """Finds and counts the files of an input (file, folder, glob, comma-list of them).
 
-    `limit` takes the first rows only. `keep_columns` None keeps every column but the image.
+    `limit` takes the first rows only. `keep_columns` None keeps every column but the image;
+    with a `label_column` it keeps that one, beside those named.
     `storage_options` are those of the input location alone. Raises UsageError.
     """
     options = storage_options or {}
@@ -194,14 +196,20 @@ def find_source(
             "--image-column": image_column,
             "--id-column": id_column,
             "--keep-columns": keep_columns,
+            "--label-column": label_column,
         }
         wrong = [name for name, value in given.items() if value]
         if wrong:
-            raise UsageError(f"{wrong[0]} is for tables, {input} holds image files; leave it out")
+            raise UsageError(
+                f"{wrong[0]} is for tables, {input} holds image files, which have no columns; "
+                "next: a table (Parquet), or leave it out"
+            )
         counted = [(file, 1) for file in files]
     else:
         counted, schemas = read_footers(files, options, limit=limit)
         image_column = choose_image_column(schemas, image_column)
+        if label_column is not None:
+            keep_columns = [*(keep_columns or []), label_column]
         passthrough = passthrough_schema(schemas, keep_columns, image_column, id_column)
     source = Source(format, counted, limit, image_column, id_column, passthrough, skipped)
     if source.rows == 0:

@@ -13,12 +13,14 @@ from fsspec import AbstractFileSystem
 from igpt_core.palette import Palette
 from igpt_core.pixels import encode_png
 from pipeline import rows
+from pipeline.parts import spread
 from pipeline.run_record import row_count
 
 ROWS = 24
 MAX_SAMPLES = 6
 _THREADS = 8
 _BATCH_ROWS = 64
+_PICTURE = rows.PREFIX + "picture"  # of a row, beside its columns
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the results as pictures, in the order in which they stand side by side."""
+    """A row of the results as pictures, in the order in which they stand side by side, and what
+    is said of them."""
 
     id: str
     pictures: tuple[Picture, ...]
+    caption: str = ""
 
 
 def read_entries(
@@ -47,40 +51,48 @@ def read_entries(
     job: str,
     image_size: int,
     palette: Palette | None = None,
+    examples: Mapping[str, Mapping[int, bytes]] | None = None,
     n: int = ROWS,
 ) -> list[Entry]:
     """Up to n rows at even distances over all parts, the same for the same parts.
 
     Opens at most n parts, of those the row groups that are needed. Pictures of tokens take the
-    run's palette: without it, quantize has none and the list is empty.
+    run's palette: without it, quantize has none and the list is empty. Jobs whose results hold no
+    images have the rows of `examples` alone, PNG by part and row.
     """
     if job == "quantize" and palette is None:
         return []
     columns, entry = _JOBS[job]
-    chosen = [parts[i] for i in spread(len(parts), n)]
+    examples = examples or {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        counts = list(pool.map(lambda path: row_count(fs, path), chosen))
-        wanted = _by_part(counts, spread(sum(counts), n))
+        if job in _BY_EXAMPLE:
+            there = [(path, row) for path in parts for row in sorted(examples.get(path, ()))]
+            wanted: dict[str, list[int]] = {}
+            for path, row in (there[i] for i in spread(len(there), n)):
+                wanted.setdefault(path, []).append(row)
+        else:
+            chosen = [parts[i] for i in spread(len(parts), n)]
+            counts = list(pool.map(lambda path: row_count(fs, path), chosen))
+            wanted = _by_part(chosen, counts, spread(sum(counts), n))
         found = pool.map(
-            lambda item: list(_read_rows(fs, chosen[item[0]], item[1], columns)), wanted.items()
+            lambda path: list(_read_rows(fs, path, wanted[path], columns)), list(wanted)
         )
-        return [entry(row, image_size, palette) for part in found for row in part]
+        return [
+            entry(values | {_PICTURE: examples.get(path, {}).get(row)}, image_size, palette)
+            for path, read in zip(wanted, found, strict=True)
+            for row, values in zip(wanted[path], read, strict=True)
+        ]
 
 
-def spread(total: int, n: int) -> list[int]:
-    """n indices of range(total) at even distances, each in the middle of its stretch; all of them
-    where there are no more than n."""
-    n = min(n, total)
-    return [(2 * i + 1) * total // (2 * n) for i in range(n)]
-
-
-def _by_part(counts: Sequence[int], picks: Sequence[int]) -> dict[int, list[int]]:
+def _by_part(
+    parts: Sequence[str], counts: Sequence[int], picks: Sequence[int]
+) -> dict[str, list[int]]:
     """Rows of all parts together as rows of each."""
-    wanted: dict[int, list[int]] = {}
+    wanted: dict[str, list[int]] = {}
     starts = np.cumsum([0, *counts])
     for pick in picks:
         part = int(np.searchsorted(starts, pick, side="right")) - 1
-        wanted.setdefault(part, []).append(pick - int(starts[part]))
+        wanted.setdefault(parts[part], []).append(pick - int(starts[part]))
     return wanted
 
 
@@ -104,13 +116,13 @@ def _read_rows(
 
 
 def _completion(row: Mapping[str, Any], side: int, palette: Palette | None) -> Entry:
-    given = int(row[rows.PROMPT_LENGTH.name]) // side
-    images = row[rows.IMAGES.name]
+    given = int(row[rows.PROMPT_LENGTH]) // side
+    images = row[rows.IMAGES]
     numbers = range(1, len(images) + 1)
     titles = [f"completion {i}" for i in numbers] if len(images) > 1 else ["completion"]
-    prompt, original = row[rows.PROMPT.name], row[rows.ORIGINAL.name]
+    prompt, original = row[rows.PROMPT], row[rows.ORIGINAL]
     return Entry(
-        row[rows.ID.name],
+        row[rows.ID],
         (
             Picture("given", prompt and prompt["bytes"], side),
             *(
@@ -124,16 +136,27 @@ def _completion(row: Mapping[str, Any], side: int, palette: Palette | None) -> E
 
 def _quantized(row: Mapping[str, Any], side: int, palette: Palette | None) -> Entry:
     assert palette is not None  # read_entries sees to it
-    tokens = np.array(row[rows.TOKENS.name], np.uint16).reshape(side, side)
+    tokens = np.array(row[rows.TOKENS], np.uint16).reshape(side, side)
     png = encode_png(palette.decode(tokens))
-    return Entry(row[rows.ID.name], (Picture("quantized", png, side),))
+    return Entry(row[rows.ID], (Picture("quantized", png, side),))
+
+
+def _classified(row: Mapping[str, Any], side: int, palette: Palette | None) -> Entry:
+    found = row.get(rows.PREDICTED_NAME, row[rows.PREDICTED_LABEL])
+    caption = f"{found}, {row[rows.PROBABILITY]:.0%}"
+    return Entry(row[rows.ID], (Picture("quantized", row[_PICTURE], side),), caption)
 
 
 _Reader = Callable[[Mapping[str, Any], int, Palette | None], Entry]
 _JOBS: dict[str, tuple[Sequence[str], _Reader]] = {
     "complete": (
-        [c.name for c in (rows.ID, rows.IMAGES, rows.PROMPT, rows.ORIGINAL, rows.PROMPT_LENGTH)],
+        [rows.ID, rows.IMAGES, rows.PROMPT, rows.ORIGINAL, rows.PROMPT_LENGTH],
         _completion,
     ),
-    "quantize": ([rows.ID.name, rows.TOKENS.name], _quantized),
+    "quantize": ([rows.ID, rows.TOKENS], _quantized),
+    "classify": (
+        [rows.ID, rows.PREDICTED_LABEL, rows.PREDICTED_NAME, rows.PROBABILITY],
+        _classified,
+    ),
 }
+_BY_EXAMPLE = {"classify"}  # jobs whose results hold no images

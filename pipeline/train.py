@@ -1,137 +1,147 @@
-"""A training run in one process: tokens in memory, a log, a state to go on from."""
+"""A training run in one process: its options, a log, a state to go on from."""
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from igpt_core.checkpoint import save_checkpoint
-from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.objectives import JointClassification, NextPixel
 from igpt_core.palette import Palette
-from igpt_core.pixels import Crop, Resize
 from igpt_core.training import TrainingConfig, TrainingState, make_optimizer, train
-from pipeline import rows
-from pipeline.blocks import tokens_of
-from pipeline.shards import find_source
-from pipeline.stages.images import ReadImages
-from pipeline.storage import UsageError, open_location, write_atomic
+from pipeline.options import TrainingOptions
+from pipeline.storage import UsageError, local_output, open_location, options_for, write_atomic
+from pipeline.training_images import TrainingImages, read_images
 
-logger = logging.getLogger(__name__)
+Objective = TypeVar("Objective", NextPixel, JointClassification)
 
 STATE_FILE = "training_state.pt"
 OPTIONS_FILE = "training_options.json"
 LOG_FILE = "training_log.jsonl"
 LOG_SECONDS = 15
 SAVE_SECONDS = 60
-SHARD_SIZE = 1024
+# Of the options, what changes no result, or stands in the record in another form.
+_NOT_RECORDED = {"quiet", "debug", "storage_options", "output", "palette", "model", "eval_input"}
 
 
-def read_tokens(
+def check_options(options: TrainingOptions) -> None:
+    """Raises UsageError unless exactly one option says when the run ends, and the output can be
+    written."""
+    given = [options.epochs, options.steps, options.minutes]
+    if sum(bound is not None for bound in given) != 1:
+        raise UsageError("give one of --epochs, --steps and --minutes, the bound of the run")
+    local_output(options.output)
+
+
+def training_config(options: TrainingOptions, n_images: int) -> TrainingConfig:
+    """How to train on n images, as the options say."""
+    steps = options.steps
+    if options.epochs is not None:
+        # Of too few images for a batch there is no epoch; `run_training` refuses them.
+        steps = options.epochs * max(n_images // options.batch_size, 1)
+    return TrainingConfig(
+        steps=steps,
+        minutes=options.minutes,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warmup_steps=options.warmup_steps,
+        dtype=getattr(torch, options.dtype),
+        seed=options.seed,
+    )
+
+
+def training_device(options: TrainingOptions) -> str:
+    """Where to compute: "cpu" or "cuda"."""
+    if options.device != "auto":
+        return options.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def find_images(
+    options: TrainingOptions,
     location: str,
     *,
     palette: str,
     image_size: int,
-    resize: Resize = "exact",
-    crop: Crop = "squash",
-    limit: int | None = None,
-    format: str = "auto",
-    image_column: str | None = None,
-    input_options: Mapping[str, Any] | None = None,
-    model_options: Mapping[str, Any] | None = None,
-) -> NDArray[np.uint16]:
-    """The tokens (N, image_size ** 2) of every readable image of an input; bad ones are logged.
-
-    Args:
-        location, format, image_column, limit: as `find_source` takes them.
-        palette: location of a palette's file or of a model folder.
-        resize, crop: as in `load_pixels`.
-    """
-    source = find_source(
+    limit: int | None,
+    label_column: str | None = None,
+) -> TrainingImages:
+    """The images at a location, read as the options say; see `read_images`."""
+    return read_images(
         location,
-        format=format,
-        image_column=image_column,
-        keep_columns=[],
-        limit=limit,
-        storage_options=input_options,
-    )
-    plan = source.cut(SHARD_SIZE)
-    read = ReadImages(
-        format=plan.format,
-        image_column=plan.image_column,
-        id_column=None,
-        passthrough=plan.passthrough,
         palette=palette,
         image_size=image_size,
-        resize=resize,
-        crop=crop,
-        input_options=input_options or {},
-        model_options=model_options or {},
+        resize=options.resize,
+        crop=options.crop,
+        limit=limit,
+        format=options.format,
+        image_column=options.image_column,
+        label_column=label_column,
+        input_options=options_for(options.storage_options, "input"),
+        model_options=options_for(options.storage_options, "model"),
     )
-    parts = []
-    table = plan.to_table()
-    for index in range(len(plan.shards)):
-        block = read(table.slice(index, 1))
-        good = pc.is_null(block[rows.ERROR_STAGE])
-        for bad in block.filter(pc.invert(good)).to_pylist():
-            logger.warning("%s left out: %s", bad[rows.SOURCE], bad[rows.ERROR_MESSAGE])
-        parts.append(tokens_of(block.filter(good)[rows.ROW_TOKENS]))
-    return np.concatenate(parts)
 
 
 def run_training(
-    tokens: NDArray[np.uint16],
+    images: TrainingImages,
+    make_objective: Callable[[], Objective],
     *,
-    output: str,
-    model_config: ImageGPTConfig,
-    config: TrainingConfig,
+    options: TrainingOptions,
     palette: Palette,
     image_size: int,
-    device: str,
-    save_dtype: torch.dtype,
-    options: Mapping[str, Any],
+    record: Mapping[str, Any],
     report: Callable[[str], None],
-) -> tuple[ImageGPTForCausalImageModeling, TrainingState]:
-    """Train a new model, or go on where the same command was interrupted, and save it.
+) -> tuple[Objective, TrainingState]:
+    """Train, or go on where the same command was interrupted, and save the objective's model.
 
     Args:
-        tokens: (N, image_size ** 2).
-        output: a local folder; it ends as a model folder with the log beside the weights.
-        save_dtype: of the saved weights, to which those of the model returned are rounded.
-        options: what the result depends on; a folder begun with others is refused.
+        images: with labels where the objective takes them.
+        make_objective: what to train; new weights in it are drawn from torch's global generator.
+        options: `output` becomes a model folder with the log beside the weights. The weights
+            returned are rounded to `save_dtype` as those saved are.
+        record: what the result depends on beside the options; a folder begun with others is
+            refused.
         report: takes a line of progress now and then.
 
     Raises UsageError before anything is trained: too few images, or a folder that is not free.
     """
-    if len(tokens) < config.batch_size:
+    config = training_config(options, len(images.tokens))
+    if len(images.tokens) < config.batch_size:
         raise UsageError(
             f"expected a batch of {config.batch_size} readable images to train on at least, found "
-            f"{len(tokens)}; next: more images, or a smaller --batch-size"
+            f"{len(images.tokens)}; next: more images, or a smaller --batch-size"
         )
-    folder = Path(output)
-    _claim(folder, options)
+    folder = Path(local_output(options.output))
+    _claim(folder, {**options.model_dump(exclude=_NOT_RECORDED), **record})
     torch.manual_seed(config.seed)
-    model = ImageGPTForCausalImageModeling(model_config).to(device)
-    optimizer = make_optimizer(model, config)
-    state = _restore(folder / STATE_FILE, model, optimizer, device)
+    device = training_device(options)
+    objective = make_objective().to(device)
+    optimizer = make_optimizer(objective, config)
+    state = _restore(folder / STATE_FILE, objective, optimizer, device)
     if state.step:
         report(f"going on at step {state.step} after {state.seconds / 60:.1f} minutes")
-    journal = _Journal(folder, model, optimizer, config, tokens.shape[1], report)
+    journal = _Journal(folder, objective, optimizer, config, image_size**2, report)
     train(
-        model, optimizer, tokens, config, image_size=image_size, state=state, on_step=journal.step
+        objective,
+        optimizer,
+        images.tokens,
+        config,
+        image_size=image_size,
+        state=state,
+        on_step=journal.step,
+        labels=None if images.labels is None else images.labels.classes,
     )
-    model.to(save_dtype)
-    save_checkpoint(model, str(folder), palette=palette, image_size=image_size)
+    objective.model.to(getattr(torch, options.save_dtype))
+    save_checkpoint(objective.model, str(folder), palette=palette, image_size=image_size)
     (folder / STATE_FILE).unlink(missing_ok=True)
-    return model.float(), state
+    objective.model.float()
+    return objective, state
 
 
 def _claim(folder: Path, options: Mapping[str, Any]) -> None:
@@ -156,15 +166,12 @@ def _claim(folder: Path, options: Mapping[str, Any]) -> None:
 
 
 def _restore(
-    path: Path,
-    model: ImageGPTForCausalImageModeling,
-    optimizer: torch.optim.Optimizer,
-    device: str,
+    path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: str
 ) -> TrainingState:
     if not path.exists():
         return TrainingState()
     saved = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(saved["model"])
+    objective.load_state_dict(saved["objective"])
     optimizer.load_state_dict(saved["optimizer"])
     return TrainingState(step=saved["step"], seconds=saved["seconds"])
 
@@ -175,13 +182,13 @@ class _Journal:
     def __init__(
         self,
         folder: Path,
-        model: ImageGPTForCausalImageModeling,
+        objective: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: TrainingConfig,
         pixels: int,
         report: Callable[[str], None],
     ) -> None:
-        self._folder, self._model, self._optimizer = folder, model, optimizer
+        self._folder, self._objective, self._optimizer = folder, objective, optimizer
         self._config, self._pixels, self._report = config, pixels, report
         self._losses: list[torch.Tensor] = []
         self._logged = self._saved = time.monotonic()
@@ -211,12 +218,12 @@ class _Journal:
         with open(self._folder / LOG_FILE, "a") as log:
             log.write(json.dumps(line) + "\n")
         self._report(
-            f"step {state.step}, {mean:.3f} nats per pixel, {speed:.0f} tokens/s, "
+            f"step {state.step}, loss {mean:.3f}, {speed:.0f} tokens/s, "
             f"{100 * progress:.0f} % done, "
             f"about {state.seconds / max(progress, 1e-9) * (1 - progress) / 60:.0f} min left"
         )
 
     def _save(self, state: TrainingState) -> None:
         temporary = self._folder / (STATE_FILE + ".tmp")
-        torch.save(state.capture(self._model, self._optimizer), temporary)
+        torch.save(state.capture(self._objective, self._optimizer), temporary)
         os.replace(temporary, self._folder / STATE_FILE)

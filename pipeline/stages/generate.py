@@ -7,22 +7,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from igpt_core.decoding import complete
-from igpt_core.model import load_model
 from igpt_core.sampling import SamplingConfig, row_seed
 from pipeline import rows
 from pipeline.blocks import tokens_array, tokens_of, with_seconds
+from pipeline.stages.batches import full_batches, load_for_stage
 
 
 class Complete:
     """Blocks of quantized rows -> the same with `samples` and `prompt_length`.
-
-    Every model batch has `images_per_batch` images, the last one of a block padded: a matrix
-    product may round a row otherwise when the number of rows differs, and now and then that is
-    another colour.
 
     Args:
         model: location of the model folder.
@@ -51,12 +46,8 @@ class Complete:
         top_p: float | None,
         model_options: Mapping[str, Any],
     ) -> None:
-        if device == "cpu":
-            # One thread an actor: actors do not fight, and sums have one order whatever the
-            # number of actors is.
-            torch.set_num_threads(1)
-        self._model = load_model(
-            model, device=device, dtype=getattr(torch, dtype), storage_options=model_options
+        self._model = load_for_stage(
+            model, device=device, dtype=dtype, head="causal", model_options=model_options
         )
         self._device = device
         self._images_per_batch = images_per_batch
@@ -75,10 +66,10 @@ class Complete:
         )
         samples = self._complete(tokens, seeds)
         block = block.append_column(
-            rows.SAMPLES.name, self._samples_column(samples, valid.to_numpy(), tokens.shape[1])
+            rows.SAMPLES, self._samples_column(samples, valid.to_numpy(), tokens.shape[1])
         )
         block = block.append_column(
-            rows.PROMPT_LENGTH.name,
+            rows.PROMPT_LENGTH,
             pa.array(np.full(block.num_rows, self._prompt_length, np.int32)),
         )
         return with_seconds(block, "model", time.perf_counter() - begun)
@@ -86,23 +77,20 @@ class Complete:
     def _complete(self, tokens: NDArray[np.uint16], seeds: NDArray[np.int64]) -> NDArray[np.uint16]:
         """(N, T) tokens and (N,) seeds to samples (N, n_samples, T)."""
         n_rows, n_positions = tokens.shape
-        size = self._images_per_batch
+        prompts = tokens[:, : self._prompt_length]
         samples = np.empty((n_rows, self._n_samples, n_positions), np.uint16)
-        for first in range(0, n_rows, size):
-            stop = min(first + size, n_rows)
-            prompt = np.zeros((size, self._prompt_length), np.int64)
-            prompt[: stop - first] = tokens[first:stop, : self._prompt_length]
-            batch_seeds = np.zeros(size, np.int64)
-            batch_seeds[: stop - first] = seeds[first:stop]
+        for place, (prompt, batch_seeds) in full_batches(
+            self._images_per_batch, prompts, seeds, device=self._device
+        ):
             drawn = complete(
                 self._model,
-                torch.from_numpy(prompt).to(self._device),
+                prompt,
                 n_positions=n_positions,
-                seeds=torch.from_numpy(batch_seeds).to(self._device),
+                seeds=batch_seeds,
                 sampling=self._sampling,
                 n_samples=self._n_samples,
             )
-            samples[first:stop] = drawn[: stop - first].cpu().numpy()
+            samples[place] = drawn[: place.stop - place.start].cpu().numpy()
         return samples
 
     def _samples_column(
@@ -113,6 +101,6 @@ class Complete:
         return pa.ListArray.from_arrays(
             pa.array(offsets),
             tokens_array(samples, n_positions),
-            type=rows.SAMPLES.type(n_positions),
+            type=rows.samples_type(n_positions),
             mask=pa.array(~valid),
         )

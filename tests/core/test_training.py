@@ -10,6 +10,7 @@ import transformers
 
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.objectives import NextPixel
 from igpt_core.scoring import bits_per_pixel, token_nll, with_start
 from igpt_core.training import (
     TrainingConfig,
@@ -43,7 +44,8 @@ def numbered(n: int) -> np.ndarray:
 
 def take(tokens: np.ndarray, config: TrainingConfig, count: int, *, start: int = 0) -> torch.Tensor:
     """`count` batches, (count, batch_size, N)."""
-    return torch.stack(list(islice(batches(tokens, config, SIDE, start=start), count)))
+    found = islice(batches(tokens, config, SIDE, start=start), count)
+    return torch.stack([batch for (batch,) in found])
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -218,6 +220,7 @@ def test_evaluate_is_the_mean_over_all_tokens_however_they_are_batched(random_mo
 def test_a_tiny_model_learns_four_images_by_heart():
     tokens = draw_tokens(4)
     model = tiny(n_embd=32)
+    objective = NextPixel(model)
     before = evaluate(model, tokens)
     assert before == pytest.approx(math.log(8), abs=0.1)  # it knows nothing yet
     config = TrainingConfig(
@@ -231,8 +234,8 @@ def test_a_tiny_model_learns_four_images_by_heart():
     seen: list[tuple[int, float, float]] = []
     state = TrainingState()
     train(
-        model,
-        make_optimizer(model, config),
+        objective,
+        make_optimizer(objective, config),
         tokens,
         config,
         image_size=SIDE,
@@ -254,7 +257,7 @@ def test_no_steps_are_taken_beyond_the_bound():
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     config = TrainingConfig(minutes=1, batch_size=2)
     train(
-        model,
+        NextPixel(model),
         make_optimizer(model, config),
         draw_tokens(4),
         config,
@@ -271,7 +274,7 @@ def test_a_step_in_bfloat16_has_nearly_the_loss_of_float32():
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny()
         optimizer = make_optimizer(model, TrainingConfig(steps=1))
-        loss = train_step(model, optimizer, tokens, learning_rate=1e-3, dtype=dtype)
+        loss = train_step(NextPixel(model), optimizer, [tokens], learning_rate=1e-3, dtype=dtype)
         assert loss.dtype == torch.float32
         assert not loss.requires_grad
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
@@ -290,6 +293,6 @@ def test_large_gradients_are_clipped():
     before = torch.cat([weight.detach().flatten().clone() for weight in model.parameters()])
     tokens = torch.from_numpy(draw_tokens(4).astype(np.int64))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    train_step(model, optimizer, tokens, learning_rate=1.0, dtype=torch.float32)
+    train_step(NextPixel(model), optimizer, [tokens], learning_rate=1.0, dtype=torch.float32)
     after = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     assert (after - before).norm().item() == pytest.approx(1.0, rel=1e-2)

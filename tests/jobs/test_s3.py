@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
+from pipeline import rows
 from pipeline.parts import WriteParts
 from pipeline.shards import find_source
 from pipeline.stages.generate import Complete
@@ -99,9 +100,12 @@ def local_parts(fs, model: str, folder: Path) -> dict[str, bytes]:
     write = WriteParts(
         output=str(folder / "out"),
         job="complete",
+        schema=rows.schema_for(
+            "complete", rows.complete_columns(SIDE**2), passthrough=plan.passthrough
+        ),
         image_size=SIDE,
-        passthrough=plan.passthrough,
         palette=model,
+        examples=24,
         output_options={},
         model_options={},
     )

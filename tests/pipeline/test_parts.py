@@ -1,5 +1,6 @@
 """WriteParts without Ray: what it refuses, the order of its files, their bytes, their readers."""
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -21,6 +22,11 @@ from pipeline.storage import open_location
 N = SIDE**2
 GIVEN = N // 4
 LABEL = pa.schema([pa.field("label", pa.int64())])
+COLUMNS = {
+    "quantize": rows.quantize_columns(N),
+    "complete": rows.complete_columns(N),
+    "classify": rows.classify_columns(2, named=False),
+}
 
 
 def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
@@ -43,7 +49,7 @@ def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
     if samples:
         columns["samples"] = pa.array(
             [rng.integers(0, 32, (samples, N)).tolist() if g else None for g in good],
-            rows.SAMPLES.type(N),
+            rows.samples_type(N),
         )
         columns["prompt_length"] = pa.array([GIVEN] * n, pa.int32())
     return with_seconds(pa.table(columns), "read", 1.5)
@@ -53,9 +59,10 @@ def writer(output: Path, palette: str, job: str = "quantize") -> WriteParts:
     return WriteParts(
         output=str(output),
         job=job,
+        schema=rows.schema_for(job, COLUMNS[job], passthrough=LABEL),
         image_size=SIDE,
-        passthrough=LABEL,
         palette=palette,
+        examples=3,
         output_options={},
         model_options={},
     )
@@ -128,6 +135,26 @@ def test_completions_become_pictures_of_their_tokens(tiny_model, tmp_path):
         for picture, tokens in expected:
             found = np.asarray(Image.open(io.BytesIO(picture["bytes"])))
             assert np.array_equal(found, pixels(tokens))
+
+
+def test_pictures_of_a_few_rows_are_kept_where_the_results_hold_none(tiny_model, tmp_path):
+    given = block(0, [True, True, False, True, True, True, True])
+    for name, type_ in (("predicted_label", pa.int64()), ("probability", pa.float32())):
+        given = given.append_column(name, pa.array([0] * 7, type_))
+    given = given.append_column("logits", pa.array([[0.0, 1.0]] * 7, rows.logits_type(2)))
+    writer(tmp_path, tiny_model, "classify")(given)
+    data = pq.read_table(tmp_path / "data")
+    assert data.column_names == ["id", "label", "predicted_label", "probability", "logits"]
+    stats = json.loads((tmp_path / "stats" / "part-000000.json").read_text())
+    # Of six good rows the middles of three stretches of two: those with the labels 1, 4 and 6.
+    assert [found["row"] for found in stats["examples"]] == [1, 3, 5]
+    palette = load_palette(tiny_model)
+    tokens = [row for row in given[rows.ROW_TOKENS].to_pylist() if row is not None]
+    for found in stats["examples"]:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["png"]))))
+        expected = palette.decode(np.array(tokens[found["row"]])).reshape(SIDE, SIDE, 3)
+        assert np.array_equal(pixels, expected)
+    assert data["label"].to_pylist() == [0, 1, 3, 4, 5, 6]
 
 
 def test_a_shard_that_lost_a_row_is_refused_and_nothing_written(tiny_model, tmp_path):

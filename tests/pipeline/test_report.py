@@ -30,6 +30,11 @@ SCALE = 16  # 128 / SIDE
 PALETTE = Palette(np.random.default_rng(0).uniform(-1, 1, (64, 3)))
 GIVEN = 3  # rows of the prompt
 COMMAND = "igpt complete --input 'my photos' --output out --keep 0.4"
+COLUMNS = {
+    "quantize": rows.quantize_columns(SIDE * SIDE),
+    "complete": rows.complete_columns(SIDE * SIDE),
+    "classify": rows.classify_columns(2, named=True),
+}
 STATS = {"seconds": {"read": 0.5, "decode": 1.5, "model": 7.0, "write": 1.0}, "host": "box"}
 
 
@@ -56,6 +61,9 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
     original = tokens_for(id_, 0)
     if job == "quantize":
         return {"id": id_, "tokens": original.ravel()}
+    if job == "classify":
+        found = {"predicted_label": 1, "predicted_name": "dog", "probability": 0.75}
+        return {"id": id_, **found, "logits": [0.0, 1.1]}
     drawn = [tokens_for(id_, k + 1) for k in range(samples)]
     for sample in drawn:
         sample[:GIVEN] = original[:GIVEN]
@@ -97,12 +105,13 @@ def make_run(
         "model": {"location": "/models/tiny", "fingerprint": "f00d"},
         "palette": {"location": "/models/tiny", "fingerprint": PALETTE.fingerprint},
         "image_size": SIDE,
+        "columns": rows.described(rows.schema_for(job, COLUMNS[job]), COLUMNS[job]),
         "versions": {"igpt": "0.1.0", "torch": "2.13.0"},
     }
     (folder / "run.json").write_text(json.dumps(run))
     planned = len(shards) if planned is None else planned
     pq.write_table(pa.table({"shard": list(range(planned))}), folder / "plan.parquet")
-    schema = rows.schema_for(job, SIDE * SIDE)
+    schema = rows.schema_for(job, COLUMNS[job])
     for shard, ids in enumerate(shards):
         name = f"part-{shard:06d}"
         table = pa.Table.from_pylist([row(job, id_, samples) for id_ in ids], schema=schema)
@@ -122,6 +131,11 @@ def make_run(
             "tokens": len(ids) * samples * (SIDE - GIVEN) * SIDE if job == "complete" else 0,
             "finished": (starts[shard] if starts else 100.0 * shard) + 10.0,
         }
+        if job == "classify":
+            pictures = [base64.b64encode(png(colours(tokens_for(id_, 0)))) for id_ in ids]
+            stats["examples"] = [
+                {"row": row, "png": picture.decode()} for row, picture in enumerate(pictures)
+            ]
         (folder / f"stats/{name}.json").write_text(json.dumps(stats))
     if report is not None:
         report = {"format": 1, "shards": planned, "resumed_shards": 0} | report
@@ -468,6 +482,25 @@ def test_long_ids_stay_in_their_column() -> None:
     assert inked.max() - inked.min() < SIDE * SCALE
 
 
+def test_classified_images_are_shown_with_class_and_probability(tmp_path: Path) -> None:
+    names = ids(40)
+    output = make_run(tmp_path / "run", [names[:30], [], names[30:]], job="classify")
+    page = written(output)
+    shown = page.titles_of("id")
+    assert shown == [
+        names[i] for i in range(40) if i in [(2 * k + 1) * 40 // 48 for k in range(24)]
+    ]
+    assert page.all_text().count("dog, 75%") == 24
+    for name, picture in zip(shown, page.pictures(), strict=True):
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(picture))), colours(tokens_for(name, 0))
+        )
+    sheet = read_sheet(output)
+    for name in shown:
+        assert len(places(sheet, colours(tokens_for(name, 0)))) == 1
+    assert "| `predicted_name` | `string` | its name |" in Path(output, "README.md").read_text()
+
+
 # --- the folder -----------------------------------------------------------------------------------
 
 
@@ -486,7 +519,7 @@ def test_datasets_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert parsed["configs"][0]["data_files"] == [{"split": "train", "path": "data/*.parquet"}]
     assert parsed["size_categories"] == ["n<1K"]
     assert COMMAND in body
-    for name in rows.schema_for("complete", SIDE * SIDE).names:
+    for name in rows.schema_for("complete", COLUMNS["complete"]).names:
         assert f"| `{name}` |" in body
 
     loaded = datasets.load_dataset(output, cache_dir=str(tmp_path / "cache"))
@@ -499,9 +532,10 @@ def test_datasets_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_card_stands_odd_columns(tmp_path: Path) -> None:
     output = make_run(tmp_path / "run", [ids(1)], job="quantize")
-    path = Path(output, "data/part-000000.parquet")
-    table = pq.read_table(path).append_column("a|b`c", pa.array([1]))
-    pq.write_table(table, path)
+    path = Path(output, "run.json")
+    run = json.loads(path.read_text())
+    run["columns"].append({"name": "a|b`c", "type": "int64", "meaning": "as in the input"})
+    path.write_text(json.dumps(run))
     write_report(output)
     card = Path(output, "README.md").read_text()
     assert "| `` a\\|b`c `` | `int64` | as in the input |" in card

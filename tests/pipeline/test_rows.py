@@ -18,6 +18,7 @@ from pipeline.storage import UsageError
 N = 4  # positions: images of 2 x 2
 COLORS = [(255, 0, 0), (0, 0, 255)]
 LABELS = ["cat", "dog"]
+QUANTIZE = rows.quantize_columns(N)
 
 
 def png(color: tuple[int, int, int]) -> dict[str, bytes | str | None]:
@@ -39,7 +40,7 @@ def completed(tmp_path):
     """A part of the job complete: two rows, two samples each, labels passed through."""
     source = labelled_input()
     kept = pa.schema([source.field("label"), source.field("note")], metadata=source.metadata)
-    schema = rows.schema_for("complete", N, passthrough=kept)
+    schema = rows.schema_for("complete", rows.complete_columns(N), passthrough=kept)
     columns = {
         "id": ["a.png", "b.png"],
         "label": [1, 0],
@@ -67,9 +68,33 @@ def test_types_are_the_documented_ones():
         "original": image,
         "prompt_length": "int32",
     }
-    schema = rows.schema_for("complete", 1024)
+    schema = rows.schema_for("complete", rows.complete_columns(1024))
     assert {field.name: str(field.type) for field in schema} == expected
-    assert rows.schema_for("quantize", 1024).names == ["id", "tokens"]
+    assert rows.schema_for("quantize", rows.quantize_columns(1024)).names == ["id", "tokens"]
+
+
+def test_columns_of_classify_are_the_documented_ones():
+    schema = rows.schema_for("classify", rows.classify_columns(10, named=True))
+    assert {field.name: str(field.type) for field in schema} == {
+        "id": "string",
+        "predicted_label": "int64",
+        "predicted_name": "string",
+        "probability": "float",
+        "logits": "fixed_size_list<item: float>[10]",
+    }
+    named = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert Features.from_dict(named).arrow_schema.equals(schema), "a feature that differs is unused"
+    assert "predicted_name" not in [c.name for c in rows.classify_columns(10, named=False)]
+
+
+def test_columns_are_described_with_their_types():
+    columns = rows.quantize_columns(N)
+    schema = rows.schema_for("quantize", columns, passthrough=pa.schema([("label", pa.int64())]))
+    found = rows.described(schema, columns)
+    assert [column["name"] for column in found] == schema.names
+    assert [column["type"] for column in found] == [str(type_) for type_ in schema.types]
+    assert found[1]["meaning"] == "as in the input"
+    assert "palette indices" in found[2]["meaning"]
 
 
 @pytest.mark.parametrize("way", ["load_dataset", "from_parquet"])
@@ -127,7 +152,7 @@ def test_the_file_keeps_schema_and_metadata(completed):
 
 def test_columns_without_a_feature_are_inferred(tmp_path):
     odd = pa.schema([("place", pa.struct([("x", pa.float32())])), ("when", pa.timestamp("us"))])
-    schema = rows.schema_for("quantize", N, passthrough=odd)
+    schema = rows.schema_for("quantize", QUANTIZE, passthrough=odd)
     columns = {"id": ["a"], "place": [{"x": 0.5}], "when": [0], "tokens": [[1, 2, 3, 4]]}
     path = tmp_path / "part.parquet"
     pq.write_table(pa.table(columns, schema=schema), path)
@@ -142,25 +167,31 @@ def test_columns_without_a_feature_are_inferred(tmp_path):
 )
 def test_foreign_metadata_is_passed_over(broken):
     kept = pa.schema([("label", pa.int64())], metadata={b"huggingface": broken})
-    metadata = json.loads(rows.schema_for("quantize", N, passthrough=kept).metadata[b"huggingface"])
+    schema = rows.schema_for("quantize", QUANTIZE, passthrough=kept)
+    metadata = json.loads(schema.metadata[b"huggingface"])
     assert metadata["info"]["features"]["label"] == {"dtype": "int64", "_type": "Value"}
 
 
 @pytest.mark.parametrize(
-    ("name", "job"), [("tokens", "quantize"), ("prompt", "complete"), ("__igpt_shard", "quantize")]
+    ("name", "columns"),
+    [
+        ("tokens", QUANTIZE),
+        ("prompt", rows.complete_columns(N)),
+        ("logits", rows.classify_columns(3, named=False)),
+        ("__igpt_shard", QUANTIZE),
+    ],
 )
-def test_a_clash_names_the_column(name, job):
+def test_a_clash_names_the_column(name, columns):
     with pytest.raises(UsageError, match=rf"{name} .*--keep-columns"):
-        rows.schema_for(job, N, passthrough=pa.schema([(name, pa.int64())]))
+        rows.schema_for("job", columns, passthrough=pa.schema([(name, pa.int64())]))
 
 
 def test_a_clash_with_id_names_the_option_for_it():
     with pytest.raises(UsageError, match="--id-column id"):
-        rows.schema_for("quantize", N, passthrough=pa.schema([("id", pa.int64())]))
-    assert (
-        "prompt"
-        in rows.schema_for("quantize", N, passthrough=pa.schema([("prompt", pa.string())])).names
-    ), "only the job's own columns clash"
+        rows.schema_for("quantize", QUANTIZE, passthrough=pa.schema([("id", pa.int64())]))
+    prompt = pa.schema([("prompt", pa.string())])
+    schema = rows.schema_for("quantize", QUANTIZE, passthrough=prompt)
+    assert "prompt" in schema.names, "only the job's own columns clash"
 
 
 def test_block_columns_never_meet_the_inputs():

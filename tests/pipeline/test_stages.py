@@ -136,7 +136,7 @@ def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_mo
     monkeypatch.setattr(generate, "complete", never)
     finished = stage(block)
     assert finished["samples"].to_pylist() == [None] * 3
-    assert finished["samples"].type == rows.SAMPLES.type(N)
+    assert finished["samples"].type == rows.samples_type(N)
     assert finished[rows.ERROR_CLASS].to_pylist() == ["ImageError"] * 3
 
 

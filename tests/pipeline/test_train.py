@@ -1,7 +1,6 @@
 """A training run in its folder: killed and gone on with, refused, and what it reads."""
 
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -11,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BAD, GOOD, SIDE
 from safetensors.torch import load_file
 
 from igpt_core.checkpoint import load_image_size, load_palette
 from igpt_core.config import ImageGPTConfig
+from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.objectives import NextPixel
 from igpt_core.palette import Palette
-from igpt_core.pixels import load_pixels
-from igpt_core.training import TrainingConfig
 from pipeline import train
+from pipeline.options import TrainingOptions
 from pipeline.storage import UsageError
-from pipeline.train import read_tokens, run_training
+from pipeline.train import check_options, run_training, training_config
+from pipeline.training_images import TrainingImages
 
 STEPS, KILLED_AT = 12, 8
 OPTIONS = {"steps": STEPS, "input": "photos"}
@@ -38,25 +38,30 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # in every process the same, as sums are the same only then
     rng = np.random.default_rng(0)
+    config = ImageGPTConfig(
+        vocab_size=9,
+        n_positions=16,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     run_training(
-        rng.integers(0, 8, (images, 16)).astype(np.uint16),
-        output=str(folder),
-        model_config=ImageGPTConfig(
-            vocab_size=9,
-            n_positions=16,
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+        TrainingImages(rng.integers(0, 8, (images, 16)).astype(np.uint16), labels=None),
+        lambda: NextPixel(ImageGPTForCausalImageModeling(config)),
+        options=TrainingOptions(
+            output=str(folder),
+            batch_size=4,
+            warmup_steps=3,
+            device="cpu",
+            dtype="float32",
+            **options,
         ),
-        config=TrainingConfig(steps=STEPS, batch_size=4, warmup_steps=3, dtype=torch.float32),
         palette=Palette(rng.uniform(-1, 1, (8, 3))),
         image_size=4,
-        device="cpu",
-        save_dtype=torch.float32,
-        options=options,
+        record={},
         report=report,
     )
     torch.set_num_threads(threads)
@@ -149,23 +154,13 @@ def test_too_few_images_are_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_tokens_of_the_readable_images_are_read_and_the_others_named(photos, tiny_model, caplog):
-    with caplog.at_level(logging.WARNING, logger="pipeline.train"):
-        tokens = read_tokens(photos, palette=tiny_model, image_size=SIDE)
-    assert tokens.shape == (GOOD, SIDE**2)
-    assert tokens.dtype == np.uint16
-    named = {record.args[0].removeprefix(photos + "/") for record in caplog.records}
-    assert named == BAD
-    files = sorted(path for path in Path(photos).rglob("*") if path.suffix != ".txt")
-    good = [path for path in files if str(path.relative_to(photos)) not in BAD]
-    good.sort(key=lambda path: str(path.relative_to(photos)))
-    palette = load_palette(tiny_model)
-    for row, path in zip(tokens, (path for path in good if path.is_file()), strict=True):
-        assert np.array_equal(row, palette.encode(load_pixels(path.read_bytes(), SIDE)).ravel())
+@pytest.mark.parametrize("bounds", [{}, {"steps": 5, "minutes": 1.0}, {"epochs": 1, "steps": 5}])
+def test_no_bound_and_two_bounds_are_refused(tmp_path, bounds):
+    options = TrainingOptions(input="photos", output=str(tmp_path / "run"), **bounds)
+    with pytest.raises(UsageError, match="give one of --epochs, --steps and --minutes"):
+        check_options(options)
 
 
-def test_the_first_images_only(labelled_parquet, tiny_model):
-    whole = read_tokens(labelled_parquet, palette=tiny_model, image_size=SIDE)
-    first = read_tokens(labelled_parquet, palette=tiny_model, image_size=SIDE, limit=4)
-    assert len(whole) == 22
-    assert np.array_equal(first, whole[:4])
+def test_an_epoch_has_as_many_steps_as_full_batches(tmp_path):
+    options = TrainingOptions(input="photos", output=str(tmp_path), epochs=3, batch_size=4)
+    assert training_config(options, 10).steps == 3 * 2

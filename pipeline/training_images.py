@@ -1,0 +1,153 @@
+"""Images to train on, in memory: their tokens and, where asked for, the classes they are of."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from igpt_core.pixels import Crop, Resize
+from pipeline import rows
+from pipeline.blocks import tokens_of
+from pipeline.shards import find_source
+from pipeline.stages.images import ReadImages
+from pipeline.storage import UsageError
+
+logger = logging.getLogger(__name__)
+
+SHARD_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes (N,) int64 of images, and the names of all classes where the input has them."""
+
+    classes: NDArray[np.int64]
+    names: tuple[str, ...] | None
+
+    def all_names(self) -> tuple[str, ...]:
+        """A name for each class; without names from the input LABEL_0 ... up to the highest.
+
+        Raises UsageError where there are not two.
+        """
+        names = self.names or tuple(f"LABEL_{i}" for i in range(int(self.classes.max()) + 1))
+        if len(names) < 2:
+            raise UsageError(
+                f"expected labels of two classes at least, found {', '.join(names)} alone; next: "
+                "an input with more classes, or another --label-column"
+            )
+        return names
+
+    def check_against(self, names: Sequence[str]) -> None:
+        """Raises UsageError unless these are among the classes of a classifier, so named."""
+        if self.names is not None and self.names != tuple(names):
+            raise UsageError(
+                f"expected held-out images of the classes {', '.join(names)}, found "
+                f"{', '.join(self.names)}; next: an --eval-input of the same classes"
+            )
+        if self.classes.max() >= len(names):
+            raise UsageError(
+                f"expected held-out images of the {len(names)} classes trained on, found label "
+                f"{self.classes.max()}; next: an --eval-input of the same classes"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Tokens (N, image_size ** 2) of every readable image of an input; labels where asked for."""
+
+    tokens: NDArray[np.uint16]
+    labels: Labels | None
+
+
+def read_images(
+    location: str,
+    *,
+    palette: str,
+    image_size: int,
+    resize: Resize = "exact",
+    crop: Crop = "squash",
+    limit: int | None = None,
+    format: str = "auto",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    input_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+) -> TrainingImages:
+    """Every readable image of an input; bad ones are logged and left out.
+
+    Args:
+        location, format, image_column, limit: as `find_source` takes them.
+        palette: location of a palette's file or of a model folder.
+        resize, crop: as in `load_pixels`.
+        label_column: a column of classes to read along: whole numbers from 0, in every row.
+
+    Raises UsageError.
+    """
+    source = find_source(
+        location,
+        format=format,
+        image_column=image_column,
+        keep_columns=[],
+        label_column=label_column,
+        limit=limit,
+        storage_options=input_options,
+    )
+    if label_column is not None:
+        _check_type(source.passthrough.field(label_column), location)
+    plan = source.cut(SHARD_SIZE)
+    read = ReadImages(
+        format=plan.format,
+        image_column=plan.image_column,
+        id_column=None,
+        passthrough=plan.passthrough,
+        palette=palette,
+        image_size=image_size,
+        resize=resize,
+        crop=crop,
+        input_options=input_options or {},
+        model_options=model_options or {},
+    )
+    blocks = []
+    table = plan.to_table()
+    for index in range(len(plan.shards)):
+        block = read(table.slice(index, 1))
+        good = pc.is_null(block[rows.ERROR_STAGE])
+        for bad in block.filter(pc.invert(good)).to_pylist():
+            logger.warning("%s left out: %s", bad[rows.SOURCE], bad[rows.ERROR_MESSAGE])
+        blocks.append(block.filter(good))
+    found = pa.concat_tables(blocks)
+    if not found.num_rows:
+        raise UsageError(f"expected readable images at {location}, found none; check --input")
+    labels = None if label_column is None else _labels(found, label_column, plan.passthrough)
+    return TrainingImages(tokens_of(found[rows.ROW_TOKENS]), labels)
+
+
+def _check_type(field: pa.Field, location: str) -> None:
+    if not pa.types.is_integer(field.type):
+        raise UsageError(
+            f"expected whole numbers in the label column {field.name} of {location}, found "
+            f"{field.type}; next: --label-column with a column of classes 0, 1, 2 ..."
+        )
+
+
+def _labels(found: pa.Table, column: str, passthrough: pa.Schema) -> Labels:
+    feature = rows.hub_features(passthrough).get(column, {})
+    names = tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else None
+    values = found[column].cast(pa.int64())
+    beyond = pc.less(values, 0)
+    if names is not None:
+        beyond = pc.or_(beyond, pc.greater_equal(values, len(names)))
+    wrong = found.filter(pc.fill_null(beyond, True))
+    if wrong.num_rows:
+        upper = "" if names is None else f" to {len(names) - 1}, the classes that it names,"
+        raise UsageError(
+            f"expected a label from 0{upper or ' on'} in every row of column {column}, found "
+            f"{wrong[column][0].as_py()} in {wrong[rows.SOURCE][0].as_py()}; next: an input whose "
+            "rows all have a label"
+        )
+    return Labels(values.to_numpy(), names)

@@ -1,0 +1,112 @@
+"""Images to train on: which are read, their tokens, their labels, and labels that are none."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import BAD, GOOD, SIDE, encoded, photo
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.pixels import load_pixels
+from pipeline.storage import UsageError
+from pipeline.training_images import Labels, read_images
+
+
+def test_tokens_of_the_readable_images_are_read_and_the_others_named(photos, tiny_model, caplog):
+    with caplog.at_level(logging.WARNING, logger="pipeline.training_images"):
+        tokens = read_images(photos, palette=tiny_model, image_size=SIDE).tokens
+    assert tokens.shape == (GOOD, SIDE**2)
+    assert tokens.dtype == np.uint16
+    named = {record.args[0].removeprefix(photos + "/") for record in caplog.records}
+    assert named == BAD
+    files = sorted(path for path in Path(photos).rglob("*") if path.suffix != ".txt")
+    good = [path for path in files if str(path.relative_to(photos)) not in BAD]
+    good.sort(key=lambda path: str(path.relative_to(photos)))
+    palette = load_palette(tiny_model)
+    for row, path in zip(tokens, (path for path in good if path.is_file()), strict=True):
+        assert np.array_equal(row, palette.encode(load_pixels(path.read_bytes(), SIDE)).ravel())
+
+
+def test_the_first_images_only(labelled_parquet, tiny_model):
+    whole = read_images(labelled_parquet, palette=tiny_model, image_size=SIDE).tokens
+    first = read_images(labelled_parquet, palette=tiny_model, image_size=SIDE, limit=4).tokens
+    assert len(whole) == 22
+    assert np.array_equal(first, whole[:4])
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def write(path: Path, labels: pa.Array, *, names: list[str] | None = None) -> str:
+    """A Parquet file of images with these labels, named in the Hub's way."""
+    images = pa.array([encoded(photo(i)) for i in range(len(labels))], pa.binary())
+    table = pa.table({"image": images, "label": labels, "other": labels})
+    if names is not None:
+        features = {"label": {"_type": "ClassLabel", "names": names}}
+        metadata = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": metadata})
+    pq.write_table(table, path)
+    return str(path)
+
+
+def labels_of(location: str, model: str, column: str = "label") -> Labels:
+    return read_images(location, palette=model, image_size=SIDE, label_column=column).labels
+
+
+def test_labels_stand_beside_the_images_that_can_be_read(labelled_parquet, tiny_model):
+    found = read_images(labelled_parquet, palette=tiny_model, image_size=SIDE, label_column="label")
+    assert found.labels.classes.tolist() == [i % 3 for i in range(23) if i != 5]
+    assert found.labels.classes.dtype == np.int64
+    assert found.labels.all_names() == ("cat", "dog", "frog")
+    assert len(found.tokens) == 22
+
+
+def test_without_names_classes_are_numbered_up_to_the_highest(tiny_model, tmp_path):
+    path = write(tmp_path / "a.parquet", pa.array([0, 3, 1], pa.uint8()))
+    found = labels_of(path, tiny_model)
+    assert found.names is None
+    assert found.all_names() == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (pa.array([0, -1, 1]), None, r"label from 0 on in every row of column label, found -1 in"),
+        (pa.array([0, None, 1]), None, r"found None in .*a\.parquet#1; next: "),
+        (pa.array([0, 1, 2]), ["cat", "dog"], r"from 0 to 1, the classes that it names, .*found 2"),
+        (pa.array([0.0, 1.0, 2.0]), None, r"expected whole numbers .* found double; next: "),
+        (pa.array(["a", "b", "a"]), None, r"expected whole numbers .* found string; next: "),
+    ],
+)
+def test_labels_that_are_none_are_refused(tiny_model, tmp_path, labels, names, message):
+    path = write(tmp_path / "a.parquet", labels, names=names)
+    with pytest.raises(UsageError, match=message):
+        labels_of(path, tiny_model)
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(labelled_parquet, tiny_model):
+    with pytest.raises(UsageError, match=r"column lable .* found img, label; next: one of these"):
+        labels_of(labelled_parquet, tiny_model, "lable")
+
+
+def test_image_files_have_no_labels(photos, tiny_model):
+    with pytest.raises(
+        UsageError, match=r"--label-column is for tables, .* holds image files.*next: a table"
+    ):
+        labels_of(photos, tiny_model)
+
+
+def test_held_out_labels_must_be_among_the_classes():
+    def labels(*names: str) -> Labels:
+        return Labels(np.array([0, 1]), names or None)
+
+    labels("cat", "dog").check_against(["cat", "dog"])
+    labels().check_against(["cat", "dog"])
+    with pytest.raises(UsageError, match="classes cat, dog, found dog, cat; next: "):
+        labels("dog", "cat").check_against(["cat", "dog"])
+    with pytest.raises(UsageError, match="the 1 classes trained on, found label 1; next: "):
+        labels().check_against(["cat"])
