@@ -7,7 +7,7 @@ from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stage import Stage
 from pipeline.stages.batches import forward_batch_size
 from pipeline.stages.forward import Classify, class_names
-from pipeline.storage import options_for
+from pipeline.storage import UsageError, options_for
 
 SHARD_SIZE = 1024
 
@@ -20,6 +20,11 @@ def run(options: ClassifyOptions) -> None:
     model_options = options_for(options.storage_options, "model")
     begun = start(options)
     model = find_model(options.model, model_options, head="classification")
+    if model.config.num_labels < 2:
+        raise UsageError(
+            f"{options.model} has one output, a number and no classes; next: igpt finetune with "
+            "labels of two classes or more"
+        )
     with cluster.connected(options.address):
         compute = find_compute(options)
         batch_size = options.batch_size or forward_batch_size(

@@ -20,6 +20,7 @@ from pipeline.storage import UsageError
 logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 1024
+MOST_CLASSES = 1 << 16  # numbers beyond it are ids of something, and a head of them fills memory
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,15 @@ class Labels:
     def all_names(self) -> tuple[str, ...]:
         """A name for each class; without names from the input LABEL_0 ... up to the highest.
 
-        Raises UsageError where there are not two.
+        Raises UsageError where there are not two, or more than a column of classes has.
         """
-        names = self.names or tuple(f"LABEL_{i}" for i in range(int(self.classes.max()) + 1))
+        highest = int(self.classes.max())
+        if self.names is None and highest >= MOST_CLASSES:
+            raise UsageError(
+                f"expected classes 0, 1, 2 ... up to {MOST_CLASSES - 1}, found label {highest}; "
+                "next: --label-column with a column of classes"
+            )
+        names = self.names or tuple(f"LABEL_{i}" for i in range(highest + 1))
         if len(names) < 2:
             raise UsageError(
                 f"expected labels of two classes at least, found {', '.join(names)} alone; next: "
@@ -137,7 +144,8 @@ def _check_type(field: pa.Field, location: str) -> None:
 
 def _labels(found: pa.Table, column: str, passthrough: pa.Schema) -> Labels:
     feature = rows.hub_features(passthrough).get(column, {})
-    names = tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else None
+    # Only ClassLabel has names, and it may have none.
+    names = tuple(feature.get("names") or ()) or None
     values = found[column].cast(pa.int64())
     beyond = pc.less(values, 0)
     if names is not None:

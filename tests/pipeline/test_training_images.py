@@ -88,6 +88,14 @@ def test_labels_that_are_none_are_refused(tiny_model, tmp_path, labels, names, m
         labels_of(path, tiny_model)
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"), [([0, 0], "two classes at least"), ([0, 1 << 40], "found label 10995")]
+)
+def test_numbers_that_make_no_classes_are_refused(classes, message):
+    with pytest.raises(UsageError, match=message):
+        Labels(np.array(classes), None).all_names()
+
+
 def test_a_missing_column_is_named_with_those_that_are_there(labelled_parquet, tiny_model):
     with pytest.raises(UsageError, match=r"column lable .* found img, label; next: one of these"):
         labels_of(labelled_parquet, tiny_model, "lable")

@@ -1,0 +1,119 @@
+"""Classify without Ray: its batches, its padding, rows that are bad, a model with names or none."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import SIDE
+
+from igpt_core.checkpoint import save_checkpoint
+from igpt_core.config import VARIANTS, ImageGPTConfig
+from igpt_core.model import ImageGPTForImageClassification, load_model
+from igpt_core.sampling import row_seed
+from pipeline import rows
+from pipeline.blocks import tokens_array
+from pipeline.stages.batches import forward_batch_size, full_batches, in_place
+from pipeline.stages.forward import Classify, class_names
+
+N = SIDE**2
+NAMES = {0: "cat", 1: "dog", 2: "frog"}
+IDS = [f"image-{i}" for i in range(8)]
+RESULTS = [column.name for column in rows.classify_columns(3, named=True)]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    model = ImageGPTForImageClassification(
+        ImageGPTConfig(vocab_size=33, n_positions=N, n_embd=32, n_layer=2, n_head=2, id2label=NAMES)
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    folder = tmp_path_factory.mktemp("models") / "classifier"
+    save_checkpoint(model, folder)
+    return str(folder)
+
+
+def stage(model: str) -> Classify:
+    return Classify(model=model, device="cpu", dtype="float32", batch_size=4, model_options={})
+
+
+def tokens_block(ids: list[str | None]) -> pa.Table:
+    """Quantized rows, tokens made from the id; None: a row without tokens."""
+    drawn = [np.random.default_rng(row_seed(0, id_)).integers(0, 32, N) for id_ in ids if id_]
+    column = tokens_array(np.array(drawn, np.uint16), N, valid=[id_ is not None for id_ in ids])
+    return pa.table({rows.ROW_ID: pa.array(ids, pa.string()), rows.ROW_TOKENS: column})
+
+
+@pytest.fixture(scope="module")
+def full(classifier) -> dict[str, dict[str, object]]:
+    """The results of eight rows in two full batches, by id."""
+    block = stage(classifier)(tokens_block(IDS))
+    return dict(zip(IDS, block.select(RESULTS).to_pylist(), strict=True))
+
+
+def test_results_are_those_of_the_core(full, classifier):
+    model = load_model(classifier, device="cpu", dtype=torch.float32, head="classification")
+    tokens = torch.tensor(tokens_block(IDS)[rows.ROW_TOKENS].to_pylist())
+    with torch.no_grad():
+        logits = torch.cat([model(tokens[:4]).logits, model(tokens[4:]).logits])
+    assert [row["logits"] for row in full.values()] == logits.tolist()
+    chances = logits.double().softmax(dim=1)
+    for row, chance in zip(full.values(), chances, strict=True):
+        assert row["predicted_label"] == chance.argmax()
+        assert row["predicted_name"] == NAMES[row["predicted_label"]]
+        assert row["probability"] == pytest.approx(chance.max().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_padded_last_batch_gives_the_results_of_a_full_one(full, classifier, count):
+    ids = IDS[::-1][:count]
+    found = stage(classifier)(tokens_block(ids)).select(RESULTS).to_pylist()
+    assert found == [full[id_] for id_ in ids]
+
+
+def test_bad_rows_have_no_results_and_change_those_of_no_other(full, classifier):
+    ids = [IDS[0], None, IDS[1], None, None, IDS[2], IDS[3], IDS[4]]
+    found = stage(classifier)(tokens_block(ids))
+    empty = dict.fromkeys(RESULTS)
+    assert found.select(RESULTS).to_pylist() == [full[id_] if id_ else empty for id_ in ids]
+    assert found.schema.field("logits").type == rows.logits_type(3)
+    assert found[rows.seconds_column("model")].type == pa.float32()
+
+
+def test_a_block_of_bad_rows_alone(classifier):
+    found = stage(classifier)(tokens_block([None] * 3))
+    schema = rows.schema_for("classify", rows.classify_columns(3, named=True))
+    assert found.select(RESULTS).to_pylist() == [dict.fromkeys(RESULTS)] * 3
+    assert {name: found.schema.field(name).type for name in RESULTS} == {
+        name: schema.field(name).type for name in RESULTS
+    }
+
+
+def test_batches_are_full_and_padded_with_zeros():
+    tokens, seeds = np.arange(10, dtype=np.uint16).reshape(5, 2) + 1, np.arange(5) + 7
+    found = list(full_batches(3, tokens, seeds, device="cpu"))
+    assert [place for place, _ in found] == [slice(0, 3), slice(3, 5)]
+    assert found[1][1][0].tolist() == [[7, 8], [9, 10], [0, 0]]
+    assert found[1][1][1].tolist() == [10, 11, 0]
+    assert {tensor.dtype for _, batch in found for tensor in batch} == {torch.int64}
+
+
+def test_results_go_to_their_rows():
+    valid = np.array([False, True, True, False, True])
+    assert in_place(pa.array(["a", "b", "c"]), valid).to_pylist() == [None, "a", "b", None, "c"]
+
+
+def test_larger_models_have_smaller_batches_and_every_model_has_one():
+    sizes = [
+        forward_batch_size(VARIANTS[name], 1 << 14, device="cuda", dtype="bfloat16")
+        for name in ("small", "medium", "large")
+    ]
+    assert 256 > sizes[0] > sizes[1] > sizes[2] >= 1
+    assert forward_batch_size(VARIANTS["large"], 1 << 22, device="cpu", dtype="float32") == 1
+
+
+def test_only_numbered_classes_have_no_names():
+    assert class_names(ImageGPTConfig(id2label=NAMES)) == ["cat", "dog", "frog"]
+    assert class_names(ImageGPTConfig(num_labels=3)) is None
+    assert class_names(ImageGPTConfig(id2label={0: "LABEL_0", 1: "dog"})) == ["LABEL_0", "dog"]
