@@ -43,7 +43,9 @@ def layer_features(base: str, tokens: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(tokens[first : first + BATCH_SIZE].astype(np.int64))
         with reduced():
             states = model(
-                with_start(batch, model.config.start_token), output_hidden_states=True
+                with_start(batch, model.config.start_token),
+                use_cache=False,
+                output_hidden_states=True,
             ).hidden_states
         means.append(torch.stack([state.float().mean(dim=1) for state in states]))
     return torch.cat(means, dim=1).numpy()

@@ -10,6 +10,7 @@ baseline is a little better than it could know. Prints a table, then one line of
 
 import argparse
 import json
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch
 from igpt_core.checkpoint import load_image_size, load_palette
 from igpt_core.model import load_model
 from igpt_core.training import evaluate
-from pipeline.train import read_tokens
+from pipeline.training_images import read_images
 
 BACK_OFF_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -84,8 +85,9 @@ def main() -> None:
     options = parser.parse_args()
 
     palette, side = load_palette(options.model), load_image_size(options.model)
-    train = read_tokens(options.train, palette=options.model, image_size=side)
-    test = read_tokens(options.test, palette=options.model, image_size=side, limit=options.limit)
+    read = partial(read_images, palette=options.model, image_size=side)
+    train = read(options.train).tokens
+    test = read(options.test, limit=options.limit).tokens
     frequencies, with_neighbours = baselines(train, test, side, len(palette))
     model = load_model(options.model, device="cpu", dtype=torch.float32)
     result = {

@@ -95,7 +95,7 @@ class JointClassification(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """The loss () of tokens (B, T) int64 and classes (B,) int64."""
-        output = self.model(tokens, labels=labels, output_hidden_states=True)
+        output = self.model(tokens, labels=labels, use_cache=False, output_hidden_states=True)
         if self.lm_head is None:
             return output.loss  # type: ignore[no-any-return]
         logits = self.lm_head(output.hidden_states[-1][:, :-1])  # (B, T - 1, V)

@@ -208,6 +208,6 @@ def accuracy(
     right = 0
     for first in range(0, len(tokens), batch_size):
         batch = torch.from_numpy(tokens[first : first + batch_size].astype(np.int64))
-        found = model(batch.to(device)).logits.argmax(dim=1).cpu().numpy()
+        found = model(batch.to(device), use_cache=False).logits.argmax(dim=1).cpu().numpy()
         right += int((found == labels[first : first + batch_size]).sum())
     return right / len(tokens)

@@ -75,7 +75,7 @@ class Classify:
         """(N, T) tokens to logits (N, num_labels)."""
         logits = np.empty((len(tokens), self._model.config.num_labels), np.float32)
         for place, (batch,) in full_batches(self._batch_size, tokens, device=self._device):
-            found = self._model(batch).logits.float().cpu().numpy()
+            found = self._model(batch, use_cache=False).logits.float().cpu().numpy()
             logits[place] = found[: place.stop - place.start]
         return logits
 
