@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from igpt_core.config import CONFIG_FILE, ImageGPTConfig, read_config
+from igpt_core.errors import NoHeadError
 from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.model_files import CheckpointError as CheckpointError
 from igpt_core.model_files import at_revision, model_files
 from igpt_core.model_files import resolve as resolve
 from igpt_core.palette import Palette
 from igpt_core.saving import make_processor, save_folder
-from igpt_core.weights import find_weights, mismatch, read_weights, rename
+from igpt_core.weights import HEADS, find_weights, mismatch, read_weights, rename
 
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -124,7 +125,9 @@ class PreTrained(nn.Module):
         wanted = {name: w for name, w in model.named_parameters() if name != lacking}
         renamed = rename(weights, wanted)
         if problem := mismatch(renamed, wanted):
-            raise CheckpointError(f"{where}: its weights do not fit {cls.__name__}: {problem}")
+            found = {n: w for n, w in wanted.items() if n in renamed or not n.startswith(HEADS)}
+            kind = CheckpointError if mismatch(renamed, found) else NoHeadError
+            raise kind(f"{where}: its weights do not fit {cls.__name__}: {problem}")
         return model, renamed
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:

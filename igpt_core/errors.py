@@ -19,6 +19,10 @@ class CheckpointError(ValueError):
     """A model folder that cannot be read or written; the message is one line."""
 
 
+class NoHeadError(CheckpointError):
+    """A model folder that lacks nothing but the head that was asked for."""
+
+
 def fetch_errors() -> tuple[type[Exception], ...]:
     """What fetching a file may raise; a library that is not loaded has raised nothing."""
     loaded = [(sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS]

@@ -29,7 +29,7 @@ _SHARD = re.compile(r"\w[\w.\-]*", re.ASCII)
 # Causal masks that old checkpoints carry among the weights.
 _MASK_BUFFER = re.compile(r"(.*\.)?(attn|crossattention)\.(bias|masked_bias)")
 TRUNK = "transformer."  # where the classes with a head keep the bare model
-_HEADS = ("lm_head.", "score.")
+HEADS = ("lm_head.", "score.")
 
 
 def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | None) -> list[Path]:
@@ -148,7 +148,7 @@ def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[
     prefix = TRUNK if any(name.startswith(TRUNK) for name in wanted) else ""
     renamed = {}
     for name, tensor in weights.items():
-        if not name.startswith(_HEADS):
+        if not name.startswith(HEADS):
             renamed[prefix + name.removeprefix(TRUNK)] = tensor
         elif name in wanted:
             renamed[name] = tensor

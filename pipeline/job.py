@@ -10,13 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from igpt_core.checkpoint import (
-    CheckpointError,
-    load_image_size,
-    load_palette,
-    model_fingerprint,
-)
+from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
 from igpt_core.config import CONFIG_FILE, ImageGPTConfig
+from igpt_core.errors import NoHeadError
 from igpt_core.image_processor import PREPROCESSOR_FILE
 from igpt_core.model import HEADS
 from igpt_core.model_files import pinned
@@ -80,7 +76,7 @@ def find_quantizer(location: str, image_size: int | None, options: Mapping[str, 
 
 
 # The next move where a model lacks a head.
-_HEADLESS = {
+_HEADLESS: dict[str | None, str] = {
     "causal": "has no next-pixel head; next: a model of igpt train or a published one (igpt "
     "finetune takes this one with --next-pixel-weight 0)",
     "classification": "has no classification head; next: igpt finetune gives it one",
@@ -97,12 +93,10 @@ def find_model(location: str, options: Mapping[str, Any], *, head: str | None = 
     or whose palette or image size does not fit.
     """
     given, location = location, pinned(absolute_model(location), (CONFIG_FILE,))
-    config = HEADS[None].check_pretrained(location, storage_options=options)
-    if head is not None:
-        try:
-            HEADS[head].check_pretrained(location, storage_options=options)
-        except CheckpointError as error:
-            raise UsageError(f"{given} {_HEADLESS[head]}") from error
+    try:
+        config = HEADS[head].check_pretrained(location, storage_options=options)
+    except NoHeadError as error:
+        raise UsageError(f"{given} {_HEADLESS[head]}") from error
     quantizer = find_quantizer(location, None, options)
     if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:
         raise UsageError(

@@ -21,6 +21,7 @@ from parity import (
 )
 
 from igpt_core import KVCache, TrainingConfig, token_nll
+from igpt_core.objectives import NextPixel
 from igpt_core.training import make_optimizer, train_step
 
 
@@ -192,6 +193,6 @@ def test_scoring_and_training_allocate_no_cache(monkeypatch):
     token_nll(ours, tokens)
     config = TrainingConfig(steps=1, dtype=torch.float32)
     optimizer = make_optimizer(ours, config)
-    train_step(ours, optimizer, tokens, learning_rate=1e-3, dtype=config.dtype)
+    train_step(NextPixel(ours), optimizer, [tokens], learning_rate=1e-3, dtype=config.dtype)
     with pytest.raises(AssertionError, match="a cache"):
         ours(tokens)

@@ -42,6 +42,8 @@ def test_a_run_that_is_told_to_stop_says_so_in_one_line_and_leaves_no_process(
         text=True,
         env={**os.environ, "RAY_ADDRESS": ""},
         start_new_session=True,
+        # A shell makes what it starts in the background deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     patience = time.monotonic() + 120
     while not (output / "plan.parquet").exists():
