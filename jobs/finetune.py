@@ -14,7 +14,7 @@ from pipeline.training_images import TrainingImages
 
 
 class FinetuneOptions(TrainingOptions):
-    model: str = Field("embedded", description="model folder to start from, local or a URI")
+    model: str = Field("embedded", description="model to start from: folder, URI or hub id")
     label_column: str = Field("label", description="column of classes, whole numbers from 0")
     next_pixel_weight: float = Field(
         1.0, ge=0, description="of the next-pixel loss beside that of the classes"
