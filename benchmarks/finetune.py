@@ -25,7 +25,7 @@ from igpt_core.scoring import with_start
 from igpt_core.training import accuracy
 from pipeline.training_images import TrainingImages, read_images
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # C of LogisticRegression
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of LogisticRegression
 BATCH_SIZE = 16
 
 
