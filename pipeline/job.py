@@ -270,6 +270,7 @@ def prepare(
             },
             image_size=quantizer.image_size,
             columns=rows.described(schema, columns),
+            passthrough=plan.passthrough.names,
             results=wanted | {"shard_size": size},
         )
         directory.clear()

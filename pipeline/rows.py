@@ -40,6 +40,11 @@ IMAGES = "images"
 PROMPT = "prompt"
 ORIGINAL = "original"
 PROMPT_LENGTH = "prompt_length"
+PICTURE = "image"
+NLL = "nll"
+BITS_PER_PIXEL = "bits_per_pixel"
+NLL_MAP = "nll_map"
+EMBEDDING = "embedding"
 PREDICTED_LABEL = "predicted_label"
 PREDICTED_NAME = "predicted_name"
 PROBABILITY = "probability"
@@ -56,7 +61,7 @@ class Column:
 
 
 # The jobs that write run directories.
-JOBS = ("quantize", "complete", "classify")
+JOBS = ("quantize", "complete", "sample", "embed", "score", "classify")
 
 
 def quantize_columns(n_positions: int) -> tuple[Column, ...]:
@@ -65,15 +70,58 @@ def quantize_columns(n_positions: int) -> tuple[Column, ...]:
     return (Column(TOKENS, tokens_type(n_positions), meaning),)
 
 
-def complete_columns(n_positions: int) -> tuple[Column, ...]:
-    """What complete adds."""
+def complete_columns(
+    n_positions: int, *, prompts: bool = False, scored: bool = False
+) -> tuple[Column, ...]:
+    """What complete adds; `prompts`: the input is the prompts alone, of images that nobody has;
+    `scored`: with the nats of each completion."""
+    quantized = () if prompts else quantize_columns(n_positions)
+    original = () if prompts else (Column(ORIGINAL, IMAGE, "PNG of the quantized input"),)
+    nll = Column(NLL, pa.list_(pa.float32()), "nats per generated pixel of each completion, mean")
     return (
-        *quantize_columns(n_positions),
+        *quantized,
         Column(SAMPLES, samples_type(n_positions), "palette indices of each completion"),
         Column(IMAGES, pa.list_(IMAGE), "PNG of each completion"),
         Column(PROMPT, IMAGE, "PNG of what the model was given"),
-        Column(ORIGINAL, IMAGE, "PNG of the quantized input"),
+        *original,
         Column(PROMPT_LENGTH, pa.int32(), "positions given to the model"),
+        *((nll,) if scored else ()),
+    )
+
+
+def sample_columns(n_positions: int, *, scored: bool = False) -> tuple[Column, ...]:
+    """What sample makes; `scored`: with the nats of each image."""
+    return (
+        Column(TOKENS, tokens_type(n_positions), "palette indices of the image, raster order"),
+        Column(PICTURE, IMAGE, "PNG of the image"),
+        *(score_columns(n_positions) if scored else ()),
+    )
+
+
+def score_columns(n_positions: int, *, mapped: bool = False) -> tuple[Column, ...]:
+    """What score adds; `mapped`: with the nats of every pixel."""
+    columns = (
+        Column(NLL, pa.float32(), "nats per pixel: negative log-likelihood, mean over pixels"),
+        Column(BITS_PER_PIXEL, pa.float32(), "the same in bits"),
+        Column(NLL_MAP, pa.list_(pa.float32(), n_positions), "nats of each pixel, raster order"),
+    )
+    return columns if mapped else columns[:2]
+
+
+def embedding_name(layer: int, n_layers: int) -> str:
+    """The column of a layer's features, one of `n_layers` that are asked for."""
+    return EMBEDDING if n_layers == 1 else f"{EMBEDDING}_{layer}"
+
+
+def embed_columns(layers: Sequence[int], n_embd: int, dtype: pa.DataType) -> tuple[Column, ...]:
+    """What embed adds: for each layer the features of that width."""
+    return tuple(
+        Column(
+            embedding_name(layer, len(layers)),
+            pa.list_(dtype, n_embd),
+            f"features at layer {layer}, mean over positions",
+        )
+        for layer in layers
     )
 
 

@@ -12,9 +12,10 @@ from igpt_core.palette import ColorHistogram
 from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
 from pipeline import rows
 from pipeline.blocks import tokens_array, with_seconds
+from pipeline.chunks import Chunk
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
-from pipeline.sources import Chunk, read_shard
+from pipeline.sources import read_shard
 
 # What CountColors makes of a shard.
 COLORS = pa.schema(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline import sources
+from pipeline import image_files, parquet_rows
 from pipeline.listing import format_extensions
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard, find_source
@@ -159,7 +159,7 @@ def test_files_are_read_while_the_caller_works(monkeypatch):
         seen.append(path)
         return b"x" * 10
 
-    monkeypatch.setattr(sources, "read_bytes", fake)
+    monkeypatch.setattr(image_files, "read_bytes", fake)
     shard = files_shard(1000)
     reading = read_shard(shard, format="images")
     assert seen == []
@@ -167,23 +167,23 @@ def test_files_are_read_while_the_caller_works(monkeypatch):
     deadline = time.monotonic() + 10
     while len(seen) < len(first.ids) + 16 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(first.ids) + 16 <= len(seen) <= len(first.ids) + sources._FILES_AHEAD
+    assert len(first.ids) + 16 <= len(seen) <= len(first.ids) + image_files._FILES_AHEAD
     rest = [name for chunk in reading for name in chunk.ids]
     assert first.ids + rest == [piece.name for piece in shard.slices]
 
 
 def test_large_files_are_not_piled_up(monkeypatch):
     """Images of half the budget: at most a chunk, and three files ahead, are in memory."""
-    monkeypatch.setattr(sources, "_BYTES_AHEAD", 1000)
-    monkeypatch.setattr(sources, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(image_files, "_BYTES_AHEAD", 1000)
+    monkeypatch.setattr(image_files, "CHUNK_BYTES", 500)
     seen = []
-    monkeypatch.setattr(sources, "read_bytes", lambda fs, path: seen.append(path) or b"x" * 500)
+    monkeypatch.setattr(image_files, "read_bytes", lambda fs, path: seen.append(path) or b"x" * 500)
     reading = read_shard(files_shard(100), format="images")
     taken = 0
     for chunk in reading:
         taken += len(chunk.ids)
         assert len(chunk.ids) == 1
-        if taken > sources._CHUNK_FILES:  # before, no size was known
+        if taken > image_files._CHUNK_FILES:  # before, no size was known
             assert len(seen) <= taken + 3
     assert taken == 100
 
@@ -374,7 +374,7 @@ def damaged(tmp_path, column, *, page):
 def test_damage_ends_a_row_group_at_the_same_row_whatever_the_shards(
     tmp_path, monkeypatch, column, page, shard_size, chunk_rows
 ):
-    monkeypatch.setattr(sources, "_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(parquet_rows, "_CHUNK_ROWS", chunk_rows)
     damaged(tmp_path, column, page=page)
     ids, _, found, columns = read((str(tmp_path), {}), shard_size=shard_size)
     bad = range(page * PAGE, GROUP)
