@@ -100,8 +100,10 @@ def open_rgb(image: bytes | Image.Image) -> Image.Image:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Pixels (H, W, 3) uint8 as PNG; the same bytes for the same versions of Pillow and zlib."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+    """Pixels (H, W, 3) uint8, or (H, W, 4) with opacity, as PNG; the same bytes for the same
+    versions of Pillow and zlib."""
+    n_channels = pixels.shape[2] if pixels.ndim == 3 else 0
+    if pixels.dtype != np.uint8 or n_channels not in (3, 4) or not pixels.size:
         raise ValueError(f"expected (H, W, 3) uint8 pixels, found {pixels.shape} {pixels.dtype}")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")

@@ -13,10 +13,13 @@ from jobs import (
     complete,
     convert,
     demo,
+    embed,
     finetune,
     palette,
     quantize,
     report,
+    sample,
+    score,
     train,
 )
 from pipeline.run import OverErrorBudget, RunFailed
@@ -27,6 +30,9 @@ COMMANDS = (
     palette.COMMAND,
     quantize.COMMAND,
     complete.COMMAND,
+    sample.COMMAND,
+    embed.COMMAND,
+    score.COMMAND,
     classify.COMMAND,
     train.COMMAND,
     finetune.COMMAND,

@@ -9,6 +9,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import click
@@ -16,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline.job import BatchJob, run_job
 from pipeline.options import Options
 from pipeline.storage import UsageError
 
@@ -63,6 +65,11 @@ def command(
         epilog=f"Example: {example}",
         context_settings={"max_content_width": WIDTH, "help_option_names": ["-h", "--help"]},
     )
+
+
+def batch_command(job: BatchJob, *, help: str, example: str) -> click.Command:
+    """The command of a job that fills a run directory."""
+    return command(job.name, job.options, partial(run_job, job), help=help, example=example)
 
 
 def _place(model: type[Options], key: str) -> tuple[bool, int]:

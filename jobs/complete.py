@@ -1,108 +1,118 @@
 """igpt complete: finish images from their upper part."""
 
-import torch
-from pydantic import Field
+import re
+from typing import Annotated
 
-from igpt_core.kv_cache import KVCache
-from jobs.command import command
-from pipeline import cluster, rows
-from pipeline.job import Compute, Model, find_compute, find_model, prepare, start
-from pipeline.options import ImageJobOptions, ModelOptions
-from pipeline.stage import Stage
+from pydantic import BeforeValidator, Field
+
+from jobs.command import batch_command
+from pipeline import rows
+from pipeline.job import BatchJob, Definition, find_input
+from pipeline.masks import find_mask
+from pipeline.models import find_model, painting_batches
+from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
+from pipeline.shards import Source
 from pipeline.stages.generate import Complete
 from pipeline.storage import UsageError, options_for
 
 
-class CompleteOptions(ModelOptions, ImageJobOptions):
-    keep: float = Field(0.5, gt=0, lt=1, description="share of the rows that are given")
+class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
+    keep: Annotated[str, BeforeValidator(str)] = Field(
+        "0.5", description="what is given from the top: a share of the rows, 16rows, or 500pixels"
+    )
     samples: int = Field(1, ge=1, description="completions of each image")
-    temperature: float = Field(1.0, gt=0, description="below 1: safer colours")
-    top_k: int | None = Field(None, ge=1, description="draw from the k likeliest colours")
-    top_p: float | None = Field(None, gt=0, le=1, description="from the fewest that reach p")
-    seed: int = Field(0, description="of the run")
+    mask: str | None = Field(
+        None, description="image, or folder of one for each id: pixels black in it are given too"
+    )
+    prompt_column: str | None = Field(
+        None, description="column of tokens that are given, in place of images and --keep"
+    )
 
 
-def run(options: CompleteOptions) -> None:
-    model_options = options_for(options.storage_options, "model")
-    begun = start(options)
-    model = find_model(options.model, model_options)
-    given = prompt_length(options.keep, model.quantizer.image_size)
-    with cluster.connected(options.address):
-        compute = find_compute(options)
-        images = images_per_batch(options, model, compute)
-        job = prepare(
-            "complete",
-            begun,
-            columns=rows.complete_columns(model.quantizer.image_size**2),
-            quantizer=model.quantizer,
-            model=model,
-            compute=compute,
-            results={
-                "batch_size": images * options.samples,
-                **options.model_dump(
-                    include={"keep", "samples", "temperature", "top_k", "top_p", "seed"}
-                ),
-            },
-            default_shard_size=lambda n: cluster.shard_size(n, images, compute.device),
-        )
-        arguments = {
-            "model": model.location,
-            "device": compute.device,
-            "dtype": compute.dtype,
-            "images_per_batch": images,
-            "n_samples": options.samples,
-            "prompt_length": given,
-            "seed": options.seed,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-            "model_options": model_options,
-        }
-        job.run(
-            [
-                job.read_images(),
-                Stage(Complete, arguments, job.allotment.model),
-                job.write_parts(),
-            ]
-        )
-
-
-# Memory that the cache of one model batch may take, and sequences beyond which no more is gained.
-CACHE_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
-MOST_SEQUENCES = {"cuda": 512, "cpu": 16}
-
-
-def images_per_batch(options: CompleteOptions, model: Model, compute: Compute) -> int:
-    """Images decoded together, an image's samples among them."""
-    sequences = options.batch_size
-    if sequences is not None and sequences < options.samples:
+def define(options: CompleteOptions) -> Definition:
+    model = find_model(options.model, options_for(options.storage_options, "model"))
+    size = model.quantizer.image_size
+    prompts = options.prompt_column is not None
+    if prompts and options.mask is not None:
+        raise UsageError("give either --mask or --prompt-column, found both")
+    given = 0 if prompts else prompt_length(options.keep, size, masked=options.mask is not None)
+    if options.best_of is not None and options.best_of < options.samples:
         raise UsageError(
-            f"--batch-size {sequences} is below --samples {options.samples}: an image's samples "
-            "are computed together"
+            f"--best-of {options.best_of} is below --samples {options.samples}: expected as many "
+            "drawn as are kept"
         )
-    if sequences is None:
-        row = KVCache.bytes_per_row(
-            model.config, model.quantizer.image_size**2, getattr(torch, compute.dtype)
-        )
-        sequences = min(CACHE_BYTES[compute.device] // row, MOST_SEQUENCES[compute.device])
-    return max(sequences // options.samples, 1)
+    drawn = options.best_of or options.samples
+    mask = find_mask(options.mask, options_for(options.storage_options, "input"))
+    return Definition(
+        columns=rows.complete_columns(size**2, prompts=prompts, scored=options.scored),
+        quantizer=model.quantizer,
+        model=model,
+        images_per_batch=painting_batches(model, options, drawn),
+        sequences=drawn,
+        paints=True,
+        results={
+            "keep": given,
+            "samples": options.samples,
+            "mask": mask and mask.identity,
+            "prompt_column": options.prompt_column,
+            **options.sampling_results,
+        },
+        stages=lambda job: [
+            job.read_images(mask=mask and mask.location, prompts=prompts),
+            job.model_stage(
+                Complete,
+                {
+                    "n_samples": options.samples,
+                    "n_drawn": drawn,
+                    "scored": options.scored,
+                    "prompt_length": given,
+                    **options.drawing,
+                },
+            ),
+            job.write_parts(),
+        ],
+    )
 
 
-def prompt_length(keep: float, image_size: int) -> int:
-    """Positions given: whole rows. Raises UsageError where that is none or all of them."""
-    given = round(keep * image_size)
-    if not 0 < given < image_size:
+_KEEP = re.compile(r"(\d+|\d*\.\d+)\s*(rows?|pixels?|px|)")
+
+
+def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
+    """Positions given: `0.5` of the rows, `16rows` or `500pixels`.
+
+    Raises UsageError for other text, and where it is none (but with a mask, which gives others)
+    or all of them.
+    """
+    found = _KEEP.fullmatch(keep.strip())
+    if found is None:
         raise UsageError(
-            f"--keep {keep} of {image_size} rows is {given}: expected at least one row given and "
-            "one to paint"
+            f"--keep: expected a share of the rows such as 0.5, rows such as 16rows, or pixels "
+            f"such as 500pixels, found {keep}"
         )
-    return given * image_size
+    amount, unit = float(found[1]), found[2]
+    if not unit:
+        if not (0 <= amount < 1):
+            raise UsageError(
+                f"--keep: expected a share from 0 to 1, found {keep}; next: a share such as 0.5, "
+                "or 16rows, or 500pixels"
+            )
+        amount, unit = round(amount * image_size), "rows"
+    given = round(amount) * (image_size if unit.startswith("row") else 1)
+    if not (0 if masked else 1) <= given < image_size**2:
+        raise UsageError(
+            f"--keep {keep} of images of {image_size} x {image_size} pixels is {given} pixels: "
+            "expected at least one given and one to paint"
+        )
+    return given
 
 
-COMMAND = command(
-    "complete",
-    CompleteOptions,
-    run,
+def _find_source(options: CompleteOptions) -> Source:
+    return find_input(options, prompt_column=options.prompt_column)
+
+
+JOB = BatchJob("complete", CompleteOptions, define, _find_source)
+COMMAND = batch_command(
+    JOB,
     help="Finish images from their upper part: quantize, complete, write Parquet and a report.",
     example="igpt complete --input photos/ --output out/photos --samples 4 --top-k 100",
 )

@@ -7,6 +7,7 @@ import click
 from jobs import complete
 from jobs.command import command
 from pipeline.demo_photos import write_tiles
+from pipeline.job import run_job
 from pipeline.options import ProgressOptions
 
 OUTPUT = Path("out/demo")
@@ -17,7 +18,8 @@ def run(options: ProgressOptions) -> None:
     count = write_tiles(PHOTOS)
     if not options.quiet:
         click.echo(f"{count} tiles of photographs in {PHOTOS}", err=True)
-    complete.run(
+    run_job(
+        complete.JOB,
         complete.CompleteOptions(
             input=str(PHOTOS),
             output=str(OUTPUT),
@@ -27,7 +29,7 @@ def run(options: ProgressOptions) -> None:
             address="local",
             overwrite=True,
             **options.model_dump(by_alias=True),
-        )
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 from igpt_core.objectives import JointClassification
 from igpt_core.training import accuracy
 from jobs.command import command
-from pipeline.job import Model, find_model
+from pipeline.models import Model, find_model
 from pipeline.options import TrainingOptions
 from pipeline.storage import options_for
 from pipeline.train import check_options, find_images, run_training

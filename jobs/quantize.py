@@ -2,13 +2,12 @@
 
 from pydantic import Field
 
-from jobs.command import command
-from pipeline import cluster, rows
-from pipeline.job import find_quantizer, prepare, start
+from jobs.command import batch_command
+from pipeline import rows
+from pipeline.job import BatchJob, Definition
+from pipeline.models import find_quantizer
 from pipeline.options import ImageJobOptions
 from pipeline.storage import UsageError, options_for
-
-SHARD_SIZE = 1024
 
 
 class QuantizeOptions(ImageJobOptions):
@@ -19,31 +18,25 @@ class QuantizeOptions(ImageJobOptions):
     )
 
 
-def run(options: QuantizeOptions) -> None:
+def define(options: QuantizeOptions) -> Definition:
     if options.model is not None and options.palette is not None:
         raise UsageError("give either --model or --palette, found both")
-    begun = start(options)
     size = options.image_size or (32 if options.palette else None)
     quantizer = find_quantizer(
         options.palette or options.model or "embedded",
         size,
         options_for(options.storage_options, "model"),
     )
-    with cluster.connected(options.address):
-        job = prepare(
-            "quantize",
-            begun,
-            columns=rows.quantize_columns(quantizer.image_size**2),
-            quantizer=quantizer,
-            default_shard_size=lambda _: SHARD_SIZE,
-        )
-        job.run([job.read_images(), job.write_parts()])
+    return Definition(
+        columns=rows.quantize_columns(quantizer.image_size**2),
+        quantizer=quantizer,
+        stages=lambda job: [job.read_images(), job.write_parts()],
+    )
 
 
-COMMAND = command(
-    "quantize",
-    QuantizeOptions,
-    run,
+JOB = BatchJob("quantize", QuantizeOptions, define)
+COMMAND = batch_command(
+    JOB,
     help="Turn images into tokens: read, decode, resize, quantize, write Parquet.",
     example="igpt quantize --input s3://bucket/images/ --output s3://bucket/tokens",
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import rows
@@ -35,6 +36,18 @@ def tokens_of(column: pa.ChunkedArray) -> NDArray[np.uint16]:
     if isinstance(array, pa.ChunkedArray):  # no rows, so no chunk
         return np.empty((0, column.type.list_size), np.uint16)
     return array.flatten().to_numpy().reshape(-1, column.type.list_size)  # type: ignore[no-any-return]
+
+
+def bits_of(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(rows, n) bool of a column of fixed-size lists of bool without nulls."""
+    flat = pc.list_flatten(column).to_numpy(zero_copy_only=False)
+    return flat.astype(bool).reshape(-1, column.type.list_size)  # type: ignore[no-any-return]
+
+
+def score_arrays(nll: NDArray[np.float32]) -> dict[str, pa.Array]:
+    """The columns that say how likely images are, of their nats per pixel (N,)."""
+    bits = (nll.astype(np.float64) / np.log(2)).astype(np.float32)
+    return {rows.NLL: pa.array(nll), rows.BITS_PER_PIXEL: pa.array(bits)}
 
 
 def with_seconds(block: pa.Table, stage: str, seconds: float) -> pa.Table:

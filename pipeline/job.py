@@ -1,24 +1,18 @@
-"""A job over images, from its options to a run directory with a plan, and to its report."""
+"""A batch job: its definition by options, its run directory and plan, its stages, its report."""
 
 import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 import pyarrow as pa
 
-from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
-from igpt_core.config import CONFIG_FILE, ImageGPTConfig
-from igpt_core.errors import NoHeadError
-from igpt_core.image_processor import PREPROCESSOR_FILE
-from igpt_core.model import HEADS
-from igpt_core.model_files import pinned
-from igpt_core.palette import Palette
 from pipeline import cluster, rows
-from pipeline.options import ImageJobOptions, ModelOptions
+from pipeline.models import Compute, Model, Quantizer, find_compute
+from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.parts import WriteParts
 from pipeline.report import write_report
 from pipeline.run import execute
@@ -27,128 +21,39 @@ from pipeline.shards import Plan, Source, find_source
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
-from pipeline.storage import (
-    UsageError,
-    absolute,
-    absolute_input,
-    absolute_model,
-    masked,
-    options_for,
-)
+from pipeline.storage import absolute, absolute_input, masked, options_for
 
 SECRET_OPTIONS = {"storage_options"}
+SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
+PAINTED_BATCHES = 4  # model batches of a shard at most, of jobs that paint
 
 
 @dataclass(frozen=True)
-class Quantizer:
-    """What makes tokens of pixels: where the palette lies, and the size of the images."""
+class Definition:
+    """A job as its options make it.
 
-    location: str
-    palette: Palette
-    image_size: int
+    Attributes:
+        columns: what it adds to the id and the columns passed through.
+        quantizer: of the images that it reads or paints.
+        stages: from source to sink, of a job whose plan is made.
+        model: None for a job without one.
+        images_per_batch: images that a model computes together where it computes so.
+        sequences: that each of them makes in a batch.
+        paints: whether it draws pixels one by one, so that a shard takes long.
+        results: what results depend on beside the input, the quantizer, the model and the batch.
+    """
 
-
-@dataclass(frozen=True)
-class Model:
-    """A model as the driver knows it: without its weights."""
-
-    location: str
-    config: ImageGPTConfig
-    fingerprint: str
+    columns: Sequence[rows.Column]
     quantizer: Quantizer
+    stages: Callable[["Job"], list[Stage]]
+    model: Model | None = None
+    images_per_batch: Callable[[Compute], int] | None = None
+    sequences: int = 1
+    paints: bool = False
+    results: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Where a model computes ("cpu" or "cuda"), and the name of the dtype."""
-
-    device: str
-    dtype: str
-
-
-def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
-    """The palette and image size of a model folder, or of a palette file and a given size."""
-    location = pinned(absolute_model(location), (PREPROCESSOR_FILE,))
-    palette = load_palette(location, storage_options=options)
-    if image_size is None:
-        image_size = load_image_size(location, storage_options=options)
-    return Quantizer(location, palette, image_size)
-
-
-# The next move where a model lacks a head.
-_HEADLESS: dict[str | None, str] = {
-    "causal": "has no next-pixel head; next: a model of igpt train or a published one (igpt "
-    "finetune takes this one with --next-pixel-weight 0)",
-    "classification": "has no classification head; next: igpt finetune gives it one",
-}
-
-
-def find_model(location: str, options: Mapping[str, Any], *, head: str | None = "causal") -> Model:
-    """The model of a folder, checked but not loaded.
-
-    Args:
-        head: of igpt_core.model.HEADS, which the folder must have.
-
-    Raises CheckpointError for a folder that holds none, UsageError for one that lacks the head
-    or whose palette or image size does not fit.
-    """
-    given, location = location, pinned(absolute_model(location), (CONFIG_FILE,))
-    try:
-        config = HEADS[head].check_pretrained(location, storage_options=options)
-    except NoHeadError as error:
-        raise UsageError(f"{given} {_HEADLESS[head]}") from error
-    quantizer = find_quantizer(location, None, options)
-    if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:
-        raise UsageError(
-            f"{given} has {config.n_positions} positions and {config.n_colors} colours, its "
-            f"preprocessor_config.json {quantizer.image_size} x {quantizer.image_size} pixels and "
-            f"{len(quantizer.palette)} colours; next: a model folder whose files fit"
-        )
-    return Model(location, config, model_fingerprint(location, options), quantizer)
-
-
-def find_compute(options: ModelOptions) -> Compute:
-    """Where and in what to compute, on the cluster that is joined. Raises UsageError."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if cluster.gpus() else "cpu"
-    elif device == "cuda" and not cluster.gpus():
-        raise UsageError("expected a GPU for --device cuda, found none; next: --device cpu")
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
-    return Compute(device, dtype)
-
-
-@dataclass(frozen=True)
-class Start:
-    """A job's beginning: its run directory, and either the run in it or the input of a new one."""
-
-    options: ImageJobOptions
-    directory: RunDirectory
-    recorded: Mapping[str, Any] | None
-    plan: Plan | None
-    source: Source | None
-
-
-def start(options: ImageJobOptions) -> Start:
-    """Look at the output and, unless it holds the plan already, at the input; write nothing.
-
-    Raises UsageError.
-    """
-    location = absolute(options.output)
-    directory = RunDirectory.at(location, options_for(options.storage_options, "output"))
-    recorded = directory.record()
-    if recorded is None:
-        directory.check_free()
-    elif options.overwrite:
-        recorded = None
-    plan = directory.plan() if recorded is not None else None
-    source = find_input(options) if plan is None else None
-    return Start(options, directory, recorded, plan, source)
-
-
-def find_input(options: ImageJobOptions) -> Source:
+def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) -> Source:
     """The input that the options name. Raises UsageError."""
     keep = options.keep_columns
     return find_source(
@@ -163,142 +68,218 @@ def find_input(options: ImageJobOptions) -> Source:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job whose run directory is claimed and whose plan is made."""
+class BatchJob:
+    """A kind of job that fills a run directory: its options, and what they define.
+
+    `define` and `find_source` check what they are given, so they raise UsageError.
+    """
 
     name: str
-    options: ImageJobOptions
-    directory: RunDirectory
+    options: type[RunOptions]
+    define: Callable[[Any], Definition]
+    find_source: Callable[[Any], Source] = find_input
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where a job's model computes, and how many images at a time; no model, neither."""
+
+    compute: Compute | None = None
+    images: int | None = None
+
+    @classmethod
+    def of(cls, definition: Definition, options: RunOptions) -> "Batch":
+        """On the cluster that is joined. Raises UsageError."""
+        if definition.images_per_batch is None:
+            return cls()
+        assert isinstance(options, ModelOptions)
+        compute = find_compute(options)
+        return cls(compute, definition.images_per_batch(compute))
+
+    def shard_size(self, definition: Definition, n_rows: int) -> int:
+        """Rows of a shard where the options give none."""
+        if self.compute is None or self.images is None:
+            return SHARD_ROWS
+        most = PAINTED_BATCHES if definition.paints else max(SHARD_ROWS // self.images, 1)
+        return cluster.shard_size(n_rows, self.images, self.compute.device, most_batches=most)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job whose plan is made; `output` is where its run directory lies."""
+
+    name: str
+    options: RunOptions
+    definition: Definition
+    output: str
     plan: Plan
-    schema: pa.Schema
-    quantizer: Quantizer
+    batch: Batch
     allotment: cluster.Allotment
 
-    def read_images(self) -> Stage:
-        """The first stage of every job over images."""
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the results."""
+        columns = self.definition.columns
+        return rows.schema_for(self.name, columns, passthrough=self.plan.passthrough)
+
+    def read_images(self, *, mask: str | None = None, prompts: bool = False) -> Stage:
+        """The first stage of every job over images; the arguments are those of `ReadImages`."""
+        options, quantizer = self.options, self.definition.quantizer
+        assert isinstance(options, ImageJobOptions)
         arguments = {
             "format": self.plan.format,
             "image_column": self.plan.image_column,
             "id_column": self.plan.id_column,
             "passthrough": self.plan.passthrough,
-            "palette": self.quantizer.location,
-            "image_size": self.quantizer.image_size,
-            "resize": self.options.resize,
-            "crop": self.options.crop,
-            "input_options": options_for(self.options.storage_options, "input"),
-            "model_options": options_for(self.options.storage_options, "model"),
+            "palette": quantizer.location,
+            "image_size": quantizer.image_size,
+            "resize": options.resize,
+            "crop": options.crop,
+            "mask": mask,
+            "input_options": options_for(options.storage_options, "input"),
+            "model_options": options_for(options.storage_options, "model"),
         }
         return Stage(ReadImages, arguments, self.allotment.reading)
 
+    def model_stage(
+        self, cls: type[Callable[[pa.Table], pa.Table]], own: Mapping[str, Any]
+    ) -> Stage:
+        """The stage whose actors hold the model; `own` are the class's own arguments."""
+        model, compute = self.definition.model, self.batch.compute
+        assert model is not None
+        assert compute is not None
+        arguments = {
+            "model": model.location,
+            "device": compute.device,
+            "dtype": compute.dtype,
+            "images_per_batch": self.batch.images,
+            "model_options": options_for(self.options.storage_options, "model"),
+        }
+        return Stage(cls, arguments | own, self.allotment.model)
+
     def write_parts(self) -> Stage:
         """The last stage of every job."""
+        quantizer = self.definition.quantizer
         arguments = {
-            "output": self.directory.location,
+            "output": self.output,
             "job": self.name,
             "schema": self.schema,
-            "image_size": self.quantizer.image_size,
-            "palette": self.quantizer.location,
+            "image_size": quantizer.image_size,
+            "palette": quantizer.location,
             "examples": ceil(SHEET_ROWS / len(self.plan.shards)),
             "output_options": options_for(self.options.storage_options, "output"),
             "model_options": options_for(self.options.storage_options, "model"),
         }
         return Stage(WriteParts, arguments, self.allotment.writing)
 
-    def run(self, stages: Sequence[Stage]) -> None:
-        """Execute, write the report, say where it lies. Raises as `execute` does."""
-        report = execute(
-            self.directory,
-            self.plan,
-            stages,
-            max_error_fraction=self.options.max_error_fraction,
-            progress=self.options.progress,
-        )
-        location = self.directory.location
-        write_report(
-            location,
-            storage_options=options_for(self.options.storage_options, "output"),
-            palette=self.quantizer.palette,
-        )
-        if self.options.json_lines:
-            print(json.dumps({"event": "done", "output": location, **report}), flush=True)
-        else:
-            print(f"{location}/report.html", flush=True)
 
-
-def prepare(
-    name: str,
-    begun: Start,
-    *,
-    columns: Sequence[rows.Column],
-    quantizer: Quantizer,
-    model: Model | None = None,
-    compute: Compute | None = None,
-    results: Mapping[str, Any] | None = None,
-    default_shard_size: Callable[[int], int],
-) -> Job:
-    """Claim the run directory and make its plan, or find both as an earlier command left them.
-
-    Args:
-        columns: what the job adds to the id and the columns passed through.
-        results: what the job's results depend on beside the input, the quantizer and the model.
-        default_shard_size: from the number of rows, where the options give none.
-
-    Raises UsageError.
-    """
-    options, directory, plan = begun.options, begun.directory, begun.plan
-    wanted = _dependencies(name, options, quantizer) | dict(results or {})
-    wanted |= {"model": model and model.fingerprint}
-    wanted |= {"device": compute and compute.device, "dtype": compute and compute.dtype}
-    if begun.recorded is not None:
-        # Where the size of shards is not given it is found, so it is what was found then.
-        given = {} if options.shard_size is None else {"shard_size": options.shard_size}
-        refuse_other_run(directory.location, begun.recorded["results"], wanted | given)
-    if plan is None:
-        assert begun.source is not None
-        size = options.shard_size or default_shard_size(begun.source.rows)
-        plan = begun.source.cut(size)
-        schema = rows.schema_for(name, columns, passthrough=plan.passthrough)
-        record = new_record(
-            name,
-            command=command_line(),
-            options=_shown(options),
-            seed=wanted.get("seed"),
-            model=model and {"location": masked(model.location), "fingerprint": model.fingerprint},
-            palette={
-                "location": masked(quantizer.location),
-                "fingerprint": quantizer.palette.fingerprint,
-            },
-            image_size=quantizer.image_size,
-            columns=rows.described(schema, columns),
-            passthrough=plan.passthrough.names,
-            results=wanted | {"shard_size": size},
-        )
-        directory.clear()
-        directory.begin(record, plan)
-    schema = rows.schema_for(name, columns, passthrough=plan.passthrough)
-    allotment = cluster.allot(
-        device=compute and compute.device,
+def allotment_for(options: RunOptions, batch: Batch) -> cluster.Allotment:
+    """What each stage gets of the cluster that is joined. Raises UsageError."""
+    return cluster.allot(
+        device=batch.compute and batch.compute.device,
         cpu_actors=options.cpu_actors,
         model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
     )
-    return Job(name, options, directory, plan, schema, quantizer, allotment)
 
 
-def _dependencies(name: str, options: ImageJobOptions, quantizer: Quantizer) -> dict[str, Any]:
-    """What the results of every job depend on."""
-    known = options.model_dump(
-        include={"format", "image_column", "id_column", "keep_columns", "limit", "resize", "crop"}
+def run_job(kind: BatchJob, options: RunOptions) -> None:
+    """The job from its options to its report, or what is left of it.
+
+    Raises UsageError before work begins; RunFailed and OverErrorBudget as `execute` does.
+    """
+    directory = RunDirectory.at(
+        absolute(options.output), options_for(options.storage_options, "output")
     )
-    return {
-        "job": name,
-        "input": masked(absolute_input(options.input)),
-        **known,
-        "image_size": quantizer.image_size,
-        "palette": quantizer.palette.fingerprint,
-    }
+    recorded = directory.record()
+    if recorded is None:
+        directory.check_free()
+    elif options.overwrite:
+        recorded = None
+    plan = directory.plan() if recorded is not None else None
+    source = kind.find_source(options) if plan is None else None
+    definition = kind.define(options)
+    with cluster.connected(options.address):
+        batch = Batch.of(definition, options)
+        wanted = dependencies(kind.name, options, definition, batch)
+        if recorded is not None:
+            # Where the size of shards is not given it is found, so it is what was found then.
+            given = {} if options.shard_size is None else {"shard_size": options.shard_size}
+            refuse_other_run(directory.location, recorded["results"], wanted | given)
+        if plan is None:
+            assert source is not None
+            plan = source.cut(options.shard_size or batch.shard_size(definition, source.rows))
+        allotment = allotment_for(options, batch)
+        job = Job(kind.name, options, definition, directory.location, plan, batch, allotment)
+        if source is not None:
+            record = _record(job, wanted)
+            directory.clear()
+            directory.begin(record, plan)
+        _execute(job, directory)
 
 
-def _shown(options: ImageJobOptions) -> dict[str, Any]:
+def _execute(job: Job, directory: RunDirectory) -> None:
+    """Run the stages, write the report, say where it lies."""
+    options = job.options
+    report = execute(
+        directory,
+        job.plan,
+        job.definition.stages(job),
+        max_error_fraction=options.max_error_fraction,
+        progress=options.progress,
+    )
+    write_report(
+        job.output,
+        storage_options=options_for(options.storage_options, "output"),
+        palette=job.definition.quantizer.palette,
+    )
+    if options.json_lines:
+        print(json.dumps({"event": "done", "output": job.output, **report}), flush=True)
+    else:
+        print(f"{job.output}/report.html", flush=True)
+
+
+# Options of the input on which results depend as they are.
+_INPUT_OPTIONS = {"format", "image_column", "id_column", "keep_columns", "limit", "resize", "crop"}
+
+
+def dependencies(
+    name: str, options: RunOptions, definition: Definition, batch: Batch
+) -> dict[str, Any]:
+    """What the results of a job depend on, as run.json keeps it; but for the size of shards."""
+    quantizer, model, compute = definition.quantizer, definition.model, batch.compute
+    found: dict[str, Any] = {"job": name}
+    if isinstance(options, ImageJobOptions):
+        found |= {"input": masked(absolute_input(options.input))}
+        found |= options.model_dump(include=_INPUT_OPTIONS)
+    found |= {"image_size": quantizer.image_size, "palette": quantizer.palette.fingerprint}
+    if batch.images is not None:
+        found |= {"batch_size": batch.images * definition.sequences}
+    found |= definition.results
+    found |= {"model": model and model.fingerprint}
+    return found | {"device": compute and compute.device, "dtype": compute and compute.dtype}
+
+
+def _record(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of run.json."""
+    model, quantizer = job.definition.model, job.definition.quantizer
+    return new_record(
+        job.name,
+        command=command_line(),
+        options=_shown(job.options),
+        seed=wanted.get("seed"),
+        model=model and {"location": masked(model.location), "fingerprint": model.fingerprint},
+        palette={
+            "location": masked(quantizer.location),
+            "fingerprint": quantizer.palette.fingerprint,
+        },
+        image_size=quantizer.image_size,
+        columns=rows.described(job.schema, job.definition.columns),
+        passthrough=job.plan.passthrough.names,
+        results=dict(wanted) | {"shard_size": job.plan.shard_size},
+    )
+
+
+def _shown(options: RunOptions) -> dict[str, Any]:
     """The options as run.json shows them: no secrets."""
     values = options.model_dump(exclude=SECRET_OPTIONS, mode="json")
     return {key: masked(v) if isinstance(v, str) else v for key, v in values.items()}

@@ -81,14 +81,46 @@ class ModelOptions(Options):
     )
 
 
-class ImageJobOptions(InputOptions, ClusterOptions, StorageOptions):
-    """Options of a job from images to a run directory."""
+class RunOptions(ClusterOptions, StorageOptions):
+    """Options of a job that fills a run directory."""
 
     max_error_fraction: float = Field(
         0.1, ge=0, le=1, description="stop with exit code 3 above this share of bad rows"
     )
     overwrite: bool = Field(False, description="replace the run in --output")
     output: str = Field(description="run directory, local or a URI; the same command resumes it")
+
+
+class ImageJobOptions(InputOptions, RunOptions):
+    """Options of a job from images to a run directory."""
+
+
+class SamplingOptions(Options):
+    """How pixels are drawn."""
+
+    temperature: float = Field(1.0, gt=0, description="below 1: safer colours")
+    top_k: int | None = Field(None, ge=1, description="draw from the k likeliest colours")
+    top_p: float | None = Field(None, gt=0, le=1, description="from the fewest that reach p")
+    seed: int = Field(0, description="of the run")
+    score: bool = Field(False, description="add nats per generated pixel, column nll")
+    best_of: int | None = Field(
+        None, ge=1, description="draw N of each, keep the likeliest; implies --score"
+    )
+
+    @property
+    def scored(self) -> bool:
+        """Whether results come with their nats."""
+        return self.score or self.best_of is not None
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How pixels are drawn, as arguments of a stage."""
+        return self.model_dump(include={"seed", "temperature", "top_k", "top_p"})
+
+    @property
+    def sampling_results(self) -> dict[str, Any]:
+        """What of these results depend on."""
+        return {**self.drawing, "score": self.scored, "best_of": self.best_of}
 
 
 class TrainingOptions(PixelOptions, StorageOptions):

@@ -20,7 +20,7 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.palette import Palette
 from igpt_core.pixels import encode_png
 from pipeline import rows
-from pipeline.blocks import by_shard, tokens_of
+from pipeline.blocks import bits_of, by_shard, tokens_of
 from pipeline.storage import join, open_location, write_atomic
 
 FOLDERS = ("data", "errors", "stats")
@@ -99,7 +99,8 @@ class WriteParts:
         self._columns = RESULTS.get(job)
         self._schema = schema
         self._side = image_size
-        self._n_examples = 0 if rows.TOKENS in schema.names else examples
+        shows = {rows.TOKENS, rows.IMAGES}.intersection(schema.names)
+        self._n_examples = 0 if shows else examples
         self._palette = load_palette(palette, storage_options=model_options)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -202,17 +203,17 @@ def _seconds(block: pa.Table) -> dict[str, float]:
 
 
 def _drawn(good: pa.Table) -> int:
-    """Tokens that the model drew: the positions beyond the prompt, of every sample."""
-    if rows.SAMPLES not in good.column_names:
-        return 0
-    n_positions = good[rows.ROW_TOKENS].type.list_size
-    missing = pc.subtract(n_positions, good[rows.PROMPT_LENGTH])
-    drawn = pc.multiply(missing, pc.list_value_length(good[rows.SAMPLES]))
-    return pc.sum(drawn).as_py() or 0
+    """Tokens that the model drew."""
+    return pc.sum(good[rows.DRAWN]).as_py() or 0 if rows.DRAWN in good.column_names else 0
 
 
 def _quantize_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:
     return {rows.TOKENS: good[rows.ROW_TOKENS]}
+
+
+def _sample_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:
+    tokens = good[rows.ROW_TOKENS]
+    return {rows.TOKENS: tokens, rows.PICTURE: pictures(list(tokens_of(tokens)), palette, side)}
 
 
 def _complete_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:
@@ -220,16 +221,38 @@ def _complete_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, 
     samples = good[rows.SAMPLES].combine_chunks()
     lists = pa.concat_arrays(samples.chunks) if isinstance(samples, pa.ChunkedArray) else samples
     drawn = tokens_of(pa.chunked_array([lists.flatten()]))
-    given = good[rows.PROMPT_LENGTH].to_pylist()
-    prompts = [row[:n] for row, n in zip(tokens, given, strict=True)]
     return {
         rows.TOKENS: good[rows.ROW_TOKENS],
         rows.IMAGES: pa.ListArray.from_arrays(
             _offsets(lists), pictures(list(drawn), palette, side), type=pa.list_(rows.IMAGE)
         ),
-        rows.PROMPT: pictures(prompts, palette, side),
+        rows.PROMPT: _prompts(good, tokens, palette, side),
         rows.ORIGINAL: pictures(list(tokens), palette, side),
     }
+
+
+def _prompts(
+    good: pa.Table, tokens: NDArray[np.uint16], palette: Palette, side: int
+) -> pa.StructArray:
+    """What the model was given, as PNG: the rows that hold given pixels, clear where one is not."""
+    known = np.arange(side * side) < good[rows.PROMPT_LENGTH].to_numpy()[:, None]
+    if rows.PINNED in good.column_names:
+        known |= bits_of(good[rows.PINNED])
+    return _images([_prompt(*row, palette, side) for row in zip(tokens, known, strict=True)])
+
+
+def _prompt(
+    tokens: NDArray[np.uint16], known: NDArray[np.bool_], palette: Palette, side: int
+) -> bytes | None:
+    """The known pixels of an image as PNG; None where there are none."""
+    if not known.any():
+        return None
+    given = slice(0, -(-(int(np.flatnonzero(known)[-1]) + 1) // side) * side)
+    pixels = palette.decode(tokens[given].reshape(-1, side))
+    if not known[given].all():
+        opacity = np.where(known[given], 255, 0).astype(np.uint8).reshape(-1, side, 1)
+        pixels = np.concatenate([pixels * (opacity > 0), opacity], axis=2)
+    return encode_png(pixels)
 
 
 def _offsets(lists: pa.ListArray) -> pa.Array:
@@ -239,7 +262,10 @@ def _offsets(lists: pa.ListArray) -> pa.Array:
 
 def pictures(images: list[NDArray[np.uint16]], palette: Palette, side: int) -> pa.StructArray:
     """A column of `rows.IMAGE`: each image's tokens, whole rows of `side` pixels, as PNG."""
-    pngs = [encode_png(palette.decode(tokens.reshape(-1, side))) for tokens in images]
+    return _images([encode_png(palette.decode(tokens.reshape(-1, side))) for tokens in images])
+
+
+def _images(pngs: list[bytes | None]) -> pa.StructArray:
     return pa.StructArray.from_arrays(
         [pa.array(pngs, pa.binary()), pa.nulls(len(pngs), pa.string())], fields=list(rows.IMAGE)
     )
@@ -249,4 +275,5 @@ def pictures(images: list[NDArray[np.uint16]], palette: Palette, side: int) -> p
 RESULTS: dict[str, Callable[[pa.Table, Palette, int], dict[str, Any]]] = {
     "quantize": _quantize_columns,
     "complete": _complete_columns,
+    "sample": _sample_columns,
 }

@@ -132,6 +132,12 @@ class Source:
     passthrough: pa.Schema
     skipped: Mapping[str, int]
 
+    @classmethod
+    def numbered(cls, count: int) -> "Source":
+        """No input but `count` numbers, of which `sample` makes ids."""
+        files = [(InputFile("", "sample"), count)]
+        return cls("numbers", files, None, None, None, pa.schema([]), {})
+
     @property
     def rows(self) -> int:
         every = sum(rows for _, rows in self.files)

@@ -1,18 +1,20 @@
-"""Model stages that look at whole images once: classification."""
+"""Model stages that look at whole images once: features, likelihood, classes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from igpt_core.features import pooled_features
 from numpy.typing import NDArray
 
 from igpt_core.config import ImageGPTConfig
+from igpt_core.scoring import token_nll
 from pipeline import rows
-from pipeline.blocks import tokens_of, with_seconds
+from pipeline.blocks import score_arrays, tokens_of, with_seconds
 from pipeline.stages.batches import full_batches, in_place, load_for_stage
 
 
@@ -21,6 +23,110 @@ def class_names(config: ImageGPTConfig) -> list[str] | None:
     numbered = [f"LABEL_{i}" for i in range(config.num_labels)]
     names = [config.id2label.get(i, numbered[i]) for i in range(config.num_labels)]
     return None if names == numbered else names
+
+
+def with_results(
+    block: pa.Table, results: Callable[[NDArray[np.uint16]], dict[str, pa.Array]]
+) -> pa.Table:
+    """The block with the columns that `results` makes of its good rows' tokens (N, T), null in
+    the others, and with the seconds that it took."""
+    begun = time.perf_counter()
+    valid = pc.is_valid(block[rows.ROW_TOKENS]).to_numpy()
+    tokens = tokens_of(block[rows.ROW_TOKENS].filter(pa.array(valid)))
+    for name, column in results(tokens).items():
+        block = block.append_column(name, in_place(column, valid))
+    return with_seconds(block, "model", time.perf_counter() - begun)
+
+
+def vectors(values: NDArray[Any]) -> pa.FixedSizeListArray:
+    """(N, C) as a column of fixed-size lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+class Embed:
+    """Blocks of quantized rows -> the same with the columns of `rows.embed_columns`.
+
+    Args:
+        layers, sos, normed: as of `pooled_features`.
+        embedding_dtype: "float32" or "float16", of the columns.
+        others: as of `Classify`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        device: str,
+        dtype: str,
+        images_per_batch: int,
+        layers: Sequence[int],
+        sos: bool,
+        normed: bool,
+        embedding_dtype: str,
+        model_options: Mapping[str, Any],
+    ) -> None:
+        self._model = load_for_stage(
+            model, device=device, dtype=dtype, head=None, model_options=model_options
+        )
+        self._device = device
+        self._images_per_batch = images_per_batch
+        self._layers, self._sos, self._normed = layers, sos, normed
+        self._embedding_dtype = embedding_dtype
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return with_results(block, self._results)
+
+    @torch.inference_mode()
+    def _results(self, tokens: NDArray[np.uint16]) -> dict[str, pa.Array]:
+        shape = (len(tokens), self._model.config.n_embd)
+        found = {layer: np.empty(shape, self._embedding_dtype) for layer in self._layers}
+        for place, (batch,) in full_batches(self._images_per_batch, tokens, device=self._device):
+            features = pooled_features(
+                self._model, batch, self._layers, sos=self._sos, normed=self._normed
+            )
+            for layer, pooled in features.items():
+                found[layer][place] = pooled[: place.stop - place.start].cpu().numpy()
+        return {
+            rows.embedding_name(layer, len(found)): vectors(features)
+            for layer, features in found.items()
+        }
+
+
+class Score:
+    """Blocks of quantized rows -> the same with the columns of `rows.score_columns`.
+
+    Args:
+        mapped: whether the nats of every pixel are kept.
+        others: as of `Classify`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        device: str,
+        dtype: str,
+        images_per_batch: int,
+        mapped: bool,
+        model_options: Mapping[str, Any],
+    ) -> None:
+        self._model = load_for_stage(
+            model, device=device, dtype=dtype, head="causal", model_options=model_options
+        )
+        self._device = device
+        self._images_per_batch = images_per_batch
+        self._mapped = mapped
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return with_results(block, self._results)
+
+    @torch.inference_mode()
+    def _results(self, tokens: NDArray[np.uint16]) -> dict[str, pa.Array]:
+        nats = np.empty(tokens.shape, np.float32)
+        for place, (batch,) in full_batches(self._images_per_batch, tokens, device=self._device):
+            nats[place] = token_nll(self._model, batch)[: place.stop - place.start].cpu().numpy()
+        columns = score_arrays(nats.mean(axis=1, dtype=np.float64).astype(np.float32))
+        return columns | ({rows.NLL_MAP: vectors(nats)} if self._mapped else {})
 
 
 class Classify:
@@ -32,7 +138,7 @@ class Classify:
         model: location of the model folder.
         device: "cpu" or "cuda".
         dtype: name of the dtype to compute in.
-        batch_size: images computed together.
+        images_per_batch: images computed together.
         model_options: fsspec options of the model's location.
     """
 
@@ -42,7 +148,7 @@ class Classify:
         model: str,
         device: str,
         dtype: str,
-        batch_size: int,
+        images_per_batch: int,
         model_options: Mapping[str, Any],
     ) -> None:
         self._model = load_for_stage(
@@ -50,31 +156,28 @@ class Classify:
         )
         self._names = class_names(self._model.config)
         self._device = device
-        self._batch_size = batch_size
+        self._images_per_batch = images_per_batch
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        begun = time.perf_counter()
-        valid = pc.is_valid(block[rows.ROW_TOKENS]).to_numpy()
-        logits = self._logits(tokens_of(block[rows.ROW_TOKENS].filter(pa.array(valid))))
+        return with_results(block, self._results)
+
+    def _results(self, tokens: NDArray[np.uint16]) -> dict[str, pa.Array]:
+        logits = self._logits(tokens)
         labels = logits.argmax(axis=1)
         columns = {
             rows.PREDICTED_LABEL: pa.array(labels, pa.int64()),
             rows.PROBABILITY: pa.array(_highest_probability(logits)),
-            rows.LOGITS: pa.FixedSizeListArray.from_arrays(
-                pa.array(logits.reshape(-1)), type=rows.logits_type(logits.shape[1])
-            ),
+            rows.LOGITS: vectors(logits),
         }
         if self._names is not None:
             columns[rows.PREDICTED_NAME] = pa.array(self._names, pa.string()).take(labels)
-        for name, results in columns.items():
-            block = block.append_column(name, in_place(results, valid))
-        return with_seconds(block, "model", time.perf_counter() - begun)
+        return columns
 
     @torch.inference_mode()
     def _logits(self, tokens: NDArray[np.uint16]) -> NDArray[np.float32]:
         """(N, T) tokens to logits (N, num_labels)."""
         logits = np.empty((len(tokens), self._model.config.num_labels), np.float32)
-        for place, (batch,) in full_batches(self._batch_size, tokens, device=self._device):
+        for place, (batch,) in full_batches(self._images_per_batch, tokens, device=self._device):
             found = self._model(batch, use_cache=False).logits.float().cpu().numpy()
             logits[place] = found[: place.stop - place.start]
         return logits

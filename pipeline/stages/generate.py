@@ -1,4 +1,4 @@
-"""Model stage that paints images: completions of their first pixels."""
+"""Model stages that paint images: completions of what is given, and images from nothing."""
 
 import time
 from collections.abc import Mapping
@@ -9,26 +9,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from igpt_core.decoding import complete
-from igpt_core.sampling import SamplingConfig, row_seed
 from pipeline import rows
-from pipeline.blocks import tokens_array, tokens_of, with_seconds
-from pipeline.stages.batches import full_batches, load_for_stage
+from pipeline.blocks import bits_of, score_arrays, tokens_array, tokens_of, with_seconds
+from pipeline.shards import Shard, shards_in
+from pipeline.stages.batches import in_place
+from pipeline.stages.painting import Given, Painter
 
 
 class Complete:
-    """Blocks of quantized rows -> the same with `samples` and `prompt_length`.
+    """Blocks of quantized rows -> the same with `samples`, `prompt_length`, and `nll` if scored.
 
     Args:
-        model: location of the model folder.
-        device: "cpu" or "cuda".
-        dtype: name of the dtype to compute in.
-        images_per_batch: images decoded together, each with all of its samples.
-        n_samples: completions of each image.
-        prompt_length: positions given, in raster order.
-        seed: of the run; with a row's id it makes the row's seed.
-        temperature, top_k, top_p: as in `SamplingConfig`.
-        model_options: fsspec options of the model's location.
+        prompt_length: positions given, in raster order, of rows that do not say it themselves
+            by a column `prompt_length`.
+        others: as of `Painter`.
     """
 
     def __init__(
@@ -39,6 +33,8 @@ class Complete:
         dtype: str,
         images_per_batch: int,
         n_samples: int,
+        n_drawn: int,
+        scored: bool,
         prompt_length: int,
         seed: int,
         temperature: float,
@@ -46,61 +42,137 @@ class Complete:
         top_p: float | None,
         model_options: Mapping[str, Any],
     ) -> None:
-        self._model = load_for_stage(
-            model, device=device, dtype=dtype, head="causal", model_options=model_options
+        self._painter = Painter(
+            model=model,
+            device=device,
+            dtype=dtype,
+            model_options=model_options,
+            images_per_batch=images_per_batch,
+            n_samples=n_samples,
+            n_drawn=n_drawn,
+            scored=scored,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
         )
-        self._device = device
-        self._images_per_batch = images_per_batch
-        self._n_samples = n_samples
+        self._n_drawn = n_drawn
         self._prompt_length = prompt_length
-        self._seed = seed
-        self._sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         begun = time.perf_counter()
+        if rows.PROMPT_LENGTH not in block.column_names:
+            lengths = np.full(block.num_rows, self._prompt_length, np.int32)
+            block = block.append_column(rows.PROMPT_LENGTH, pa.array(lengths))
         valid = pc.is_valid(block[rows.ROW_TOKENS])
         good = block.filter(valid)
-        tokens = tokens_of(good[rows.ROW_TOKENS])
-        seeds = np.array(
-            [row_seed(self._seed, id_) for id_ in good[rows.ROW_ID].to_pylist()], np.int64
-        )
-        samples = self._complete(tokens, seeds)
-        block = block.append_column(
-            rows.SAMPLES, self._samples_column(samples, valid.to_numpy(), tokens.shape[1])
-        )
-        block = block.append_column(
-            rows.PROMPT_LENGTH,
-            pa.array(np.full(block.num_rows, self._prompt_length, np.int32)),
-        )
+        given = _given(good)
+        painted = self._painter.paint(given, good[rows.ROW_ID].to_pylist())
+        n_samples, n_positions = painted.samples.shape[1:]
+        columns = {
+            rows.SAMPLES: _lists(tokens_array(painted.samples, n_positions), n_samples),
+            rows.DRAWN: pa.array(_made(given) * self._n_drawn),
+        }
+        if painted.nll is not None:
+            columns[rows.NLL] = _lists(pa.array(painted.nll.ravel()), n_samples)
+        for name, results in columns.items():
+            block = block.append_column(name, in_place(results, valid.to_numpy()))
         return with_seconds(block, "model", time.perf_counter() - begun)
 
-    def _complete(self, tokens: NDArray[np.uint16], seeds: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """(N, T) tokens and (N,) seeds to samples (N, n_samples, T)."""
-        n_rows, n_positions = tokens.shape
-        prompts = tokens[:, : self._prompt_length]
-        samples = np.empty((n_rows, self._n_samples, n_positions), np.uint16)
-        for place, (prompt, batch_seeds) in full_batches(
-            self._images_per_batch, prompts, seeds, device=self._device
-        ):
-            drawn = complete(
-                self._model,
-                prompt,
-                n_positions=n_positions,
-                seeds=batch_seeds,
-                sampling=self._sampling,
-                n_samples=self._n_samples,
-            )
-            samples[place] = drawn[: place.stop - place.start].cpu().numpy()
-        return samples
 
-    def _samples_column(
-        self, samples: NDArray[np.uint16], valid: NDArray[np.bool_], n_positions: int
-    ) -> pa.ListArray:
-        lengths = np.where(valid, self._n_samples, 0)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return pa.ListArray.from_arrays(
-            pa.array(offsets),
-            tokens_array(samples, n_positions),
-            type=rows.samples_type(n_positions),
-            mask=pa.array(~valid),
+def _given(good: pa.Table) -> Given:
+    """What the rows of a block are given."""
+    pinned = None
+    if rows.PINNED in good.column_names:
+        pinned = bits_of(good[rows.PINNED])
+    return Given(tokens_of(good[rows.ROW_TOKENS]), good[rows.PROMPT_LENGTH].to_numpy(), pinned)
+
+
+def _made(given: Given) -> NDArray[np.int32]:
+    """Pixels of each image (N,) that are neither prompt nor pinned."""
+    known = np.arange(given.tokens.shape[1]) < given.lengths[:, None]
+    if given.pinned is not None:
+        known |= given.pinned
+    return (~known).sum(axis=1, dtype=np.int32)
+
+
+def _lists(values: pa.Array, n: int) -> pa.ListArray:
+    """The values, n at a time, as a column of lists."""
+    offsets = np.arange(0, len(values) + 1, n, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+class NameSamples:
+    """Blocks of the plan -> blocks of rows that have an id and nothing else yet."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return pa.concat_tables(self._name(shard) for shard in shards_in(block))
+
+    def _name(self, shard: Shard) -> pa.Table:
+        ids = [f"{p.name}-{i:08d}" for p in shard.slices for i in range(p.start, p.stop)]
+        n = len(ids)
+        return pa.table(
+            {
+                rows.SHARD: pa.array(np.full(n, shard.index, np.int32)),
+                rows.SHARD_ROWS: pa.array(np.full(n, n, np.int32)),
+                rows.ROW_ID: pa.array(ids, pa.string()),
+                rows.ERROR_STAGE: pa.nulls(n, pa.string()),
+            }
         )
+
+
+class Sample:
+    """Blocks of named rows -> the same with tokens, and `nll` and `bits_per_pixel` if scored.
+
+    Args:
+        image_size: pixels a side.
+        others: as of `Painter`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        device: str,
+        dtype: str,
+        images_per_batch: int,
+        n_drawn: int,
+        scored: bool,
+        image_size: int,
+        seed: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        model_options: Mapping[str, Any],
+    ) -> None:
+        self._painter = Painter(
+            model=model,
+            device=device,
+            dtype=dtype,
+            model_options=model_options,
+            images_per_batch=images_per_batch,
+            n_samples=1,
+            n_drawn=n_drawn,
+            scored=scored,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        self._n_drawn = n_drawn
+        self._n_positions = image_size**2
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        begun = time.perf_counter()
+        n, n_positions = block.num_rows, self._n_positions
+        given = Given(np.zeros((n, n_positions), np.uint16), np.zeros(n, np.int32))
+        painted = self._painter.paint(given, block[rows.ROW_ID].to_pylist())
+        columns = {
+            rows.ROW_TOKENS: tokens_array(painted.samples, n_positions),
+            rows.DRAWN: pa.array(np.full(n, n_positions * self._n_drawn, np.int32)),
+        }
+        if painted.nll is not None:
+            columns |= score_arrays(painted.nll[:, 0])
+        for name, results in columns.items():
+            block = block.append_column(name, results)
+        return with_seconds(block, "model", time.perf_counter() - begun)

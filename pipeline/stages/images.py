@@ -1,11 +1,12 @@
 """CPU stages that turn encoded images into pixels and tokens."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.palette import ColorHistogram
@@ -13,6 +14,7 @@ from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
 from pipeline import rows
 from pipeline.blocks import tokens_array, with_seconds
 from pipeline.chunks import Chunk
+from pipeline.masks import Masks
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
 from pipeline.sources import read_shard
@@ -41,6 +43,7 @@ class ReadImages:
         image_size: pixels a side.
         resize, crop: as in `load_pixels`.
         input_options, model_options: fsspec options of the two locations.
+        mask: location of masks, as in `Masks`, whose rows then have `rows.PINNED`.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class ReadImages:
         crop: Crop,
         input_options: Mapping[str, Any],
         model_options: Mapping[str, Any],
+        mask: str | None = None,
     ) -> None:
         self._reading = {
             "format": format,
@@ -67,6 +71,9 @@ class ReadImages:
         self._decoding = {"size": image_size, "resize": resize, "crop": crop}
         self._n_positions = image_size**2
         self._palette = load_palette(palette, storage_options=model_options)
+        self._masks = None
+        if mask is not None:
+            self._masks = Masks(mask, image_size=image_size, crop=crop, options=input_options)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return pa.concat_tables(self._read(shard) for shard in shards_in(block))
@@ -86,11 +93,16 @@ class ReadImages:
 
     def _quantize(self, chunk: Chunk, shard: Shard) -> pa.Table:
         pixels = list(decoded(chunk, **self._decoding))
+        own = {}
+        if self._masks is not None:
+            pins = self._masks.given(chunk.ids)
+            pixels = [_worse(*pair) for pair in zip(pixels, pins, strict=True)]
+            own[rows.PINNED] = _pins_array(pins, self._n_positions)
         good = [item for item in pixels if not isinstance(item, RowError)]
         errors = [item if isinstance(item, RowError) else None for item in pixels]
         tokens = self._palette.encode(np.stack(good)) if good else np.empty(0, np.uint16)
         n = len(chunk.ids)
-        own = {
+        own |= {
             rows.SHARD: pa.array(np.full(n, shard.index, np.int32)),
             rows.SHARD_ROWS: pa.array(np.full(n, shard.rows, np.int32)),
             rows.ROW_ID: pa.array(chunk.ids, pa.string()),
@@ -106,6 +118,19 @@ class ReadImages:
         }
         columns = {name: chunk.columns[name] for name in chunk.columns.column_names}
         return pa.table({**own, **columns})
+
+
+def _worse(pixels: Pixels | RowError, pins: NDArray[np.bool_] | RowError) -> Pixels | RowError:
+    """The pixels, or the first reason why a row is none."""
+    return pins if isinstance(pins, RowError) and not isinstance(pixels, RowError) else pixels
+
+
+def _pins_array(
+    pins: Sequence[NDArray[np.bool_] | RowError], n_positions: int
+) -> pa.FixedSizeListArray:
+    nothing = np.zeros(n_positions, bool)
+    flat = np.concatenate([nothing if isinstance(pin, RowError) else pin for pin in pins])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), n_positions)
 
 
 def decoded(chunk: Chunk, *, size: int, resize: Resize, crop: Crop) -> Iterator[Pixels | RowError]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from igpt_core import Palette, load_palette
 from jobs.__main__ import main
-from pipeline.job import find_model, find_quantizer
+from pipeline.models import find_model, find_quantizer
 from pipeline.storage import absolute_model
 
 

@@ -90,6 +90,8 @@ def local_parts(fs, model: str, folder: Path) -> dict[str, bytes]:
         dtype="float32",
         images_per_batch=2,
         n_samples=2,
+        n_drawn=2,
+        scored=False,
         prompt_length=GIVEN,
         seed=0,
         temperature=1.0,

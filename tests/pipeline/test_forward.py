@@ -35,7 +35,9 @@ def classifier(tmp_path_factory) -> str:
 
 
 def stage(model: str) -> Classify:
-    return Classify(model=model, device="cpu", dtype="float32", batch_size=4, model_options={})
+    return Classify(
+        model=model, device="cpu", dtype="float32", images_per_batch=4, model_options={}
+    )
 
 
 def tokens_block(ids: list[str | None]) -> pa.Table:

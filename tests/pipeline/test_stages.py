@@ -18,7 +18,7 @@ from igpt_core.sampling import SamplingConfig, row_seed
 from pipeline import rows
 from pipeline.blocks import tokens_array
 from pipeline.shards import Plan, find_source
-from pipeline.stages import generate
+from pipeline.stages import painting
 from pipeline.stages.generate import Complete
 from pipeline.stages.images import COLORS, CountColors, ReadImages
 
@@ -133,7 +133,7 @@ def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_mo
     block = reader(plan, tiny_model)(plan.to_table())
     assert block[rows.ROW_TOKENS].to_pylist() == [None] * 3
     stage = completer(tiny_model)
-    monkeypatch.setattr(generate, "complete", never)
+    monkeypatch.setattr(painting, "complete", never)
     finished = stage(block)
     assert finished["samples"].to_pylist() == [None] * 3
     assert finished["samples"].type == rows.samples_type(N)
@@ -150,6 +150,8 @@ def completer(model: str, *, images: int = 4, n_samples: int = 2, seed: int = 7)
         dtype="float32",
         images_per_batch=images,
         n_samples=n_samples,
+        n_drawn=n_samples,
+        scored=False,
         prompt_length=GIVEN,
         seed=seed,
         temperature=0.9,
@@ -222,7 +224,7 @@ def test_the_model_sees_batches_of_one_size_only(tiny_model, monkeypatch):
         shapes.append(tuple(prompt.shape))
         return complete(model, prompt, **rest)
 
-    monkeypatch.setattr(generate, "complete", remember)
+    monkeypatch.setattr(painting, "complete", remember)
     completer(tiny_model)(tokens_block(IDS[:6]))
     assert shapes == [(4, GIVEN)] * 2
 

@@ -1,0 +1,63 @@
+"""igpt embed: features of images at chosen layers."""
+
+from typing import Literal
+
+import pyarrow as pa
+from igpt_core.features import chosen_layers
+from pydantic import Field
+
+from jobs.command import batch_command
+from pipeline import rows
+from pipeline.job import BatchJob, Definition
+from pipeline.models import find_model, forward_batches
+from pipeline.options import ImageJobOptions, ModelOptions
+from pipeline.stages.forward import Embed
+from pipeline.storage import UsageError, options_for
+
+
+class EmbedOptions(ModelOptions, ImageJobOptions):
+    layers: str = Field(
+        "middle", description="middle, all, or a list such as 8,12; 0 is the embedding of colours"
+    )
+    pool: Literal["mean"] = Field("mean", description="over positions")
+    normed: bool = Field(False, description="each layer's normed input, as in the paper")
+    no_sos: bool = Field(False, description="feed the pixels alone, without the start token")
+    embedding_dtype: Literal["float32", "float16"] = Field("float32", description="of the columns")
+
+
+def define(options: EmbedOptions) -> Definition:
+    model = find_model(options.model, options_for(options.storage_options, "model"), head=None)
+    try:
+        layers = chosen_layers(options.layers, model.config.n_layer)
+    except ValueError as error:
+        raise UsageError(f"--layers {options.layers}: {error}") from error
+    dtype = {"float32": pa.float32(), "float16": pa.float16()}[options.embedding_dtype]
+    own = options.model_dump(include={"pool", "normed", "no_sos", "embedding_dtype"})
+    return Definition(
+        columns=rows.embed_columns(layers, model.config.n_embd, dtype),
+        quantizer=model.quantizer,
+        model=model,
+        images_per_batch=forward_batches(model, options),
+        results={"layers": list(layers), **own},
+        stages=lambda job: [
+            job.read_images(),
+            job.model_stage(
+                Embed,
+                {
+                    "layers": layers,
+                    "sos": not options.no_sos,
+                    "normed": options.normed,
+                    "embedding_dtype": options.embedding_dtype,
+                },
+            ),
+            job.write_parts(),
+        ],
+    )
+
+
+JOB = BatchJob("embed", EmbedOptions, define)
+COMMAND = batch_command(
+    JOB,
+    help="Embed images: the mean of hidden states at one or more layers, as Parquet.",
+    example="igpt embed --input photos/ --output out/embeddings --layers middle",
+)

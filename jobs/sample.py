@@ -1,0 +1,53 @@
+"""igpt sample: images from nothing."""
+
+from pydantic import Field
+
+from jobs.command import batch_command
+from pipeline import rows
+from pipeline.job import BatchJob, Definition
+from pipeline.models import find_model, painting_batches
+from pipeline.options import ModelOptions, RunOptions, SamplingOptions
+from pipeline.shards import Source
+from pipeline.stage import Stage
+from pipeline.stages.generate import NameSamples, Sample
+from pipeline.storage import options_for
+
+
+class SampleOptions(SamplingOptions, ModelOptions, RunOptions):
+    count: int = Field(ge=1, description="images to make")
+
+
+def define(options: SampleOptions) -> Definition:
+    model = find_model(options.model, options_for(options.storage_options, "model"))
+    size = model.quantizer.image_size
+    drawn = options.best_of or 1
+    return Definition(
+        columns=rows.sample_columns(size**2, scored=options.scored),
+        quantizer=model.quantizer,
+        model=model,
+        images_per_batch=painting_batches(model, options, drawn),
+        sequences=drawn,
+        paints=True,
+        results=options.sampling_results,
+        stages=lambda job: [
+            Stage(NameSamples, {}, job.allotment.reading),
+            job.model_stage(
+                Sample,
+                {
+                    "n_drawn": drawn,
+                    "scored": options.scored,
+                    "image_size": size,
+                    **options.drawing,
+                },
+            ),
+            job.write_parts(),
+        ],
+    )
+
+
+JOB = BatchJob("sample", SampleOptions, define, lambda options: Source.numbered(options.count))
+COMMAND = batch_command(
+    JOB,
+    help="Sample images from nothing: tokens and PNG as Parquet.",
+    example="igpt sample --count 64 --output out/samples --top-k 100",
+)

@@ -1,0 +1,98 @@
+"""Masks: which pixels of an image are given beside its upper part."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt_core.pixels import Crop, ImageError, load_pixels
+from pipeline.rows import RowError
+from pipeline.storage import (
+    STORE_ERRORS,
+    UsageError,
+    absolute,
+    join,
+    kind,
+    masked,
+    one_line,
+    open_location,
+    read_bytes,
+)
+
+STAGE = "mask"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where masks lie, and what identifies them: the content of a file, the place of a folder."""
+
+    location: str
+    identity: str
+
+
+def find_mask(location: str | None, options: Mapping[str, Any]) -> Mask | None:
+    """The image, or folder of images, that --mask names. Raises UsageError."""
+    if location is None:
+        return None
+    location = absolute(location)
+    fs, path = open_location(location, options)
+    try:
+        found = kind(fs, path)
+        content = read_bytes(fs, path) if found == "file" else b""
+        if content:
+            load_pixels(content, 1)
+    except (*STORE_ERRORS, ImageError) as error:
+        raise UsageError(f"cannot read --mask {masked(location)}: {one_line(error)}") from error
+    if found is None:
+        raise UsageError(
+            f"expected --mask to be an image, or a folder of images, found nothing at "
+            f"{masked(location)}"
+        )
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    return Mask(location, digest if found == "file" else masked(location))
+
+
+class Masks:
+    """Reads masks: pixels darker than half are given, the others are to be painted.
+
+    Args:
+        location: an image for all rows; or a folder, in which the mask of a row has the row's id
+            as its name, or the same with .png for its ending.
+        image_size: pixels a side, to which a mask is made as images are.
+        crop: as in `load_pixels`.
+        options: fsspec options of the location.
+    """
+
+    def __init__(
+        self, location: str, *, image_size: int, crop: Crop, options: Mapping[str, Any]
+    ) -> None:
+        self._fs, self._path = open_location(location, options)
+        self._size, self._crop = image_size, crop
+        self._same = self._load(self._path) if self._fs.isfile(self._path) else None
+
+    def given(self, ids: Sequence[str]) -> list[NDArray[np.bool_] | RowError]:
+        """(image_size ** 2,) bool for each id, or why there is none."""
+        if self._same is not None:
+            return [self._same] * len(ids)
+        return [self._of(id_) for id_ in ids]
+
+    def _of(self, id_: str) -> NDArray[np.bool_] | RowError:
+        if ".." in id_.split("/") or id_.startswith("/"):
+            return RowError(STAGE, "MissingMask", "the id is no name of a file in the mask folder")
+        names = dict.fromkeys([id_, os.path.splitext(id_)[0] + ".png"])
+        try:
+            for name in names:
+                path = join(self._path, name)
+                if self._fs.isfile(path):
+                    return self._load(path)
+        except (*STORE_ERRORS, ImageError) as error:
+            return RowError.of(STAGE, error)
+        return RowError(STAGE, "MissingMask", f"expected {' or '.join(names)} in the mask folder")
+
+    def _load(self, path: str) -> NDArray[np.bool_]:
+        pixels = load_pixels(read_bytes(self._fs, path), self._size, crop=self._crop)
+        return pixels.mean(axis=2).ravel() < 128

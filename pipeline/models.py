@@ -1,0 +1,141 @@
+"""What a job computes with, as the driver knows it: the model, the palette, device and dtype."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
+from igpt_core.config import CONFIG_FILE, ImageGPTConfig
+from igpt_core.errors import NoHeadError
+from igpt_core.image_processor import PREPROCESSOR_FILE
+from igpt_core.kv_cache import KVCache
+from igpt_core.model import HEADS
+from igpt_core.model_files import pinned
+from igpt_core.palette import Palette
+from pipeline import cluster
+from pipeline.options import ModelOptions
+from pipeline.stages.batches import forward_batch_size
+from pipeline.storage import UsageError, absolute_model
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """What makes tokens of pixels: where the palette lies, and the size of the images."""
+
+    location: str
+    palette: Palette
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as the driver knows it: without its weights."""
+
+    location: str
+    config: ImageGPTConfig
+    fingerprint: str
+    quantizer: Quantizer
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a model computes ("cpu" or "cuda"), and the name of the dtype."""
+
+    device: str
+    dtype: str
+
+
+def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
+    """The palette and image size of a model folder, or of a palette file and a given size."""
+    location = pinned(absolute_model(location), (PREPROCESSOR_FILE,))
+    palette = load_palette(location, storage_options=options)
+    if image_size is None:
+        image_size = load_image_size(location, storage_options=options)
+    return Quantizer(location, palette, image_size)
+
+
+# The next move where a model lacks a head.
+_HEADLESS: dict[str | None, str] = {
+    "causal": "has no next-pixel head; next: a model of igpt train or a published one (igpt "
+    "finetune takes this one with --next-pixel-weight 0)",
+    "classification": "has no classification head; next: igpt finetune gives it one",
+}
+
+
+def find_model(location: str, options: Mapping[str, Any], *, head: str | None = "causal") -> Model:
+    """The model of a folder, checked but not loaded.
+
+    Args:
+        head: of igpt_core.model.HEADS, which the folder must have.
+
+    Raises CheckpointError for a folder that holds none, UsageError for one that lacks the head
+    or whose palette or image size does not fit.
+    """
+    given, location = location, pinned(absolute_model(location), (CONFIG_FILE,))
+    try:
+        config = HEADS[head].check_pretrained(location, storage_options=options)
+    except NoHeadError as error:
+        raise UsageError(f"{given} {_HEADLESS[head]}") from error
+    quantizer = find_quantizer(location, None, options)
+    if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:
+        raise UsageError(
+            f"{given} has {config.n_positions} positions and {config.n_colors} colours, its "
+            f"preprocessor_config.json {quantizer.image_size} x {quantizer.image_size} pixels and "
+            f"{len(quantizer.palette)} colours; next: a model folder whose files fit"
+        )
+    return Model(location, config, model_fingerprint(location, options), quantizer)
+
+
+def find_compute(options: ModelOptions) -> Compute:
+    """Where and in what to compute, on the cluster that is joined. Raises UsageError."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if cluster.gpus() else "cpu"
+    elif device == "cuda" and not cluster.gpus():
+        raise UsageError("expected a GPU for --device cuda, found none; next: --device cpu")
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    return Compute(device, dtype)
+
+
+# Memory that the cache of one model batch may take, and sequences beyond which no more is gained.
+_CACHE_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
+_MOST_SEQUENCES = {"cuda": 512, "cpu": 16}
+
+
+def forward_batches(model: Model, options: ModelOptions) -> Callable[[Compute], int]:
+    """Images that are looked at together: as the options say, or what memory holds."""
+
+    def images(compute: Compute) -> int:
+        return options.batch_size or forward_batch_size(
+            model.config,
+            model.quantizer.image_size**2,
+            device=compute.device,
+            dtype=compute.dtype,
+        )
+
+    return images
+
+
+def painting_batches(model: Model, options: ModelOptions, n: int) -> Callable[[Compute], int]:
+    """Images that are decoded together, each with the n that are drawn of it.
+
+    Raises UsageError where a batch as the options give it does not hold one.
+    """
+    given = options.batch_size
+    if given is not None and given < n:
+        raise UsageError(
+            f"--batch-size {given} is below the {n} images that are drawn of each row "
+            "(--samples, --best-of): they are computed together"
+        )
+
+    def images(compute: Compute) -> int:
+        positions = model.quantizer.image_size**2
+        row = KVCache.bytes_per_row(model.config, positions, getattr(torch, compute.dtype))
+        most = min(_CACHE_BYTES[compute.device] // row, _MOST_SEQUENCES[compute.device])
+        return max((given or most) // n, 1)
+
+    return images
