@@ -13,6 +13,7 @@ from igpt_core.checkpoint import (
 from igpt_core.config import VARIANTS, ImageGPTConfig
 from igpt_core.convert import convert_checkpoint
 from igpt_core.decoding import complete
+from igpt_core.features import chosen_layers, pooled_features
 from igpt_core.image_processor import (
     BatchFeature,
     ImageGPTFeatureExtractor,
@@ -55,6 +56,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "TrainingConfig",
     "VARIANTS",
     "bits_per_pixel",
+    "chosen_layers",
     "complete",
     "convert_checkpoint",
     "encode_png",
@@ -63,6 +65,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "load_palette",
     "load_pixels",
     "model_fingerprint",
+    "pooled_features",
     "random_model",
     "row_seed",
     "save_checkpoint",

@@ -4,7 +4,7 @@ Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colours
 Parameter names, shapes and order are those of the published Hugging Face checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,22 @@ class ImageGPTModel(PreTrained):
         for block in self.h:
             x = block(x, slots, mask)
         return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def states(self, tokens: Tensor) -> Iterator[Tensor]:
+        """The L + 1 hidden states (B, T, C) of `forward`, each computed when it is asked for.
+
+        Args:
+            tokens: (B, T) int64 in [0, vocab_size).
+
+        Raises:
+            ValueError: more than n_positions.
+        """
+        self._check_length(tokens.shape[1])
+        x = self.drop(self.wte(tokens) + self.wpe.weight[: tokens.shape[1]])
+        for block in self.h:
+            yield x
+            x = block(x)
+        yield self.ln_f(x)
 
     def forward(
         self,
@@ -142,12 +158,7 @@ class ImageGPTModel(PreTrained):
             n_past = given[2]
         else:
             raise ValueError(f"past_key_values has {given[0]} rows, the input {batch_size}")
-        limit = self.config.n_positions
-        if n_past + n_new > limit:
-            raise ValueError(
-                f"the model has {limit} positions, found {n_past + n_new}"
-                + (f", {n_past} of them in past_key_values" if n_past else "")
-            )
+        self._check_length(n_new, n_past=n_past)
         if isinstance(past, KVCache):
             past.reserve(self.config, n_new)
             return past
@@ -162,6 +173,14 @@ class ImageGPTModel(PreTrained):
             device=x.device,
             dtype=_product_dtype(x),
         )
+
+    def _check_length(self, n_new: int, *, n_past: int = 0) -> None:
+        limit = self.config.n_positions
+        if n_past + n_new > limit:
+            raise ValueError(
+                f"the model has {limit} positions, found {n_past + n_new}"
+                + (f", {n_past} of them in past_key_values" if n_past else "")
+            )
 
     def _head_mask(self, head_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if head_mask is None:

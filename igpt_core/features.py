@@ -1,0 +1,84 @@
+"""Features of images: hidden states averaged over positions, layer by layer, with early exit."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from igpt_core.model import (
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTModel,
+)
+from igpt_core.scoring import with_start
+
+Model = ImageGPTModel | ImageGPTForCausalImageModeling | ImageGPTForImageClassification
+
+
+@torch.no_grad()
+def pooled_features(
+    model: Model,
+    tokens: Tensor,
+    layers: Sequence[int],
+    *,
+    sos: bool = True,
+    normed: bool = False,
+) -> dict[int, Tensor]:
+    """Hidden states of some layers, averaged over positions.
+
+    Blocks above the highest of the layers are not run, and no state outlives its average: the
+    middle layer costs half of the last one.
+
+    Args:
+        model: in eval mode, on the tokens' device; a head is not looked at.
+        tokens: (B, T) int64 colours in [0, n_colors), 1 <= T <= n_positions.
+        layers: as in the page's `hidden_states`: 0 is the embedding, n_layer the output of the
+            final norm; in any order.
+        sos: feed the start token and all tokens but the last, as in training; else the tokens
+            alone, as in the page's example.
+        normed: average a layer's state after the first norm of the block that reads it, n^l of
+            "Generative Pretraining from Pixels"; for n_layer, which is normed, that changes
+            nothing.
+
+    Returns:
+        For each of the layers (B, C) float32, in the order asked for; no gradients.
+
+    Raises:
+        ValueError: no layers, a layer that does not exist, or tokens of another shape.
+    """
+    transformer = model if isinstance(model, ImageGPTModel) else model.transformer
+    n_layer = transformer.config.n_layer
+    if not layers or not all(0 <= layer <= n_layer for layer in layers):
+        raise ValueError(f"expected layers from 0 to {n_layer}, one at least, found {list(layers)}")
+    if tokens.ndim != 2 or not tokens.shape[1]:
+        raise ValueError(f"expected tokens (B, T) with T >= 1, found {tuple(tokens.shape)}")
+    inputs = with_start(tokens, transformer.config.start_token) if sos else tokens
+    means = {}
+    # In this order, so that no state is asked for once the layers are at an end.
+    for layer, state in zip(range(max(layers) + 1), transformer.states(inputs), strict=False):
+        if layer in layers:
+            if normed and layer < n_layer:
+                state = transformer.h[layer].ln_1(state)  # type: ignore[operator]
+            means[layer] = state.mean(dim=1, dtype=torch.float32)
+    return {layer: means[layer] for layer in layers}
+
+
+def chosen_layers(words: str, n_layer: int) -> tuple[int, ...]:
+    """Layers as people name them, ascending: "middle" (n_layer // 2), "all" (0 to n_layer) or
+    numbers such as "8,12".
+
+    Raises ValueError for other words and for a layer that does not exist.
+    """
+    if words == "middle":
+        return (n_layer // 2,)
+    if words == "all":
+        return tuple(range(n_layer + 1))
+    numbers = [word.strip() for word in words.split(",")]
+    if all(number.isascii() and number.isdigit() for number in numbers):
+        layers = sorted({int(number) for number in numbers})
+        if layers[-1] <= n_layer:
+            return tuple(layers)
+    raise ValueError(
+        f"expected layers to be middle, all, or numbers from 0 to {n_layer} with commas between "
+        f"them, found {words!r}"
+    )
