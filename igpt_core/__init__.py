@@ -12,7 +12,7 @@ from igpt_core.checkpoint import (
 )
 from igpt_core.config import VARIANTS, ImageGPTConfig
 from igpt_core.convert import convert_checkpoint
-from igpt_core.decoding import complete
+from igpt_core.decoding import Pinned, complete
 from igpt_core.features import chosen_layers, pooled_features
 from igpt_core.image_processor import (
     BatchFeature,
@@ -52,6 +52,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "KVCache",
     "ModelOutput",
     "Palette",
+    "Pinned",
     "SamplingConfig",
     "TrainingConfig",
     "VARIANTS",

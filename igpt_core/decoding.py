@@ -4,6 +4,8 @@ All rows stand at the same position. Input position i holds the start token (i =
 and its logits are those of pixel i; the last pixel is never fed.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,33 @@ from igpt_core.sampling import SamplingConfig, sample_tokens, uniform_noise
 # On a CPU a step looks at this many positions or a multiple: each change costs a copy of the cache,
 # each position beyond the filled ones is read for nothing.
 SPAN_UNIT = 64
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Pixels that are known wherever they lie, and so are not drawn.
+
+    Attributes:
+        image: (B, N) int64 colours in [0, n_colors); any number where it is not given.
+        given: (B, N) bool, true where the image's pixel is known.
+    """
+
+    image: Tensor
+    given: Tensor
+
+    def over(self, tokens: Tensor, positions: slice | int) -> Tensor:
+        """Tokens of these positions, the known ones among them replaced by the image's."""
+        return torch.where(self.given[:, positions], self.image[:, positions], tokens)
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raises ValueError for tensors of another shape or dtype."""
+        parts = {"image": (self.image, torch.int64), "given": (self.given, torch.bool)}
+        for name, (part, dtype) in parts.items():
+            if part.shape != shape or part.dtype != dtype:
+                raise ValueError(
+                    f"complete: expected pinned.{name} to be {dtype} of shape {shape}, found "
+                    f"{part.dtype} of {tuple(part.shape)}"
+                )
 
 
 def prefill(
@@ -97,20 +126,28 @@ def decode(
     cache: KVCache,
     noise: Tensor,
     sampling: SamplingConfig,
+    *,
+    pinned: Pinned | None = None,
 ) -> Tensor:
     """Draw one token for each column of the noise, from `prefill`'s logits and cache on.
 
     Args:
         logits: (R, V) of the first pixel to draw.
         noise: (R, N) float64 in [0, 1), N >= 1.
+        pinned: (R, N), tokens to go on from in place of those drawn.
 
     Returns:
         (R, N) int64.
     """
+
+    def draw(logits: Tensor, column: int) -> Tensor:
+        tokens = sample_tokens(logits, noise[:, column], sampling)
+        return tokens if pinned is None else pinned.over(tokens, column)
+
     first, n_steps = cache.length, noise.shape[1]
     drawn = torch.empty(noise.shape, dtype=torch.int64, device=noise.device)
     positions = torch.arange(first, first + n_steps, device=noise.device)
-    drawn[:, 0] = sample_tokens(logits, noise[:, 0], sampling)
+    drawn[:, 0] = draw(logits, 0)
     for step in range(1, n_steps):
         position = positions[step - 1 : step]
         span = cache.length + 1
@@ -119,7 +156,7 @@ def decode(
             cache.lay_out(span)
         logits = decode_step(model, drawn[:, step - 1], position, cache, span=span)
         cache.length += 1
-        drawn[:, step] = sample_tokens(logits, noise[:, step], sampling)
+        drawn[:, step] = draw(logits, step)
     return drawn
 
 
@@ -132,11 +169,13 @@ def complete(
     seeds: Tensor,
     sampling: SamplingConfig,
     n_samples: int = 1,
+    pinned: Pinned | None = None,
 ) -> Tensor:
-    """Finish images from their first pixels.
+    """Finish images from their first pixels, and from others that are known.
 
-    Sample k of a row depends on (model, prompt, row seed, k) and the compute shape alone: neither
-    on the other rows nor on the number of samples drawn.
+    Sample k of a row depends on (model, prompt, pinned pixels, row seed, k) and the compute shape
+    alone: neither on the other rows nor on the number of samples drawn. A pixel sees the pinned
+    ones before it, in raster order, and none behind it.
 
     Args:
         model: in eval mode, on the prompt's device.
@@ -146,12 +185,15 @@ def complete(
         seeds: (B,) int64, one a row; see `row_seed`.
         sampling: how tokens are drawn.
         n_samples: images for each prompt.
+        pinned: (B, n_positions), pixels that all samples of a row share. Other pixels are drawn
+            with the same noise as without it. It overrides the prompt too.
 
     Returns:
-        (B, n_samples, n_positions) int64; the first P of each are the prompt.
+        (B, n_samples, n_positions) int64: the prompt and what is drawn, with the pinned pixels in
+        place of either.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: sizes that do not fit together, or a dtype of `pinned`.
     """
     rows, n_given = prompt.shape
     limit = model.config.n_positions
@@ -164,11 +206,18 @@ def complete(
         raise ValueError(f"complete: expected one seed a row, ({rows},), found {seeds.shape}")
     if n_samples < 1:
         raise ValueError(f"complete: n_samples must be 1 or more, found {n_samples}")
+    if pinned is not None:
+        pinned.check((rows, n_positions))
+        prompt = pinned.over(prompt, slice(n_given))
+        pinned = Pinned(
+            pinned.image[:, n_given:].repeat_interleave(n_samples, dim=0),
+            pinned.given[:, n_given:].repeat_interleave(n_samples, dim=0),
+        )
     given = prompt[:, None].expand(rows, n_samples, n_given)
     if n_given == n_positions:
         return given.clone()
     noise = uniform_noise(seeds, n_samples, range(n_given, n_positions)).flatten(0, 1)
     model = packed(model)
     logits, cache = prefill(model, prompt, n_samples=n_samples, capacity=n_positions)
-    drawn = decode(model, logits, cache, noise, sampling)
+    drawn = decode(model, logits, cache, noise, sampling, pinned=pinned)
     return torch.cat([given, drawn.view(rows, n_samples, -1)], dim=2)
