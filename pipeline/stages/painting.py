@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igpt_core.decoding import complete
+from igpt_core.decoding import Pinned, complete
 from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import token_nll
 from pipeline.stages.batches import full_batches, load_for_stage
@@ -109,7 +109,7 @@ class Painter:
                     seeds=batch_seeds,
                     sampling=self._sampling,
                     n_samples=self._n_drawn,
-                    **({} if given.pinned is None else {"image": image, "given": pins}),
+                    pinned=None if given.pinned is None else Pinned(image, pins),
                 )
                 nats = None
                 if self._scored:
