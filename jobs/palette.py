@@ -38,6 +38,11 @@ def run(options: PaletteOptions) -> None:
         limit=options.limit,
         storage_options=input_options,
     )
+    if source.format == "tokens":
+        raise UsageError(
+            f"expected images at {options.input}, found tokens, whose colours are those of their "
+            "palette; next: the images that they were made of"
+        )
     plan = source.cut(options.shard_size or SHARD_SIZE)
     arguments = {
         "format": plan.format,

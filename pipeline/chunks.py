@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice
@@ -12,19 +14,22 @@ from pipeline.shards import FileSlice
 STAGE = "read"
 CHUNK_BYTES = 8 << 20  # about what the images of a chunk take
 
+# What a row holds: an encoded image, ready tokens (of any integer dtype, unchecked), or the reason
+# why it has neither.
+RowInput = bytes | NDArray[np.integer[Any]] | RowError
+
 
 @dataclass(frozen=True)
 class Chunk:
     """Consecutive rows of a shard; the four fields have one element or row for each.
 
-    `images` holds the encoded image or the reason why there is none; `sources` says where the row
-    lies, for error reports; `columns` are the columns passed through, null where a row could not
-    be read.
+    `sources` says where the row lies, for error reports; `columns` are the columns passed through,
+    null where a row could not be read.
     """
 
     ids: list[str]
     sources: list[str]
-    images: list[bytes | RowError]
+    images: list[RowInput]
     columns: pa.Table
 
 
@@ -32,10 +37,11 @@ class Chunk:
 class ReadOptions:
     """What a reader must know beside the shard: fields of the plan, options of the input."""
 
-    image_column: str | None
+    image_column: str | None  # of tokens, where that is the format
     id_column: str | None
     passthrough: pa.Schema
     storage_options: Mapping[str, Any]
+    format: str
 
 
 def places(part: FileSlice) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""The footers of Parquet inputs: rows, the column of images, the columns passed through."""
+"""The footers of Parquet inputs: rows, column of images or tokens, columns passed through."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.listing import InputFile
-from pipeline.rows import PREFIX, hub_features, hub_metadata
+from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
 from pipeline.storage import STORE_ERRORS, UsageError, is_local, one_line, open_location
 
 # What a missing, unreachable or damaged Parquet file raises (names in it may not be UTF-8).
@@ -80,6 +80,54 @@ def is_image(type_: pa.DataType) -> bool:
     return type_ in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
+def is_tokens(type_: pa.DataType) -> bool:
+    """Whether a column can hold tokens: lists of whole numbers, of one length or any."""
+    kinds = pa.types
+    listed = kinds.is_list(type_) or kinds.is_large_list(type_) or kinds.is_fixed_size_list(type_)
+    return listed and kinds.is_integer(type_.value_type)
+
+
+def holds_tokens(schemas: _Schemas, wanted: str | None) -> bool:
+    """Whether the input is one of tokens, going by its first file: the wanted column holds them,
+    or without one there is a column `tokens`, and none of images."""
+    schema = schemas[0][1]
+    if wanted is None and any(is_image(type_) for type_ in schema.types):
+        return False
+    column = wanted or TOKENS
+    return column in schema.names and is_tokens(schema.field(column).type)
+
+
+def choose_tokens_column(schemas: _Schemas, wanted: str | None) -> tuple[str, int | None]:
+    """The column of tokens, which every file must have, and how many a row has if its type says
+    so."""
+    file, schema = schemas[0]
+    candidates = [field.name for field in schema if is_tokens(field.type)]
+    if wanted is None and TOKENS not in candidates and len(candidates) != 1:
+        found = ", ".join(candidates or schema.names)
+        raise UsageError(
+            f"expected a column {TOKENS}, or one other of lists of whole numbers, in {file.path}, "
+            f"found {found}; next: --image-column with the column that holds tokens"
+        )
+    column = wanted or (TOKENS if TOKENS in candidates else candidates[0])
+    lengths: dict[int, InputFile] = {}
+    for file, schema in schemas:
+        type_ = schema.field(column).type if column in schema.names else None
+        if type_ is None or not is_tokens(type_):
+            raise UsageError(
+                f"expected tokens (lists of whole numbers) in column {column} of {file.path}, "
+                f"found {type_ or 'no such column'}; next: an input whose files all have them"
+            )
+        if pa.types.is_fixed_size_list(type_):
+            lengths.setdefault(type_.list_size, file)
+    if len(lengths) > 1:
+        (one, first), (other, second), *_ = lengths.items()
+        raise UsageError(
+            f"expected as many tokens a row in every file, found {one} in {first.path} and {other} "
+            f"in {second.path}; next: one job for each"
+        )
+    return column, next(iter(lengths), None)
+
+
 def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
     """The column of encoded images, which every file must have."""
     file, schema = schemas[0]
@@ -88,7 +136,8 @@ def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
     if wanted is None and not candidates:
         raise UsageError(
             f"expected a column of encoded images (binary, or a struct with bytes) in {file.path}, "
-            f"found {', '.join(schema.names)}"
+            f"found {', '.join(schema.names)}; next: a table that has one, or --format tokens for "
+            "one of tokens"
         )
     if wanted is None and len(candidates) > 1 and not by_name:
         raise UsageError(

@@ -7,7 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, null_table
+from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, RowInput, null_table
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage import open_location, read_bytes
@@ -31,7 +31,7 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
 
     schema = options.passthrough
     pieces: list[FileSlice] = []
-    images: list[bytes | RowError] = []
+    images: list[RowInput] = []
     size = 0
     for piece, image in _read_ahead(shard.slices, read):
         pieces.append(piece)
@@ -44,9 +44,7 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
         yield _files_chunk(pieces, images, schema)
 
 
-def _files_chunk(
-    pieces: list[FileSlice], images: list[bytes | RowError], schema: pa.Schema
-) -> Chunk:
+def _files_chunk(pieces: list[FileSlice], images: list[RowInput], schema: pa.Schema) -> Chunk:
     ids = [piece.name for piece in pieces]
     sources = [piece.path for piece in pieces]
     return Chunk(ids, sources, images, null_table(schema, len(pieces)))

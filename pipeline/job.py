@@ -62,6 +62,7 @@ def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) ->
         image_column=options.image_column,
         id_column=options.id_column,
         keep_columns=None if keep is None else [c.strip() for c in keep.split(",") if c.strip()],
+        prompt_column=prompt_column,
         limit=options.limit,
         storage_options=options_for(options.storage_options, "input"),
     )
@@ -136,6 +137,7 @@ class Job:
             "resize": options.resize,
             "crop": options.crop,
             "mask": mask,
+            "prompts": prompts,
             "input_options": options_for(options.storage_options, "input"),
             "model_options": options_for(options.storage_options, "model"),
         }
@@ -207,6 +209,10 @@ def run_job(kind: BatchJob, options: RunOptions) -> None:
             refuse_other_run(directory.location, recorded["results"], wanted | given)
         if plan is None:
             assert source is not None
+            quantizer = definition.quantizer
+            source.check_tokens(
+                image_size=quantizer.image_size, palette=quantizer.palette.fingerprint
+            )
             plan = source.cut(options.shard_size or batch.shard_size(definition, source.rows))
         allotment = allotment_for(options, batch)
         job = Job(kind.name, options, definition, directory.location, plan, batch, allotment)

@@ -110,8 +110,11 @@ def choose_format(
 ) -> tuple[str, list[InputFile], dict[str, int]]:
     """The format, the files of that format, and the number of others by extension."""
     extensions = format_extensions()
-    if format not in ("auto", *extensions):
-        raise UsageError(f"expected --format auto, {', '.join(extensions)}; found {format}")
+    if format not in ("auto", *extensions, "tokens"):
+        known = ", ".join(["auto", *extensions, "tokens"])
+        raise UsageError(f"expected --format {known}; found {format}")
+    if format == "tokens":  # a column of Parquet files
+        format = "parquet"
     counts = Counter(_extension(file.name) for file in files)
     present = {name: sum(counts[e] for e in ends) for name, ends in extensions.items()}
     present = {name: count for name, count in present.items() if count}

@@ -31,8 +31,12 @@ class PixelOptions(Options):
     """Where images come from and how they become pixels."""
 
     input: str = Field(description="file, folder, glob or comma-list of them, local or a URI")
-    format: Literal["auto", "images", "parquet"] = Field("auto", description="of the input")
-    image_column: str | None = Field(None, description="Parquet column [default: found by type]")
+    format: Literal["auto", "images", "parquet", "tokens"] = Field(
+        "auto", description="of the input"
+    )
+    image_column: str | None = Field(
+        None, description="column of images or tokens [default: by type]"
+    )
     limit: int | None = Field(None, ge=1, description="first N rows only")
     resize: Literal["exact", "fast"] = Field(
         "exact", description="fast: decode JPEGs at reduced size first"

@@ -5,12 +5,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, failed, null_table, places
-from pipeline.footers import PARQUET_ERRORS, is_image
+from pipeline.chunks import (
+    CHUNK_BYTES,
+    STAGE,
+    Chunk,
+    ReadOptions,
+    RowInput,
+    failed,
+    null_table,
+    places,
+)
+from pipeline.footers import PARQUET_ERRORS, is_image, is_tokens
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage import is_local, open_location
@@ -89,8 +99,9 @@ def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
     absent = [name for name in columns if name not in schema.names]
     if absent:
         raise ChangedFile(f"column {absent[0]} is not in the file now")
-    if not is_image(schema.field(options.image_column).type):
-        raise ChangedFile(f"column {options.image_column} does not hold images now")
+    of_kind = is_tokens if options.format == "tokens" else is_image
+    if not of_kind(schema.field(options.image_column).type):
+        raise ChangedFile(f"column {options.image_column} does not hold what it did")
     return columns
 
 
@@ -171,7 +182,8 @@ def _chunks(batch: pa.RecordBatch, part: FileSlice, options: ReadOptions) -> Ite
     given = [(batch.column(field.name), field.type) for field in schema]
     arrays = [array if array.type == type_ else array.cast(type_) for array, type_ in given]
     ids, sources = places(part)
-    images = _images(batch.column(options.image_column))
+    find = _tokens if options.format == "tokens" else _images
+    images = find(batch.column(options.image_column))
     if options.id_column is not None:
         for index, key in enumerate(batch.column(options.id_column).cast(pa.string()).to_pylist()):
             if key is None:
@@ -184,7 +196,7 @@ def _chunks(batch: pa.RecordBatch, part: FileSlice, options: ReadOptions) -> Ite
     yield Chunk(ids, sources, images, columns)
 
 
-def _images(column: pa.Array) -> list[bytes | RowError]:
+def _images(column: pa.Array) -> list[RowInput]:
     is_struct = pa.types.is_struct(column.type)
     found = (pc.struct_field(column, "bytes") if is_struct else column).to_pylist()
     return [image or _no_image(column[index]) for index, image in enumerate(found)]
@@ -194,3 +206,19 @@ def _no_image(value: pa.Scalar) -> RowError:
     path = value.as_py().get("path") if pa.types.is_struct(value.type) and value.is_valid else None
     where = f", only the path {path}: expected the image itself" if path else ""
     return RowError(STAGE, "EmptyImage", f"the image column holds no bytes in this row{where}")
+
+
+def _tokens(column: pa.Array) -> list[RowInput]:
+    """The lists of a column as arrays of its own integer type."""
+    flat = pc.list_flatten(column)
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths)
+    found: list[RowInput] = list(np.split(pc.fill_null(flat, 0).to_numpy(), ends[:-1]))
+    for index in np.flatnonzero(column.is_null()):
+        found[index] = RowError(STAGE, "BadTokens", "expected tokens, found null in this row")
+    # A null within a row.
+    for at in np.flatnonzero(flat.is_null()):
+        found[int(np.searchsorted(ends, at, side="right"))] = RowError(
+            STAGE, "BadTokens", "expected tokens, found null as one of them"
+        )
+    return found

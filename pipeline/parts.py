@@ -1,4 +1,4 @@
-"""The writer of a shard's part, and where the parts of a run directory lie."""
+"""The writer of a shard's part, and where what a run directory holds lies in it."""
 
 import base64
 import io
@@ -23,7 +23,10 @@ from pipeline import rows
 from pipeline.blocks import bits_of, by_shard, tokens_of
 from pipeline.storage import join, open_location, write_atomic
 
+FORMAT = 1  # of run directories
 FOLDERS = ("data", "errors", "stats")
+RUN_FILE = "run.json"
+REPORT_FILE = "report.json"
 _PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
 STAGES = ("read", "decode", "model", "write")
 ROW_GROUP_ROWS = 1024

@@ -13,7 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.parts import FOLDERS, finished_shards, parquet_bytes
+from pipeline.parts import (
+    FOLDERS,
+    FORMAT,
+    REPORT_FILE,
+    RUN_FILE,
+    finished_shards,
+    parquet_bytes,
+)
 from pipeline.shards import Plan
 from pipeline.storage import (
     STORE_ERRORS,
@@ -26,10 +33,7 @@ from pipeline.storage import (
     write_atomic,
 )
 
-FORMAT = 1
-RUN_FILE = "run.json"
 PLAN_FILE = "plan.parquet"
-REPORT_FILE = "report.json"
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _PACKAGES = ("igpt", "torch", "ray", "pyarrow", "pillow", "numpy")
 

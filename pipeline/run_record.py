@@ -16,10 +16,9 @@ from fsspec import AbstractFileSystem
 
 from pipeline.parts import part_name
 from pipeline.rows import JOBS
-from pipeline.run_directory import PLAN_FILE, RUN_FILE, RunDirectory
+from pipeline.run_directory import PLAN_FILE, REPORT_FILE, RUN_FILE, RunDirectory
 from pipeline.storage import UsageError, exists, join, read_bytes
 
-REPORT_FILE = "report.json"
 EXAMPLES = 5
 _THREADS = 32
 

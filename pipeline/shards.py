@@ -8,8 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.footers import choose_image_column, passthrough_schema, read_footers
+from pipeline.footers import (
+    choose_image_column,
+    choose_tokens_column,
+    holds_tokens,
+    passthrough_schema,
+    read_footers,
+)
 from pipeline.listing import InputFile, choose_format, find_files
+from pipeline.rows import ID, TOKENS
+from pipeline.run_input import find_run
 from pipeline.storage import UsageError
 
 
@@ -121,7 +129,9 @@ def shards_in(table: pa.Table) -> Iterator[Shard]:
 class Source:
     """An input whose files are found and counted: what `cut` makes a plan of.
 
-    `files` come with their rows; the other fields are those of `Plan`.
+    `files` come with their rows. Of tokens that are ready, `positions` is how many a row has
+    where the type of their column says so, `palette` the fingerprint of theirs where it is known.
+    The other fields are those of `Plan`.
     """
 
     format: str
@@ -131,6 +141,8 @@ class Source:
     id_column: str | None
     passthrough: pa.Schema
     skipped: Mapping[str, int]
+    positions: int | None = None
+    palette: str | None = None
 
     @classmethod
     def numbered(cls, count: int) -> "Source":
@@ -142,6 +154,22 @@ class Source:
     def rows(self) -> int:
         every = sum(rows for _, rows in self.files)
         return every if self.limit is None else min(every, self.limit)
+
+    def check_tokens(self, *, image_size: int, palette: str) -> None:
+        """Raises UsageError where ready tokens are not those of such images, or of another
+        palette than the one with this fingerprint."""
+        if self.positions not in (None, image_size**2):
+            raise UsageError(
+                f"expected {image_size**2} tokens in each row, for {image_size} x {image_size} "
+                f"pixels, found {self.positions} in column {self.image_column} of the input; next: "
+                "a model of that size, or quantize the images for this one"
+            )
+        if self.palette not in (None, palette):
+            raise UsageError(
+                f"expected tokens of the palette {palette}, which the job uses, found those of "
+                f"{self.palette}, whose colours are others; next: the model or palette of the run "
+                "that made them, or quantize the images with this one"
+            )
 
     def cut(self, shard_size: int) -> Plan:
         """Shards of exactly `shard_size` rows, in the order of the files' names; only the last
@@ -181,6 +209,7 @@ def find_source(
     *,
     format: str = "auto",
     image_column: str | None = None,
+    prompt_column: str | None = None,
     id_column: str | None = None,
     keep_columns: Sequence[str] | None = None,
     label_column: str | None = None,
@@ -189,14 +218,28 @@ def find_source(
 ) -> Source:
     """Finds and counts the files of an input (file, folder, glob, comma-list of them).
 
-    `limit` takes the first rows only. `keep_columns` None keeps every column but the image;
-    with a `label_column` it keeps that one, beside those named.
+    A run directory gives its results: their `id`, their tokens, the columns that it passed through.
+
+    `image_column` may also name a column of tokens; `prompt_column` names one of tokens that begin
+    images, of any length. `limit` takes the first rows only. `keep_columns` None keeps every column
+    but the image; with a `label_column` it keeps that one, beside those named.
     `storage_options` are those of the input location alone. Raises UsageError.
     """
     options = storage_options or {}
     files = find_files(input, options)
-    format, files, skipped = choose_format(files, format, input)
-    passthrough = pa.schema([])
+    run = find_run(files, input, options) if format in ("auto", "parquet", "tokens") else None
+    if prompt_column is not None:
+        format, image_column = "tokens", prompt_column
+    if run is not None:
+        files = run.files
+        id_column = id_column or ID
+        keep_columns = run.passthrough if keep_columns is None else keep_columns
+        if image_column is None and format != "parquet":
+            run.check_tokens(input)
+            image_column = TOKENS
+    wanted = format
+    format, files, skipped = choose_format(files, wanted, input)
+    passthrough, positions = pa.schema([]), None
     if format == "images":
         given = {
             "--image-column": image_column,
@@ -213,11 +256,25 @@ def find_source(
         counted = [(file, 1) for file in files]
     else:
         counted, schemas = read_footers(files, options, limit=limit)
-        image_column = choose_image_column(schemas, image_column)
+        if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
+            format = "tokens"
+            image_column, positions = choose_tokens_column(schemas, image_column)
+        else:
+            image_column = choose_image_column(schemas, image_column)
         if label_column is not None:
             keep_columns = [*(keep_columns or []), label_column]
         passthrough = passthrough_schema(schemas, keep_columns, image_column, id_column)
-    source = Source(format, counted, limit, image_column, id_column, passthrough, skipped)
+    source = Source(
+        format,
+        counted,
+        limit,
+        image_column,
+        id_column,
+        passthrough,
+        skipped,
+        positions=positions if prompt_column is None else None,
+        palette=run.palette if run is not None and image_column == TOKENS else None,
+    )
     if source.rows == 0:
         raise UsageError(f"expected rows at {input}, found {len(files)} files without any")
     return source

@@ -1,4 +1,4 @@
-"""One reader per input format: the rows of a shard as encoded images, in order, good or bad."""
+"""One reader per input format: the rows of a shard as images or tokens, in order, good or bad."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from pipeline.shards import Shard
 SOURCES: dict[str, Callable[[Shard, ReadOptions], Iterator[Chunk]]] = {
     "images": read_image_files,
     "parquet": read_parquet,
+    "tokens": read_parquet,
 }
 
 
@@ -31,5 +32,5 @@ def read_shard(
     The arguments are fields of the shard's plan; `storage_options` those of the input alone.
     """
     passthrough = pa.schema([]) if passthrough is None else passthrough
-    options = ReadOptions(image_column, id_column, passthrough, storage_options or {})
+    options = ReadOptions(image_column, id_column, passthrough, storage_options or {}, format)
     return SOURCES[format](shard, options)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.blocks import tokens_of
@@ -85,7 +86,7 @@ def read_images(
     input_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> TrainingImages:
-    """Every readable image of an input; bad ones are logged and left out.
+    """Every readable image of an input, or its ready tokens; bad ones are logged and left out.
 
     Args:
         location, format, image_column, limit: as `find_source` takes them.
@@ -106,6 +107,8 @@ def read_images(
     )
     if label_column is not None:
         _check_type(source.passthrough.field(label_column), location)
+    fingerprint = load_palette(palette, storage_options=model_options).fingerprint
+    source.check_tokens(image_size=image_size, palette=fingerprint)
     plan = source.cut(SHARD_SIZE)
     read = ReadImages(
         format=plan.format,

@@ -1,7 +1,7 @@
 """CPU stages that turn encoded images into pixels and tokens."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from igpt_core.palette import ColorHistogram
 from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
 from pipeline import rows
 from pipeline.blocks import tokens_array, with_seconds
-from pipeline.chunks import Chunk
+from pipeline.chunks import STAGE, Chunk, RowInput
 from pipeline.masks import Masks
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
@@ -35,7 +35,8 @@ class ReadImages:
     """Blocks of the plan -> blocks of rows: read, decode, resize, quantize.
 
     An image that cannot be read or decoded becomes a row without tokens and with its error, so
-    every shard leaves with as many rows as the plan gives it.
+    every shard leaves with as many rows as the plan gives it. So does a row whose id an earlier
+    row of the shard has, and tokens that are not those of an image.
 
     Args:
         format, image_column, id_column, passthrough: as in the `Plan`.
@@ -44,6 +45,8 @@ class ReadImages:
         resize, crop: as in `load_pixels`.
         input_options, model_options: fsspec options of the two locations.
         mask: location of masks, as in `Masks`, whose rows then have `rows.PINNED`.
+        prompts: the input is of tokens that begin images. Zeros are put after them, and a column
+            `rows.PROMPT_LENGTH` (int32, null beside an error) says how many were there.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ReadImages:
         input_options: Mapping[str, Any],
         model_options: Mapping[str, Any],
         mask: str | None = None,
+        prompts: bool = False,
     ) -> None:
         self._reading = {
             "format": format,
@@ -70,6 +74,7 @@ class ReadImages:
         }
         self._decoding = {"size": image_size, "resize": resize, "crop": crop}
         self._n_positions = image_size**2
+        self._prompts = prompts
         self._palette = load_palette(palette, storage_options=model_options)
         self._masks = None
         if mask is not None:
@@ -82,7 +87,9 @@ class ReadImages:
         begun = time.perf_counter()
         decode_seconds = 0.0
         tables = []
+        sources: dict[str, str] = {}  # by id
         for chunk in read_shard(shard, **self._reading):
+            _refuse_duplicates(chunk, sources)
             decode_begun = time.perf_counter()
             tables.append(self._quantize(chunk, shard))
             decode_seconds += time.perf_counter() - decode_begun
@@ -92,15 +99,17 @@ class ReadImages:
         return with_seconds(table, "decode", decode_seconds)
 
     def _quantize(self, chunk: Chunk, shard: Shard) -> pa.Table:
-        pixels = list(decoded(chunk, **self._decoding))
+        found = [self._tokens(image) for image in chunk.images]
         own = {}
         if self._masks is not None:
             pins = self._masks.given(chunk.ids)
-            pixels = [_worse(*pair) for pair in zip(pixels, pins, strict=True)]
+            found = [_worse(*pair) for pair in zip(found, pins, strict=True)]
             own[rows.PINNED] = _pins_array(pins, self._n_positions)
-        good = [item for item in pixels if not isinstance(item, RowError)]
-        errors = [item if isinstance(item, RowError) else None for item in pixels]
-        tokens = self._palette.encode(np.stack(good)) if good else np.empty(0, np.uint16)
+        good = [item for item in found if not isinstance(item, RowError)]
+        errors = [item if isinstance(item, RowError) else None for item in found]
+        tokens = np.zeros((len(good), self._n_positions), np.uint16)
+        for row, given in zip(tokens, good, strict=True):
+            row[: len(given)] = given
         n = len(chunk.ids)
         own |= {
             rows.SHARD: pa.array(np.full(n, shard.index, np.int32)),
@@ -116,13 +125,57 @@ class ReadImages:
                 [error and error.message for error in errors], pa.string()
             ),
         }
+        if self._prompts:
+            lengths = [None if isinstance(item, RowError) else len(item) for item in found]
+            own[rows.PROMPT_LENGTH] = pa.array(lengths, pa.int32())
         columns = {name: chunk.columns[name] for name in chunk.columns.column_names}
         return pa.table({**own, **columns})
 
+    def _tokens(self, image: RowInput) -> NDArray[np.uint16] | RowError:
+        """The tokens of a row, flat: n_positions, or the length of a prompt."""
+        if isinstance(image, np.ndarray):
+            return self._checked(image)
+        pixels = decoded(image, **self._decoding)
+        return pixels if isinstance(pixels, RowError) else self._palette.encode(pixels).reshape(-1)
 
-def _worse(pixels: Pixels | RowError, pins: NDArray[np.bool_] | RowError) -> Pixels | RowError:
-    """The pixels, or the first reason why a row is none."""
-    return pins if isinstance(pins, RowError) and not isinstance(pixels, RowError) else pixels
+    def _checked(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.uint16] | RowError:
+        n, colors = self._n_positions, len(self._palette)
+        if len(tokens) >= n if self._prompts else len(tokens) != n:
+            expected = f"fewer than {n}" if self._prompts else str(n)
+            return RowError(STAGE, "BadTokens", f"expected {expected} tokens, found {len(tokens)}")
+        wrong = tokens[(tokens < 0) | (tokens >= colors)]
+        if len(wrong):
+            return RowError(
+                STAGE, "BadTokens", f"expected tokens from 0 to {colors - 1}, found {wrong[0]}"
+            )
+        return tokens.astype(np.uint16)
+
+
+def _refuse_duplicates(chunk: Chunk, sources: dict[str, str]) -> None:
+    """Make errors of the rows whose id an earlier row of the shard has; `sources` knows those."""
+    for index, (id_, source) in enumerate(zip(chunk.ids, chunk.sources, strict=True)):
+        first = sources.setdefault(id_, source)
+        if first != source:
+            chunk.images[index] = RowError(
+                STAGE, "DuplicateId", f"expected ids that differ, found that of {first}: {id_}"
+            )
+
+
+def decoded(image: bytes | RowError, *, size: int, resize: Resize, crop: Crop) -> Pixels | RowError:
+    """The pixels (size, size, 3) uint8 of a row, or why there are none."""
+    if isinstance(image, RowError):
+        return image
+    try:
+        return load_pixels(image, size, resize=resize, crop=crop)
+    except ImageError as error:
+        return RowError.of("decode", error)
+
+
+def _worse(
+    tokens: NDArray[np.uint16] | RowError, pins: NDArray[np.bool_] | RowError
+) -> NDArray[np.uint16] | RowError:
+    """The tokens, or the first reason why a row has none."""
+    return pins if isinstance(pins, RowError) and not isinstance(tokens, RowError) else tokens
 
 
 def _pins_array(
@@ -131,18 +184,6 @@ def _pins_array(
     nothing = np.zeros(n_positions, bool)
     flat = np.concatenate([nothing if isinstance(pin, RowError) else pin for pin in pins])
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), n_positions)
-
-
-def decoded(chunk: Chunk, *, size: int, resize: Resize, crop: Crop) -> Iterator[Pixels | RowError]:
-    """The pixels (size, size, 3) uint8 of each row of a chunk, or why there are none."""
-    for image in chunk.images:
-        if isinstance(image, RowError):
-            yield image
-            continue
-        try:
-            yield load_pixels(image, size, resize=resize, crop=crop)
-        except ImageError as error:
-            yield RowError.of("decode", error)
 
 
 class CountColors:
@@ -175,7 +216,7 @@ class CountColors:
         begun = time.perf_counter()
         parts, errors = [], 0
         for chunk in read_shard(shard, **self._reading):
-            pixels = list(decoded(chunk, **self._decoding))
+            pixels = [decoded(image, **self._decoding) for image in chunk.images]
             good = [item for item in pixels if not isinstance(item, RowError)]
             errors += len(pixels) - len(good)
             if good:
