@@ -30,8 +30,8 @@ def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
     """All entries as one PNG: pictures enlarged by a whole factor, nearest neighbour.
 
     `title` and `note` are the two lines above them. Entries run from left to right, in as many
-    columns as make the sheet somewhat wider than high. Missing rows of a picture are hatched, a
-    bar at its left marks the rows that the model made.
+    columns as make the sheet somewhat wider than high. Missing rows and transparent pixels of a
+    picture are hatched, a bar at its left marks the rows that the model made.
     """
     cells = [picture.title for picture in entries[0].pictures] if entries else []
     cell = entries[0].pictures[0].side * scale_of(entries[0].pictures[0].side) if entries else 0
@@ -74,25 +74,23 @@ def _across(entries: int, width: int, height: int) -> int:
 def _place(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
     scale = scale_of(picture.side)
     size = picture.side * scale
-    given = 0
+    sheet.paste(_hatched(size), (x, y))
     if picture.png is not None:
         with Image.open(io.BytesIO(picture.png)) as image:
-            pixels = image.convert("RGB")
-        given = pixels.height * scale
-        large = pixels.resize((pixels.width * scale, given), Image.Resampling.NEAREST)
-        sheet.paste(large, (x, y))
-    if given < size:
-        sheet.paste(_hatched(size, size - given), (x, y + given))
+            pixels = image.convert("RGBA")
+        large = (pixels.width * scale, pixels.height * scale)
+        pixels = pixels.resize(large, Image.Resampling.NEAREST)
+        sheet.paste(pixels, (x, y), pixels)
     if picture.made_from is not None:
         bar = (x - _MARK - 1, y + picture.made_from * scale, x - 2, y + size - 1)
         ImageDraw.Draw(sheet).rectangle(bar, fill=_ACCENT)
 
 
-def _hatched(width: int, height: int) -> Image.Image:
-    area = Image.new("RGB", (width, height), _MISSING)
+def _hatched(size: int) -> Image.Image:
+    area = Image.new("RGB", (size, size), _MISSING)
     draw = ImageDraw.Draw(area)
-    for x in range(0, width + height, 8):
-        draw.line((x, 0, x - height, height), fill=_HATCH, width=2)
+    for x in range(0, 2 * size, 8):
+        draw.line((x, 0, x - size, size), fill=_HATCH, width=2)
     return area
 
 

@@ -5,20 +5,33 @@ from typing import Any
 import yaml
 
 from pipeline.labels import printable
+from pipeline.nats import NatsHistogram
 from pipeline.parts import ROW_GROUP_ROWS
 from pipeline.run_record import RunRecord
 
 _NAMES = {
     "classify": "ImageGPT classifications",
     "complete": "ImageGPT completions",
+    "embed": "ImageGPT embeddings",
     "quantize": "ImageGPT tokens",
+    "sample": "ImageGPT samples",
+    "score": "ImageGPT likelihoods",
 }
 _SAYS = {
     "classify": "The classes that an ImageGPT classifier finds in images.",
-    "complete": "Images finished by ImageGPT from their upper part.",
+    "complete": "Images finished by ImageGPT from a part of each.",
+    "embed": "What ImageGPT sees in images, as features.",
     "quantize": "Images as the colour tokens that ImageGPT reads.",
+    "sample": "Images that ImageGPT made up.",
+    "score": "How likely ImageGPT finds images.",
 }
-_TASKS = {"classify": ["image-classification"], "complete": ["image-to-image"]}
+# The hub's own names; it has none for score and quantize.
+_TASKS = {
+    "classify": ["image-classification"],
+    "complete": ["image-to-image"],
+    "embed": ["image-feature-extraction"],
+    "sample": ["unconditional-image-generation"],
+}
 # The hub's own names; each holds up to its bound, the last everything above.
 _SIZES = (
     (1e3, "n<1K"),
@@ -49,7 +62,7 @@ def dataset_card(record: RunRecord) -> str:
 | column | type | meaning |
 |---|---|---|
 {_columns(record)}
-
+{_units(record.nats)}
 ## Use
 
 ```python
@@ -104,6 +117,18 @@ def _columns(record: RunRecord) -> str:
         f"| {_code(column['name'])} | {_code(column['type'])} | {column['meaning']} |"
         for column in record.run["columns"]
     )
+
+
+def _units(nats: NatsHistogram | None) -> str:
+    """What stands behind numbers of `nll`."""
+    if nats is None:
+        return ""
+    return f"""
+`nll` is a negative log-likelihood in nats per pixel: the lower, the likelier for the model. A pixel
+is one colour of the palette, so the numbers compare between images of one palette and size.
+Bits are nats / ln 2. Of {nats.n:,} values the mean is {nats.mean:.2f}, the median
+{nats.median:.2f}, the lowest {nats.lowest[0][1]:.2f}, the highest {nats.highest[0][1]:.2f}.
+"""
 
 
 def _origin(record: RunRecord) -> str:

@@ -1,8 +1,11 @@
 """Ids, speeds and lengths of time as people read them."""
 
 import unicodedata
+from html import escape
+from typing import Any
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
+_ID_LENGTH = 60
 
 
 def printable(text: str) -> str:
@@ -16,6 +19,17 @@ def shortened(text: str, length: int) -> str:
         return text
     head = (length - 1) // 3
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def html_text(value: Any) -> str:
+    """Anything as text of a page, also within quotes."""
+    return escape(printable(str(value)))
+
+
+def html_id(id_: str) -> str:
+    """An id, a long one cut in the middle and whole when pointed at."""
+    short = html_text(shortened(id_, _ID_LENGTH))
+    return f'<span class="id" title="{html_text(id_)}">{short}</span>'
 
 
 def rate(value: float) -> str:

@@ -21,6 +21,7 @@ from igpt_core.palette import Palette
 from igpt_core.pixels import encode_png
 from pipeline import rows
 from pipeline.blocks import bits_of, by_shard, tokens_of
+from pipeline.nats import NatsHistogram, has_nats
 from pipeline.storage import join, open_location, write_atomic
 
 FORMAT = 1  # of run directories
@@ -101,9 +102,9 @@ class WriteParts:
         self._fs, self._output = open_location(output, output_options)
         self._columns = RESULTS.get(job)
         self._schema = schema
+        self._has_nats = has_nats(job, schema)
         self._side = image_size
-        shows = {rows.TOKENS, rows.IMAGES}.intersection(schema.names)
-        self._n_examples = 0 if shows else examples
+        self._n_examples = 0 if job in RESULTS else examples
         self._palette = load_palette(palette, storage_options=model_options)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -134,6 +135,8 @@ class WriteParts:
         stats = summary | {"seconds": seconds, "host": socket.gethostname()}
         if self._n_examples:
             stats["examples"] = self._examples(good)
+        if self._has_nats:
+            stats["nats"] = NatsHistogram.of(results).to_json()
         write_atomic(
             self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()
         )

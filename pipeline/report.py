@@ -6,6 +6,7 @@ from typing import Any
 from igpt_core.palette import Palette
 from pipeline.contact_sheet import draw_sheet
 from pipeline.dataset_card import dataset_card
+from pipeline.labels import rate
 from pipeline.report_page import HEADLINES, report_page
 from pipeline.run_directory import RunDirectory
 from pipeline.run_record import RunRecord, read_record
@@ -42,19 +43,24 @@ def write_report(
         record.filled_parts,
         job=record.job,
         image_size=size,
+        passthrough=record.run.get("passthrough", ()),
         palette=palette,
         examples=record.examples,
     )
     shown = _shown(record, entries)
     note = [shown, *record.origin]
-    if any(picture.made_from is not None for entry in entries for picture in entry.pictures):
-        note.append("the bar marks the rows that the model made")
+    pictures = [picture for entry in entries for picture in entry.pictures]
+    if any(picture.made_from is not None for picture in pictures):
+        note.append("the bar marks the rows with pixels that the model made")
+    if top := next((picture.heat_top for picture in pictures if picture.heat_top), None):
+        note.append(f"surprise from dark, 0, to bright, {rate(top)} nats")
+    page = report_page(record, entries, palette=palette, shown=shown, output=output)
     files = {
         "contact_sheet.png": draw_sheet(
             entries, title=HEADLINES[record.job], note=" · ".join(note)
         ),
         "README.md": dataset_card(record).encode(),
-        "report.html": report_page(record, entries, shown=shown, output=output).encode(),
+        "report.html": page.encode(),
     }
     for name, payload in files.items():
         write_atomic(fs, join(directory.path, name), payload)
@@ -65,6 +71,8 @@ def _shown(record: RunRecord, entries: Sequence[Entry]) -> str:
         return f"All {len(entries):,} images"
     if entries:
         return f"{len(entries):,} of {record.figures.rows:,} images, evenly spread over the run"
-    if record.figures.rows:
+    if not record.figures.rows:
+        return "No pictures: no row has a result"
+    if record.job == "quantize":
         return "No pictures: tokens need the palette of the run"
-    return "No pictures: no row has a result"
+    return "No pictures: the run kept none"

@@ -1,27 +1,43 @@
 """report.html: a run on one page that needs nothing but itself."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from pipeline.contact_sheet import scale_of
-from pipeline.labels import duration, printable, rate, shortened
+from igpt_core.palette import Palette
+from pipeline.labels import duration, html_id, html_text, rate
+from pipeline.nats import to_bits
+from pipeline.report_charts import (
+    likelihoods,
+    palette_colors,
+    speed_over_time,
+    stage_times,
+)
+from pipeline.report_pictures import pictures
 from pipeline.report_style import STYLE
 from pipeline.run_record import ErrorKind, RunRecord
-from pipeline.sheet_rows import MAX_SAMPLES, Entry, Picture
+from pipeline.sheet_rows import Entry
 from pipeline.storage import join
 
 HEADLINES = {
     "classify": "Classified images",
     "complete": "Image completions",
+    "embed": "Image embeddings",
     "quantize": "Quantized images",
+    "sample": "Sampled images",
+    "score": "Image likelihoods",
 }
-_LABEL_LENGTH = 60
 
 
-def report_page(record: RunRecord, entries: Sequence[Entry], *, shown: str, output: str) -> str:
+def report_page(
+    record: RunRecord,
+    entries: Sequence[Entry],
+    *,
+    palette: Palette | None,
+    shown: str,
+    output: str,
+) -> str:
     """The page in HTML, pictures and style within.
 
     `shown` says which pictures there are, or why none; `output` is where the reader finds the run.
@@ -29,9 +45,13 @@ def report_page(record: RunRecord, entries: Sequence[Entry], *, shown: str, outp
     sections = [
         _header(record),
         _key_figures(record),
-        _pictures(record, entries, shown),
+        pictures(record, entries, shown),
+        likelihoods(record) if record.nats else "",
         _errors(record, output),
-        _stage_times(record),
+        speed_over_time(record.speed) if record.speed else "",
+        stage_times(record.figures),
+        palette_colors(palette) if palette else "",
+        _columns(record),
         _what_was_run(record),
         _next_steps(record, output),
     ]
@@ -43,7 +63,7 @@ def report_page(record: RunRecord, entries: Sequence[Entry], *, shown: str, outp
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{_text(HEADLINES[record.job])} · {_text(record.status)}</title>
+<title>{html_text(HEADLINES[record.job])} · {html_text(record.status)}</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
 </head>
@@ -63,12 +83,12 @@ def _header(record: RunRecord) -> str:
     kind = "done" if record.finished else "partial"
     created = datetime.fromisoformat(run["created"]).astimezone(UTC)
     shown = f"{created.day} {created:%B %Y, %H:%M} UTC"
-    origin = "".join(f"{_text(part)} · " for part in record.origin)
+    origin = "".join(f"{html_text(part)} · " for part in record.origin)
     return f"""<header>
-<p class="status {kind}">{_text(record.status)}</p>
-<h1>{_text(HEADLINES[record.job])}</h1>
-<p class="quiet"><code>igpt {_text(record.job)}</code> · {origin}
-<time datetime="{_text(created.isoformat())}">{shown}</time></p>
+<p class="status {kind}">{html_text(record.status)}</p>
+<h1>{html_text(HEADLINES[record.job])}</h1>
+<p class="quiet"><code>igpt {html_text(record.job)}</code> · {origin}
+<time datetime="{html_text(created.isoformat())}">{shown}</time></p>
 <pre class="command">{_shell(run["command"])}</pre>
 </header>
 """
@@ -87,56 +107,10 @@ def _key_figures(record: RunRecord) -> str:
     ]
     if not figures.tokens:
         del tiles[3]
+    if record.nats:
+        nats = record.nats.mean
+        tiles.append(_tile("Nats per pixel", nats, rate(nats), f"mean, {rate(to_bits(nats))} bits"))
     return f'<section class="tiles" aria-label="Key figures">{"".join(tiles)}</section>\n'
-
-
-def _pictures(record: RunRecord, entries: Sequence[Entry], shown: str) -> str:
-    says = f'<p class="quiet">{_text(shown)}.</p>'
-    if not entries:
-        return f"<section><h2>Pictures</h2>{says}</section>\n"
-    pictures = entries[0].pictures
-    side = pictures[0].side
-    scale = scale_of(side)
-    single = " single" if len(pictures) == 1 else ""
-    legend = ""
-    if any(picture.made_from is not None for picture in pictures):
-        legend = (
-            '<p class="quiet"><span class="legend"><span class="key gap"></span> not given</span>'
-            '<span class="legend"><span class="key made"></span> rows that the model made</span>'
-            f"{_samples_left_out(record)}</p>"
-        )
-    cells = f"--cell: {side * scale}px; --small: {side * max(1, scale * 3 // 4)}px"
-    figures = "".join(_figure(entry) for entry in entries)
-    return f"""<section>
-<h2>Pictures</h2>
-{says}{legend}
-<div class="sheet{single}" style="{cells}">
-{figures}</div>
-</section>
-"""
-
-
-def _samples_left_out(record: RunRecord) -> str:
-    samples = int(record.run["options"].get("samples") or 1)
-    return f"the first {MAX_SAMPLES} of {samples} completions" if samples > MAX_SAMPLES else ""
-
-
-def _figure(entry: Entry) -> str:
-    single = len(entry.pictures) == 1
-    cells = "".join(_cell(picture, "" if single else picture.title) for picture in entry.pictures)
-    says = f"<div><b>{_text(entry.caption)}</b></div>" if entry.caption else ""
-    caption = f"<figcaption>{_id(entry.id)}{says}</figcaption>"
-    return f'<figure>{caption}<div class="cells">{cells}</div></figure>\n'
-
-
-def _cell(picture: Picture, title: str) -> str:
-    image = ""
-    if picture.png is not None:
-        address = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
-        image = f'<img src="{address}" alt="{_text(picture.title)}">'
-    if picture.made_from is not None:
-        image += f'<i style="top: {picture.made_from / picture.side:.2%}"></i>'
-    return f'<div class="cell"><div class="square">{image}</div>{_text(title)}</div>'
 
 
 def _errors(record: RunRecord, output: str) -> str:
@@ -155,35 +129,30 @@ def _errors(record: RunRecord, output: str) -> str:
 
 def _error(kind: ErrorKind) -> str:
     items = "".join(
-        f'<li>{_id(row)}<span class="message">{_text(message)}</span></li>'
+        f'<li>{html_id(row)}<span class="message">{html_text(message)}</span></li>'
         for row, message in kind.examples
     )
     left = kind.count - len(kind.examples)
     more = f'<p class="quiet">and {left:,} more</p>' if left else ""
     return f"""<div class="card error">
-<h3>{_text(kind.error)} · <data value="{kind.count}">{kind.count:,}</data></h3>
-<p class="quiet">stage: {_text(", ".join(kind.stages))}</p>
+<h3>{html_text(kind.error)} · <data value="{kind.count}">{kind.count:,}</data></h3>
+<p class="quiet">stage: {html_text(", ".join(kind.stages))}</p>
 <ul>{items}</ul>{more}
 </div>
 """
 
 
-def _stage_times(record: RunRecord) -> str:
-    seconds = record.figures.stage_seconds
-    longest = max(seconds.values(), default=0.0)
-    if not longest:
-        return ""
-    bars = "".join(
-        f'<b>{_text(stage)}</b><div class="track"><div style="width: {spent / longest:.1%}"></div>'
-        f'</div><span><data value="{spent!r}">{duration(spent)}</data> '
-        f"· {spent / sum(seconds.values()):.0%}</span>"
-        for stage, spent in seconds.items()
+def _columns(record: RunRecord) -> str:
+    lines = "".join(
+        f"<tr><th scope=row><code>{html_text(column['name'])}</code></th>"
+        f"<td><code>{html_text(column['type'])}</code></td><td>{html_text(column['meaning'])}</td></tr>"
+        for column in record.run["columns"]
     )
-    hosts = f"{record.figures.hosts:,} machine{'s' if record.figures.hosts != 1 else ''}"
     return f"""<section>
-<h2>Time by stage</h2>
-<p class="quiet">Working time, summed over all actors on {hosts}.</p>
-<div class="card bars">{bars}</div>
+<h2>Columns</h2>
+<div class="card"><table>
+<thead><tr><th scope=col>name</th><th scope=col>type</th><th scope=col>meaning</th></tr></thead>
+<tbody>{lines}</tbody></table></div>
 </section>
 """
 
@@ -212,7 +181,7 @@ def _what_was_run(record: RunRecord) -> str:
 
 def _listed(values: Mapping[str, Any]) -> str:
     pairs = (
-        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>"
+        f"<dt>{html_text(name)}</dt><dd>{html_text(value)}</dd>"
         for name, value in values.items()
         if value is not None
     )
@@ -237,11 +206,6 @@ def _next_steps(record: RunRecord, output: str) -> str:
 # --- pieces ---------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
-    """Anything as text of the page, also within quotes."""
-    return escape(printable(str(value)))
-
-
 def _shell(command: str) -> str:
     """A command of the shell, its words kept whole where lines break."""
     return " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
@@ -252,13 +216,8 @@ def _files(output: str, folder: str) -> str:
     return "'" + join(output, folder, "*.parquet").replace("'", "''") + "'"
 
 
-def _id(text: str) -> str:
-    """An id, a long one cut in the middle and whole when pointed at."""
-    return f'<span class="id" title="{_text(text)}">{_text(shortened(text, _LABEL_LENGTH))}</span>'
-
-
 def _tile(name: str, value: float, shown: str, note: str = "") -> str:
     return (
         f'<div class="tile"><span>{name}</span><data value="{value!r}">{shown}</data>'
-        f"<span>{_text(note)}</span></div>"
+        f"<span>{html_text(note)}</span></div>"
     )

@@ -80,6 +80,34 @@ figcaption { font-size: 12.5px; line-height: 1.35; margin-bottom: 8px; contain: 
 }
 .key.made { width: 3px; border-radius: 2px; background: var(--accent); margin: 0 2px; }
 .legend { white-space: nowrap; margin-right: 14px; }
+.key.scale { width: 96px; border-radius: 3px; }
+.key.line { width: 22px; height: 0; vertical-align: 4px; border-top: 2px solid var(--ink); }
+.key.median { border-top-style: dashed; }
+.key.level { border-top: 2px dashed var(--ink); }
+.card .chart { display: block; overflow: visible; margin: 6px 0 0 44px; width: calc(100% - 44px); }
+.chart rect { fill: var(--bar); shape-rendering: crispEdges; }
+.chart rect:hover { fill: var(--accent); }
+.chart line { stroke: var(--ink); stroke-width: 2; }
+.chart .grid line { stroke: var(--line); stroke-width: 1; }
+.chart .median, .chart .level { stroke-dasharray: 5 4; }
+.chart .pause { stroke-width: 1; stroke-dasharray: 1 3; }
+.chart text { fill: var(--quiet); font-size: 12px; font-variant-numeric: tabular-nums; }
+.chart .grid text, .chart .last { text-anchor: end; }
+.chart .middle { text-anchor: middle; }
+.axis { margin: 2px 0 0 44px; text-align: center; color: var(--quiet); font-size: 12px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 0 16px; }
+.pair { max-width: 900px; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+caption { text-align: left; font-weight: 600; padding-bottom: 6px; }
+th, td { text-align: left; padding: 5px 12px 5px 0; vertical-align: top; font-weight: 400; }
+th, td { overflow-wrap: anywhere; }
+thead th { color: var(--quiet); }
+tbody th, tbody td { border-top: 1px solid var(--line); }
+.numbers :is(th, td):not(:first-child) {
+  text-align: right; padding-right: 0; padding-left: 12px; white-space: nowrap;
+  font-variant-numeric: tabular-nums;
+}
+.swatch { display: block; max-width: 100%; image-rendering: pixelated; border-radius: 3px; }
 .error h3 { color: var(--bad); }
 .error ul { list-style: none; margin: 8px 0 0; padding: 0; }
 .error li { padding: 8px 0; border-top: 1px solid var(--line); font-size: 14px; }

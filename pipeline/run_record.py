@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.nats import NatsHistogram
 from pipeline.parts import part_name
 from pipeline.rows import JOBS
 from pipeline.run_directory import PLAN_FILE, REPORT_FILE, RUN_FILE, RunDirectory
 from pipeline.storage import UsageError, exists, join, read_bytes
+from pipeline.throughput import Span, Throughput, throughput, working_seconds
 
 EXAMPLES = 5
 _THREADS = 32
@@ -60,7 +62,8 @@ class RunRecord:
     `run` is run.json as it was written. `parts` are the paths of the finished shards' results, in
     order; `filled_parts` those that hold rows. `planned` is the number of shards, None where
     the directory does not say. `examples` are pictures of a few rows, PNG by part and row, where
-    the results hold no images.
+    the results hold no images. `speed` is None where nothing was timed, `nats` where no image
+    has a likelihood.
     """
 
     run: Mapping[str, Any]
@@ -71,6 +74,8 @@ class RunRecord:
     examples: Mapping[str, Mapping[int, bytes]]
     figures: Figures
     errors: tuple[ErrorKind, ...]
+    speed: Throughput | None
+    nats: NatsHistogram | None
 
     @property
     def job(self) -> str:
@@ -119,6 +124,11 @@ def read_record(directory: RunDirectory) -> RunRecord:
     report = _read_json(directory, REPORT_FILE)
     planned = _planned(directory, report)
     finished = report is not None and len(parts) == planned
+    figures = _figures(parts, report if finished else None)
+    spans = [_span(part) for part in parts if part.stats]
+    nats = NatsHistogram.sum(
+        NatsHistogram.from_json(part.stats["nats"]) for part in parts if "nats" in part.stats
+    )
     return RunRecord(
         run=run,
         parts=tuple(part.path for part in parts),
@@ -126,8 +136,10 @@ def read_record(directory: RunDirectory) -> RunRecord:
         planned=planned,
         finished=finished,
         examples={part.path: _examples(part) for part in parts if "examples" in part.stats},
-        figures=_figures(parts, report if finished else None),
+        figures=figures,
         errors=_merged(kind for part in parts for kind in part.errors),
+        speed=throughput(spans, without_pauses=not figures.in_one_run),
+        nats=nats if nats.n else None,
     )
 
 
@@ -215,7 +227,7 @@ def _figures(parts: Sequence[_Part], report: Mapping[str, Any] | None) -> Figure
     if report is not None and in_one_run:
         seconds = float(report["seconds"])
     else:
-        seconds = _covered(_span(part.stats) for part in timed)
+        seconds = working_seconds(_span(part) for part in timed)
     images = sum(part.rows + part.failed for part in timed)
     return Figures(
         rows=sum(part.rows for part in parts),
@@ -230,15 +242,8 @@ def _figures(parts: Sequence[_Part], report: Mapping[str, Any] | None) -> Figure
     )
 
 
-def _span(stats: Mapping[str, Any]) -> tuple[float, float]:
-    """From when to when a shard was in work, its waiting between stages left out; unix seconds."""
-    return stats["finished"] - sum(stats["seconds"].values()), stats["finished"]
-
-
-def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of time spans: pauses between an interrupted run and the next are out."""
-    total, end = 0.0, float("-inf")
-    for start, stop in sorted(spans):
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
+def _span(part: _Part) -> Span:
+    """A shard's images and when it was in work, its waiting between stages left out."""
+    finished = float(part.stats["finished"])
+    spent = sum(part.stats["seconds"].values())
+    return Span(finished - spent, finished, part.rows + part.failed)

@@ -21,6 +21,7 @@ from igpt_core.palette import Palette
 from pipeline import rows
 from pipeline.contact_sheet import draw_sheet
 from pipeline.labels import duration, rate, shortened
+from pipeline.nats import NatsHistogram, has_nats
 from pipeline.report import write_report
 from pipeline.sheet_rows import Entry, Picture, read_entries
 from pipeline.storage import UsageError
@@ -34,7 +35,11 @@ COLUMNS = {
     "quantize": rows.quantize_columns(SIDE * SIDE),
     "complete": rows.complete_columns(SIDE * SIDE),
     "classify": rows.classify_columns(2, named=True),
+    "sample": rows.sample_columns(SIDE * SIDE, scored=True),
+    "score": rows.score_columns(SIDE * SIDE, mapped=True),
+    "embed": rows.embed_columns([2, 4], 6, pa.float16()),
 }
+BY_EXAMPLE = ("classify", "embed", "score")
 STATS = {"seconds": {"read": 0.5, "decode": 1.5, "model": 7.0, "write": 1.0}, "host": "box"}
 
 
@@ -53,6 +58,15 @@ def tokens_for(id_: str, sample: int) -> NDArray[np.uint16]:
     return np.random.default_rng(seed).integers(0, 64, (SIDE, SIDE)).astype(np.uint16)
 
 
+def map_for(id_: str) -> NDArray[np.float32]:
+    """Some nats for each pixel."""
+    return np.random.default_rng([*id_.encode()]).gamma(4.0, 0.7, (SIDE, SIDE)).astype(np.float32)
+
+
+def nats_for(id_: str) -> float:
+    return float(map_for(id_).mean())
+
+
 def colours(tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.rint(127.5 * (PALETTE.colors[tokens] + 1)).astype(np.uint8)
 
@@ -64,6 +78,15 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
     if job == "classify":
         found = {"predicted_label": 1, "predicted_name": "dog", "probability": 0.75}
         return {"id": id_, **found, "logits": [0.0, 1.1]}
+    if job == "embed":
+        return {"id": id_, "embedding_2": np.ones(6, np.float16), "embedding_4": [0.0] * 6}
+    if job in ("sample", "score"):
+        nats = float(np.float32(nats_for(id_)))
+        scored = {"id": id_, "nll": nats, "bits_per_pixel": nats / np.log(2)}
+        if job == "score":
+            return scored | {"nll_map": map_for(id_).ravel()}
+        picture = {"bytes": png(colours(original)), "path": None}
+        return scored | {"tokens": original.ravel(), "image": picture}
     drawn = [tokens_for(id_, k + 1) for k in range(samples)]
     for sample in drawn:
         sample[:GIVEN] = original[:GIVEN]
@@ -75,6 +98,7 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
         "prompt": {"bytes": png(colours(original[:GIVEN])), "path": None},
         "original": {"bytes": png(colours(original)), "path": None},
         "prompt_length": GIVEN * SIDE,
+        "nll": [nats_for(f"{id_} {k}") for k in range(samples)],
     }
 
 
@@ -89,11 +113,14 @@ def make_run(
     bad: Sequence[tuple[int, str, str, str]] = (),
     starts: Sequence[float] | None = None,
     row_group_size: int | None = None,
+    columns: Sequence[rows.Column] | None = None,
 ) -> str:
     """A run directory as the stages leave it: `shards` hold the ids of rows with a result, `bad`
     the failed ones as (shard, id, error, message)."""
     for name in ("data", "errors", "stats"):
         (folder / name).mkdir(parents=True)
+    columns = COLUMNS[job] if columns is None else columns
+    schema = rows.schema_for(job, columns)
     run = {
         "format": 1,
         "job": job,
@@ -105,16 +132,17 @@ def make_run(
         "model": {"location": "/models/tiny", "fingerprint": "f00d"},
         "palette": {"location": "/models/tiny", "fingerprint": PALETTE.fingerprint},
         "image_size": SIDE,
-        "columns": rows.described(rows.schema_for(job, COLUMNS[job]), COLUMNS[job]),
+        "columns": rows.described(schema, columns),
+        "passthrough": [],
         "versions": {"igpt": "0.1.0", "torch": "2.13.0"},
     }
     (folder / "run.json").write_text(json.dumps(run))
     planned = len(shards) if planned is None else planned
     pq.write_table(pa.table({"shard": list(range(planned))}), folder / "plan.parquet")
-    schema = rows.schema_for(job, COLUMNS[job])
     for shard, ids in enumerate(shards):
         name = f"part-{shard:06d}"
-        table = pa.Table.from_pylist([row(job, id_, samples) for id_ in ids], schema=schema)
+        made = [row(job, id_, samples) for id_ in ids]
+        table = pa.Table.from_pylist(made, schema=schema)  # of the keys those in the schema
         pq.write_table(table, folder / f"data/{name}.parquet", row_group_size=row_group_size)
         failed = [
             {"id": id_, "source": f"/in/{id_}", "stage": "read", "error": error, "message": text}
@@ -131,7 +159,9 @@ def make_run(
             "tokens": len(ids) * samples * (SIDE - GIVEN) * SIDE if job == "complete" else 0,
             "finished": (starts[shard] if starts else 100.0 * shard) + 10.0,
         }
-        if job == "classify":
+        if has_nats(job, schema):
+            stats["nats"] = NatsHistogram.of(table).to_json()
+        if job in BY_EXAMPLE:
             pictures = [base64.b64encode(png(colours(tokens_for(id_, 0)))) for id_ in ids]
             stats["examples"] = [
                 {"row": row, "png": picture.decode()} for row, picture in enumerate(pictures)
@@ -181,12 +211,16 @@ class Page(HTMLParser):
     def figures(self) -> dict[str, float]:
         """Name to exact value of the tiles with key figures."""
         names = ("Images", "Errors", "Images per second", "Tokens per second", "Wall time")
+        names = (*names, "Nats per pixel")
         shown = [text for tag, text in self.text if tag == "span" and text in names]
         values = [float(a["value"]) for tag, a in self.tags if tag == "data"]
         return dict(zip(shown, values, strict=False))
 
-    def pictures(self) -> list[bytes]:
-        sources = [a["src"] for tag, a in self.tags if tag == "img"]
+    def pictures(self, css_class: str = "") -> list[bytes]:
+        """Those of rows, or the ones of a class."""
+        found = [a for tag, a in self.tags if tag == "img" and a.get("class", "") == css_class]
+        assert all(a["alt"] for a in found)
+        sources = [a["src"] for a in found]
         return [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
 
 

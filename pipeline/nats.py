@@ -1,0 +1,127 @@
+"""How the nats per pixel of a run's images are spread: a histogram a part, added up for the report.
+
+Nobody has to read all results to draw it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline import rows
+
+BIN_WIDTH = 0.05
+N_BINS = 161  # up to 8 nats; the last holds everything above
+TOP = BIN_WIDTH * (N_BINS - 1)
+EXTREMES = 5
+# The jobs that may score, and the type by which their own column is told from one of the input.
+_TYPES = {"score": pa.float32(), "sample": pa.float32(), "complete": pa.list_(pa.float32())}
+
+
+def has_nats(job: str, schema: pa.Schema) -> bool:
+    """Whether results of that schema hold nats per pixel that the job found."""
+    return rows.NLL in schema.names and schema.field(rows.NLL).type == _TYPES.get(job)
+
+
+@dataclass(frozen=True)
+class NatsHistogram:
+    """Nats per pixel of any number of images.
+
+    `counts` (161,) int64: bins of 0.05 nats. `total` is the sum of all values, `lowest` and
+    `highest` are up to five of them with their ids, the most extreme first. Values that are no
+    finite number are only counted, in `not_finite`.
+    """
+
+    counts: NDArray[np.int64]
+    total: float
+    lowest: tuple[tuple[str, float], ...]
+    highest: tuple[tuple[str, float], ...]
+    not_finite: int
+
+    @classmethod
+    def of(cls, results: pa.Table) -> "NatsHistogram":
+        """Of the columns `id` and `nll` of a part, be it a number a row or a list of them."""
+        ids, values = results[rows.ID].combine_chunks(), results[rows.NLL].combine_chunks()
+        if pa.types.is_list(values.type):
+            ids, values = ids.take(pc.list_parent_indices(values)), pc.list_flatten(values)
+        nats = values.to_numpy(zero_copy_only=False).astype(np.float64)  # null: NaN
+        finite = np.flatnonzero(np.isfinite(nats))
+        order = finite[np.argsort(nats[finite], kind="stable")]
+        bins = np.clip(nats[finite] / BIN_WIDTH, 0, N_BINS - 1).astype(np.int64)
+
+        def told(chosen: NDArray[np.int64]) -> tuple[tuple[str, float], ...]:
+            names = ids.take(pa.array(chosen, pa.int64())).to_pylist()
+            return tuple(zip(names, nats[chosen].tolist(), strict=True))
+
+        return cls(
+            np.bincount(bins, minlength=N_BINS),
+            float(nats[finite].sum()),
+            told(order[:EXTREMES]),
+            told(order[::-1][:EXTREMES]),
+            len(nats) - len(finite),
+        )
+
+    @classmethod
+    def sum(cls, parts: Iterable["NatsHistogram"]) -> "NatsHistogram":
+        """Of all parts together; of none it is empty."""
+        parts = list(parts)
+        lowest = sorted((v for part in parts for v in part.lowest), key=lambda v: v[1])
+        highest = sorted((v for part in parts for v in part.highest), key=lambda v: -v[1])
+        return cls(
+            np.sum([np.zeros(N_BINS, np.int64), *(part.counts for part in parts)], axis=0),
+            math.fsum(part.total for part in parts),
+            tuple(lowest[:EXTREMES]),
+            tuple(highest[:EXTREMES]),
+            sum(part.not_finite for part in parts),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For the stats of a part: of the bins those that are not empty."""
+        filled = np.flatnonzero(self.counts)
+        return {
+            "bin_width": BIN_WIDTH,
+            "bins": {str(i): int(self.counts[i]) for i in filled},
+            "sum": self.total,
+            "lowest": self.lowest,
+            "highest": self.highest,
+            "not_finite": self.not_finite,
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "NatsHistogram":
+        """What `to_json` gave."""
+        counts = np.zeros(N_BINS, np.int64)
+        for index, count in found["bins"].items():
+            counts[int(index)] = count
+        lowest, highest = ([(id_, v) for id_, v in found[key]] for key in ("lowest", "highest"))
+        return cls(counts, found["sum"], tuple(lowest), tuple(highest), found["not_finite"])
+
+    @property
+    def n(self) -> int:
+        """Finite values."""
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float:
+        """The exact mean; there must be a value."""
+        return self.total / self.n
+
+    @property
+    def median(self) -> float:
+        """The median to within a bin, as if values lay evenly within it; there must be a value."""
+        below = np.concatenate([[0], np.cumsum(self.counts)])
+        bin_ = int(np.searchsorted(below, self.n / 2, side="right")) - 1
+        start, least, most = bin_ * BIN_WIDTH, self.lowest[0][1], self.highest[0][1]
+        stop = most if bin_ == N_BINS - 1 else start + BIN_WIDTH
+        share = (self.n / 2 - below[bin_]) / self.counts[bin_]
+        return min(max(start + share * (stop - start), least), most)
+
+
+def to_bits(nats: float) -> float:
+    """Nats as bits."""
+    return nats / math.log(2)
