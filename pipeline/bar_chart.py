@@ -22,6 +22,7 @@ def bar_chart(
     x_labels: Sequence[tuple[float, str]],
     marks: Sequence[Mark] = (),
     level: float | None = None,
+    least_step: float = 0.0,
     says: str,
 ) -> str:
     """Bars side by side, with a scale at their left.
@@ -32,9 +33,10 @@ def bar_chart(
         x_labels: texts below the axis, each with its place across, 0 to 1.
         marks: vertical lines.
         level: a horizontal line.
+        least_step: of the scale, such as 1 for counts.
         says: the chart in words, for who does not see it.
     """
-    step = nice_step(max(heights) / 3)
+    step = nice_step(max(max(heights) / 3, least_step))
     top = step * max(1, math.ceil(max(heights) / step - 1e-9))
 
     def y(value: float) -> str:

@@ -51,7 +51,7 @@ def likelihoods(record: RunRecord) -> str:
 <h2>Nats per pixel</h2>
 <p class="quiet">{says}</p>
 <p class="quiet">{keys}</p>
-<div class="card">{_histogram(nats, each)}<p class="axis">nats per pixel</p></div>
+<div class="card">{_histogram(nats, each)}<p class="axis">{each}s by nats per pixel</p></div>
 <div class="pair">{tables}</div>
 </section>
 """
@@ -81,11 +81,12 @@ def _histogram(nats: NatsHistogram, each: str) -> str:
     return bar_chart(
         bars,
         titles=[f"{name} nats: {count:,}" for name, count in zip(names, bars, strict=True)],
-        x_labels=[(at(v), f"{v:.4g}") for v in ticks(edges[0], edges[-1], 5)],
+        x_labels=[(at(v), f"{v:.4g}") for v in ticks(edges[0], edges[-1], 8)],
         marks=[
             (at(value), name, f"{name} {value:.2f}")
             for name, value in (("mean", nats.mean), ("median", nats.median))
         ],
+        least_step=1,
         says=(
             f"Histogram of {nats.n:,} {each}s: nats per pixel from {nats.lowest[0][1]:.2f} to "
             f"{nats.highest[0][1]:.2f}, mean {nats.mean:.2f}, median {nats.median:.2f}"
@@ -117,7 +118,7 @@ def speed_over_time(speed: Throughput) -> str:
     out = ""
     if marked:
         total = duration(sum(length for _, length in speed.pauses))
-        out = f" Pauses, together {total}, are left out; dotted lines mark where."
+        out = f" So are pauses, together {total}: dotted lines mark where."
     chart = bar_chart(
         rates.tolist(),
         titles=[
@@ -127,7 +128,7 @@ def speed_over_time(speed: Throughput) -> str:
         ],
         x_labels=[
             (value * unit / speed.seconds, f"{value:g} {name}")
-            for value in ticks(0, speed.seconds / unit, 5)
+            for value in ticks(0, speed.seconds / unit, 6)
         ],
         marks=[
             (at / speed.seconds, "pause", f"a pause of {duration(length)}") for at, length in marked
@@ -141,10 +142,10 @@ def speed_over_time(speed: Throughput) -> str:
     return f"""<section>
 <h2>Images per second</h2>
 <p class="quiet">The images of a shard, failed ones too, count evenly over the time in which it was
-in work.{out}</p>
+in work. What came before the first shard, such as the start of actors, is left out.{out}</p>
 <p class="quiet"><span class="legend"><span class="key line level"></span> mean
 {rate(speed.mean)}</span></p>
-<div class="card">{chart}<p class="axis">since the first shard was begun</p></div>
+<div class="card">{chart}<p class="axis">time in work</p></div>
 </section>
 """
 

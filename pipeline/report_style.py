@@ -58,6 +58,7 @@ pre {
 .sheet { display: flex; flex-wrap: wrap; gap: 16px; margin: 14px 0 0; }
 figure { margin: 0; padding: 10px 12px 12px; max-width: 100%; }
 figcaption { font-size: 12.5px; line-height: 1.35; margin-bottom: 8px; contain: inline-size; }
+figcaption b { font-weight: 600; font-size: 12px; }
 .single figure { display: flex; flex-direction: column-reverse; justify-content: flex-end; }
 .single figcaption { margin: 8px 0 0; }
 .cells { display: flex; flex-wrap: wrap; gap: 8px; }

@@ -46,9 +46,7 @@ def throughput(spans: Sequence[Span], *, without_pauses: bool) -> Throughput | N
     """
     pauses = _pauses(spans) if without_pauses else []
     starts, stops, images = np.array(spans, np.float64).reshape(-1, 3).T
-    if not len(spans) or starts.min() == stops.max():
-        return None
-    begin = starts.min()
+    begin = starts.min(initial=np.inf)
     cuts = np.array([start for start, _ in pauses])
     before = np.concatenate([[0.0], np.cumsum([stop - start for start, stop in pauses])])
 
@@ -57,7 +55,10 @@ def throughput(spans: Sequence[Span], *, without_pauses: bool) -> Throughput | N
         return moments - begin - before[np.searchsorted(cuts, moments, side="left")]
 
     starts, stops = working(starts), working(stops)
-    edges = np.linspace(0, stops.max(), N_BINS + 1)
+    seconds = stops.max(initial=0)
+    if seconds < 1e-6:  # where only the rounding of moments is left
+        return None
+    edges = np.linspace(0, seconds, N_BINS + 1)
     done = np.zeros(N_BINS + 1)  # images by each edge
     for start, stop, n in zip(starts, stops, images, strict=True):
         done += n * np.clip((edges - start) / max(stop - start, 1e-9), 0, 1)
