@@ -46,7 +46,7 @@ def test_pauses_are_left_out_or_zeros():
     at = (np.arange(60) + 0.5) * 40 / 60
     steps = np.where(at < 5, 10, np.where(at < 10, 20, np.where(at < 20, 10, 0)))
     steps = np.where(at >= 20, np.where(at < 30, 3, 4), steps)
-    whole = np.abs((at[:, None] - [5, 10, 20, 30])).min(axis=1) > 0.34  # bins within one step
+    whole = np.abs(at[:, None] - [5, 10, 20, 30]).min(axis=1) > 0.34  # bins within one step
     assert whole.sum() > 50
     assert found.images_per_second[whole] == pytest.approx(steps[whole], rel=1e-5)
     assert [at for at, _ in found.pauses] == pytest.approx([20, 30])
