@@ -54,7 +54,7 @@ def run(options: PaletteOptions) -> None:
     }
     with cluster.connected(options.address):
         readers = cluster.allot(device=None, cpu_actors=options.cpu_actors, model_actors=None)
-        histogram, errors = count_colors(
+        histogram, images, errors = count_colors(
             plan, Stage(CountColors, arguments, readers.reading), progress=options.progress
         )
     try:
@@ -66,7 +66,7 @@ def run(options: PaletteOptions) -> None:
         "output": options.output,
         "colors": len(palette),
         "distinct_colors": len(histogram.colors),
-        "images": plan.rows - errors,
+        "images": images,
         "errors": errors,
         "fingerprint": palette.fingerprint,
     }

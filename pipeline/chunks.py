@@ -1,6 +1,7 @@
 """What readers make of a shard: chunks of consecutive rows, good or bad."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,3 +61,12 @@ def null_table(schema: pa.Schema, rows: int) -> pa.Table:
     if len(schema) == 0:  # only a table cut down to no columns knows its number of rows
         return pa.table({"row": pa.nulls(rows)}).select([])
     return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)
+
+
+def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, each made by a thread while the caller has the one before."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = pool.submit(next, chunks, None)
+            yield chunk

@@ -11,12 +11,14 @@ from pipeline.shards import Plan
 from pipeline.stage import Stage
 
 
-def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHistogram, int]:
-    """The histogram of every readable image of a plan, and how many were not.
+def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHistogram, int, int]:
+    """The histogram of every readable image of a plan, how many those are, how many were not.
 
     Holds the distinct colours only, 2^24 at most, whatever the number of images.
     """
-    clock = Progress(total=plan.rows, done=0, errors=0, mode=progress)
+    clock = Progress(
+        total=plan.rows, done=0, errors=0, shards=len(plan.shards), shards_done=0, mode=progress
+    )
     total = ColorHistogram.total([])
     clock.show()
     with closing(clock), closing(consume(plan, plan.shards, [stage])) as parts:
@@ -26,4 +28,4 @@ def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHist
             total = ColorHistogram.total([total, ColorHistogram(colors, counts)])
             clock.add({**part, "tokens": 0})
     clock.show(final=True)
-    return total, clock.errors
+    return total, clock.done - clock.errors, clock.errors

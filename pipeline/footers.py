@@ -156,7 +156,7 @@ def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
 
 
 def passthrough_schema(
-    schemas: _Schemas, keep: Sequence[str] | None, image: str, id_column: str | None
+    schemas: _Schemas, keep: Sequence[str] | None, image: str | None, id_column: str | None
 ) -> pa.Schema:
     """The columns that go into the results, with their Hub features; in every file the same."""
     first, schema = schemas[0]
@@ -165,7 +165,7 @@ def passthrough_schema(
     if missing:
         raise UsageError(
             f"expected column {', '.join(missing)} in {first.path}, found "
-            f"{', '.join(schema.names)}; next: one of these"
+            f"{', '.join(schema.names) or 'none'}; next: one of these"
         )
     if keep is not None and image in keep:
         raise UsageError(f"expected columns to keep without {image}: the images are not copied")

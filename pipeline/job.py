@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import cluster, rows
+from pipeline.listing import absolute_input
 from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.parts import WriteParts
@@ -21,7 +22,7 @@ from pipeline.shards import Plan, Source, find_source
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
-from pipeline.storage import absolute, absolute_input, masked, options_for
+from pipeline.storage import absolute, masked, options_for
 
 SECRET_OPTIONS = {"storage_options"}
 SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
@@ -213,7 +214,9 @@ def run_job(kind: BatchJob, options: RunOptions) -> None:
             source.check_tokens(
                 image_size=quantizer.image_size, palette=quantizer.palette.fingerprint
             )
-            plan = source.cut(options.shard_size or batch.shard_size(definition, source.rows))
+            # Where rows are not counted, each file is a shard by itself, whatever the size.
+            size = options.shard_size or batch.shard_size(definition, source.rows or 0)
+            plan = source.cut(size)
         allotment = allotment_for(options, batch)
         job = Job(kind.name, options, definition, directory.location, plan, batch, allotment)
         if source is not None:

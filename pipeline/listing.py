@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 from fsspec import AbstractFileSystem
 from PIL import Image
 
+from pipeline.braces import expand, split_list
 from pipeline.storage import (
     STORE_ERRORS,
     UsageError,
+    absolute,
     glob_files,
     has_magic,
     kind,
     list_files,
+    list_folder,
     one_line,
     open_location,
     uri_of,
@@ -30,7 +33,11 @@ def format_extensions() -> dict[str, frozenset[str]]:
     Pillow can decode."""
     known = Image.registered_extensions()
     images = {e for e, name in known.items() if name in Image.OPEN and name not in _ONLY_IDENTIFIED}
-    return {"images": frozenset(images), "parquet": frozenset({".parquet", ".parq", ".pq"})}
+    return {
+        "images": frozenset(images),
+        "parquet": frozenset({".parquet", ".parq", ".pq"}),
+        "webdataset": frozenset({".tar", ".tar.gz", ".tgz"}),
+    }
 
 
 class InputFile(NamedTuple):
@@ -41,11 +48,12 @@ class InputFile(NamedTuple):
 
 
 def find_files(text: str, options: Mapping[str, Any]) -> list[InputFile]:
-    """All visible files of an input (file, folder, glob, comma-list), sorted by name."""
+    """All visible files of an input (file, folder, glob, names with braces, comma-list of them),
+    sorted by name."""
     if os.path.exists(text):  # whose name may hold commas
         parts = [text]
     else:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in split_list(text) if part.strip()]
     if not parts:
         raise UsageError("expected --input to name a file, folder or glob, found nothing")
     opened = [open_location(part, options) for part in parts]
@@ -72,13 +80,14 @@ def _list_part(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[s
         found = kind(fs, path)
         if found == "folder":
             base, files = path, list_files(fs, path)
-        elif found == "file":  # what exists is never a glob
+        elif found == "file":  # what exists is never a pattern
             base, files = path.rpartition("/")[0], [path]
+        elif (names := expand(path)) != [path]:
+            base, files = _list_names(fs, uri, names)
         elif has_magic(path):
             base, files = glob_files(fs, path)
         else:
-            braces = "; write {a,b} as a comma-list of globs" if "{" in uri or "}" in uri else ""
-            raise UsageError(f"expected a file or folder at {uri}, found nothing{braces}")
+            raise UsageError(f"expected a file or folder at {uri}, found nothing")
     except STORE_ERRORS as error:
         raise UsageError(
             f"cannot read {uri}: {type(error).__name__}: {one_line(error)}; check the path, your "
@@ -87,6 +96,40 @@ def _list_part(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[s
     if not files:
         raise UsageError(f"expected files at {uri}, found none; check --input")
     return base, files
+
+
+def _list_names(fs: AbstractFileSystem, uri: str, names: Sequence[str]) -> tuple[str, list[str]]:
+    """The same for the names that braces stand for: files, folders and globs, all of them there.
+
+    A folder is listed once, however many of its files are named.
+    """
+    listed: dict[str, tuple[set[str], set[str]]] = {}
+    bases: list[str] = []
+    files: list[str] = []
+    missing: list[str] = []
+    for name in names:
+        parent = name.rpartition("/")[0]
+        base, inside = parent, [name]
+        if has_magic(name):
+            base, inside = glob_files(fs, name)
+        else:
+            if parent not in listed:
+                found = list_folder(fs, parent)
+                listed[parent] = set(found[0]), set(found[1])
+            if name in listed[parent][1]:
+                base, inside = name, list_files(fs, name)
+            elif name not in listed[parent][0]:
+                inside = []
+        if not inside:
+            missing.append(name)
+        bases.append(base)
+        files += inside
+    if missing:
+        raise UsageError(
+            f"expected files for all {len(names)} names of {uri}, found none for {len(missing)} of "
+            f"them, the first is {missing[0]}; check --input"
+        )
+    return _common_folder(bases), files
 
 
 def _is_utf8(path: str) -> bool:
@@ -102,7 +145,15 @@ def _common_folder(folders: Sequence[str]) -> str:
 
 
 def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    name = name.lower()
+    return ".tar.gz" if name.endswith(".tar.gz") else os.path.splitext(name)[1]
+
+
+def absolute_input(text: str) -> str:
+    """An input that means the same in every process, as `absolute` does for a location."""
+    if os.path.exists(text):
+        return absolute(text)
+    return ",".join(absolute(part.strip()) for part in split_list(text))
 
 
 def choose_format(

@@ -31,11 +31,11 @@ class PixelOptions(Options):
     """Where images come from and how they become pixels."""
 
     input: str = Field(description="file, folder, glob or comma-list of them, local or a URI")
-    format: Literal["auto", "images", "parquet", "tokens"] = Field(
+    format: Literal["auto", "images", "parquet", "webdataset", "tokens"] = Field(
         "auto", description="of the input"
     )
     image_column: str | None = Field(
-        None, description="column of images or tokens [default: by type]"
+        None, description="column of images or tokens, or extension in tars [default: by type]"
     )
     limit: int | None = Field(None, ge=1, description="first N rows only")
     resize: Literal["exact", "fast"] = Field(
@@ -60,7 +60,9 @@ class ClusterOptions(ProgressOptions):
         None, description="Ray cluster [default: RAY_ADDRESS, or a private local one]"
     )
     cpu_actors: int | None = Field(None, ge=1, description="reading actors [default: by CPUs]")
-    shard_size: int | None = Field(None, ge=1, description="rows of a part [default: by job]")
+    shard_size: int | None = Field(
+        None, ge=1, description="rows of a part; a tar is one [default: by job]"
+    )
 
 
 class StorageOptions(Options):

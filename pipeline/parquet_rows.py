@@ -1,7 +1,6 @@
 """Reader of Parquet: a row of a file is a row, whatever happens to the file."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from pipeline.chunks import (
     RowInput,
     failed,
     null_table,
+    one_ahead,
     places,
 )
 from pipeline.footers import PARQUET_ERRORS, is_image, is_tokens
@@ -37,16 +37,7 @@ def read_parquet(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
         for piece in shard.slices:
             yield from _read_slice(piece, options)
 
-    return _one_ahead(chunks())
-
-
-def _one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, each made by a thread while the caller has the one before."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, chunks, None)
-        while (chunk := coming.result()) is not None:
-            coming = pool.submit(next, chunks, None)
-            yield chunk
+    return one_ahead(chunks())
 
 
 class ChangedFile(Exception):

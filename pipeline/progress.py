@@ -18,14 +18,27 @@ class Progress:
     the actors nor the shards of an earlier run make the estimate better or worse.
 
     Args:
-        total: images of the whole run.
+        total: images of the whole run; None where only the reading shows that: then the shards
+            tell how far it is.
         done: those that were done before.
         errors: bad ones among them.
+        shards: of the whole run.
+        shards_done: those that were done before.
         mode: lines for people on stderr, JSON lines on stdout, or nothing.
     """
 
-    def __init__(self, *, total: int, done: int, errors: int, mode: Mode) -> None:
+    def __init__(
+        self,
+        *,
+        total: int | None,
+        done: int,
+        errors: int,
+        shards: int,
+        shards_done: int,
+        mode: Mode,
+    ) -> None:
         self._total, self._before = total, done
+        self._shards, self._shards_before, self._shards_done = shards, shards_done, shards_done
         self.done, self.errors, self.tokens = done, errors, 0
         self._mode = mode
         self._begun = time.monotonic()
@@ -40,6 +53,7 @@ class Progress:
             self._working_since = time.monotonic() - summary["seconds"]
         self.done += summary["rows"] + summary["errors"]
         self.errors += summary["errors"]
+        self._shards_done += 1
         self.tokens += summary["tokens"]
         self.show()
 
@@ -84,23 +98,34 @@ class Progress:
         return {
             "images": self.done,
             "total": self._total,
+            "shards": self._shards_done,
+            "total_shards": self._shards,
             "errors": self.errors,
             "images_per_second": round(self.rate, 3),
             "seconds_left": round(self._left(), 1) if self.rate else None,
         }
 
     def _left(self) -> float:
-        return (self._total - self.done) / self.rate
+        if self._total is not None:
+            return (self._total - self.done) / self.rate
+        working = (self.done - self._before) / self.rate
+        left = self._shards - self._shards_done
+        return left * working / (self._shards_done - self._shards_before)
 
     def _sentence(self) -> str:
-        share = 100 * self.done / max(self._total, 1)
-        text = f"{self.done}/{self._total} images ({share:.0f} %)"
+        if self._total is None:
+            share = 100 * self._shards_done / max(self._shards, 1)
+            text = f"{self.done} images, {self._shards_done}/{self._shards} shards ({share:.0f} %)"
+        else:
+            share = 100 * self.done / max(self._total, 1)
+            text = f"{self.done}/{self._total} images ({share:.0f} %)"
         if self.errors:
             text += f", {self.errors} bad"
-        if self.done == self._before:
-            return text if self.done == self._total else f"{text}, starting"
+        finished = self._shards_done == self._shards
+        if self._shards_done == self._shards_before:
+            return text if finished else f"{text}, starting"
         text += f", {self.rate:.1f} images/s"
-        return text if self.done == self._total else f"{text}, about {duration(self._left())} left"
+        return text if finished else f"{text}, about {duration(self._left())} left"
 
 
 def duration(seconds: float) -> str:

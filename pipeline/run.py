@@ -4,6 +4,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -14,9 +15,12 @@ from pipeline.cluster import unheard
 from pipeline.parts import part_name, shards_with_errors
 from pipeline.progress import Mode, Progress
 from pipeline.run_directory import REPORT_FILE, RunDirectory
+from pipeline.run_record import row_count
 from pipeline.shards import Plan, Shard
-from pipeline.stage import Stage, StageError, chain
+from pipeline.stage import Stage, StageError, chain, unpacked
 from pipeline.storage import join, one_line, read_bytes
+
+_THREADS = 32
 
 
 class RunFailed(Exception):
@@ -42,39 +46,43 @@ def execute(
 
     Raises:
         RunFailed: a stage failed, or shards are missing at the end. What is done stays done.
-        OverErrorBudget: as soon as the budget cannot be met.
+        OverErrorBudget: as soon as it is sure that the budget cannot be met. Where the plan does
+            not know all rows, that is at the end, or at the first bad row of a budget of 0.
     """
     finished = directory.finished()
     pending = [shard for shard in plan.shards if shard.index not in finished]
     failures = _errors_by_kind(directory, finished)
+    done = _rows_done(directory, [s for s in plan.shards if s.index in finished])
     clock = Progress(
         total=plan.rows,
-        done=plan.rows - sum(shard.rows for shard in pending),
+        done=done,
         errors=failures.total(),
+        shards=len(plan.shards),
+        shards_done=len(plan.shards) - len(pending),
         mode=progress,
     )
-    allowed = max_error_fraction * plan.rows
-    _check_budget(clock, allowed, plan.rows)
+    _check_budget(clock, max_error_fraction, plan.rows)
     if pending:
         clock.show()
         with closing(clock), closing(consume(plan, pending, stages)) as summaries:
             for summary in summaries:
                 clock.add(summary)
-                _check_budget(clock, allowed, plan.rows)
+                _check_budget(clock, max_error_fraction, plan.rows)
     _check_complete(directory, plan)
+    _check_budget(clock, max_error_fraction, clock.done)
     clock.show(final=True)
     earlier = directory.report()
     if earlier is not None and not pending:  # whose figures are those of the work
         return earlier
     report = {
         "format": 1,
-        "rows": plan.rows - clock.errors,
+        "rows": clock.done - clock.errors,
         "errors": clock.errors,
         "shards": len(plan.shards),
         "resumed_shards": len(plan.shards) - len(pending),
         "skipped_files": dict(plan.skipped),
         "seconds": round(clock.seconds, 2),
-        "images_per_second": round(sum(shard.rows for shard in pending) / clock.seconds, 3),
+        "images_per_second": round((clock.done - done) / clock.seconds, 3),
         "tokens_per_second": round(clock.tokens / clock.seconds, 1),
         "errors_by_kind": dict(_errors_by_kind(directory, directory.finished()).most_common()),
     }
@@ -92,13 +100,14 @@ def consume(
     table = plan.to_table()
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
     blocks = [table.slice(row_of[shard.index], 1) for shard in shards]
-    dataset = chain(blocks, stages, block_rows=max(shard.rows for shard in shards))
+    dataset = chain(blocks, stages)
     results: Any = iter(
         dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
     try:
         while (result := unheard(next, results, None)) is not None:
-            yield from result.to_pylist()
+            for summaries in unpacked(result):
+                yield from summaries.to_pylist()
     except ray.exceptions.RayError as error:
         raise RunFailed(
             f"a stage failed: {_cause(error)}; what is done is kept; next: the same command again"
@@ -113,13 +122,32 @@ def _cause(error: BaseException) -> str:
     return reported[-1] if reported else f"{type(error).__name__}: {one_line(error)}"
 
 
-def _check_budget(clock: Progress, allowed: float, total: int) -> None:
+def _check_budget(clock: Progress, fraction: float, total: int | None) -> None:
+    """`total`: rows of the whole run; None: nobody knows yet, so that any number of bad rows may
+    turn out to be few, unless none is allowed."""
+    if total is None and fraction > 0:
+        return
+    allowed = fraction * (total or 0)
     if clock.errors > allowed:
         raise OverErrorBudget(
-            f"{clock.errors} of {total} images are bad, more than --max-error-fraction allows "
-            f"({allowed:.0f}); they are listed in errors/; next: the same command with a higher "
-            "--max-error-fraction, or mend the input and add --overwrite"
+            f"{clock.errors} of {total or clock.done} images are bad, more than "
+            f"--max-error-fraction allows ({allowed:.0f}); they are listed in errors/; next: the "
+            "same command with a higher --max-error-fraction, or mend the input and add --overwrite"
         )
+
+
+def _rows_done(directory: RunDirectory, shards: Sequence[Shard]) -> int:
+    """Rows of finished shards, good and bad; what the plan does not know, their parts tell."""
+    known = [shard.rows for shard in shards if shard.rows is not None]
+    fs, output = directory.fs, directory.path
+    unknown = {shard.index for shard in shards if shard.rows is None}
+    parts = [part_name("data", index) for index in unknown]
+    if unknown:
+        bad = shards_with_errors(fs, output) & unknown
+        parts += [part_name("errors", index) for index in bad]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        counted = pool.map(lambda part: row_count(fs, join(output, part)), parts)
+        return sum(known) + sum(counted)
 
 
 def _check_complete(directory: RunDirectory, plan: Plan) -> None:

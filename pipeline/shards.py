@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +19,18 @@ from pipeline.listing import InputFile, choose_format, find_files
 from pipeline.rows import ID, TOKENS
 from pipeline.run_input import find_run
 from pipeline.storage import UsageError
+from pipeline.tar_heads import count_samples, first_fields
 
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Rows `start` to `stop` of a file: its path or URI, and the name that ids are made from."""
+    """Rows `start` to `stop` of a file (None: to its end, nobody has counted them): its path or
+    URI, and the name that ids are made from."""
 
     path: str
     name: str
     start: int
-    stop: int
+    stop: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,19 @@ class Shard:
     slices: tuple[FileSlice, ...]
 
     @property
-    def rows(self) -> int:
-        return sum(piece.stop - piece.start for piece in self.slices)
+    def rows(self) -> int | None:
+        """None where that shows only when the shard is read."""
+        return _sum(None if s.stop is None else s.stop - s.start for s in self.slices)
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """The sum; None where one of them is unknown."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 _SLICE_FIELDS = [
@@ -76,8 +89,9 @@ class Plan:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
+    def rows(self) -> int | None:
+        """None where that shows only when all shards are read."""
+        return _sum(shard.rows for shard in self.shards)
 
     def to_table(self) -> pa.Table:
         """One row a shard (PLAN_SCHEMA); the rest of the plan lies in the schema's metadata."""
@@ -129,13 +143,13 @@ def shards_in(table: pa.Table) -> Iterator[Shard]:
 class Source:
     """An input whose files are found and counted: what `cut` makes a plan of.
 
-    `files` come with their rows. Of tokens that are ready, `positions` is how many a row has
-    where the type of their column says so, `palette` the fingerprint of theirs where it is known.
-    The other fields are those of `Plan`.
+    `files` come with their rows, None where nobody has counted them. Of tokens that are ready,
+    `positions` is how many a row has where the type of their column says so, `palette` the
+    fingerprint of theirs where it is known. The other fields are those of `Plan`.
     """
 
     format: str
-    files: Sequence[tuple[InputFile, int]]
+    files: Sequence[tuple[InputFile, int | None]]
     limit: int | None
     image_column: str | None
     id_column: str | None
@@ -151,9 +165,10 @@ class Source:
         return cls("numbers", files, None, None, None, pa.schema([]), {})
 
     @property
-    def rows(self) -> int:
-        every = sum(rows for _, rows in self.files)
-        return every if self.limit is None else min(every, self.limit)
+    def rows(self) -> int | None:
+        """None where that shows only when all files are read."""
+        every = _sum(rows for _, rows in self.files)
+        return every if self.limit is None or every is None else min(every, self.limit)
 
     def check_tokens(self, *, image_size: int, palette: str) -> None:
         """Raises UsageError where ready tokens are not those of such images, or of another
@@ -173,18 +188,23 @@ class Source:
 
     def cut(self, shard_size: int) -> Plan:
         """Shards of exactly `shard_size` rows, in the order of the files' names; only the last
-        may be smaller. Raises ValueError for less than one row."""
+        may be smaller. A tar is a shard by itself, whatever the size. Raises ValueError for less
+        than one row."""
         if shard_size < 1:
             raise ValueError(f"expected a shard of at least 1 row, found {shard_size}")
         return Plan(
             self.format,
             shard_size,
-            tuple(self._shards(shard_size)),
+            tuple(self._tars() if self.format == "webdataset" else self._shards(shard_size)),
             self.image_column,
             self.id_column,
             self.passthrough,
             self.skipped,
         )
+
+    def _tars(self) -> Iterator[Shard]:
+        for index, (file, rows) in enumerate(self.files):
+            yield Shard(index, (FileSlice(file.path, file.name, 0, rows),))
 
     def _shards(self, shard_size: int) -> Iterator[Shard]:
         index, room, left = 0, shard_size, self.rows
@@ -255,14 +275,18 @@ def find_source(
             )
         counted = [(file, 1) for file in files]
     else:
-        counted, schemas = read_footers(files, options, limit=limit)
-        if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
-            format = "tokens"
-            image_column, positions = choose_tokens_column(schemas, image_column)
-        else:
-            image_column = choose_image_column(schemas, image_column)
         if label_column is not None:
             keep_columns = [*(keep_columns or []), label_column]
+        if format == "webdataset":
+            counted = count_samples(files, options, limit=limit)
+            schemas = [first_fields(files, options, image_column)]
+        else:
+            counted, schemas = read_footers(files, options, limit=limit)
+            if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
+                format = "tokens"
+                image_column, positions = choose_tokens_column(schemas, image_column)
+            else:
+                image_column = choose_image_column(schemas, image_column)
         passthrough = passthrough_schema(schemas, keep_columns, image_column, id_column)
     source = Source(
         format,

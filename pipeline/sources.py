@@ -9,11 +9,13 @@ from pipeline.chunks import Chunk, ReadOptions
 from pipeline.image_files import read_image_files
 from pipeline.parquet_rows import read_parquet
 from pipeline.shards import Shard
+from pipeline.tar_samples import read_tars
 
 SOURCES: dict[str, Callable[[Shard, ReadOptions], Iterator[Chunk]]] = {
     "images": read_image_files,
     "parquet": read_parquet,
     "tokens": read_parquet,
+    "webdataset": read_tars,
 }
 
 

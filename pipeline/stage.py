@@ -51,7 +51,7 @@ class _Reporting:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with self._reported():
-            return self._stage(block)
+            return packed([self._stage(table) for table in unpacked(block)])
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -62,14 +62,38 @@ class _Reporting:
             raise StageError(f"{self.stage.__name__}: {kind}: {one_line(error)}") from error
 
 
-def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage], *, block_rows: int) -> Dataset:
+# Between stages a table is one row of this column: Ray demands a number of rows for the batches of
+# a stage with GPUs, puts short blocks together until they have it, and cuts what has more.
+_PACKED = "packed"
+
+
+def packed(tables: Sequence[pa.Table]) -> pa.Table:
+    """A row for each table, which holds it as an Arrow stream."""
+    streams = []
+    for table in tables:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        streams.append(sink.getvalue().to_pybytes())
+    return pa.table({_PACKED: pa.array(streams, pa.large_binary())})
+
+
+def unpacked(block: pa.Table) -> Iterator[pa.Table]:
+    """The tables that `packed` made rows of, without copying."""
+    for stream in block[_PACKED]:
+        yield pa.ipc.open_stream(stream.as_buffer()).read_all()
+
+
+def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage]) -> Dataset:
     """The stages over the blocks, each block kept whole from end to end.
 
     Args:
         blocks: one table for each shard.
-        block_rows: rows of the largest block, which a GPU stage must be told.
+
+    Returns:
+        What the last stage makes of each block, as `packed` has it.
     """
-    dataset = ray.data.from_arrow(list(blocks))
+    dataset = ray.data.from_arrow([packed([block]) for block in blocks])
     with warnings.catch_warnings():
         # Ray 2.60 has no other way yet to pass the limits than the one that it warns about.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -78,8 +102,7 @@ def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage], *, block_rows: in
             dataset = dataset.map_batches(
                 type(stage.cls.__name__, (_Reporting,), {"stage": stage.cls}),
                 fn_constructor_kwargs=stage.arguments,
-                # Without a size, blocks keep their boundaries; with GPUs Ray demands one.
-                batch_size=block_rows if resources.num_gpus else None,
+                batch_size=1,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=min(resources.actors, len(blocks))),
                 num_cpus=resources.num_cpus,

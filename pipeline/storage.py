@@ -128,13 +128,6 @@ def absolute_model(location: str) -> str:
     return location if is_hub_id(location) else absolute(location)
 
 
-def absolute_input(text: str) -> str:
-    """The same for an input, which may be a comma-list of locations."""
-    if os.path.exists(text):
-        return absolute(text)
-    return ",".join(absolute(part.strip()) for part in text.split(","))
-
-
 def local_output(path: str) -> str:
     """The path of a local file to be written, its folder made. Raises UsageError where it is a
     URI or cannot be written: better now than when the work is done."""
@@ -316,16 +309,16 @@ def _walk_local(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool])
 def _walk_remote(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
     """One listing request a folder, many at once: a store lists a folder page after page."""
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        running: set[Future[tuple[list[str], list[str]]]] = {pool.submit(_ls, fs, root)}
+        running: set[Future[tuple[list[str], list[str]]]] = {pool.submit(list_folder, fs, root)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for listing in done:
                 files, folders = listing.result()
                 yield from filter(enter, files)
-                running |= {pool.submit(_ls, fs, path) for path in filter(enter, folders)}
+                running |= {pool.submit(list_folder, fs, path) for path in filter(enter, folders)}
 
 
-def _ls(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
     """The files and the folders in a folder; none if it is missing."""
     try:
         if "s3" in _protocols(fs) and folder:
@@ -340,7 +333,7 @@ def _ls(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
 
 
 def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
-    """As _ls, a page of names at a time: s3fs holds a kilobyte for each file of a folder."""
+    """As list_folder, a page of names at a time: s3fs holds a kilobyte for each file."""
     bucket, key, _ = fs.split_path(folder)
     prefix = f"{key}/" if key else ""
     files: list[str] = []

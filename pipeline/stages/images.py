@@ -35,8 +35,9 @@ class ReadImages:
     """Blocks of the plan -> blocks of rows: read, decode, resize, quantize.
 
     An image that cannot be read or decoded becomes a row without tokens and with its error, so
-    every shard leaves with as many rows as the plan gives it. So does a row whose id an earlier
-    row of the shard has, and tokens that are not those of an image.
+    every shard leaves with as many rows as the plan gives it, or as there are where it gives none.
+    So does a row whose id an earlier row of the shard has, and tokens that are not those of an
+    image.
 
     Args:
         format, image_column, id_column, passthrough: as in the `Plan`.
@@ -94,6 +95,9 @@ class ReadImages:
             tables.append(self._quantize(chunk, shard))
             decode_seconds += time.perf_counter() - decode_begun
         table = pa.concat_tables(tables)
+        expected = table.num_rows if shard.rows is None else shard.rows
+        column = pa.array(np.full(table.num_rows, expected, np.int32))
+        table = table.append_column(rows.SHARD_ROWS, column)
         read_seconds = time.perf_counter() - begun - decode_seconds
         table = with_seconds(table, "read", read_seconds)
         return with_seconds(table, "decode", decode_seconds)
@@ -113,7 +117,6 @@ class ReadImages:
         n = len(chunk.ids)
         own |= {
             rows.SHARD: pa.array(np.full(n, shard.index, np.int32)),
-            rows.SHARD_ROWS: pa.array(np.full(n, shard.rows, np.int32)),
             rows.ROW_ID: pa.array(chunk.ids, pa.string()),
             rows.SOURCE: pa.array(chunk.sources, pa.string()),
             rows.ROW_TOKENS: tokens_array(
@@ -214,16 +217,17 @@ class CountColors:
 
     def _count(self, shard: Shard) -> dict[str, Any]:
         begun = time.perf_counter()
-        parts, errors = [], 0
+        parts, good_rows, errors = [], 0, 0
         for chunk in read_shard(shard, **self._reading):
             pixels = [decoded(image, **self._decoding) for image in chunk.images]
             good = [item for item in pixels if not isinstance(item, RowError)]
+            good_rows += len(good)
             errors += len(pixels) - len(good)
             if good:
                 parts.append(ColorHistogram.of(np.stack(good)))
         total = ColorHistogram.total(parts)
         return {
-            "rows": shard.rows - errors,
+            "rows": good_rows,
             "errors": errors,
             "seconds": time.perf_counter() - begun,
             "colors": total.colors,

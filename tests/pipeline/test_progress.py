@@ -23,7 +23,7 @@ def shard(rows: int, *, seconds: float, errors: int = 0, tokens: int = 0) -> dic
 
 def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
     """Neither the 40 images that were there before nor the 30 seconds of starting count."""
-    run = Progress(total=100, done=40, errors=2, mode="json")
+    run = Progress(total=100, done=40, errors=2, shards=10, shards_done=4, mode="json")
     clock.now += 30 + 20
     run.add(shard(9, errors=1, tokens=500, seconds=20))
     assert (run.done, run.errors, run.tokens, run.seconds) == (50, 3, 500, 50)
@@ -32,6 +32,8 @@ def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
         "event": "progress",
         "images": 50,
         "total": 100,
+        "shards": 5,
+        "total_shards": 10,
         "errors": 3,
         "images_per_second": 0.5,  # 10 images in 20 seconds
         "seconds_left": 100.0,  # for 50 more
@@ -39,14 +41,14 @@ def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
 
 
 def test_before_the_first_shard_there_is_no_estimate(clock, capsys):
-    run = Progress(total=10, done=0, errors=0, mode="json")
+    run = Progress(total=10, done=0, errors=0, shards=2, shards_done=0, mode="json")
     run.show()
     line = json.loads(capsys.readouterr().out)
     assert (line["images"], line["images_per_second"], line["seconds_left"]) == (0, 0, None)
 
 
 def test_lines_come_at_a_pace_and_the_last_one_always(clock, capsys):
-    run = Progress(total=100, done=0, errors=0, mode="json")
+    run = Progress(total=100, done=0, errors=0, shards=20, shards_done=0, mode="json")
     run.show()
     for _ in range(20):
         clock.now += 1
@@ -58,7 +60,7 @@ def test_lines_come_at_a_pace_and_the_last_one_always(clock, capsys):
 
 
 def test_words_for_people(clock, capsys):
-    run = Progress(total=400, done=0, errors=0, mode="text")
+    run = Progress(total=400, done=0, errors=0, shards=2, shards_done=0, mode="text")
     run.show()
     clock.now += 50
     run.add(shard(98, errors=2, seconds=50))
@@ -74,8 +76,27 @@ def test_words_for_people(clock, capsys):
     ]
 
 
+def test_without_a_total_the_shards_tell_how_far_it_is(clock, capsys):
+    """Two of the six were done before; one took 30 seconds, so three more take 90."""
+    run = Progress(total=None, done=40, errors=1, shards=6, shards_done=2, mode="text")
+    run.show()
+    clock.now += 30
+    run.add(shard(10, errors=5, seconds=30))
+    for _ in range(3):
+        clock.now += 30
+        run.add(shard(100, seconds=30))
+    assert capsys.readouterr().err.splitlines() == [
+        "40 images, 2/6 shards (33 %), 1 bad, starting",
+        "55 images, 3/6 shards (50 %), 6 bad, 0.5 images/s, about 2 min left",
+        "155 images, 4/6 shards (67 %), 6 bad, 1.9 images/s, about 60 s left",
+        "255 images, 5/6 shards (83 %), 6 bad, 2.4 images/s, about 30 s left",
+        "355 images, 6/6 shards (100 %), 6 bad, 2.6 images/s",
+    ]
+
+
 def test_a_run_with_nothing_left_to_do_is_not_starting(clock, capsys):
-    Progress(total=24, done=24, errors=4, mode="text").show(final=True)
+    run = Progress(total=24, done=24, errors=4, shards=3, shards_done=3, mode="text")
+    run.show(final=True)
     assert capsys.readouterr().err == "24/24 images (100 %), 4 bad\n"
 
 
@@ -83,7 +104,7 @@ def test_a_run_with_nothing_left_to_do_is_not_starting(clock, capsys):
 def terminal(clock, capsys, monkeypatch) -> Progress:
     """Progress of 10 images on a terminal, 5 of them done."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    run = Progress(total=10, done=0, errors=0, mode="text")
+    run = Progress(total=10, done=0, errors=0, shards=2, shards_done=0, mode="text")
     run.show()
     clock.now += 1
     run.add(shard(5, seconds=1))
@@ -109,7 +130,7 @@ def test_on_a_terminal_what_comes_after_a_closed_line_is_not_written_over_it(ter
 
 
 def test_quiet_says_nothing(clock, capsys):
-    run = Progress(total=10, done=0, errors=0, mode="quiet")
+    run = Progress(total=10, done=0, errors=0, shards=1, shards_done=0, mode="quiet")
     clock.now += 60
     run.add(shard(10, seconds=60))
     run.show(final=True)

@@ -279,7 +279,7 @@ def test_refused_places(tmp_path):
     assert "found none" in refusal(tmp_path / "*.png")
     assert "images or parquet" in refusal(tmp_path / "text")
     assert "2 of .txt, 1 of no extension" in refusal(tmp_path / "text")
-    assert "comma-list" in refusal(tmp_path / "text/{a,b}.txt")
+    assert "2 of .txt" in refusal(tmp_path / "text/{a,b}.txt")
     assert "missing" in refusal(f"{tmp_path}/text,{tmp_path}/missing")
     assert "--input" in refusal(" , ")
     assert "memory://x" in refusal("memory://x")

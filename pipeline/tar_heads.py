@@ -1,0 +1,128 @@
+"""What planning must know of tars (WebDataset): the fields of the first samples and, for a limit,
+how many samples there are. No tar is read further than that."""
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.listing import InputFile, format_extensions
+from pipeline.storage import STORE_ERRORS, UsageError, one_line
+from pipeline.tar_members import MOST_BYTES, DamagedTar, open_tar, read_members
+
+# By the last extension of a field, as WebDataset's own decoder takes them.
+_INTEGERS = {"cls", "cls2", "class", "count", "index", "inx", "id"}
+_TEXTS = {"txt", "text", "transcript", "json", "jsn"}
+
+_PEEKED_SAMPLES = 32
+_PEEKED_TARS = 16
+_CUT = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def image_fields(fields: Iterable[str]) -> list[str]:
+    """Those that are images by their extension."""
+    images = format_extensions()["images"]
+    return [field for field in fields if os.path.splitext(f"x.{field}")[1] in images]
+
+
+def field_type(field: str) -> pa.DataType | None:
+    """The type of a field that becomes a column; None for one that does not."""
+    extension = field.rpartition(".")[2]
+    if extension in _INTEGERS:
+        return pa.int64()
+    return pa.string() if extension in _TEXTS else None
+
+
+def first_fields(
+    files: Sequence[InputFile], options: Mapping[str, Any], image: str | None
+) -> tuple[InputFile, pa.Schema]:
+    """The first tar that holds samples, and the columns that its first samples can give: whole
+    numbers and text, by their extensions. `image`: the field of images, where one is chosen.
+
+    Raises UsageError where there are no samples, or it is not clear which image is theirs.
+    """
+    for file in files[:_PEEKED_TARS]:
+        samples = _peek(file, options)
+        if samples:
+            break
+    else:
+        raise UsageError(
+            f"expected samples in {files[0].path}, found none; check --input, or leave the tars "
+            "without any out"
+        )
+    fields = list(dict.fromkeys(field for sample in samples.values() for field in sample))
+    images = image_fields(fields)
+    crowded = [sample for sample in samples.values() if len(image_fields(sample)) > 1]
+    if (image or next(iter(images), None)) not in fields:
+        raise UsageError(
+            f"expected images {image or ''} in the samples of {file.path}, found members "
+            f"{', '.join(field or 'without extension' for field in fields)}; "
+            f"choose with --image-column"
+        )
+    if image is None and crowded:
+        several = ", ".join(image_fields(crowded[0]))
+        raise UsageError(
+            f"expected one image a sample in {file.path}, found {several}; choose with "
+            "--image-column"
+        )
+    columns = [(field, field_type(field)) for field in fields if field != image]
+    return file, pa.schema([column for column in columns if column[1] is not None])
+
+
+def _peek(file: InputFile, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The fields of the first samples of a tar, by key."""
+    samples: dict[str, list[str]] = {}
+    try:
+        for key, field, size in _heads(file, options):
+            if key not in samples and len(samples) == _PEEKED_SAMPLES:
+                break
+            samples.setdefault(key, []).append(field)
+            if size > MOST_BYTES:  # what lies behind is too far away
+                break
+    except _CUT:
+        pass
+    return samples
+
+
+def _heads(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    try:
+        with open_tar(file.path, options) as opened:
+            for key, field, member in read_members(opened):
+                yield key, field, member.size
+    except _CUT:
+        raise
+    except STORE_ERRORS as error:
+        raise UsageError(
+            f"cannot read the tar {file.path}: {one_line(error)}; check your rights and "
+            "--storage-options, or leave it out of --input"
+        ) from error
+
+
+def count_samples(
+    files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
+) -> list[tuple[InputFile, int | None]]:
+    """Files with their rows: without a limit all of them, not counted (None); with one the first
+    files and rows that make it up. The rows of a tar that is cut or damaged are not counted."""
+    if limit is None:
+        return [(file, None) for file in files]
+    counted: list[tuple[InputFile, int | None]] = []
+    left = limit
+    for file in files:
+        if left <= 0:
+            break
+        keys: set[str] = set()
+        rows: int | None = None
+        try:
+            for key, _, _ in _heads(file, options):
+                keys.add(key)
+                if len(keys) == left:
+                    break
+            rows = max(len(keys), 1)  # a tar without samples is an error, and that is a row
+        except _CUT:
+            pass
+        counted.append((file, rows))
+        left -= len(keys) + 1 if rows is None else rows
+    return counted

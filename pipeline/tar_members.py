@@ -1,0 +1,91 @@
+"""The members of a tar, by the sample that they belong to, and where a tar is cut or damaged.
+
+Only headers are read, and nothing is ever unpacked under a name that stands in a tar.
+"""
+
+import gzip
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
+
+from pipeline.storage import is_local, open_location
+
+MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in memory
+
+_GZIP = b"\x1f\x8b"
+# What tarfile raises over a header that is damaged, or made to do harm (names that nest).
+_HEADER_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
+
+
+class DamagedTar(Exception):
+    """A file is no tar, or from some byte on none any more."""
+
+
+class TruncatedTar(DamagedTar):
+    """A tar ends before its end marker."""
+
+
+class Member(NamedTuple):
+    """Where the bytes of a member lie, and why they cannot be had (class and message)."""
+
+    offset: int
+    size: int
+    fault: tuple[str, str] | None
+
+
+@contextmanager
+def open_tar(path: str, options: Mapping[str, Any]) -> Iterator[IO[bytes]]:
+    """The bytes of a tar, unpacked where gzip packs it. Raises as the store does."""
+    fs, path = open_location(path, options)
+    with open(path, "rb") if is_local(fs) else fs.open(path, "rb") as raw:
+        packed = raw.read(len(_GZIP)) == _GZIP
+        raw.seek(0)
+        yield gzip.GzipFile(fileobj=raw) if packed else raw
+
+
+def read_members(file: IO[bytes]) -> Iterator[tuple[str, str, Member]]:
+    """The key, the field and the place of each member, in order.
+
+    As WebDataset has it, a member belongs to the sample `key` of its path up to the first dot of
+    its name, and is the `field` after that dot, in lower case. Folders, hidden names and names
+    like `__this__` are passed over. Raises DamagedTar after the last member that is found where
+    the tar does not end as tars end.
+    """
+    try:
+        tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace")
+    except _HEADER_ERRORS as error:
+        raise DamagedTar(f"expected a tar, found a file that starts otherwise: {error}") from error
+    before, failure = -1, ""
+    try:
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # which would keep every header
+            if tar.offset <= before:  # a size below zero, which would never come to an end
+                raise tarfile.HeaderError("negative size")
+            before = tar.offset
+            yield from _members(info)
+    except _HEADER_ERRORS as error:
+        failure = f" ({error})"
+    # tarfile takes a tar that is cut, or goes on with other bytes, for one that ends there.
+    file.seek(tar.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise TruncatedTar("the tar is cut short: it has no end marker")
+    if failure or any(block):
+        raise DamagedTar(f"the tar is damaged: no header of a member at byte {tar.offset}{failure}")
+
+
+def _members(info: tarfile.TarInfo) -> Iterator[tuple[str, str, Member]]:
+    path = info.name.removeprefix("./")
+    name = path.rpartition("/")[2]
+    meta = name.startswith("__") and name.endswith("__")
+    if info.isdir() or not name or name.startswith(".") or meta:
+        return
+    stem, _, field = name.partition(".")
+    fault = None
+    if not info.isreg() or info.issparse():
+        fault = ("UnreadableMember", f"expected a plain file, found a link or the like: {path}")
+    elif info.size > MOST_BYTES:
+        fault = ("MemberTooLarge", f"expected at most {MOST_BYTES} bytes in {path}: {info.size}")
+    key = path[: len(path) - len(name)] + stem
+    yield key, field.lower(), Member(info.offset_data, info.size, fault)
