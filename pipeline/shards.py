@@ -279,7 +279,8 @@ def find_source(
             keep_columns = [*(keep_columns or []), label_column]
         if format == "webdataset":
             counted = count_samples(files, options, limit=limit)
-            schemas = [first_fields(files, options, image_column)]
+            asked = [*(keep_columns or []), *([id_column] if id_column else [])]
+            schemas = [first_fields(files, options, image=image_column, asked=asked)]
         else:
             counted, schemas = read_footers(files, options, limit=limit)
             if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):

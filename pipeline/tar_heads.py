@@ -37,10 +37,15 @@ def field_type(field: str) -> pa.DataType | None:
 
 
 def first_fields(
-    files: Sequence[InputFile], options: Mapping[str, Any], image: str | None
+    files: Sequence[InputFile],
+    options: Mapping[str, Any],
+    *,
+    image: str | None,
+    asked: Iterable[str],
 ) -> tuple[InputFile, pa.Schema]:
-    """The first tar that holds samples, and the columns that its first samples can give: whole
-    numbers and text, by their extensions. `image`: the field of images, where one is chosen.
+    """The first tar that holds samples, and the columns that its first samples can give, or those
+    asked for: whole numbers and text, by their extensions. `image`: the field of images, where
+    one is chosen.
 
     Raises UsageError where there are no samples, or it is not clear which image is theirs.
     """
@@ -68,7 +73,8 @@ def first_fields(
             f"expected one image a sample in {file.path}, found {several}; choose with "
             "--image-column"
         )
-    columns = [(field, field_type(field)) for field in fields if field != image]
+    # What is asked for may lie far behind the images.
+    columns = [(f, field_type(f)) for f in dict.fromkeys([*fields, *asked]) if f != image]
     return file, pa.schema([column for column in columns if column[1] is not None])
 
 

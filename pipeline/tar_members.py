@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 from pipeline.storage import is_local, open_location
 
 MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in memory
+_MOST_TAR_BYTES = 1 << 42  # beyond what filesystems hold in a file
 
 _GZIP = b"\x1f\x8b"
 # What tarfile raises over a header that is damaged, or made to do harm (names that nest).
@@ -60,8 +61,8 @@ def read_members(file: IO[bytes]) -> Iterator[tuple[str, str, Member]]:
     try:
         while (info := tar.next()) is not None:
             tar.members.clear()  # which would keep every header
-            if tar.offset <= before:  # a size below zero, which would never come to an end
-                raise tarfile.HeaderError("negative size")
+            if not before < tar.offset < _MOST_TAR_BYTES:  # below: it would never come to an end
+                raise DamagedTar(f"the tar is damaged: a member of {info.size} bytes")
             before = tar.offset
             yield from _members(info)
     except _HEADER_ERRORS as error:

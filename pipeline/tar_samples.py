@@ -121,7 +121,9 @@ def _at_hand(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]]:
         yield stream, None
         return
     with tempfile.TemporaryFile() as copy:
-        yield copy, _copy(stream, copy)
+        damage = _copy(stream, copy)
+        copy.seek(0)
+        yield copy, damage
 
 
 def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:

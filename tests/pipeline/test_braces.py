@@ -1,0 +1,52 @@
+"""Braces in names, against bash."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from pipeline import braces
+from pipeline.braces import expand, split_list
+from pipeline.storage import UsageError
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the reference is bash")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shard-{000000..000127}.tar",
+        "a{1,2}b{3..5}",
+        "{8..10}",
+        "{08..10}",
+        "{3..1}",
+        "{-02..1}",
+        "{1..9..4}",
+        "{a..e}x",
+        "a{,b}",
+        "{a,b,}z",
+        "{a{b,c},d{1..3}}",
+        "{a{b,c}}",
+        "{a}",
+        "x{",
+        "}{a,b}",
+        "{{a,b}",
+        "{1..3,9}",
+        "plain",
+    ],
+)
+def test_names_are_those_of_bash(text):
+    printed = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True
+    )
+    assert expand(text) == printed.stdout.splitlines()
+
+
+def test_commas_within_braces_do_not_split():
+    assert split_list("a{1,2},b,{c,{d,e}},x{y,z") == ["a{1,2}", "b", "{c,{d,e}}", "x{y", "z"]
+
+
+def test_a_range_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(braces, "MOST_NAMES", 100)
+    assert len(expand("{1..100}")) == 100
+    with pytest.raises(UsageError, match="at most 100 names, found more"):
+        expand("{0..99999999999}{0..99999999999}")

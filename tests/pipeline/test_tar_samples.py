@@ -1,0 +1,526 @@
+"""Tars in WebDataset's layout: every sample is a row, whatever the order, damage or ill will."""
+
+import gzip
+import io
+import random
+import tarfile
+import tracemalloc
+
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline import tar_heads, tar_members, tar_samples
+from pipeline.rows import RowError
+from pipeline.shards import Plan, find_source
+from pipeline.sources import read_shard
+from pipeline.storage import UsageError, open_location, write_atomic
+
+
+def packed(members, *, format=tarfile.GNU_FORMAT):
+    """A tar of (name, payload) as bytes; a payload that is a TarInfo stands for itself."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+        for name, payload in members:
+            if isinstance(payload, tarfile.TarInfo):
+                payload.name = name
+                tar.addfile(payload)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    return file.getvalue()
+
+
+def special(type_, target=""):
+    info = tarfile.TarInfo()
+    info.type, info.linkname = type_, target
+    return info
+
+
+def samples(count, *, seed=0):
+    """Members of samples with an image, a class and a text each, as name -> payload."""
+    rng = random.Random(seed)
+    members = {}
+    for i in range(count):
+        members[f"d{i % 3}/{i:03}.jpg"] = rng.randbytes(rng.randrange(1, 3000))
+        members[f"d{i % 3}/{i:03}.cls"] = str(i * 7).encode()
+        members[f"d{i % 3}/{i:03}.caption.txt"] = f"ü{i}".encode()
+    return members
+
+
+def shuffled(members, *, seed=0):
+    order = list(members.items())
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def rows_of(plan, options=None):
+    """(id, image or error, columns) of every row of a plan."""
+    rows = []
+    for shard in plan.shards:
+        for chunk in read_shard(
+            shard,
+            format=plan.format,
+            image_column=plan.image_column,
+            id_column=plan.id_column,
+            passthrough=plan.passthrough,
+            storage_options=options,
+        ):
+            assert chunk.columns.schema == plan.passthrough
+            assert len(chunk.sources) == chunk.columns.num_rows
+            rows += zip(chunk.ids, chunk.images, chunk.columns.to_pylist(), strict=True)
+    return rows
+
+
+def plan_of(location, **options) -> Plan:
+    return find_source(str(location), **options).cut(5)
+
+
+def read(tmp_path, members, *, name="t.tar", **options):
+    (tmp_path / name).write_bytes(packed(members))
+    return rows_of(plan_of(tmp_path / name, **options))
+
+
+def errors(rows):
+    return {id_: image.error for id_, image, _ in rows if isinstance(image, RowError)}
+
+
+def good(rows):
+    return {id_: image for id_, image, _ in rows if not isinstance(image, RowError)}
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz", "t.tgz", "packed-in-spite-of-its-name.tar"])
+def test_members_of_a_sample_may_lie_anywhere(tmp_path, name, format):
+    members = samples(20)
+    order = shuffled(members)
+    payload = packed(order, format=format)
+    (tmp_path / name).write_bytes(payload if name == "t.tar" else gzip.compress(payload))
+    plan = plan_of(tmp_path / name)
+    assert (plan.format, plan.rows, len(plan.shards)) == ("webdataset", None, 1)
+    assert dict(zip(plan.passthrough.names, plan.passthrough.types, strict=True)) == {
+        "cls": pa.int64(),
+        "caption.txt": pa.string(),
+    }
+    keys = list(dict.fromkeys(member.partition(".")[0] for member, _ in order))
+    assert rows_of(plan) == [
+        (
+            f"{name}#{key}",
+            members[f"{key}.jpg"],
+            {"cls": int(key[-3:]) * 7, "caption.txt": f"ü{int(key[-3:])}"},
+        )
+        for key in keys
+    ]
+
+
+def test_long_names_and_leading_dots(tmp_path):
+    long = "x" * 90 + "/" + "ü" * 80
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        members = [(f"./{long}.jpg", b"1"), ("./short.JPG", b"2"), ("short.cls", b"3")]
+        (tmp_path / "t.tar").write_bytes(packed(members, format=format))
+        assert rows_of(plan_of(tmp_path / "t.tar")) == [
+            (f"t.tar#{long}", b"1", {"cls": None}),
+            ("t.tar#short", b"2", {"cls": 3}),
+        ]
+
+
+def test_a_name_that_is_not_utf8_is_spelled_out(tmp_path):
+    payload = packed([("ab.jpg", b"1")]).replace(b"ab.jpg", b"a\xff.jpg", 1)
+    header = bytearray(payload[:512])
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "t.tar").write_bytes(bytes(header) + payload[512:])
+    assert good(rows_of(plan_of(tmp_path / "t.tar"))) == {"t.tar#a\\xff": b"1"}
+
+
+def test_folders_hidden_names_and_meta_members_are_no_samples(tmp_path):
+    rows = read(
+        tmp_path,
+        [
+            ("d", special(tarfile.DIRTYPE)),
+            ("d/._1.jpg", b"resource fork"),
+            ("__meta__", b"{}"),
+            ("d/1.jpg", b"1"),
+        ],
+    )
+    assert rows == [("t.tar#d/1", b"1", {})]
+
+
+def test_tars_of_a_brace_range_are_a_shard_each_in_the_order_of_names(tmp_path):
+    for i in range(12):
+        members = [(f"{i}-{k}.png", bytes([k + 1])) for k in range(i + 1)]
+        (tmp_path / f"s-{i:03}.tar").write_bytes(packed(members))
+    plan = plan_of(tmp_path / "s-{002..010}.tar")
+    assert len(plan.shards) == 9
+    assert Plan.from_table(plan.to_table()) == plan
+    rows = rows_of(plan)
+    assert [id_ for id_, _, _ in rows] == [
+        f"s-{i:03}.tar#{i}-{k}" for i in range(2, 11) for k in range(i + 1)
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 6, 7, 100])
+def test_a_limit_takes_the_first_samples(tmp_path, limit):
+    for name, count in (("a", 4), ("b", 3)):
+        (tmp_path / f"{name}.tar.gz").write_bytes(gzip.compress(packed(shuffled(samples(count)))))
+    everything = rows_of(plan_of(tmp_path))
+    plan = plan_of(tmp_path, limit=limit)
+    assert plan.rows == min(limit, 7)
+    assert rows_of(plan) == everything[:limit]
+
+
+def test_a_limit_over_tars_that_are_empty_cut_or_have_changed(tmp_path):
+    (tmp_path / "a.tar").write_bytes(packed([]))
+    (tmp_path / "b.tar").write_bytes(packed(samples(3).items())[:-10240])
+    (tmp_path / "c.tar").write_bytes(packed(samples(8).items()))
+    rows = rows_of(plan_of(tmp_path, limit=8))
+    assert len(rows) == 8
+    assert errors(rows) == {"a.tar": "EmptyTar", "b.tar": "TruncatedTar"}
+    plan = plan_of(tmp_path / "c.tar", limit=8)
+    (tmp_path / "c.tar").write_bytes(packed(samples(6).items()))
+    assert errors(rows_of(plan)) == {"c.tar#6": "ChangedFile", "c.tar#7": "ChangedFile"}
+
+
+@pytest.fixture(scope="module")
+def s3():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "endpoint_url": f"http://{host}:{port}",
+        "key": "test",
+        "secret": "test",
+        "client_kwargs": {"region_name": "eu-central-1"},
+    }
+    open_location("s3://tars", options)[0].mkdir("tars")
+    yield options
+    server.stop()
+
+
+def test_tars_on_s3_by_a_brace_range(s3):
+    members = samples(9)
+    for name in ("s-0.tar", "s-1.tar.gz"):
+        payload = packed(shuffled(members))
+        fs, path = open_location(f"s3://tars/in/{name}", s3)
+        write_atomic(fs, path, gzip.compress(payload) if name.endswith("gz") else payload)
+    plan = plan_of("s3://tars/in/s-{0.tar,1.tar.gz}", storage_options=s3)
+    rows = rows_of(plan, s3)
+    assert [piece.path for shard in plan.shards for piece in shard.slices] == [
+        "s3://tars/in/s-0.tar",
+        "s3://tars/in/s-1.tar.gz",
+    ]
+    assert errors(rows) == {}
+    assert good(rows) == {
+        f"{name}#{member.removesuffix('.jpg')}": payload
+        for name in ("s-0.tar", "s-1.tar.gz")
+        for member, payload in members.items()
+        if member.endswith(".jpg")
+    }
+    with pytest.raises(UsageError, match=r"none for 2 of them, the first is tars/in/s-2\.tar; "):
+        plan_of("s3://tars/in/s-{0,2,3}.tar", storage_options=s3)
+
+
+def test_a_large_tar_is_not_held_in_memory(tmp_path):
+    payload = random.Random(0).randbytes(1 << 20)
+    names = [f"{i}.jpg" for i in range(60)]
+    members = [*((name, payload) for name in names), *((f"{i}.cls", b"1") for i in range(60))]
+    (tmp_path / "t.tar").write_bytes(packed(members))
+    del members
+    assert plan_of(tmp_path / "t.tar").passthrough.names == [], "too far away to be found"
+    plan = plan_of(tmp_path / "t.tar", keep_columns=["cls"])
+    tracemalloc.start()
+    try:
+        for chunk in read_shard(plan.shards[0], format=plan.format, passthrough=plan.passthrough):
+            assert chunk.images == [payload] * len(chunk.ids)
+            assert chunk.columns["cls"].to_pylist() == [1] * len(chunk.ids)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+FIELDS = [("1.jpg", b"a"), ("1.cls", b" 4\n"), ("1.json", b'{"k": 1}'), ("1.npy", b"\0")]
+
+
+def test_columns_are_fields_of_numbers_and_text(tmp_path):
+    assert read(tmp_path, [*FIELDS, ("2.jpg", b"b")]) == [
+        ("t.tar#1", b"a", {"cls": 4, "json": '{"k": 1}'}),
+        ("t.tar#2", b"b", {"cls": None, "json": None}),
+    ]
+    assert read(tmp_path, FIELDS, keep_columns=["json"])[0][2] == {"json": '{"k": 1}'}
+    assert read(tmp_path, FIELDS, keep_columns=[])[0][2] == {}
+    assert read(tmp_path, FIELDS, keep_columns=[], label_column="cls")[0][2] == {"cls": 4}
+
+
+def test_ids_may_come_from_a_field(tmp_path):
+    rows = read(
+        tmp_path, [*FIELDS, ("1.id", b"77"), ("2.jpg", b"b"), ("2.cls", b"1")], id_column="id"
+    )
+    assert rows[0] == ("77", b"a", {"cls": 4, "json": '{"k": 1}'})
+    assert errors(rows) == {"t.tar#2": "MissingId"}
+
+
+def test_the_image_of_several_is_chosen_by_its_extension(tmp_path):
+    members = [("1.jpg", b"a"), ("1.seg.png", b"b"), ("2.seg.png", b"c"), ("3.JPG", b"d")]
+    rows = read(tmp_path, members, image_column="jpg")
+    assert good(rows) == {"t.tar#1": b"a", "t.tar#3": b"d"}
+    assert errors(rows) == {"t.tar#2": "MissingImage"}
+    assert good(read(tmp_path, members, image_column="seg.png")) == {
+        "t.tar#1": b"b",
+        "t.tar#2": b"c",
+    }
+    assert good(read(tmp_path, [("1.jpg", b"a"), ("2.png", b"b")])) == {
+        "t.tar#1": b"a",
+        "t.tar#2": b"b",
+    }
+
+
+def test_refused_choices(tmp_path):
+    def refusal(members, **options):
+        with pytest.raises(UsageError) as caught:
+            read(tmp_path, members, **options)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "found jpg, seg.png; choose with --image-column" in refusal(
+        [("1.jpg", b"a"), ("1.seg.png", b"b")]
+    )
+    assert "found members jpg, cls, json, npy" in refusal(FIELDS, image_column="png")
+    assert "found members cls, without extension" in refusal([("1.cls", b"1"), ("README", b"b")])
+    assert "expected column z" in refusal(FIELDS, keep_columns=["z"])
+    assert "found none; next" in refusal([("1.jpg", b"a")], label_column="z")
+    assert "expected samples" in refusal([])
+    (tmp_path / "t.tar").write_bytes(b"no tar at all" * 1000)
+    with pytest.raises(UsageError, match="expected samples"):
+        plan_of(tmp_path / "t.tar")
+
+
+# --- what is wrong with a sample ------------------------------------------------------------------
+
+
+def test_a_bad_sample_is_an_error_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_members, "MOST_BYTES", 1000)
+    monkeypatch.setattr(tar_heads, "_PEEKED_SAMPLES", 1)
+    rows = read(
+        tmp_path,
+        [
+            ("good.jpg", b"1"),
+            ("good.cls", b"1"),
+            ("good.txt", b"one"),
+            ("number.jpg", b"2"),
+            ("number.cls", b"two"),
+            ("wide.jpg", b"2"),
+            ("wide.cls", b"9" * 19),
+            ("letters.jpg", b"2"),
+            ("letters.txt", b"\xff"),
+            ("nothing.jpg", b""),
+            ("alone.cls", b"3"),
+            ("without", b"x"),
+            ("both.jpg", b"4"),
+            ("both.png", b"4"),
+            ("again.jpg", b"5"),
+            ("again.jpg", b"6"),
+            ("large.jpg", b"x" * 1001),
+            ("link.jpg", special(tarfile.SYMTYPE, "/etc/passwd")),
+            ("hard.jpg", special(tarfile.LNKTYPE, "good.jpg")),
+            ("pipe.jpg", special(tarfile.FIFOTYPE)),
+            ("device.jpg", special(tarfile.CHRTYPE)),
+            ("last.jpg", b"7"),
+        ],
+    )
+    assert good(rows) == {"t.tar#good": b"1", "t.tar#last": b"7"}
+    assert errors(rows) == {
+        "t.tar#number": "InvalidField",
+        "t.tar#wide": "InvalidField",
+        "t.tar#letters": "InvalidField",
+        "t.tar#nothing": "EmptyImage",
+        "t.tar#alone": "MissingImage",
+        "t.tar#without": "MissingImage",
+        "t.tar#both": "SeveralImages",
+        "t.tar#again": "DuplicateMember",
+        "t.tar#large": "MemberTooLarge",
+        "t.tar#link": "UnreadableMember",
+        "t.tar#hard": "UnreadableMember",
+        "t.tar#pipe": "UnreadableMember",
+        "t.tar#device": "UnreadableMember",
+    }
+
+
+def test_a_name_that_climbs_out_is_a_label_and_no_path(tmp_path):
+    """Nothing is written anywhere, within the tar's folder or above."""
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    names = ["../../climbed", "/../climbed", f"{tmp_path}/absolute", "a/../../c", ".."]
+    payload = packed([(f"{name}.jpg", b"x") for name in names])
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("t.tar", "t.tar.gz"):
+        (inside / name).write_bytes(payload if name == "t.tar" else gzip.compress(payload))
+        rows = rows_of(plan_of(inside / name))
+        assert good(rows) == {f"{name}#{key}": b"x" for key in names[:-1]}
+        assert errors(rows) == {}, "'...jpg' is a hidden name"
+        (inside / name).unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_packed_tar_that_would_fill_the_disk_ends_at_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_samples, "MOST_UNPACKED", 3 << 20)
+    members = [("1.jpg", b"1"), ("2.jpg", bytes(50 << 20)), ("3.jpg", b"3")]
+    (tmp_path / "t.tar.gz").write_bytes(gzip.compress(packed(members)))
+    rows = rows_of(plan_of(tmp_path / "t.tar.gz"))
+    assert good(rows) == {"t.tar.gz#1": b"1"}
+    assert errors(rows) == {"t.tar.gz#2": "TruncatedTar", "t.tar.gz": "TarTooLarge"}
+
+
+# --- tars that are cut or damaged -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_every_row_before_a_cut_is_there_and_an_error_names_the_tar(tmp_path, mixed, format):
+    """At every kind of place: within headers and payloads, at their edges, in the end marker."""
+    members = samples(12)
+    order = shuffled(members) if mixed else list(members.items())
+    payload = packed(order, format=format)
+    with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
+        ends = {m.name: m.offset_data + m.size for m in tar.getmembers()}
+    whole = {
+        key: max(ends[f"{key}.{field}"] for field in ("jpg", "cls", "caption.txt"))
+        for key in (name.removesuffix(".jpg") for name in ends if name.endswith(".jpg"))
+    }
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole/t.tar").write_bytes(payload)
+    plan = plan_of(tmp_path / "whole/t.tar")
+    marker = -(-max(ends.values()) // 512) * 512  # where the end marker begins
+    cuts = random.Random(1).sample(range(marker + 512), 60)
+    cuts += [0, 1, 511, 512, 513, marker, marker + 1, marker + 511]
+    cuts += [-(-end // 512) * 512 for end in ends.values()]
+    for cut in cuts:
+        (tmp_path / "whole/t.tar").write_bytes(payload[:cut])
+        rows = rows_of(plan)
+        found = good(rows)
+        for key, end in whole.items():
+            assert end > cut or found[f"t.tar#{key}"] == members[f"{key}.jpg"], cut
+        last_id, last, _ = rows[-1]
+        assert (last_id, isinstance(last, RowError)) == ("t.tar", True), cut
+        assert last.error in ("TruncatedTar", "DamagedTar")
+        others = errors(rows[:-1])
+        if not mixed:
+            assert set(found) == {f"t.tar#{key}" for key, end in whole.items() if end <= cut}, cut
+            assert len(others) <= 1, "the sample that was cut"
+        assert set(others) | set(found) == {id_ for id_, _, _ in rows[:-1]}
+    (tmp_path / "whole/t.tar").write_bytes(payload[: marker + 512])
+    assert errors(rows_of(plan)) == {}, "one block of the end marker is enough"
+
+
+def test_a_packed_tar_that_is_cut_gives_the_rows_before(tmp_path):
+    members = samples(12)
+    payload = gzip.compress(packed(members.items()))
+    (tmp_path / "t.tar.gz").write_bytes(payload)
+    plan = plan_of(tmp_path / "t.tar.gz")
+    everything = [id_ for id_, _, _ in rows_of(plan)]
+    counts = set()
+    for cut in [0, 1, 9, 10, 30, *range(100, len(payload), 997), len(payload) - 1]:
+        (tmp_path / "t.tar.gz").write_bytes(payload[:cut])
+        rows = rows_of(plan)
+        found = list(good(rows))
+        assert found == everything[: len(found)]
+        assert rows[-1][0] == "t.tar.gz"
+        assert rows[-1][1].error in ("TruncatedTar", "DamagedTar")
+        counts.add(len(found))
+    assert {0, 5, 12} <= counts
+
+
+def test_wrong_bits_in_a_packed_tar_are_an_error_of_the_tar(tmp_path):
+    payload = gzip.compress(packed(samples(12).items()))
+    (tmp_path / "t.tar.gz").write_bytes(payload)
+    plan = plan_of(tmp_path / "t.tar.gz")
+    for at in range(20, len(payload), 1499):
+        broken = bytearray(payload)
+        broken[at] ^= 255
+        (tmp_path / "t.tar.gz").write_bytes(broken)
+        assert rows_of(plan)[-1][0] == "t.tar.gz"
+        assert "t.tar.gz" in errors(rows_of(plan))
+
+
+def with_size(payload, at, size):
+    """The tar with another size in the header at `at`, its checksum right."""
+    header = bytearray(payload[at : at + 512])
+    header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return payload[:at] + bytes(header) + payload[at + 512 :]
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000, 1 << 30, 1 << 50, -1, -512, -5000])
+def test_a_size_that_lies_damages_the_tar_and_never_hangs(tmp_path, size):
+    members = [(f"{i}.jpg", bytes([i + 1]) * 2000) for i in range(6)]
+    payload = packed(members)
+    with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
+        at = tar.getmembers()[3].offset
+    (tmp_path / "t.tar").write_bytes(payload)
+    plan = plan_of(tmp_path / "t.tar")
+    (tmp_path / "t.tar").write_bytes(with_size(payload, at, size))
+    rows = rows_of(plan)
+    found = good(rows)
+    assert all(found[f"t.tar#{i}"] == members[i][1] for i in range(3))
+    assert "t.tar" in errors(rows)
+
+
+def test_wrong_bytes_anywhere_never_lose_a_sample_in_silence(tmp_path):
+    """A byte in a header makes its checksum wrong; one in an image is for its decoder to find."""
+    members = samples(10)
+    payload = packed(members.items())
+    (tmp_path / "t.tar").write_bytes(payload)
+    plan = plan_of(tmp_path / "t.tar")
+    rng = random.Random(2)
+    damaged = 0
+    for _ in range(150):
+        broken = bytearray(payload)
+        at = rng.randrange(len(payload) - 10240)
+        broken[at : at + 3] = rng.randbytes(3)
+        (tmp_path / "t.tar").write_bytes(broken)
+        rows = rows_of(plan)
+        assert len(rows) >= 10 or "t.tar" in errors(rows), at
+        damaged += "t.tar" in errors(rows)
+    assert damaged > 10
+
+
+def test_names_that_nest_without_end_are_damage(tmp_path):
+    """A long name for a long name for a long name ..., which tarfile follows by recursion."""
+    link = tarfile.TarInfo("././@LongLink")
+    link.type = tarfile.GNUTYPE_LONGNAME
+    link.size = 2
+    head = link.tobuf(tarfile.GNU_FORMAT) + b"x\0".ljust(512, b"\0")
+    (tmp_path / "t.tar").write_bytes(packed([("1.jpg", b"1")])[:1024] + head * 5000)
+    assert errors(rows_of(plan_of(tmp_path / "t.tar"))) == {"t.tar": "DamagedTar"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [
+        (packed([]), "EmptyTar"),
+        (packed([("d", special(tarfile.DIRTYPE))]), "EmptyTar"),
+        (b"", "DamagedTar"),
+        (b"text" * 1000, "DamagedTar"),
+        (b"\x1f\x8b" + b"text" * 9, "BadGzipFile"),
+        (gzip.compress(packed([])), "EmptyTar"),
+        (gzip.compress(b"text" * 1000), "DamagedTar"),
+        (None, "FileNotFoundError"),
+    ],
+)
+def test_a_tar_without_samples_is_one_error_that_names_it(tmp_path, payload, error):
+    (tmp_path / "a.tar").write_bytes(packed([("1.jpg", b"1")]))
+    (tmp_path / "b.tar").write_bytes(payload or b"")
+    plan = plan_of(tmp_path)
+    if payload is None:
+        (tmp_path / "b.tar").unlink()
+    rows = rows_of(plan)
+    assert good(rows) == {"a.tar#1": b"1"}
+    assert errors(rows) == {"b.tar": error}
