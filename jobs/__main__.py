@@ -14,6 +14,7 @@ from jobs import (
     convert,
     demo,
     embed,
+    export,
     finetune,
     palette,
     quantize,
@@ -37,6 +38,7 @@ COMMANDS = (
     train.COMMAND,
     finetune.COMMAND,
     convert.COMMAND,
+    export.COMMAND,
     report.COMMAND,
 )
 

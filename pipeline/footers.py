@@ -58,7 +58,7 @@ def _footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMetaDat
     except PARQUET_ERRORS as error:
         raise UsageError(
             f"cannot read the Parquet footer of {file.path}: {one_line(error)}; repair the file "
-            "or leave it out of --input"
+            "or leave it out"
         ) from error
 
 

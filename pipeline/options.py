@@ -53,13 +53,18 @@ class InputOptions(PixelOptions):
     )
 
 
-class ClusterOptions(ProgressOptions):
-    """Where and how widely a job runs; results do not depend on these, but on shard_size."""
+class RayOptions(ProgressOptions):
+    """Where and how widely a job runs; results do not depend on these."""
 
     address: str | None = Field(
         None, description="Ray cluster [default: RAY_ADDRESS, or a private local one]"
     )
     cpu_actors: int | None = Field(None, ge=1, description="reading actors [default: by CPUs]")
+
+
+class ClusterOptions(RayOptions):
+    """The same of a job that cuts its input; results depend on how."""
+
     shard_size: int | None = Field(
         None, ge=1, description="rows of a part; a tar is one [default: by job]"
     )

@@ -75,8 +75,8 @@ class RunDirectory:
             )
         return dict(record)
 
-    def check_free(self) -> None:
-        """Raises UsageError where there are files, but no run."""
+    def check_free(self, kind: str = "a run directory") -> None:
+        """Raises UsageError where there are files: those of another `kind` of folder."""
         try:
             self.fs.invalidate_cache()
             names = self.fs.ls(self.path, detail=False)
@@ -86,8 +86,8 @@ class RunDirectory:
             raise UsageError(f"expected --output to be a folder, found a file at {self.location}")
         if names:
             raise UsageError(
-                f"expected --output to be new, empty or a run directory, found {len(names)} other "
-                f"files in {self.location}; next: another --output"
+                f"expected --output to be new, empty or {kind}, found {len(names)} other files in "
+                f"{self.location}; next: another --output"
             )
 
     def clear(self) -> None:
@@ -154,7 +154,9 @@ def new_record(
     }
 
 
-def refuse_other_run(location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def refuse_other_run(
+    location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any], *, kind: str = "run"
+) -> None:
     """Raises UsageError where something in `wanted`, on which results depend, is not as it was."""
     differing = [
         f"{name}: {recorded.get(name)} there, {value} now"
@@ -163,6 +165,6 @@ def refuse_other_run(location: str, recorded: Mapping[str, Any], wanted: Mapping
     ]
     if differing:
         raise UsageError(
-            f"{location} holds another run ({'; '.join(differing)}); next: the same options to "
+            f"{location} holds another {kind} ({'; '.join(differing)}); next: the same options to "
             "resume it, --overwrite to replace it, or another --output"
         )
