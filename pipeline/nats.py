@@ -118,7 +118,7 @@ class NatsHistogram:
         bin_ = int(np.searchsorted(below, self.n / 2, side="right")) - 1
         start, least, most = bin_ * BIN_WIDTH, self.lowest[0][1], self.highest[0][1]
         stop = most if bin_ == N_BINS - 1 else start + BIN_WIDTH
-        share = (self.n / 2 - below[bin_]) / self.counts[bin_]
+        share = float((self.n / 2 - below[bin_]) / self.counts[bin_])
         return min(max(start + share * (stop - start), least), most)
 
 

@@ -1,233 +1,42 @@
 """The report of a run: figures, pictures and escaping, against run directories made here."""
 
-import base64
 import io
 import json
-from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from numpy.typing import NDArray
+from made_runs import (
+    COLUMNS,
+    COMMAND,
+    GIVEN,
+    PALETTE,
+    SCALE,
+    SIDE,
+    Page,
+    colours,
+    ids,
+    make_run,
+    places,
+    png,
+    read_sheet,
+    row,
+    tokens_for,
+    written,
+)
 from PIL import Image
 
 from igpt_core.palette import Palette
 from pipeline import rows
 from pipeline.contact_sheet import draw_sheet
 from pipeline.labels import duration, rate, shortened
-from pipeline.nats import NatsHistogram, has_nats
 from pipeline.report import write_report
 from pipeline.sheet_rows import Entry, Picture, read_entries
 from pipeline.storage import UsageError
-
-SIDE = 8
-SCALE = 16  # 128 / SIDE
-PALETTE = Palette(np.random.default_rng(0).uniform(-1, 1, (64, 3)))
-GIVEN = 3  # rows of the prompt
-COMMAND = "igpt complete --input 'my photos' --output out --keep 0.4"
-COLUMNS = {
-    "quantize": rows.quantize_columns(SIDE * SIDE),
-    "complete": rows.complete_columns(SIDE * SIDE),
-    "classify": rows.classify_columns(2, named=True),
-    "sample": rows.sample_columns(SIDE * SIDE, scored=True),
-    "score": rows.score_columns(SIDE * SIDE, mapped=True),
-    "embed": rows.embed_columns([2, 4], 6, pa.float16()),
-}
-BY_EXAMPLE = ("classify", "embed", "score")
-STATS = {"seconds": {"read": 0.5, "decode": 1.5, "model": 7.0, "write": 1.0}, "host": "box"}
-
-
-# --- run directories ------------------------------------------------------------------------------
-
-
-def png(pixels: NDArray[np.uint8], mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def tokens_for(id_: str, sample: int) -> NDArray[np.uint16]:
-    """Some image for each id and sample: no two alike."""
-    seed = [sample, *id_.encode()]
-    return np.random.default_rng(seed).integers(0, 64, (SIDE, SIDE)).astype(np.uint16)
-
-
-def map_for(id_: str) -> NDArray[np.float32]:
-    """Some nats for each pixel."""
-    return np.random.default_rng([*id_.encode()]).gamma(4.0, 0.7, (SIDE, SIDE)).astype(np.float32)
-
-
-def nats_for(id_: str) -> float:
-    return float(map_for(id_).mean())
-
-
-def colours(tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    return np.rint(127.5 * (PALETTE.colors[tokens] + 1)).astype(np.uint8)
-
-
-def row(job: str, id_: str, samples: int) -> dict[str, Any]:
-    original = tokens_for(id_, 0)
-    if job == "quantize":
-        return {"id": id_, "tokens": original.ravel()}
-    if job == "classify":
-        found = {"predicted_label": 1, "predicted_name": "dog", "probability": 0.75}
-        return {"id": id_, **found, "logits": [0.0, 1.1]}
-    if job == "embed":
-        return {"id": id_, "embedding_2": np.ones(6, np.float16), "embedding_4": [0.0] * 6}
-    if job in ("sample", "score"):
-        nats = float(np.float32(nats_for(id_)))
-        scored = {"id": id_, "nll": nats, "bits_per_pixel": nats / np.log(2)}
-        if job == "score":
-            return scored | {"nll_map": map_for(id_).ravel()}
-        picture = {"bytes": png(colours(original)), "path": None}
-        return scored | {"tokens": original.ravel(), "image": picture}
-    drawn = [tokens_for(id_, k + 1) for k in range(samples)]
-    for sample in drawn:
-        sample[:GIVEN] = original[:GIVEN]
-    return {
-        "id": id_,
-        "tokens": original.ravel(),
-        "samples": [sample.ravel() for sample in drawn],
-        "images": [{"bytes": png(colours(sample)), "path": None} for sample in drawn],
-        "prompt": {"bytes": png(colours(original[:GIVEN])), "path": None},
-        "original": {"bytes": png(colours(original)), "path": None},
-        "prompt_length": GIVEN * SIDE,
-        "nll": [nats_for(f"{id_} {k}") for k in range(samples)],
-    }
-
-
-def make_run(
-    folder: Path,
-    shards: Sequence[Sequence[str]],
-    *,
-    job: str = "complete",
-    samples: int = 1,
-    planned: int | None = None,
-    report: dict[str, Any] | None = None,
-    bad: Sequence[tuple[int, str, str, str]] = (),
-    starts: Sequence[float] | None = None,
-    row_group_size: int | None = None,
-    columns: Sequence[rows.Column] | None = None,
-) -> str:
-    """A run directory as the stages leave it: `shards` hold the ids of rows with a result, `bad`
-    the failed ones as (shard, id, error, message)."""
-    for name in ("data", "errors", "stats"):
-        (folder / name).mkdir(parents=True)
-    columns = COLUMNS[job] if columns is None else columns
-    schema = rows.schema_for(job, columns)
-    run = {
-        "format": 1,
-        "job": job,
-        "command": COMMAND,
-        "seed": 7,
-        "created": "2026-01-05T12:03:00+00:00",
-        "options": {"input": "my photos", "keep": 0.4, "samples": samples, "top_k": None},
-        "results": {},
-        "model": {"location": "/models/tiny", "fingerprint": "f00d"},
-        "palette": {"location": "/models/tiny", "fingerprint": PALETTE.fingerprint},
-        "image_size": SIDE,
-        "columns": rows.described(schema, columns),
-        "passthrough": [],
-        "versions": {"igpt": "0.1.0", "torch": "2.13.0"},
-    }
-    (folder / "run.json").write_text(json.dumps(run))
-    planned = len(shards) if planned is None else planned
-    pq.write_table(pa.table({"shard": list(range(planned))}), folder / "plan.parquet")
-    for shard, ids in enumerate(shards):
-        name = f"part-{shard:06d}"
-        made = [row(job, id_, samples) for id_ in ids]
-        table = pa.Table.from_pylist(made, schema=schema)  # of the keys those in the schema
-        pq.write_table(table, folder / f"data/{name}.parquet", row_group_size=row_group_size)
-        failed = [
-            {"id": id_, "source": f"/in/{id_}", "stage": "read", "error": error, "message": text}
-            for index, id_, error, text in bad
-            if index == shard
-        ]
-        if failed:
-            errors = pa.Table.from_pylist(failed, schema=rows.ERRORS)
-            pq.write_table(errors, folder / f"errors/{name}.parquet")
-        stats = STATS | {
-            "shard": shard,
-            "rows": len(ids),
-            "errors": len(failed),
-            "tokens": len(ids) * samples * (SIDE - GIVEN) * SIDE if job == "complete" else 0,
-            "finished": (starts[shard] if starts else 100.0 * shard) + 10.0,
-        }
-        if has_nats(job, schema):
-            stats["nats"] = NatsHistogram.of(table).to_json()
-        if job in BY_EXAMPLE:
-            pictures = [base64.b64encode(png(colours(tokens_for(id_, 0)))) for id_ in ids]
-            stats["examples"] = [
-                {"row": row, "png": picture.decode()} for row, picture in enumerate(pictures)
-            ]
-        (folder / f"stats/{name}.json").write_text(json.dumps(stats))
-    if report is not None:
-        report = {"format": 1, "shards": planned, "resumed_shards": 0} | report
-        (folder / "report.json").write_text(json.dumps(report))
-    return str(folder)
-
-
-def ids(n: int, *, start: int = 0) -> list[str]:
-    return [f"photo-{i:04d}.jpg" for i in range(start, start + n)]
-
-
-# --- reading the page -----------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, the ids, and what stands in tags that tests ask for."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text: list[tuple[str, str]] = []  # (innermost tag, text)
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in ("meta", "link", "img"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        self.text.append((self._open[-1] if self._open else "", data))
-
-    def all_text(self) -> str:
-        return "".join(text for tag, text in self.text if tag != "style")
-
-    def titles_of(self, css_class: str) -> list[str]:
-        return [a["title"] for _, a in self.tags if a.get("class") == css_class]
-
-    def figures(self) -> dict[str, float]:
-        """Name to exact value of the tiles with key figures."""
-        names = ("Images", "Errors", "Images per second", "Tokens per second", "Wall time")
-        names = (*names, "Nats per pixel")
-        shown = [text for tag, text in self.text if tag == "span" and text in names]
-        values = [float(a["value"]) for tag, a in self.tags if tag == "data"]
-        return dict(zip(shown, values, strict=False))
-
-    def pictures(self, css_class: str = "") -> list[bytes]:
-        """Those of rows, or the ones of a class."""
-        found = [a for tag, a in self.tags if tag == "img" and a.get("class", "") == css_class]
-        assert all(a["alt"] for a in found)
-        sources = [a["src"] for a in found]
-        return [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
-
-
-def written(output: str, **arguments: Any) -> Page:
-    write_report(output, **arguments)
-    return Page(Path(output, "report.html").read_text(encoding="utf-8"))
-
 
 # --- the page -------------------------------------------------------------------------------------
 
@@ -370,23 +179,6 @@ def test_lost_stats_are_counted_again(tmp_path: Path) -> None:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def places(sheet: NDArray[np.uint8], picture: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """Every (y, x) at which the picture lies in the sheet, enlarged SCALE times: brute force."""
-    large = picture.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    height, width = large.shape[:2]
-    candidates = np.argwhere((sheet == large[0, 0]).all(axis=2))
-    return [
-        (int(y), int(x))
-        for y, x in candidates
-        if np.array_equal(sheet[y : y + height, x : x + width], large)
-    ]
-
-
-def read_sheet(output: str) -> NDArray[np.uint8]:
-    with Image.open(Path(output, "contact_sheet.png")) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def test_sheet_shows_every_pixel_at_its_place(tmp_path: Path) -> None:
     names = ids(5)
     output = make_run(tmp_path / "run", [names[:2], names[2:]], samples=2)
@@ -461,7 +253,7 @@ def test_rows_are_spread_over_the_whole_run(tmp_path: Path) -> None:
     assert gaps.max() <= 2 * 150 / 24  # no stretch is passed over
     # Everything that was not chosen may be lost, so it was not read. (The first part has the
     # schema for the card.)
-    for shard in set(range(1, 50)) - {row // 3 for row in chosen}:
+    for shard in set(range(1, 50)) - {at // 3 for at in chosen}:
         Path(output, f"data/part-{shard:06d}.parquet").write_bytes(b"no parquet")
     assert [int(title[6:10]) for title in written(output).titles_of("id")] == chosen
 
@@ -538,13 +330,24 @@ def test_classified_images_are_shown_with_class_and_probability(tmp_path: Path) 
 # --- the folder -----------------------------------------------------------------------------------
 
 
-def test_datasets_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+TASKS = {
+    "classify": ["image-classification"],
+    "complete": ["image-to-image"],
+    "embed": ["image-feature-extraction"],
+    "sample": ["unconditional-image-generation"],
+}
+
+
+@pytest.mark.parametrize("job", COLUMNS)
+def test_datasets_loads_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
     bad = [(0, "broken.jpg", "ImageError", "cut short")]  # errors/*.parquet has other columns
     output = make_run(
-        tmp_path / "run", [ids(3), [], ids(2, start=3)], bad=bad, report={"seconds": 1.0}
+        tmp_path / "run", [ids(3), [], ids(2, start=3)], job=job, bad=bad, report={"seconds": 1.0}
     )
     write_report(output)
     card = Path(output, "README.md").read_text()
@@ -552,16 +355,21 @@ def test_datasets_loads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     parsed = yaml.safe_load(header)
     assert parsed["configs"][0]["data_files"] == [{"split": "train", "path": "data/*.parquet"}]
     assert parsed["size_categories"] == ["n<1K"]
+    assert parsed.get("task_categories") == TASKS.get(job)
     assert COMMAND in body
-    for name in rows.schema_for("complete", COLUMNS["complete"]).names:
+    names = rows.schema_for(job, COLUMNS[job]).names
+    for name in names:
         assert f"| `{name}` |" in body
 
     loaded = datasets.load_dataset(output, cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"]
     train = loaded["train"]
+    assert train.column_names == names
     assert train["id"][:] == ids(5)
-    original = np.asarray(train[4]["original"])
-    assert np.array_equal(original, colours(tokens_for("photo-0004.jpg", 0)))
+    picture = {"complete": "original", "sample": "image"}.get(job)
+    if picture:
+        pixels = np.asarray(train[4][picture])
+        assert np.array_equal(pixels, colours(tokens_for("photo-0004.jpg", 0)))
 
 
 def test_card_stands_odd_columns(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_pauses_are_left_out_or_zeros():
 
     kept = throughput(spans, without_pauses=False)
     assert kept.seconds == pytest.approx(5040)
-    assert (kept.images_per_second == 0).sum() == 56  # of 60 stretches of 84 seconds
+    assert (kept.images_per_second == 0).sum() == 57  # of 60 stretches of 84 seconds
     assert kept.images_per_second.sum() * kept.bin_seconds == pytest.approx(320)
 
 
