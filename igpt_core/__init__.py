@@ -32,6 +32,7 @@ from igpt_core.model import (
 )
 from igpt_core.palette import ColorHistogram, Palette
 from igpt_core.pixels import ImageError, encode_png, load_pixels
+from igpt_core.probe import LinearProbe
 from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import bits_per_pixel, token_nll
 from igpt_core.training import TrainingConfig
@@ -50,6 +51,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "ImageGPTImageProcessor",
     "ImageGPTModel",
     "KVCache",
+    "LinearProbe",
     "ModelOutput",
     "Palette",
     "Pinned",

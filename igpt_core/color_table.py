@@ -13,8 +13,9 @@ So equal distances compare as equal, and the lowest index wins.
 import os
 import secrets
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -145,7 +146,7 @@ def cached_table(colors: FloatArray, *, fingerprint: str) -> TokenArray:
     checksum = np.array([zlib.crc32(table.data)], np.uint32).view(np.uint16)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(path, np.concatenate([table, checksum]))
+        save_atomically(path, lambda file: np.save(file, np.concatenate([table, checksum])))
     except OSError:  # nowhere to write: this process keeps a copy of its own
         return table
     mapped = _map_table(path)
@@ -166,12 +167,12 @@ def _map_table(path: Path) -> TokenArray | None:
     return table if checksum == np.uint32(zlib.crc32(table.data)).tobytes() else None
 
 
-def save_atomically(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an .npy file that appears complete or not at all."""
+def save_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file that appears complete or not at all."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            np.save(file, array)
+            write(file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -157,7 +157,7 @@ class Palette:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write OpenAI's layout: .npy, float32 (K, 3) in [-1, 1]; the file appears complete."""
-        save_atomically(Path(path), self.colors)
+        save_atomically(Path(path), lambda file: np.save(file, self.colors))
 
     @classmethod
     def fit(cls, pixels: PixelArray, n_colors: int, *, seed: int) -> Self:

@@ -1,0 +1,210 @@
+"""LinearProbe: how well a linear classifier tells classes by features, such as a layer's means.
+
+scikit-learn fits it, which the extra `probe` installs; predicting takes numpy alone.
+"""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igpt_core.color_table import save_atomically
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+MAX_ITERATIONS = 2000  # hundreds are usual where regularisation is weak
+
+Floats = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """Multinomial logistic regression on standardised features: C of them, K classes.
+
+    Attributes:
+        weights: (K, C) float64, for standardised features.
+        biases: (K,) float64.
+        mean, scale: (C,) float64; features are standardised as (x - mean) / scale.
+        classes: (K,) int64, ascending: the labels that it was fitted to.
+        strength: C of the logistic regression, the inverse of its regularisation.
+        validation_accuracy: on the fifth that was held out while the strength was chosen.
+        names: where known, the name of label i at place i.
+        layer: where known, the layer that the features are of.
+    """
+
+    weights: Doubles
+    biases: Doubles
+    mean: Doubles
+    scale: Doubles
+    classes: Labels
+    strength: float
+    validation_accuracy: float
+    names: tuple[str, ...] | None = None
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        k, c = len(self.classes), len(self.mean)
+        shapes = {"weights": (k, c), "biases": (k,), "mean": (c,), "scale": (c,), "classes": (k,)}
+        for name, shape in shapes.items():
+            if (found := getattr(self, name).shape) != shape:
+                raise ValueError(f"probe: expected {name} {shape}, found {found}")
+
+    @classmethod
+    def fit(
+        cls,
+        features: Floats,
+        labels: Labels,
+        *,
+        strengths: Sequence[float] = STRENGTHS,
+        seed: int = 0,
+        names: Sequence[str] | None = None,
+        layer: int | None = None,
+    ) -> Self:
+        """Choose a strength on a held-out fifth of each class, then fit to everything.
+
+        Args:
+            features: (N, C), any float dtype.
+            labels: (N,) int64, two classes at least, one of them of three rows or more.
+            strengths: above 0, to choose from; of equally good ones the first is taken.
+            seed: of the choice of held-out rows; the same seed gives the same probe.
+            names, layer: kept with the probe.
+
+        Raises:
+            ImportError: scikit-learn is not installed.
+            ValueError: shapes that do not fit together, features that are not finite, labels that
+                there is nothing to learn from or that have no name, no strengths.
+        """
+        features = _doubles(features)
+        _check_labels(labels, len(features), names)
+        if not strengths:
+            raise ValueError("probe: expected one strength at least, found none")
+        held_out = _held_out(labels, seed)
+        accuracies = [
+            _regression(strength)
+            .fit(features[~held_out], labels[~held_out])
+            .score(features[held_out], labels[held_out])
+            for strength in strengths
+        ]
+        best = int(np.argmax(accuracies))
+        scaler, classifier = _regression(strengths[best]).fit(features, labels)
+        weights, biases = classifier.coef_, classifier.intercept_
+        if len(weights) == 1:  # of two classes scikit-learn has the logit of the second alone
+            weights, biases = (np.concatenate([0 * part, part]) for part in (weights, biases))
+        return cls(
+            weights=weights,
+            biases=biases,
+            mean=scaler.mean_,
+            scale=scaler.scale_,
+            classes=classifier.classes_.astype(np.int64),
+            strength=float(strengths[best]),
+            validation_accuracy=float(accuracies[best]),
+            names=None if names is None else tuple(names),
+            layer=layer,
+        )
+
+    def predict(self, features: Floats) -> Labels:
+        """The likeliest class of features (N, C), (N,) int64; ValueError for another shape."""
+        return self.classes[self._logits(features).argmax(axis=1)]  # type: ignore[no-any-return]
+
+    def probabilities(self, features: Floats) -> Doubles:
+        """Of the classes, (N, K) float64, given features (N, C); ValueError for another shape."""
+        logits = self._logits(features)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+    def accuracy(self, features: Floats, labels: Labels) -> float:
+        """Share of the rows (N, C), N >= 1, whose likeliest class is their label (N,)."""
+        return float((self.predict(features) == labels).mean())
+
+    def _logits(self, features: Floats) -> Doubles:
+        features = _doubles(features)
+        if features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"probe: expected {len(self.mean)} features a row"
+                + (f", those of layer {self.layer}" if self.layer is not None else "")
+                + f", found {features.shape[1]}"
+            )
+        weights = self.weights / self.scale  # standardises without a copy of the features
+        return features @ weights.T + (self.biases - weights @ self.mean)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz of the attributes, without those that are None; it appears complete."""
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        save_atomically(Path(path), lambda file: np.savez(file, **known))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote. ValueError for another content."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(
+                    **{name: file[name] for name in ("weights", "biases", "mean", "scale")},
+                    classes=file["classes"],
+                    strength=float(file["strength"]),
+                    validation_accuracy=float(file["validation_accuracy"]),
+                    names=tuple(file["names"].tolist()) if "names" in file else None,
+                    layer=int(file["layer"]) if "layer" in file else None,
+                )
+        except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is no linear probe (.npz, see LinearProbe): {error}"
+            ) from error
+
+
+def _doubles(features: Floats) -> Doubles:
+    if features.ndim != 2 or features.dtype.kind != "f" or not features.size:
+        raise ValueError(
+            f"probe: expected float features (N, C), found {features.dtype} {features.shape}"
+        )
+    if not np.isfinite(features).all():
+        raise ValueError("probe: expected finite features, found infinite ones or NaN")
+    return features.astype(np.float64)
+
+
+def _check_labels(labels: Labels, n_rows: int, names: Sequence[str] | None) -> None:
+    if labels.shape != (n_rows,) or labels.dtype.kind != "i":
+        raise ValueError(
+            f"probe: expected integer labels ({n_rows},), one for each row of features, found "
+            f"{labels.dtype} {labels.shape}"
+        )
+    if names is not None and not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(
+            f"probe: expected labels from 0 to {len(names) - 1}, which have names, found "
+            f"{labels.min()} to {labels.max()}"
+        )
+
+
+def _held_out(labels: Labels, seed: int) -> NDArray[np.bool_]:
+    """(N,), true for a fifth of each class: for none of one or two rows, never for a whole one."""
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), np.bool_)
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2 or counts.max() < 3:
+        raise ValueError(
+            "probe: expected labels of two classes at least, one of them three times, found "
+            f"{len(classes)} in {len(labels)} rows"
+        )
+    for label, count in zip(classes, counts, strict=True):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held_out[members[: round(count / 5)]] = True
+    return held_out
+
+
+def _regression(strength: float) -> Any:
+    """scikit-learn's pipeline of a StandardScaler and a LogisticRegression, not yet fitted."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise ImportError(
+            "a linear probe is fitted by scikit-learn: pip install 'igpt[probe]'"
+        ) from error
+    classifier = LogisticRegression(C=strength, solver="lbfgs", max_iter=MAX_ITERATIONS)
+    return make_pipeline(StandardScaler(), classifier)
