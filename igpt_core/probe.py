@@ -119,7 +119,11 @@ class LinearProbe:
         return exponentials / exponentials.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def accuracy(self, features: Floats, labels: Labels) -> float:
-        """Share of the rows (N, C), N >= 1, whose likeliest class is their label (N,)."""
+        """Share of the rows (N, C) whose likeliest class is their label (N,) int64.
+
+        Raises ValueError for shapes that do not fit together.
+        """
+        _check_labels(labels, len(features), None)
         return float((self.predict(features) == labels).mean())
 
     def _logits(self, features: Floats) -> Doubles:
