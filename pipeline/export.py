@@ -106,16 +106,17 @@ def claim(target: RunDirectory, run: FinishedRun, *, to: str, overwrite: bool) -
         # Rows that failed once may have a result by now.
         **{name: run.report[name] for name in ("rows", "errors")},
     }
-    recorded = _recorded(target)
-    if recorded is None:
-        target.check_free("an export")
-    elif not overwrite:
-        refuse_other_run(target.location, recorded, wanted, kind="export")
-        return
-    else:
-        _clear(target, recorded)
-    owned = EXPORTS[to].owned(run.contents)
-    target.write_json(EXPORT_FILE, {"format": FORMAT, **wanted, "owned": owned})
+    with target.reached():
+        recorded = _recorded(target)
+        if recorded is None:
+            target.check_free("an export")
+        elif overwrite:
+            _clear(target, recorded)
+        else:
+            refuse_other_run(target.location, recorded, wanted, kind="export")
+            return
+        owned = EXPORTS[to].owned(run.contents)
+        target.write_json(EXPORT_FILE, {"format": FORMAT, **wanted, "owned": owned})
 
 
 def _recorded(target: RunDirectory) -> dict[str, Any] | None:
@@ -136,13 +137,12 @@ def _recorded(target: RunDirectory) -> dict[str, Any] | None:
 
 
 def _clear(target: RunDirectory, recorded: Mapping[str, Any]) -> None:
-    """Delete what an export has written, by its names; its record last: still an export."""
+    """Delete what an export has written, by its names, but for its record: still an export."""
     target.fs.invalidate_cache()
     for path in target.fs.ls(target.path, detail=False):
         name = path.rstrip("/").rpartition("/")[2]
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in recorded["owned"]):
             target.fs.rm(path, recursive=True)
-    target.fs.rm_file(join(target.path, EXPORT_FILE))
 
 
 def pending_parts(target: RunDirectory, run: FinishedRun, *, to: str) -> list[Shard]:

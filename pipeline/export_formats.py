@@ -34,7 +34,7 @@ _PICTURES = {"quantize": rows.TOKENS, "complete": rows.IMAGES, "sample": rows.PI
 ARRAYS = re.compile(
     f"{rows.TOKENS}|{rows.SAMPLES}|{rows.NLL_MAP}|{rows.LOGITS}|{rows.EMBEDDING}(_[0-9]+)?"
 )
-# Columns that `imagefolder` would take for names of pictures.
+# Columns that `imagefolder` would take for its picture, or for names of pictures.
 _IMAGEFOLDER = re.compile("image|(.*_)?file_names?")
 
 
@@ -102,12 +102,13 @@ class Part:
         else:
             values = self.table[column].to_pylist()
             found = [(value or []) if self.has_samples else [value] for value in values]
-        return [[image["bytes"] for image in images if image] for images in found]
+        return [[i["bytes"] for i in images if i and i["bytes"]] for images in found]
 
     def array(self, name: str) -> NDArray[Any]:
         """A column of arrays: (rows, ...) in the dtype of the column."""
         column = self.table[name]
-        inner = (self.n_samples,) if name == rows.SAMPLES else ()
+        n_samples = -1 if self.table.num_rows else self.n_samples  # -1: as many as there are
+        inner = (n_samples,) if name == rows.SAMPLES else ()
         type_ = column.type.value_type if inner else column.type
         flat = [
             (chunk.flatten() if inner else chunk).flatten().to_numpy() for chunk in column.chunks

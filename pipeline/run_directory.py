@@ -57,7 +57,7 @@ class RunDirectory:
 
         Raises UsageError where it is not one of ours, of a later version, or out of reach.
         """
-        with self._reached():
+        with self.reached():
             if not exists(self.fs, join(self.path, RUN_FILE)):
                 return None
             content = read_bytes(self.fs, join(self.path, RUN_FILE))
@@ -99,7 +99,7 @@ class RunDirectory:
 
     def begin(self, record: Mapping[str, Any], plan: Plan) -> None:
         """Write run.json, then the plan. Raises UsageError where nothing can be written."""
-        with self._reached():
+        with self.reached():
             self.write_json(RUN_FILE, record)
             write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(plan.to_table()))
 
@@ -122,12 +122,13 @@ class RunDirectory:
         return finished_shards(self.fs, self.path)
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def reached(self) -> Iterator[None]:
+        """Turns what an unreachable or forbidden location raises into a UsageError."""
         try:
             yield
         except STORE_ERRORS as error:
             raise UsageError(
-                f"cannot use the run directory {self.location}: {type(error).__name__}: "
+                f"cannot use {self.location}: {type(error).__name__}: "
                 f"{one_line(error)}; check the path, your rights and --storage-options"
             ) from error
 

@@ -77,7 +77,7 @@ def test_a_place_where_nothing_can_be_written_is_a_usage_error(tmp_path):
     directory = RunDirectory.at(str(tmp_path / "file" / "run"), {})
     assert directory.record() is None
     directory.check_free()
-    with pytest.raises(UsageError, match=r"cannot use the run directory .*NotADirectory.*; check"):
+    with pytest.raises(UsageError, match=r"cannot use .*NotADirectory.*; check"):
         directory.begin(new_record("complete", command="", options={}), PLAN)
 
 
