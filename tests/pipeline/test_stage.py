@@ -1,8 +1,10 @@
 """Chains of stages in Ray: blocks stay whole, dead actors come back, errors arrive as one line."""
 
 import io
+import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,3 +120,58 @@ def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(
     )
     captured = capsys.readouterr()
     assert captured.out == captured.err == logged.getvalue() == ""
+
+
+WITH_A_GPU = """
+import sys
+sys.path.insert(0, {folder!r})
+import json, ray
+from test_stage import *
+
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+uncounted = Plan("webdataset", 1, tuple(Shard(i, (FileSlice("f", str(n), 0, None),))
+                                        for i, n in enumerate({sizes})))
+with cluster.connected(None):
+    stages = [
+        Stage(WidenByName, {{}}, RESOURCES),
+        Stage(Seen, {{}}, Resources(num_cpus=0.3, num_gpus=1.0)),
+        Stage(Count, {{}}, RESOURCES),
+    ]
+    print(json.dumps(list(consume(uncounted, uncounted.shards, stages))))
+"""
+
+
+class WidenByName:
+    """A row a shard -> as many rows as its file's name says: nobody knew that before."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        (shard,) = shards_in(block)
+        rows = int(shard.slices[0].name)
+        index = pa.array(np.full(rows, shard.index, np.int32))
+        return pa.table({"shard": index, "load": pa.array(["x" * 1024] * rows)})
+
+
+class Seen:
+    """Refuses a block that is not one whole shard."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if len(block["shard"].unique()) != 1:
+            raise ValueError("shards were put together")
+        return block
+
+
+def test_a_gpu_stage_gets_shards_whole_and_apart_whose_rows_nobody_knew():
+    """With a number of rows for a batch, which Ray demands for GPUs, it would wait for that many
+    rows, from however many shards, and cut what is longer. The GPU is one in name."""
+    sizes = [1, 3000, 2, 1, 500, 1]
+    script = WITH_A_GPU.format(folder=os.path.dirname(__file__), sizes=sizes)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sorted((row["shard"], row["rows"]) for row in found) == list(enumerate(sizes))
