@@ -129,7 +129,7 @@ def _option(key: str, field: FieldInfo) -> click.Option:
     note = ""
     if field.is_required():
         note = " [required]"
-    elif field.default is not None and kind is not bool:
+    elif field.default not in (None, "") and kind is not bool:
         note = f" [default: {field.default}]"
     settings: dict[str, Any] = {"help": f"{field.description}{note}", "default": None}
     if kind is bool:

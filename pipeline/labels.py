@@ -46,3 +46,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def amount(n_bytes: int) -> str:
+    """Bytes in the largest unit of 1,000 that leaves one or more."""
+    value, units = float(n_bytes), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{rate(value)} {units[0]}"

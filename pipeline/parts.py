@@ -38,7 +38,8 @@ SUMMARY = pa.schema(
         pa.field("rows", pa.int32()),
         pa.field("errors", pa.int32()),
         pa.field("tokens", pa.int64()),  # drawn by the model
-        pa.field("seconds", pa.float64()),  # that all stages spent on it
+        pa.field("bytes", pa.int64()),  # of the results as Parquet
+        pa.field("seconds", pa.struct([(stage, pa.float64()) for stage in STAGES])),
         pa.field("finished", pa.float64()),  # unix seconds
     ]
 )
@@ -123,16 +124,17 @@ class WriteParts:
         bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
         results = self._results(good)
         self._write_errors(shard, bad)
+        payload = parquet_bytes(results)
         summary = {
             "shard": shard,
             "rows": good.num_rows,
             "errors": bad.num_rows,
             "tokens": _drawn(good),
+            "bytes": len(payload),
             "finished": time.time(),
+            "seconds": _seconds(block) | {"write": time.perf_counter() - begun},
         }
-        seconds = _seconds(block) | {"write": time.perf_counter() - begun}
-        summary["seconds"] = sum(seconds.values())
-        stats = summary | {"seconds": seconds, "host": socket.gethostname()}
+        stats = summary | {"host": socket.gethostname()}
         if self._n_examples:
             stats["examples"] = self._examples(good)
         if self._has_nats:
@@ -140,7 +142,7 @@ class WriteParts:
         write_atomic(
             self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()
         )
-        self._write_table(part_name("data", shard), results)
+        write_atomic(self._fs, join(self._output, part_name("data", shard)), payload)
         return summary
 
     def _results(self, good: pa.Table) -> pa.Table:
@@ -164,12 +166,10 @@ class WriteParts:
         path = join(self._output, part_name("errors", shard))
         if bad.num_rows:
             columns = [bad[name] for name in _ERROR_COLUMNS]
-            self._write_table(part_name("errors", shard), pa.table(columns, schema=rows.ERRORS))
+            payload = parquet_bytes(pa.table(columns, schema=rows.ERRORS))
+            write_atomic(self._fs, path, payload)
         elif self._fs.exists(path):  # of an earlier attempt at this shard
             self._fs.rm_file(path)
-
-    def _write_table(self, name: str, table: pa.Table) -> None:
-        write_atomic(self._fs, join(self._output, name), parquet_bytes(table))
 
 
 _ERROR_COLUMNS = (

@@ -66,7 +66,7 @@ def execute(
         clock.show()
         with closing(clock), closing(consume(plan, pending, stages)) as summaries:
             for summary in summaries:
-                clock.add(summary)
+                clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
                 _check_budget(clock, max_error_fraction, plan.rows)
     _check_complete(directory, plan)
     _check_budget(clock, max_error_fraction, clock.done)

@@ -1,0 +1,193 @@
+"""What a job would take: its shards and bytes, and its time by a short trial on the cluster."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import cluster
+from pipeline.job import Batch, BatchJob, Job, allotment_for
+from pipeline.options import ImageJobOptions, RunOptions
+from pipeline.parts import STAGES, spread
+from pipeline.run import consume
+from pipeline.shards import Plan, Shard, Source
+from pipeline.storage import open_location, options_for
+
+NOWHERE = "memory://igpt-plan"  # parts of the trial lie in an actor's memory and go with it
+_MOST_SIZED = 256
+_THREADS = 32
+_TRIAL_ROWS = 128  # of a shard, of jobs without a model
+_TRIALS_PER_ACTOR = 3  # the first of an actor is slower than those that follow
+# By stage.
+_ADVICE = {
+    "read": "more --cpu-actors, or a faster or nearer input",
+    "decode": "more --cpu-actors, or --resize fast for JPEGs",
+    "model": "more GPUs, or on CPUs more cores; a larger --batch-size where memory allows",
+    "write": "more --cpu-actors, of which every fourth brings a writer",
+    "all CPUs": "more CPUs: the stages on CPUs together take all of them",
+}
+
+
+@dataclass(frozen=True)
+class StageSpeed:
+    """Seconds that a row takes in a stage, and how many actors work there at once."""
+
+    stage: str
+    seconds: float
+    actors: float
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.actors / self.seconds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A job before it is run. Rows, and what depends on them, are about so where `counted` is
+    false: the input does not say how many it has."""
+
+    shards: int
+    shard_size: int
+    rows: int
+    counted: bool
+    bytes_in: int
+    bytes_out: int
+    trial_rows: int
+    trial_errors: int
+    speeds: tuple[StageSpeed, ...]
+    gpus: int
+
+    @property
+    def limit(self) -> StageSpeed:
+        """The slowest stage; of two that the same actors work at, the longer one."""
+        return min(self.speeds, key=lambda speed: (speed.rows_per_second, -speed.seconds))
+
+    @property
+    def advice(self) -> str:
+        """What to change so that the slowest stage is faster."""
+        return _ADVICE[self.limit.stage]
+
+    @property
+    def seconds(self) -> float:
+        """Of work, without the start of Ray and of the actors."""
+        return self.rows / self.limit.rows_per_second
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpus * self.seconds / 3600
+
+
+def estimate(kind: BatchJob, options: RunOptions) -> Estimate:
+    """Plan the job and try it on a few rows. Writes nothing. Raises UsageError; RunFailed where a
+    stage fails."""
+    source = kind.find_source(options)
+    definition = kind.define(options)
+    with cluster.connected(options.address):
+        batch = Batch.of(definition, options)
+        quantizer = definition.quantizer
+        source.check_tokens(image_size=quantizer.image_size, palette=quantizer.palette.fingerprint)
+        size = options.shard_size or batch.shard_size(definition, source.rows or 0)
+        plan = source.cut(size)
+        allotment = allotment_for(options, batch)
+        job = Job(kind.name, options, definition, NOWHERE, plan, batch, allotment)
+        trial = _trial_plan(kind, options, source, batch, allotment)
+        tried = list(consume(trial, trial.shards, definition.stages(replace(job, plan=trial))))
+        return _estimate(job, source, trial, tried)
+
+
+def _trial_plan(
+    kind: BatchJob,
+    options: RunOptions,
+    source: Source,
+    batch: Batch,
+    allotment: cluster.Allotment,
+) -> Plan:
+    """Shards of one model batch each, evenly spread over the input, a few for each actor."""
+    actors = allotment.reading.actors if batch.images is None else allotment.model.actors
+    size = batch.images or _TRIAL_ROWS
+    if source.rows is None:  # tars cannot be cut: the first rows, which a limit counts
+        assert isinstance(options, ImageJobOptions)
+        n_rows = size * actors * _TRIALS_PER_ACTOR
+        return kind.find_source(options.model_copy(update={"limit": n_rows})).cut(size)
+    plan = source.cut(size)
+    chosen = [plan.shards[i] for i in spread(len(plan.shards), actors * _TRIALS_PER_ACTOR)]
+    return replace(plan, shards=tuple(Shard(i, shard.slices) for i, shard in enumerate(chosen)))
+
+
+def _estimate(
+    job: Job, source: Source, trial: Plan, tried: Sequence[Mapping[str, Any]]
+) -> Estimate:
+    options = job.options
+    input_options = options_for(options.storage_options, "input")
+    size = _input_bytes([file.path for file, _ in source.files if file.path], input_options)
+    trial_rows = sum(part["rows"] + part["errors"] for part in tried)
+    rows = source.rows
+    if rows is None:
+        read = _input_bytes({p.path for shard in trial.shards for p in shard.slices}, input_options)
+        rows = round(trial_rows * size / max(read, 1))
+    good = max(sum(part["rows"] for part in tried), 1)
+    per_row = sum(part["bytes"] for part in tried) / good
+    share_good = good / max(trial_rows, 1)
+    compute = job.batch.compute
+    on_gpus = compute is not None and compute.device == "cuda"
+    return Estimate(
+        shards=len(job.plan.shards),
+        shard_size=job.plan.shard_size,
+        rows=rows,
+        counted=source.rows is not None,
+        bytes_in=size,
+        bytes_out=round(per_row * rows * share_good),
+        trial_rows=trial_rows,
+        trial_errors=sum(part["errors"] for part in tried),
+        speeds=tuple(_speeds(job.allotment, tried, on_gpus=on_gpus)),
+        gpus=job.allotment.model.actors if on_gpus else 0,
+    )
+
+
+def _speeds(
+    allotment: cluster.Allotment,
+    tried: Sequence[Mapping[str, Any]],
+    *,
+    on_gpus: bool,
+) -> Iterable[StageSpeed]:
+    """How fast each stage is, and the CPUs that those stages share which do not run on GPUs.
+
+    Of a stage's trials the median counts: the first of an actor warms up.
+    """
+    actors = {
+        "read": allotment.reading.actors,
+        "decode": allotment.reading.actors,
+        "model": allotment.model.actors,
+        "write": allotment.writing.actors,
+    }
+    seconds = {}
+    for stage in STAGES:
+        spent = [
+            part["seconds"][stage] / (part["rows"] + part["errors"])
+            for part in tried
+            if part["seconds"][stage] is not None
+        ]
+        if spent:
+            seconds[stage] = max(statistics.median(spent), 1e-9)
+    reading = seconds.get("read", 0) + seconds.get("decode", 0)
+    for stage, each in seconds.items():
+        # The same actors read and decode: each gets its part of their time.
+        share = each / reading if stage in ("read", "decode") and reading else 1
+        yield StageSpeed(stage, each, actors[stage] * share)
+    on_cpus = sum(each for stage, each in seconds.items() if not (on_gpus and stage == "model"))
+    yield StageSpeed("all CPUs", on_cpus, cluster.cpus())
+
+
+def _input_bytes(paths: Iterable[str], options: Mapping[str, Any]) -> int:
+    """Bytes of files, of many about so: those of some are asked for."""
+    paths = list(paths)
+    chosen = [paths[i] for i in spread(len(paths), _MOST_SIZED)]
+
+    def size(path: str) -> int:
+        fs, inner = open_location(path, options)
+        return int(fs.info(inner)["size"] or 0) if fs.exists(inner) else 0
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = list(pool.map(size, chosen))
+    return round(sum(sizes) / len(sizes) * len(paths)) if sizes else 0
