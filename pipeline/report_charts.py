@@ -18,7 +18,7 @@ from pipeline.throughput import Throughput
 
 _MERGES = (1, 2, 4, 10, 20)  # bins to a bar: the edges stay round numbers
 _MARKED_PAUSES = 20
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 _COLOR_SIZE = 14  # of a palette's colour, pixels
 
 
@@ -112,7 +112,7 @@ def _extremes(title: str, found: Sequence[tuple[str, float]]) -> str:
 def speed_over_time(speed: Throughput) -> str:
     """Images per second from the first shard to the last."""
     rates = speed.images_per_second
-    unit, name = next(((u, n) for u, n in _UNITS if speed.seconds >= 2 * u), (1, "s"))
+    unit, name = next(((u, n) for u, n in _UNITS if speed.seconds >= 2 * u), (1, "seconds"))
     long = [pause for pause in speed.pauses if pause[1] >= speed.bin_seconds]
     marked = sorted(long, key=lambda pause: -pause[1])[:_MARKED_PAUSES]
     out = ""
@@ -127,8 +127,8 @@ def speed_over_time(speed: Throughput) -> str:
             for i, value in enumerate(rates)
         ],
         x_labels=[
-            (value * unit / speed.seconds, f"{value:g} {name}")
-            for value in ticks(0, speed.seconds / unit, 6)
+            (value * unit / speed.seconds, f"{value:g}")
+            for value in ticks(0, speed.seconds / unit, 8)
         ],
         marks=[
             (at / speed.seconds, "pause", f"a pause of {duration(length)}") for at, length in marked
@@ -145,7 +145,7 @@ def speed_over_time(speed: Throughput) -> str:
 in work. What came before the first shard, such as the start of actors, is left out.{out}</p>
 <p class="quiet"><span class="legend"><span class="key line level"></span> mean
 {rate(speed.mean)}</span></p>
-<div class="card">{chart}<p class="axis">time in work</p></div>
+<div class="card">{chart}<p class="axis">{name} in work</p></div>
 </section>
 """
 

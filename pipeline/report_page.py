@@ -150,7 +150,7 @@ def _columns(record: RunRecord) -> str:
     )
     return f"""<section>
 <h2>Columns</h2>
-<div class="card"><table>
+<div class="card"><table class="columns">
 <thead><tr><th scope=col>name</th><th scope=col>type</th><th scope=col>meaning</th></tr></thead>
 <tbody>{lines}</tbody></table></div>
 </section>

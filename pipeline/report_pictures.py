@@ -1,6 +1,7 @@
 """The pictures of report.html, with their legend."""
 
 import base64
+import math
 from collections.abc import Sequence
 
 from pipeline.contact_sheet import scale_of
@@ -20,7 +21,9 @@ def pictures(record: RunRecord, entries: Sequence[Entry], shown: str) -> str:
     scale = scale_of(side)
     single = " single" if len(first) == 1 else ""
     legend = _legend(record, entries)
-    cells = f"--cell: {side * scale}px; --small: {side * max(1, scale * 3 // 4)}px"
+    small = side * max(1, scale * 3 // 4)
+    across = len(first) if len(first) <= 4 else math.ceil(len(first) / 2)  # on a phone
+    cells = f"--cell: {side * scale}px; --small: {small}px; --across: {across}"
     figures = "".join(_figure(entry) for entry in entries)
     return f"""<section>
 <h2>Pictures</h2>

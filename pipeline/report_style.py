@@ -102,6 +102,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; }
 caption { text-align: left; font-weight: 600; padding-bottom: 6px; }
 th, td { text-align: left; padding: 5px 12px 5px 0; vertical-align: top; font-weight: 400; }
 th, td { overflow-wrap: anywhere; }
+.columns th:first-child { min-width: 8.5em; }
 thead th { color: var(--quiet); }
 tbody th, tbody td { border-top: 1px solid var(--line); }
 .numbers :is(th, td):not(:first-child) {
@@ -128,6 +129,7 @@ details dl { margin-top: 12px; }
   main { padding: 20px 14px 40px; }
   h1 { font-size: 26px; }
   .sheet { gap: 10px; }
+  .cell, .square { --cell: min(var(--small), calc((100vw - 80px) / var(--across))); }
   .sheet figure { width: 100%; }
   .sheet.single figure { width: auto; padding: 8px; }
   .tiles { grid-template-columns: repeat(2, 1fr); gap: 8px; }
