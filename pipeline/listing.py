@@ -103,7 +103,7 @@ def _list_names(fs: AbstractFileSystem, uri: str, names: Sequence[str]) -> tuple
 
     A folder is listed once, however many of its files are named.
     """
-    listed: dict[str, tuple[set[str], set[str]]] = {}
+    listed: dict[str, set[str]] = {}
     bases: list[str] = []
     files: list[str] = []
     missing: list[str] = []
@@ -114,12 +114,10 @@ def _list_names(fs: AbstractFileSystem, uri: str, names: Sequence[str]) -> tuple
             base, inside = glob_files(fs, name)
         else:
             if parent not in listed:
-                found = list_folder(fs, parent)
-                listed[parent] = set(found[0]), set(found[1])
-            if name in listed[parent][1]:
-                base, inside = name, list_files(fs, name)
-            elif name not in listed[parent][0]:
-                inside = []
+                listed[parent] = set(list_folder(fs, parent)[0])
+            found = "file" if name in listed[parent] else kind(fs, name)
+            if found != "file":
+                base, inside = name, list_files(fs, name) if found else []
         if not inside:
             missing.append(name)
         bases.append(base)

@@ -85,7 +85,10 @@ def _members(info: tarfile.TarInfo) -> Iterator[tuple[str, str, Member]]:
     stem, _, field = name.partition(".")
     fault = None
     if not info.isreg() or info.issparse():
-        fault = ("UnreadableMember", f"expected a plain file, found a link or the like: {path}")
+        fault = (
+            "UnreadableMember",
+            f"expected a plain file, found a link, device or sparse: {path}",
+        )
     elif info.size > MOST_BYTES:
         fault = ("MemberTooLarge", f"expected at most {MOST_BYTES} bytes in {path}: {info.size}")
     key = path[: len(path) - len(name)] + stem

@@ -88,6 +88,11 @@ def test_every_extension_that_pillow_decodes_counts_in_any_case(tmp_path):
         ("{root}/a/deep , {root}/a/x.png", ["deep/y.png", "x.png"]),
         ("{root}/a,{root}/a/x.png,{root}/*/deep", ["a/deep/y.png", "a/x.png"]),
         ("{root}/b,", ["x.png"]),
+        ("{root}/{{a,b}}/x.png", ["a/x.png", "b/x.png"]),
+        ("{root}/{{a,b}}", ["a/deep/y.png", "a/x.png", "b/x.png"]),
+        ("{root}/a/{{x,deep/y}}.png", ["deep/y.png", "x.png"]),
+        ("{root}/{{a/{{deep/y,x}},b/x}}.png,{root}/b", ["a/deep/y.png", "a/x.png", "b/x.png"]),
+        ("{root}/{{a,b}}/*.png", ["a/x.png", "b/x.png"]),
     ],
 )
 def test_ids_are_relative_to_what_the_input_names(tmp_path, given, expected):
@@ -107,6 +112,20 @@ def test_any_name_can_be_an_input(tmp_path, name):
     if "," not in name:
         plan = plan_shards(f"{tmp_path / name},{tmp_path}/x", shard_size=10)
         assert names(plan) == sorted([f"{name}/{name}.png", "x/x.png"])
+
+
+def test_names_with_braces_that_exist_are_no_patterns(tmp_path):
+    touch(tmp_path, "{a,b}.png", "{1..2}/x.png", "a.png", "b.png")
+    assert names(plan_shards(str(tmp_path / "{a,b}.png"), shard_size=9)) == ["{a,b}.png"]
+    assert names(plan_shards(str(tmp_path / "{1..2}"), shard_size=9)) == ["x.png"]
+    both = plan_shards(f"{tmp_path}/{{a,b}}.png,{tmp_path}/{{a,b}}*", shard_size=9)
+    assert names(both) == ["a.png", "b.png", "{a,b}.png"]
+
+
+def test_a_range_of_many_names(tmp_path):
+    touch(tmp_path, *(f"x-{i:06}.png" for i in range(3000)))
+    plan = plan_shards(str(tmp_path / "x-{000500..002499}.png"), shard_size=9999)
+    assert names(plan) == [f"x-{i:06}.png" for i in range(500, 2500)]
 
 
 def test_relative_inputs_become_absolute_paths(tmp_path, monkeypatch):
@@ -280,6 +299,9 @@ def test_refused_places(tmp_path):
     assert "images or parquet" in refusal(tmp_path / "text")
     assert "2 of .txt, 1 of no extension" in refusal(tmp_path / "text")
     assert "2 of .txt" in refusal(tmp_path / "text/{a,b}.txt")
+    message = refusal(tmp_path / "text/{a,b,x,y}.txt")
+    assert "all 4 names" in message
+    assert f"none for 2 of them, the first is {tmp_path}/text/x.txt" in message
     assert "missing" in refusal(f"{tmp_path}/text,{tmp_path}/missing")
     assert "--input" in refusal(" , ")
     assert "memory://x" in refusal("memory://x")

@@ -1,7 +1,9 @@
 """Images to train on: which are read, their tokens, their labels, and labels that are none."""
 
+import io
 import json
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,20 @@ def test_the_first_images_only(labelled_parquet, tiny_model):
     first = read_images(labelled_parquet, palette=tiny_model, image_size=SIDE, limit=4).tokens
     assert len(whole) == 22
     assert np.array_equal(first, whole[:4])
+
+
+def test_images_and_labels_of_tars(tiny_model, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, payload in [("0.png", encoded(photo(0))), ("0.cls", b"1"), ("1.png", b"bad")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    found = read_images(
+        str(tmp_path), palette=tiny_model, image_size=SIDE, label_column="cls", limit=5
+    )
+    assert found.labels.classes.tolist() == [1]
+    pixels = load_pixels(encoded(photo(0)), SIDE)
+    assert np.array_equal(found.tokens[0], load_palette(tiny_model).encode(pixels).ravel())
 
 
 # --- labels ---------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""`igpt quantize` over tars in WebDataset's layout, whose rows nobody has counted."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import SIDE, encoded, photo
+from datasets import load_dataset
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.pixels import load_pixels
+from jobs.__main__ import main
+
+
+def pack(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, payload in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory) -> Path:
+    """Seven good images and a bad one; none; five, cut short within the fourth."""
+    folder = tmp_path_factory.mktemp("tars")
+    images = {f"{i}.png": encoded(photo(i)) for i in range(7)}
+    labels = {f"{i}.cls": str(i % 3).encode() for i in range(7)}
+    pack(folder / "a-000.tar", images | labels | {"bad.jpg": b"no image"})
+    pack(folder / "a-001.tar", {})
+    pack(folder / "a-002.tar", {f"{i}.png": encoded(photo(10 + i)) for i in range(5)})
+    with tarfile.open(folder / "a-002.tar") as tar:
+        cut = tar.getmember("3.png").offset_data + 99
+    with open(folder / "a-002.tar", "r+b") as file:
+        file.truncate(cut)
+    return folder
+
+
+GOOD = [f"a-000.tar#{i}" for i in range(7)] + [f"a-002.tar#{i}" for i in range(3)]
+BAD = {
+    "a-000.tar#bad": "ImageError",
+    "a-001.tar": "EmptyTar",
+    "a-002.tar#3": "TruncatedTar",
+    "a-002.tar": "TruncatedTar",
+}
+
+
+def quantize(tars: Path, model: str, output: Path, *more: str) -> None:
+    pattern = str(tars / "a-{000..002}.tar")
+    words = ["--input", pattern, "--model", model, "--output", str(output), *more]
+    main(["quantize", *words])
+
+
+def states(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+
+
+def test_good_samples_are_rows_the_rest_are_errors_and_the_run_completes(
+    ray_session, tars, tiny_model, tmp_path, capsys
+):
+    output = tmp_path / "run"
+    quantize(tars, tiny_model, output, "--max-error-fraction", "0.5", "--json")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["event"] == "done"
+    assert (lines[-2]["images"], lines[-2]["total"], lines[-2]["shards"]) == (14, None, 3)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["rows"], report["errors"], report["shards"]) == (len(GOOD), len(BAD), 3)
+    found = pq.read_table(output / "errors").to_pylist()
+    assert {row["id"]: row["error"] for row in found} == BAD
+
+    files = str(output / "data" / "*.parquet")
+    table = duckdb.sql(f"select id, cls, tokens from '{files}' order by id").fetchall()
+    assert [row[0] for row in table] == GOOD
+    assert [row[1] for row in table] == [i % 3 for i in range(7)] + [None] * 3
+    palette = load_palette(tiny_model)
+    seeds = [*range(7), *range(10, 13)]
+    for (_, _, tokens), seed in zip(table, seeds, strict=True):
+        pixels = load_pixels(encoded(photo(seed)), SIDE)
+        assert np.array_equal(tokens, palette.encode(pixels).ravel())
+    rows = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    assert sorted(rows["id"]) == GOOD
+
+    before = states(output)
+    quantize(tars, tiny_model, output, "--max-error-fraction", "0.5")
+    assert states(output) == before, "a finished run is not done again"
+    (output / "data" / "part-000002.parquet").unlink()
+    quantize(tars, tiny_model, output, "--max-error-fraction", "0.5")
+    report = json.loads((output / "report.json").read_text())
+    assert (report["rows"], report["errors"]) == (len(GOOD), len(BAD)), "of old and new parts"
+    assert report["resumed_shards"] == 2
+
+
+def test_the_budget_is_judged_by_all_rows_once_they_are_known(
+    ray_session, tars, tiny_model, tmp_path, capsys
+):
+    """Four of 14: whichever shard comes first, more may follow that are good."""
+    output = tmp_path / "run"
+    for _ in range(2):  # the second finds all parts done
+        with pytest.raises(SystemExit) as stopped:
+            quantize(tars, tiny_model, output, "--max-error-fraction", "0.28", "--quiet")
+        assert stopped.value.code == 3
+        assert "4 of 14 images are bad" in capsys.readouterr().err
+        assert len(list((output / "data").iterdir())) == 3
+        assert not (output / "report.json").exists()
+    quantize(tars, tiny_model, output, "--max-error-fraction", "0.29", "--quiet")
+    assert json.loads((output / "report.json").read_text())["errors"] == 4
