@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.chunks import (
-    CHUNK_BYTES,
     STAGE,
     Chunk,
     ReadOptions,
@@ -21,13 +18,9 @@ from pipeline.chunks import (
     places,
 )
 from pipeline.footers import PARQUET_ERRORS, is_image, is_tokens
+from pipeline.parquet_file import ParquetReader, opened
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.storage import is_local, open_location
-
-_CHUNK_ROWS = 256
-_SMALL_GROUP = 32 << 20
-_PARQUET_BUFFER = 4 << 20  # of a column of a larger row group; the size of a request
 
 
 def read_parquet(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
@@ -51,17 +44,14 @@ def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
     """The rows of a slice: all of them, whatever happened to the file."""
     row = piece.start
     try:
-        fs, path = open_location(piece.path, options.storage_options)
-        # Arrow asks for large blocks itself; a cache in between would fetch them once a column.
-        with open(path, "rb") if is_local(fs) else fs.open(path, "rb", cache_type="none") as file:
-            parquet = _open_parquet(file)
-            columns = _columns(parquet.schema_arrow, options)
+        with opened(piece.path, options.storage_options, stop=piece.stop) as reader:
+            columns = _columns(reader.schema, options)
             first = 0
-            for group in range(parquet.num_row_groups):
-                end = first + parquet.metadata.row_group(group).num_rows
+            for group in range(reader.footer.num_row_groups):
+                end = first + reader.footer.row_group(group).num_rows
                 part = replace(piece, start=max(row, first), stop=min(piece.stop, end))
                 if part.start < part.stop:
-                    yield from _read_group(parquet, group, first, columns, part, options)
+                    yield from _read_group(reader, group, first, columns, part, options)
                     row = part.stop
                 first = end
             error = RowError(STAGE, "ChangedFile", f"the file has only {first} rows now")
@@ -69,19 +59,6 @@ def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
         error = RowError.of(STAGE, failure)
     if row < piece.stop:
         yield failed(replace(piece, start=row), error, options.passthrough)
-
-
-def _open_parquet(file: Any) -> pq.ParquetFile:
-    """The file, read a row group at once (few requests) where all are small, else in pieces."""
-    footer = pq.read_metadata(file)
-    sizes = (footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
-    return pq.ParquetFile(
-        file,
-        metadata=footer,
-        pre_buffer=max(sizes, default=0) <= _SMALL_GROUP,
-        buffer_size=_PARQUET_BUFFER,
-        page_checksum_verification=True,
-    )
 
 
 def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
@@ -97,7 +74,7 @@ def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
 
 
 def _read_group(
-    parquet: pq.ParquetFile,
+    reader: ParquetReader,
     group: int,
     first: int,
     columns: list[str],
@@ -109,9 +86,8 @@ def _read_group(
     From a damaged page on, a row group cannot be read further: those rows are the failed ones.
     """
     row = part.start
-    size = _chunk_rows(parquet.metadata.row_group(group))
     try:
-        for at, batch in _batches(parquet, group, columns, size):
+        for at, batch in reader.batches(group, columns, start=row - first):
             start, stop = max(row, first + at), min(part.stop, first + at + batch.num_rows)
             if start < stop:
                 rows = batch.slice(start - first - at, stop - start)
@@ -124,34 +100,6 @@ def _read_group(
     except _UNREADABLE as failure:
         error = RowError.of(STAGE, failure)
     yield failed(replace(part, start=row), error, options.passthrough)
-
-
-def _chunk_rows(group: pq.RowGroupMetaData) -> int:
-    """Rows that make a chunk of about CHUNK_BYTES.
-
-    Not from the columns' own sizes: where a footer is damaged, pyarrow ends the process over
-    RowGroupMetaData.column.
-    """
-    rows: int = CHUNK_BYTES * group.num_rows // max(group.total_byte_size, 1)
-    return max(1, min(_CHUNK_ROWS, rows))
-
-
-def _batches(
-    parquet: pq.ParquetFile, group: int, columns: list[str], size: int
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches of a row group, each with its first row; raises at the very row that cannot be
-    read: where a batch fails, all rows come once more, one by one."""
-    at = 0
-    try:
-        for batch in parquet.iter_batches(
-            size, row_groups=[group], columns=columns, use_threads=False
-        ):
-            yield at, batch
-            at += batch.num_rows
-    except _UNREADABLE:
-        if size == 1:
-            raise
-        yield from _batches(parquet, group, columns, 1)
 
 
 def _chunks(batch: pa.RecordBatch, part: FileSlice, options: ReadOptions) -> Iterator[Chunk]:

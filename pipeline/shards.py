@@ -136,7 +136,8 @@ def shards_in(table: pa.Table) -> Iterator[Shard]:
     """The shards in rows of a plan's table: all of them, or a block of a few."""
     for batch in table.select(["shard", "slices"]).to_batches():
         for index, slices in zip(batch[0].to_pylist(), batch[1], strict=True):
-            yield Shard(index, tuple(FileSlice(**piece) for piece in slices.as_py()))
+            fields = [column.to_pylist() for column in slices.values.flatten()]
+            yield Shard(index, tuple(map(FileSlice, *fields)))
 
 
 @dataclass(frozen=True)

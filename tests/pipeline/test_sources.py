@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline import image_files, parquet_rows
+from pipeline import image_files, parquet_file
 from pipeline.listing import format_extensions
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard, find_source
@@ -335,6 +335,62 @@ def test_names_with_dots_are_told_apart(tmp_path):
     assert columns.to_pydict() == {"a": [1]}
 
 
+def count_batches(monkeypatch):
+    """The list of batches that are decoded from now on, by their first rows."""
+    decoded = []
+    whole = parquet_file._batches
+
+    def counting(*arguments):
+        for at, batch in whole(*arguments):
+            decoded.append(at)
+            yield at, batch
+
+    monkeypatch.setattr(parquet_file, "_batches", counting)
+    return decoded
+
+
+def read_rows(path, start, stop):
+    shard = Shard(0, (FileSlice(str(path), "a", start, stop),))
+    reading = read_shard(shard, format="parquet", image_column="image")
+    return [image for chunk in reading for image in chunk.images]
+
+
+@pytest.mark.parametrize("group", [30_000, 1000, 700])
+def test_a_row_group_is_decoded_once_for_all_its_shards(tmp_path, monkeypatch, group):
+    """Not once for each: a process gets shards in the order of their rows, with gaps."""
+    payloads = [str(i).encode() for i in range(30_000)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": payloads}), path, row_group_size=group)
+    decoded = count_batches(monkeypatch)
+    for start in range(0, 30_000, 1000):
+        if start % 5000:  # another process has these
+            assert read_rows(path, start, start + 1000) == payloads[start : start + 1000]
+    batches = sum(-(-min(group, 30_000 - at) // 256) for at in range(0, 30_000, group))
+    assert len(decoded) <= batches
+    assert read_rows(path, 100, 300) == payloads[100:300], "back to the start"
+    assert read_rows(path, 250, 400) == payloads[250:400], "a batch that two shards share"
+
+
+def test_a_file_that_is_replaced_between_two_shards_is_opened_again(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    decoded = count_batches(monkeypatch)
+    pq.write_table(pa.table({"image": [b"old"] * 1000}), path)
+    assert read_rows(path, 0, 500) == [b"old"] * 500
+    pq.write_table(pa.table({"image": [b"new"] * 1000}), path)
+    assert read_rows(path, 500, 1000) == [b"new"] * 500
+    assert decoded == [0, 256, 0, 256, 512, 768]
+    assert not parquet_file._left, "nothing stays open at the end of a file"
+
+
+def test_at_most_one_file_stays_open(tmp_path):
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"image": [b"x"] * 10}), tmp_path / name)
+    for name in ("a", "b", "a"):
+        assert read_rows(tmp_path / name, 0, 5) == [b"x"] * 5
+        (reader,) = parquet_file._left
+        assert reader._path == str(tmp_path / name)
+
+
 # --- Parquet files that are damaged or have changed ----------------------------------------------
 
 ROWS, GROUP, PAGE = 120, 60, 10
@@ -374,7 +430,7 @@ def damaged(tmp_path, column, *, page):
 def test_damage_ends_a_row_group_at_the_same_row_whatever_the_shards(
     tmp_path, monkeypatch, column, page, shard_size, chunk_rows
 ):
-    monkeypatch.setattr(parquet_rows, "_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(parquet_file, "_CHUNK_ROWS", chunk_rows)
     damaged(tmp_path, column, page=page)
     ids, _, found, columns = read((str(tmp_path), {}), shard_size=shard_size)
     bad = range(page * PAGE, GROUP)
