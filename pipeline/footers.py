@@ -27,7 +27,8 @@ def read_footers(
     files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
 ) -> tuple[list[tuple[InputFile, int]], _Schemas]:
     """Files with their rows, as many as the limit asks for; and each schema that occurs, with
-    the first file that has it."""
+    the first file that has it. Files without rows have no say in schemas: what wrote them, often
+    did not know the types. Raises UsageError where no file has rows."""
     counted: list[tuple[InputFile, int]] = []
     schemas: dict[tuple[Any, ...], tuple[InputFile, pa.Schema]] = {}
     rows = 0
@@ -37,11 +38,18 @@ def read_footers(
             footers = pool.map(lambda file: _footer(file, options), batch)
             for file, (footer, schema) in zip(batch, footers, strict=True):
                 counted.append((file, footer.num_rows))
+                if footer.num_rows == 0:
+                    continue
                 rows += footer.num_rows
                 hub = (schema.metadata or {}).get(b"huggingface")
                 schemas.setdefault((hub, *schema.names, *schema.types), (file, schema))
             if limit is not None and rows >= limit:
                 break
+    if not schemas:
+        raise UsageError(
+            f"expected rows, found {len(files)} Parquet files without any, the first is "
+            f"{files[0].path}; check --input"
+        )
     return counted, list(schemas.values())
 
 

@@ -382,6 +382,33 @@ def test_refused_files_of_different_columns(tmp_path):
     assert "x" in refusal(tmp_path)
 
 
+def test_files_without_rows_say_nothing_of_columns(tmp_path):
+    """pandas gives a column without values no type."""
+    pd.DataFrame({"image": [], "x": []}).to_parquet(tmp_path / "a.parquet")
+    message = refusal(tmp_path)
+    assert f"expected rows, found 1 Parquet files without any, the first is {tmp_path}" in message
+    write(tmp_path / "b.parquet", 2, x=pa.array([1, 2]))
+    pq.write_table(pa.table({"other": pa.array([], pa.int8())}), tmp_path / "c.parquet")
+    plan = plan_shards(str(tmp_path), shard_size=4)
+    assert (rows_of(plan), plan.image_column) == ([("b.parquet", 0), ("b.parquet", 1)], "image")
+    assert plan.passthrough == pa.schema([("x", pa.int64())])
+
+
+def test_refused_files_without_the_column_of_the_others(tmp_path):
+    first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    write(first, 1, key=pa.array(["k"]))
+    pq.write_table(pa.table({"key": ["k"]}), second)
+    assert f"in column image of {second}, found no such column" in refusal(tmp_path)
+    pq.write_table(pa.table({"key": ["k"], "image": ["text"]}), second)
+    assert f"in column image of {second}, found string" in refusal(tmp_path)
+    pq.write_table(pa.table({"image": [b"x"]}), second)
+    message = refusal(tmp_path, id_column="key", keep_columns=[])
+    assert f"key is not in {second}" in message
+    assert f"key is in only one of {first} and {second}" in refusal(tmp_path)
+    message = refusal(tmp_path, keep_columns=["key"])
+    assert "key is in only one of" in message
+
+
 def test_refused_files_of_different_labels(tmp_path):
     for name, labels in (("a", ["no", "yes"]), ("b", ["yes", "no"])):
         features = Features({"image": Image(), "label": ClassLabel(names=labels)})
