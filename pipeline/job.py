@@ -169,19 +169,22 @@ class Job:
             "schema": self.schema,
             "image_size": quantizer.image_size,
             "palette": quantizer.location,
-            "examples": ceil(SHEET_ROWS / len(self.plan.shards)),
+            "examples": ceil(SHEET_ROWS / max(len(self.plan.shards), 1)),
             "output_options": options_for(self.options.storage_options, "output"),
             "model_options": options_for(self.options.storage_options, "model"),
         }
         return Stage(WriteParts, arguments, self.allotment.writing)
 
 
-def allotment_for(options: RunOptions, batch: Batch) -> cluster.Allotment:
-    """What each stage gets of the cluster that is joined. Raises UsageError."""
+def allotment_for(
+    options: RunOptions, batch: Batch, *, reserved_cpus: int = 0
+) -> cluster.Allotment:
+    """What each stage gets of the cluster that is joined; see `cluster.allot`."""
     return cluster.allot(
         device=batch.compute and batch.compute.device,
         cpu_actors=options.cpu_actors,
         model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
+        reserved_cpus=reserved_cpus,
     )
 
 

@@ -51,7 +51,7 @@ class _Reporting:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with self._reported():
-            return packed([self._stage(table) for table in unpacked(block)])
+            return self._stage(block)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -60,6 +60,14 @@ class _Reporting:
         except Exception as error:  # none is kept from ending the run
             kind = type(error).__name__
             raise StageError(f"{self.stage.__name__}: {kind}: {one_line(error)}") from error
+
+
+class _ReportingPacked(_Reporting):
+    """The same of tables that come and go as `packed` has them."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        call = super().__call__
+        return packed([call(table) for table in unpacked(block)])
 
 
 # Between stages a table is one row of this column: Ray demands a number of rows for the batches of
@@ -94,19 +102,35 @@ def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage]) -> Dataset:
         What the last stage makes of each block, as `packed` has it.
     """
     dataset = ray.data.from_arrow([packed([block]) for block in blocks])
+    for stage in stages:
+        actors = min(stage.resources.actors, len(blocks))
+        dataset = _mapped(dataset, stage, _ReportingPacked, batch_size=1, actors=actors)
+    return dataset
+
+
+def over(dataset: Dataset, stages: Sequence[Stage], *, batch_rows: int) -> Dataset:
+    """The stages over somebody's data set, whose blocks they get about `batch_rows` rows at a
+    time; lazy."""
+    for stage in stages:
+        actors = stage.resources.actors
+        dataset = _mapped(dataset, stage, _Reporting, batch_size=batch_rows, actors=actors)
+    return dataset
+
+
+def _mapped(
+    dataset: Dataset, stage: Stage, wrapper: type[_Reporting], *, batch_size: int, actors: int
+) -> Dataset:
+    resources = stage.resources
     with warnings.catch_warnings():
         # Ray 2.60 has no other way yet to pass the limits than the one that it warns about.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        for stage in stages:
-            resources = stage.resources
-            dataset = dataset.map_batches(
-                type(stage.cls.__name__, (_Reporting,), {"stage": stage.cls}),
-                fn_constructor_kwargs=stage.arguments,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=min(resources.actors, len(blocks))),
-                num_cpus=resources.num_cpus,
-                num_gpus=resources.num_gpus or None,
-                **FAULT_LIMITS,
-            )
-    return dataset
+        return dataset.map_batches(
+            type(stage.cls.__name__, (wrapper,), {"stage": stage.cls}),
+            fn_constructor_kwargs=stage.arguments,
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=actors),
+            num_cpus=resources.num_cpus,
+            num_gpus=resources.num_gpus or None,
+            **FAULT_LIMITS,
+        )

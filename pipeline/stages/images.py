@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from igpt_core.checkpoint import load_palette
 from igpt_core.palette import ColorHistogram
-from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
+from igpt_core.pixels import Crop, Resize
 from pipeline import rows
-from pipeline.blocks import tokens_array, with_seconds
-from pipeline.chunks import STAGE, Chunk, RowInput
+from pipeline.blocks import with_seconds
+from pipeline.chunks import STAGE, Chunk
 from pipeline.masks import Masks
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
 from pipeline.sources import read_shard
+from pipeline.stages.tokenizing import Tokenizer, Tokens, decoded
 
 # What CountColors makes of a shard.
 COLORS = pa.schema(
@@ -73,10 +73,14 @@ class ReadImages:
             "passthrough": passthrough,
             "storage_options": input_options,
         }
-        self._decoding = {"size": image_size, "resize": resize, "crop": crop}
-        self._n_positions = image_size**2
-        self._prompts = prompts
-        self._palette = load_palette(palette, storage_options=model_options)
+        self._tokenizer = Tokenizer(
+            palette=palette,
+            image_size=image_size,
+            resize=resize,
+            crop=crop,
+            model_options=model_options,
+            prompts=prompts,
+        )
         self._masks = None
         if mask is not None:
             self._masks = Masks(mask, image_size=image_size, crop=crop, options=input_options)
@@ -103,55 +107,18 @@ class ReadImages:
         return with_seconds(table, "decode", decode_seconds)
 
     def _quantize(self, chunk: Chunk, shard: Shard) -> pa.Table:
-        found = [self._tokens(image) for image in chunk.images]
-        own = {}
+        found = [self._tokenizer.tokens(image) for image in chunk.images]
+        own = {
+            rows.SHARD: pa.array(np.full(len(found), shard.index, np.int32)),
+            rows.ROW_ID: pa.array(chunk.ids, pa.string()),
+            rows.SOURCE: pa.array(chunk.sources, pa.string()),
+        }
         if self._masks is not None:
             pins = self._masks.given(chunk.ids)
             found = [_worse(*pair) for pair in zip(found, pins, strict=True)]
-            own[rows.PINNED] = _pins_array(pins, self._n_positions)
-        good = [item for item in found if not isinstance(item, RowError)]
-        errors = [item if isinstance(item, RowError) else None for item in found]
-        tokens = np.zeros((len(good), self._n_positions), np.uint16)
-        for row, given in zip(tokens, good, strict=True):
-            row[: len(given)] = given
-        n = len(chunk.ids)
-        own |= {
-            rows.SHARD: pa.array(np.full(n, shard.index, np.int32)),
-            rows.ROW_ID: pa.array(chunk.ids, pa.string()),
-            rows.SOURCE: pa.array(chunk.sources, pa.string()),
-            rows.ROW_TOKENS: tokens_array(
-                tokens.reshape(-1), self._n_positions, valid=[error is None for error in errors]
-            ),
-            rows.ERROR_STAGE: pa.array([error and error.stage for error in errors], pa.string()),
-            rows.ERROR_CLASS: pa.array([error and error.error for error in errors], pa.string()),
-            rows.ERROR_MESSAGE: pa.array(
-                [error and error.message for error in errors], pa.string()
-            ),
-        }
-        if self._prompts:
-            lengths = [None if isinstance(item, RowError) else len(item) for item in found]
-            own[rows.PROMPT_LENGTH] = pa.array(lengths, pa.int32())
+            own[rows.PINNED] = _pins_array(pins, self._tokenizer.n_positions)
         columns = {name: chunk.columns[name] for name in chunk.columns.column_names}
-        return pa.table({**own, **columns})
-
-    def _tokens(self, image: RowInput) -> NDArray[np.uint16] | RowError:
-        """The tokens of a row, flat: n_positions, or the length of a prompt."""
-        if isinstance(image, np.ndarray):
-            return self._checked(image)
-        pixels = decoded(image, **self._decoding)
-        return pixels if isinstance(pixels, RowError) else self._palette.encode(pixels).reshape(-1)
-
-    def _checked(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.uint16] | RowError:
-        n, colors = self._n_positions, len(self._palette)
-        if len(tokens) >= n if self._prompts else len(tokens) != n:
-            expected = f"fewer than {n}" if self._prompts else str(n)
-            return RowError(STAGE, "BadTokens", f"expected {expected} tokens, found {len(tokens)}")
-        wrong = tokens[(tokens < 0) | (tokens >= colors)]
-        if len(wrong):
-            return RowError(
-                STAGE, "BadTokens", f"expected tokens from 0 to {colors - 1}, found {wrong[0]}"
-            )
-        return tokens.astype(np.uint16)
+        return pa.table({**own, **self._tokenizer.columns(found), **columns})
 
 
 def _refuse_duplicates(chunk: Chunk, sources: dict[str, str]) -> None:
@@ -164,19 +131,7 @@ def _refuse_duplicates(chunk: Chunk, sources: dict[str, str]) -> None:
             )
 
 
-def decoded(image: bytes | RowError, *, size: int, resize: Resize, crop: Crop) -> Pixels | RowError:
-    """The pixels (size, size, 3) uint8 of a row, or why there are none."""
-    if isinstance(image, RowError):
-        return image
-    try:
-        return load_pixels(image, size, resize=resize, crop=crop)
-    except ImageError as error:
-        return RowError.of("decode", error)
-
-
-def _worse(
-    tokens: NDArray[np.uint16] | RowError, pins: NDArray[np.bool_] | RowError
-) -> NDArray[np.uint16] | RowError:
+def _worse(tokens: Tokens | RowError, pins: NDArray[np.bool_] | RowError) -> Tokens | RowError:
     """The tokens, or the first reason why a row has none."""
     return pins if isinstance(pins, RowError) and not isinstance(tokens, RowError) else tokens
 

@@ -1,0 +1,63 @@
+"""What a job does to images, on a Ray data set that somebody has already."""
+
+from ray.data import Dataset
+
+from pipeline.job import Batch, BatchJob, Job, allotment_for
+from pipeline.options import ImageJobOptions
+from pipeline.parts import WriteParts
+from pipeline.shards import Plan
+from pipeline.stage import Stage, over
+from pipeline.stages.images import ReadImages
+from pipeline.stages.user_rows import FinishRows, TokenizeRows
+from pipeline.storage import UsageError, options_for
+
+_BATCHES = 4  # model batches that a stage is handed at once
+_ROWS = 256  # the same of a job without a model
+
+
+def map_images(
+    dataset: Dataset,
+    kind: BatchJob,
+    options: ImageJobOptions,
+    *,
+    image_column: str,
+    id_column: str | None,
+) -> Dataset:
+    """The data set with the job's columns in place of the images; lazy.
+
+    Args:
+        dataset: on the Ray that this process has joined.
+        options: of the job; those of input and output mean nothing here.
+        image_column: see `TokenizeRows`.
+        id_column: names rows; a job that draws needs it, as what it draws depends on it.
+
+    Raises UsageError for options that do not fit.
+    """
+    definition = kind.define(options)
+    if definition.paints and id_column is None:
+        raise UsageError(f"{kind.name} needs id_column: what it draws for a row depends on its id")
+    batch = Batch.of(definition, options)
+    # The data set's own tasks want a CPU each: without one for them nothing would ever move.
+    allotment = allotment_for(options, batch, reserved_cpus=1)
+    job = Job(kind.name, options, definition, "", Plan("dataset", 1, ()), batch, allotment)
+    quantizer = definition.quantizer
+    model_options = options_for(options.storage_options, "model")
+    palette = {
+        "palette": quantizer.location,
+        "image_size": quantizer.image_size,
+        "model_options": model_options,
+    }
+    tokenize = {
+        "image_column": image_column,
+        "id_column": id_column,
+        "resize": options.resize,
+        "crop": options.crop,
+    }
+    finish = {"job": kind.name, "columns": [column.name for column in definition.columns]}
+    inner = [s for s in definition.stages(job) if s.cls not in (ReadImages, WriteParts)]
+    stages = [
+        Stage(TokenizeRows, tokenize | palette, allotment.reading),
+        *inner,
+        Stage(FinishRows, finish | palette, allotment.writing),
+    ]
+    return over(dataset, stages, batch_rows=_BATCHES * batch.images if batch.images else _ROWS)

@@ -1,0 +1,98 @@
+"""What rows hold, encoded images or ready tokens, as columns of tokens and of errors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
+from pipeline import rows
+from pipeline.blocks import tokens_array
+from pipeline.chunks import STAGE, RowInput
+from pipeline.rows import RowError
+
+Tokens = NDArray[np.uint16]
+
+
+class Tokenizer:
+    """Images to tokens; tokens are checked.
+
+    Args:
+        palette: location of a model folder or of a palette's .npy file.
+        image_size: pixels a side.
+        resize, crop: as in `load_pixels`.
+        model_options: fsspec options of the palette's location.
+        prompts: the input is of tokens that begin images.
+    """
+
+    def __init__(
+        self,
+        *,
+        palette: str,
+        image_size: int,
+        resize: Resize,
+        crop: Crop,
+        model_options: Mapping[str, Any],
+        prompts: bool = False,
+    ) -> None:
+        self._palette = load_palette(palette, storage_options=model_options)
+        self._decoding = {"size": image_size, "resize": resize, "crop": crop}
+        self.n_positions = image_size**2
+        self._prompts = prompts
+
+    def tokens(self, content: RowInput | Image.Image) -> Tokens | RowError:
+        """The tokens of a row, flat: n_positions, or fewer of a prompt; or why there are none."""
+        if isinstance(content, np.ndarray):
+            return self._checked(content)
+        pixels = decoded(content, **self._decoding)
+        return pixels if isinstance(pixels, RowError) else self._palette.encode(pixels).reshape(-1)
+
+    def columns(self, found: Sequence[Tokens | RowError]) -> dict[str, pa.Array]:
+        """Block columns of rows: tokens, errors and, of prompts, their lengths. Zeros are put
+        after a prompt."""
+        good = [item for item in found if not isinstance(item, RowError)]
+        errors = [item if isinstance(item, RowError) else None for item in found]
+        tokens = np.zeros((len(good), self.n_positions), np.uint16)
+        for row, given in zip(tokens, good, strict=True):
+            row[: len(given)] = given
+        valid = [error is None for error in errors]
+        columns = {
+            rows.ROW_TOKENS: tokens_array(tokens.reshape(-1), self.n_positions, valid=valid),
+            rows.ERROR_STAGE: pa.array([error and error.stage for error in errors], pa.string()),
+            rows.ERROR_CLASS: pa.array([error and error.error for error in errors], pa.string()),
+            rows.ERROR_MESSAGE: pa.array(
+                [error and error.message for error in errors], pa.string()
+            ),
+        }
+        if self._prompts:
+            lengths = [None if isinstance(item, RowError) else len(item) for item in found]
+            columns[rows.PROMPT_LENGTH] = pa.array(lengths, pa.int32())
+        return columns
+
+    def _checked(self, tokens: NDArray[np.integer[Any]]) -> Tokens | RowError:
+        n, colors = self.n_positions, len(self._palette)
+        if len(tokens) >= n if self._prompts else len(tokens) != n:
+            expected = f"fewer than {n}" if self._prompts else str(n)
+            return RowError(STAGE, "BadTokens", f"expected {expected} tokens, found {len(tokens)}")
+        wrong = tokens[(tokens < 0) | (tokens >= colors)]
+        if len(wrong):
+            return RowError(
+                STAGE, "BadTokens", f"expected tokens from 0 to {colors - 1}, found {wrong[0]}"
+            )
+        return tokens.astype(np.uint16)
+
+
+def decoded(
+    image: bytes | Image.Image | RowError, *, size: int, resize: Resize, crop: Crop
+) -> Pixels | RowError:
+    """The pixels (size, size, 3) uint8 of a row, or why there are none."""
+    if isinstance(image, RowError):
+        return image
+    try:
+        return load_pixels(image, size, resize=resize, crop=crop)
+    except ImageError as error:
+        return RowError.of("decode", error)
