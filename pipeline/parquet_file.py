@@ -125,7 +125,7 @@ def _batches(
 
 
 # The file that a process read last, where rows of it are left.
-_left: deque[ParquetReader] = deque()
+_left: deque[ParquetReader] = deque(maxlen=1)
 
 
 @contextmanager
