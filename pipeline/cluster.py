@@ -137,14 +137,14 @@ def allot(
     device: str | None,
     cpu_actors: int | None,
     model_actors: int | None,
-    reserved_cpus: int = 0,
+    claim_cpus: bool = True,
 ) -> Allotment:
     """Shares of the cluster's CPUs, such that all actors of the job fit at once.
 
     Args:
         device: of the model stage, None where the job has none.
         cpu_actors, model_actors: as asked for; found from the cluster where None.
-        reserved_cpus: of the cluster that others need at the same time.
+        claim_cpus: false for actors that run beside whatever else there is.
     """
     if device == "cuda" and (model_actors or 0) > gpus():
         raise UsageError(
@@ -154,9 +154,8 @@ def allot(
     n_model = 0 if device is None else (model_actors or auto_model_actors(device))
     n_reading = cpu_actors or max(1, (n_cpus - 1) if device != "cpu" else n_cpus // 4)
     n_writing = max(1, n_reading // 4)
-    free = max(n_cpus - reserved_cpus, 0)
-    share = min(1.0, _SHARE_OF_CPUS * free / (n_reading + n_writing + n_model))
-    share = int(share * 1000) / 1000
+    share = min(1.0, _SHARE_OF_CPUS * n_cpus / (n_reading + n_writing + n_model))
+    share = int(share * 1000) / 1000 if claim_cpus else 0.0
     return Allotment(
         reading=Resources(actors=n_reading, num_cpus=share),
         model=Resources(actors=n_model, num_cpus=share, num_gpus=1.0 if device == "cuda" else 0.0),

@@ -140,7 +140,7 @@ def _estimate(
         bytes_out=round(per_row * rows * share_good),
         trial_rows=trial_rows,
         trial_errors=sum(part["errors"] for part in tried),
-        speeds=tuple(_speeds(job.allotment, tried, on_gpus=on_gpus)),
+        speeds=tuple(_speeds(job.allotment, tried, on_gpus=on_gpus, cpus=cluster.cpus())),
         gpus=job.allotment.model.actors if on_gpus else 0,
     )
 
@@ -150,6 +150,7 @@ def _speeds(
     tried: Sequence[Mapping[str, Any]],
     *,
     on_gpus: bool,
+    cpus: int,
 ) -> Iterable[StageSpeed]:
     """How fast each stage is, and the CPUs that those stages share which do not run on GPUs.
 
@@ -176,7 +177,7 @@ def _speeds(
         share = each / reading if stage in ("read", "decode") and reading else 1
         yield StageSpeed(stage, each, actors[stage] * share)
     on_cpus = sum(each for stage, each in seconds.items() if not (on_gpus and stage == "model"))
-    yield StageSpeed("all CPUs", on_cpus, cluster.cpus())
+    yield StageSpeed("all CPUs", on_cpus, cpus)
 
 
 def _input_bytes(paths: Iterable[str], options: Mapping[str, Any]) -> int:

@@ -177,14 +177,14 @@ class Job:
 
 
 def allotment_for(
-    options: RunOptions, batch: Batch, *, reserved_cpus: int = 0
+    options: RunOptions, batch: Batch, *, claim_cpus: bool = True
 ) -> cluster.Allotment:
     """What each stage gets of the cluster that is joined; see `cluster.allot`."""
     return cluster.allot(
         device=batch.compute and batch.compute.device,
         cpu_actors=options.cpu_actors,
         model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
-        reserved_cpus=reserved_cpus,
+        claim_cpus=claim_cpus,
     )
 
 

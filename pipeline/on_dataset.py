@@ -31,14 +31,22 @@ def map_images(
         image_column: see `TokenizeRows`.
         id_column: names rows; a job that draws needs it, as what it draws depends on it.
 
-    Raises UsageError for options that do not fit.
+    Raises UsageError for options that do not fit, and for columns that are known to be missing.
     """
+    known = dataset.schema(fetch_if_missing=False)  # without running anything
+    missing = {image_column, id_column} - {None, *(known.names if known else ())}
+    if known is not None and missing:
+        raise UsageError(
+            f"expected column {' and '.join(map(str, missing))}, the data set has "
+            f"{', '.join(known.names)}; next: image_column and id_column of these"
+        )
     definition = kind.define(options)
     if definition.paints and id_column is None:
         raise UsageError(f"{kind.name} needs id_column: what it draws for a row depends on its id")
     batch = Batch.of(definition, options)
-    # The data set's own tasks want a CPU each: without one for them nothing would ever move.
-    allotment = allotment_for(options, batch, reserved_cpus=1)
+    # CPUs are not claimed: whoever made the data set may chain any number of stages, whose tasks
+    # would wait for ever for what actors hold.
+    allotment = allotment_for(options, batch, claim_cpus=False)
     job = Job(kind.name, options, definition, "", Plan("dataset", 1, ()), batch, allotment)
     quantizer = definition.quantizer
     model_options = options_for(options.storage_options, "model")

@@ -1,0 +1,103 @@
+"""Jobs on somebody's own Ray data set: the same results as by the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from conftest import GOOD, SIDE, photo
+from PIL import Image
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.pixels import load_pixels
+from jobs.__main__ import main
+from jobs.on_dataset import on_dataset
+from pipeline.storage import UsageError
+
+OPTIONS = {"device": "cpu", "batch_size": 8}
+
+
+def rows_of(photos: str) -> pa.Table:
+    """The folder of photos as a table that somebody might have, the bad images among them."""
+    paths = sorted(path for path in Path(photos).rglob("*") if path.suffix != ".txt")
+    paths = [path for path in paths if path.is_file()]
+    return pa.table(
+        {
+            "name": [path.relative_to(photos).as_posix() for path in paths],
+            "size": [path.stat().st_size for path in paths],
+            "picture": pa.array([path.read_bytes() for path in paths], pa.binary()),
+        }
+    )
+
+
+@pytest.mark.parametrize("job", ["embed", "complete"])
+def test_results_are_those_of_the_command_line(ray_session, photos, tiny_model, tmp_path, job):
+    options = OPTIONS | {"model": tiny_model} | ({"samples": 2} if job == "complete" else {})
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    output = f"--output={tmp_path / 'run'}"
+    main([job, f"--input={photos}", output, "--max-error-fraction=1", "--quiet", *flags])
+    expected = {row["id"]: row for row in pq.read_table(tmp_path / "run" / "data").to_pylist()}
+
+    table = rows_of(photos)
+    dataset = ray.data.from_arrow(table).repartition(3)
+    found = on_dataset(job, dataset, options, image_column="picture", id_column="name").take_all()
+    assert len(found) == table.num_rows
+    good = [row for row in found if row["error"] is None]
+    assert len(good) == GOOD == len(expected)
+    sizes = dict(zip(table["name"].to_pylist(), table["size"].to_pylist(), strict=True))
+    for row in good:
+        wanted = expected[row["name"]]
+        assert set(row) == (set(wanted) - {"id"}) | {"name", "size", "error"}
+        assert row["size"] == sizes[row["name"]]
+        for column in set(wanted) - {"id"}:
+            assert np.array_equal(row[column], wanted[column]), column
+    bad = {row["name"]: row["error"] for row in found if row["error"] is not None}
+    assert set(bad) == {"truncated.jpg", "text.png", "empty.png"}
+    assert bad["empty.png"].startswith("EmptyImage: ")
+
+
+def test_arrays_of_read_images_and_ready_tokens(ray_session, tiny_model, tmp_path):
+    """ray.data.read_images gives arrays (H, W, C): of one size here a tensor of all rows, of
+    several sizes another type. What they quantize to can be scored as it is."""
+    palette = load_palette(tiny_model)
+    for name, sizes in {"same": [(20, 16)] * 3, "mixed": [(20, 16), (9, 30), (8, 8)]}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, size in enumerate(sizes):
+            photo(i, size=size).save(folder / f"{i}.png")
+        images = ray.data.read_images(str(folder), include_paths=True)
+        tokens = on_dataset("quantize", images, {"model": tiny_model}, id_column="path")
+        found = tokens.take_all()
+        assert len(found) == 3
+        for row in found:
+            assert row["error"] is None
+            pixels = load_pixels(Image.open(row["path"]), SIDE)
+            assert np.array_equal(row["tokens"], palette.encode(pixels).ravel())
+        options = OPTIONS | {"model": tiny_model}
+        first = on_dataset("score", images, options).take_all()
+        again = on_dataset("score", tokens.drop_columns(["error"]), options, image_column="tokens")
+        scores = {row["path"]: row["nll"] for row in again.take_all()}
+        assert {row["path"]: row["nll"] for row in first} == scores
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "columns", "says"),
+    [
+        ("train", {}, {}, "quantize, complete, embed, score, classify"),
+        ("embed", {"layers": "7"}, {}, "--layers 7"),
+        ("embed", {"input": "photos"}, {}, "input has no meaning"),
+        ("embed", {"layer": "3"}, {}, "--layer is not an option"),
+        ("complete", {}, {}, "id_column"),
+        ("embed", {}, {"image_column": "img"}, "the data set has name, picture"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_runs(
+    ray_session, tiny_model, job, options, columns, says
+):
+    dataset = ray.data.from_arrow(pa.table({"name": ["a"], "picture": [b"x"]}))
+    with pytest.raises(UsageError, match=says):
+        on_dataset(
+            job, dataset, {"model": tiny_model} | options, **({"image_column": "picture"} | columns)
+        )

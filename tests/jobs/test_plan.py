@@ -1,0 +1,103 @@
+"""`igpt plan`: what it counts is exact, what it estimates follows from the trial; no output."""
+
+import json
+import tarfile
+
+import pytest
+from conftest import BAD, GOOD, encoded, photo
+
+from jobs.__main__ import main
+from pipeline import estimate as estimates
+from pipeline.estimate import Estimate, StageSpeed
+
+
+def plan(capsys, *words: object) -> dict:
+    main(["plan", *(str(word) for word in words), "--json"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_job_is_planned_and_nothing_written(
+    ray_session, photos, tiny_model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["complete", "--input", photos, "--model", tiny_model, "--batch-size=4", "--output=out"]
+    found = plan(capsys, *words, "--shard-size=5", "--samples=2", "--gpu-hour-price=3")
+    n = GOOD + len(BAD)
+    assert (found["rows"], found["rows_counted"], found["shards"]) == (n, True, 5)
+    assert found["trial_rows"] == min(n, 2 * 2 * 3)  # images a batch, actors, trials of each
+    assert 0 < found["trial_errors"] <= len(BAD)
+    assert found["bytes_in"] > 1000
+    assert found["bytes_out"] > 1000
+    assert set(found["stages"]) == {"read", "decode", "model", "write", "all CPUs"}
+    slowest = min(found["stages"].values(), key=lambda stage: stage["rows_per_second"])
+    assert found["stages"][found["limit"]]["rows_per_second"] == slowest["rows_per_second"]
+    assert found["seconds"] == pytest.approx(n / slowest["rows_per_second"], abs=0.06)
+    assert (found["gpu_hours"], found["price"]) == (0, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_need_no_input(ray_session, tiny_model, capsys):
+    words = ["--count=100", "--model", tiny_model, "--batch-size=2", "--shard-size=30"]
+    found = plan(capsys, "sample", *words)
+    assert (found["rows"], found["shards"], found["bytes_in"]) == (100, 4, 0)
+
+
+def test_the_rows_of_tars_are_estimated_by_their_bytes(ray_session, tiny_model, tmp_path, capsys):
+    for name, count in {"a": 20, "b": 40}.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for i in range(count):
+                (tmp_path / "x.png").write_bytes(encoded(photo(i)))
+                tar.add(tmp_path / "x.png", f"{i:03d}.png")
+    words = ["--input", tmp_path / "*.tar", "--model", tiny_model]
+    found = plan(capsys, "quantize", *words)
+    assert not found["rows_counted"]
+    assert found["shards"] == 2
+    assert found["rows"] == pytest.approx(60, rel=0.3)
+
+
+def speeds(**rates: float) -> tuple[StageSpeed, ...]:
+    return tuple(StageSpeed(stage, 1 / rate, 1) for stage, rate in rates.items())
+
+
+def test_gpu_hours_are_the_gpus_times_the_time_of_the_slowest_stage():
+    found = Estimate(
+        shards=10,
+        shard_size=100,
+        rows=7200,
+        counted=True,
+        bytes_in=1,
+        bytes_out=1,
+        trial_rows=10,
+        trial_errors=0,
+        speeds=speeds(read=50, decode=4, model=2, write=100),
+        gpus=4,
+    )
+    assert found.limit.stage == "model"
+    assert found.seconds == 3600
+    assert found.gpu_hours == 4
+    assert "GPUs" in found.advice
+
+
+def test_reading_and_decoding_share_their_actors():
+    class Two:
+        actors = 2
+
+    class Shares:
+        reading = model = writing = Two
+
+    part = {"rows": 9, "errors": 1, "seconds": {"read": 10.0, "decode": 30.0, "model": None}}
+    part["seconds"]["write"] = 1.0
+    found = {s.stage: s for s in estimates._speeds(Shares, [part], on_gpus=False, cpus=8)}
+    # Two actors that need 1 + 3 seconds for a row finish half a row a second.
+    assert found["read"].rows_per_second == pytest.approx(0.5)
+    assert found["decode"].rows_per_second == pytest.approx(0.5)
+    assert found["write"].rows_per_second == pytest.approx(20)
+    assert found["all CPUs"].rows_per_second == pytest.approx(8 / 4.1)
+    assert "model" not in found
+
+
+def test_a_wrong_input_is_one_line(ray_session, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "embed", "--input", str(tmp_path / "nowhere")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
