@@ -21,9 +21,12 @@ from jobs import (
     probe,
     quantize,
     report,
+    retry_failed,
     sample,
     score,
+    status,
     train,
+    verify,
 )
 from pipeline.run import OverErrorBudget, RunFailed
 from pipeline.storage import UsageError
@@ -44,6 +47,9 @@ COMMANDS = (
     convert.COMMAND,
     export.COMMAND,
     report.COMMAND,
+    status.COMMAND,
+    verify.COMMAND,
+    retry_failed.COMMAND,
 )
 
 FAILED = 1

@@ -1,7 +1,57 @@
-"""The jobs that fill run directories, by name."""
+"""The jobs that fill run directories, by the name that run.json has for them."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from jobs import classify, complete, embed, quantize, sample, score
+from jobs.command import parse
+from pipeline.job import BatchJob
+from pipeline.options import RunOptions
+from pipeline.run_directory import RUN_FILE, RunDirectory
+from pipeline.storage import UsageError, is_masked
 
-BATCH_JOBS = {
-    module.JOB.name: module.JOB for module in (quantize, complete, sample, embed, score, classify)
+BATCH_JOBS: dict[str, BatchJob] = {
+    job.name: job
+    for job in (
+        quantize.JOB,
+        complete.JOB,
+        sample.JOB,
+        embed.JOB,
+        score.JOB,
+        classify.JOB,
+    )
 }
+# What was found on the cluster of the run, and what results depend on: not to be found anew.
+_FOUND = ("device", "dtype", "batch_size")
+
+
+def recorded_job(
+    directory: RunDirectory, given: Mapping[str, Any]
+) -> tuple[BatchJob, RunOptions, dict[str, Any]]:
+    """The job of a run directory, its options, and run.json.
+
+    The options are those of the run, where `given` has no others. Raises UsageError where there
+    is no run, it is of another version, or its options cannot be used again.
+    """
+    record = directory.record()
+    if record is None:
+        raise UsageError(
+            f"expected a run directory, found no {RUN_FILE} in {directory.location}; check the path"
+        )
+    job = BATCH_JOBS.get(record["job"])
+    if job is None:
+        raise UsageError(
+            f"{directory.location} is a run of {record['job']}, this igpt knows "
+            f"{', '.join(BATCH_JOBS)}; next: the version of igpt that wrote it"
+        )
+    values = dict(record["options"])
+    found = {name: record["results"].get(name) for name in _FOUND}
+    values |= {name: value for name, value in found.items() if value is not None}
+    values |= {"output": directory.location, "overwrite": False, **given}
+    hidden = [name for name, value in values.items() if isinstance(value, str) and is_masked(value)]
+    if hidden:
+        raise UsageError(
+            f"{RUN_FILE} keeps no logins and signatures, so --{hidden[0].replace('_', '-')} "
+            f"{values[hidden[0]]} leads nowhere; next: the run's own command, with its own location"
+        )
+    return job, parse(job.options, values), record

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.shards import Plan, Source, find_source
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
-from pipeline.storage import absolute, masked, options_for
+from pipeline.storage import absolute, absolute_model, masked, options_for
 
 SECRET_OPTIONS = {"storage_options"}
 SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
@@ -188,8 +188,11 @@ def allotment_for(
     )
 
 
-def run_job(kind: BatchJob, options: RunOptions) -> None:
+def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ()) -> None:
     """The job from its options to its report, or what is left of it.
+
+    Args:
+        again: shards that are forgotten, once all is checked, and so are done again.
 
     Raises UsageError before work begins; RunFailed and OverErrorBudget as `execute` does.
     """
@@ -226,6 +229,7 @@ def run_job(kind: BatchJob, options: RunOptions) -> None:
             record = _record(job, wanted)
             directory.clear()
             directory.begin(record, plan)
+        directory.forget(again)
         _execute(job, directory)
 
 
@@ -291,9 +295,22 @@ def _record(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+# Options that hold locations, and how one is made absolute.
+_LOCATIONS: dict[str, Callable[[str], str]] = {
+    "input": absolute_input,
+    "model": absolute_model,
+    "palette": absolute_model,
+    "mask": absolute,
+    "output": absolute,
+}
+
+
 def _shown(options: RunOptions) -> dict[str, Any]:
-    """The options as run.json shows them: no secrets."""
+    """The options as run.json shows them: no secrets, and locations that hold in any folder."""
     values = options.model_dump(exclude=SECRET_OPTIONS, mode="json")
+    for name, whole in _LOCATIONS.items():
+        if values.get(name) is not None:
+            values[name] = whole(values[name])
     return {key: masked(v) if isinstance(v, str) else v for key, v in values.items()}
 
 

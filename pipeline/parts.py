@@ -67,8 +67,13 @@ def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
         paths = fs.ls(join(output, folder), detail=False)
     except FileNotFoundError:
         return set()
-    parts = (_PART.fullmatch(path.rpartition("/")[2]) for path in paths)
-    return {int(part[1]) for part in parts if part}
+    return {shard for shard in map(shard_of, paths) if shard is not None}
+
+
+def shard_of(path: str) -> int | None:
+    """The shard whose results or errors a path names; None for any other file."""
+    part = _PART.fullmatch(path.rpartition("/")[2])
+    return int(part[1]) if part else None
 
 
 class WriteParts:
@@ -122,7 +127,7 @@ class WriteParts:
             )
         good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))
         bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
-        results = self._results(good)
+        results = self.results(good)
         self._write_errors(shard, bad)
         payload = parquet_bytes(results)
         summary = {
@@ -145,7 +150,8 @@ class WriteParts:
         write_atomic(self._fs, join(self._output, part_name("data", shard)), payload)
         return summary
 
-    def _results(self, good: pa.Table) -> pa.Table:
+    def results(self, good: pa.Table) -> pa.Table:
+        """The results, as they are stored, of finished rows that are good."""
         columns = {rows.ID: good[rows.ROW_ID]}
         columns |= {name: good[name] for name in good.column_names if name in self._schema.names}
         if self._columns is not None:

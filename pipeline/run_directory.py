@@ -5,8 +5,9 @@ import importlib.metadata
 import io
 import json
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.parts import (
     RUN_FILE,
     finished_shards,
     parquet_bytes,
+    part_name,
 )
 from pipeline.shards import Plan
 from pipeline.storage import (
@@ -35,6 +37,7 @@ from pipeline.storage import (
 
 PLAN_FILE = "plan.parquet"
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
+_THREADS = 32
 _PACKAGES = ("igpt", "torch", "ray", "pyarrow", "pillow", "numpy")
 
 
@@ -96,6 +99,23 @@ class RunDirectory:
             path = join(self.path, name)
             if exists(self.fs, path):
                 self.fs.rm(path, recursive=name in FOLDERS)
+
+    def forget(self, shards: Collection[int]) -> None:
+        """Delete what these shards left, so that they are to be done again. The report goes first
+        and the results next: stopped in between, it is a run that resumes."""
+        if not shards:
+            return
+        self._delete({REPORT_FILE}, "")
+        for folder in FOLDERS:  # data first
+            self._delete({part_name(folder, shard) for shard in shards}, folder)
+
+    def _delete(self, names: Collection[str], folder: str) -> None:
+        """Those of the files that are there, all of them in one folder."""
+        self.fs.invalidate_cache()
+        with suppress(FileNotFoundError), ThreadPoolExecutor(_THREADS) as pool:
+            paths = self.fs.ls(join(self.path, folder).rstrip("/"), detail=False)
+            there = [p for p in paths if join(folder, p.rpartition("/")[2]).lstrip("/") in names]
+            list(pool.map(self.fs.rm_file, there))
 
     def begin(self, record: Mapping[str, Any], plan: Plan) -> None:
         """Write run.json, then the plan. Raises UsageError where nothing can be written."""
@@ -159,13 +179,18 @@ def refuse_other_run(
     location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any], *, kind: str = "run"
 ) -> None:
     """Raises UsageError where something in `wanted`, on which results depend, is not as it was."""
-    differing = [
-        f"{name}: {recorded.get(name)} there, {value} now"
-        for name, value in wanted.items()
-        if value != recorded.get(name)
-    ]
+    differing = differences(recorded, wanted)
     if differing:
         raise UsageError(
             f"{location} holds another {kind} ({'; '.join(differing)}); next: the same options to "
             "resume it, --overwrite to replace it, or another --output"
         )
+
+
+def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What in `wanted` is not as it was, each in words."""
+    return [
+        f"{name}: {recorded.get(name)} there, {value} now"
+        for name, value in wanted.items()
+        if value != recorded.get(name)
+    ]

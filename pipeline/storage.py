@@ -42,6 +42,7 @@ class UsageError(Exception):
 
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]+")
 _WEB_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]+")
+_MASKED_QUERY = re.compile(r"https?://[^\s?'\"]*\?\*\*\*")
 _LOGIN = re.compile(r"://[^/\s@]+@")
 
 
@@ -49,6 +50,11 @@ def masked(text: str) -> str:
     """Text that may hold locations, without logins and without the queries (signatures) of web
     addresses: fit to be shown and written down."""
     return _LOGIN.sub("://***@", _WEB_QUERY.sub(r"\1?***", text))
+
+
+def is_masked(text: str) -> bool:
+    """Whether `masked` left something out of a location, so that it leads nowhere."""
+    return "://***@" in text or _MASKED_QUERY.search(text) is not None
 
 
 def one_line(error: BaseException, *, length: int = 300) -> str:

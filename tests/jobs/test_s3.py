@@ -195,3 +195,31 @@ def test_mistakes_in_locations_are_one_line_without_the_secret(s3, igpt, capsys,
     assert line.count("\n") == 1
     assert says in line
     assert SECRET not in line
+
+
+def test_status_verify_and_retry_of_a_run_in_a_store(ray_session, s3, capsys, igpt):
+    """The run is that of images of which one is bad until it is mended."""
+    options, fs = s3
+    where = ["s3://jobs/out/retried", "--storage-options", json.dumps(options)]
+    for i in range(4):
+        fs.pipe_file(f"jobs/mended/{i}.png", encoded(photo(i)) if i else b"no image")
+    words = ["quantize", "--input=s3://jobs/mended", "--model=s3://jobs/models/tiny/", "--quiet"]
+    words += ["--shard-size=2", "--max-error-fraction=0.5", f"--output={where[0]}", *where[1:]]
+    igpt(*words)
+    fs.pipe_file("jobs/mended/0.png", encoded(photo(0)))
+    fs.rm_file("jobs/out/retried/data/part-000001.parquet")
+    capsys.readouterr()
+    igpt("status", *where, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["finished"], found["shards"], found["total_shards"]) == (False, 1, 2)
+    assert (found["images"], found["errors"]) == (2, 1)
+    assert (
+        found["last_part"]
+        == json.loads(fs.cat_file("jobs/out/retried/stats/part-000000.json"))["finished"]
+    )
+    igpt("retry-failed", *where, "--quiet")
+    igpt("verify", *where, "--replay=2")
+    captured = capsys.readouterr()
+    assert "FAILED" not in captured.out
+    assert "4 rows and 0 errors" in captured.out
+    assert SECRET not in captured.out + captured.err

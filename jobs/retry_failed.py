@@ -1,0 +1,48 @@
+"""igpt retry-failed: the parts of a run that have errors, once more."""
+
+import json
+
+import click
+from pydantic import Field
+
+from jobs.batch_jobs import recorded_job
+from jobs.command import command
+from pipeline.job import run_job
+from pipeline.options import RayOptions, StorageOptions
+from pipeline.parts import shards_with_errors
+from pipeline.run_directory import RunDirectory
+from pipeline.storage import absolute, options_for
+
+
+class RetryOptions(RayOptions, StorageOptions):
+    output: str = Field(description="run directory, local or a URI")
+    model_actors: int | None = Field(None, ge=1, description="model actors [default: the run's]")
+    max_error_fraction: float | None = Field(
+        None, ge=0, le=1, description="bad rows allowed, a share of all [default: the run's]"
+    )
+
+
+def run(options: RetryOptions) -> None:
+    directory = RunDirectory.at(
+        absolute(options.output), options_for(options.storage_options, "output")
+    )
+    ours = {"quiet": options.quiet, "debug": options.debug, "json_lines": options.json_lines}
+    given = options.model_dump(exclude={"output", *ours}, exclude_none=True)
+    job, recorded, _ = recorded_job(directory, given | ours)
+    failed = shards_with_errors(directory.fs, directory.path)
+    if failed:
+        run_job(job, recorded, again=failed)
+    elif options.json_lines:
+        click.echo(json.dumps({"event": "done", "output": directory.location, "retried": 0}))
+    elif not options.quiet:
+        click.echo(f"{directory.location}: no part has errors, nothing to retry")
+
+
+COMMAND = command(
+    "retry-failed",
+    RetryOptions,
+    run,
+    argument="output",
+    help="Do the parts of the run OUTPUT that have errors again; all others stay as they are.",
+    example="igpt retry-failed out/photos --max-error-fraction 0.01",
+)

@@ -1,0 +1,72 @@
+"""igpt status: how far a run is."""
+
+import dataclasses
+import json
+import time
+
+import click
+from pydantic import Field
+
+from jobs.command import command
+from pipeline.options import Options, StorageOptions
+from pipeline.progress import duration
+from pipeline.run_directory import RunDirectory
+from pipeline.status import SAMPLE, Status, read_status
+from pipeline.storage import absolute, options_for
+
+
+class StatusOptions(StorageOptions, Options):
+    output: str = Field(description="run directory, local or a URI")
+    json_lines: bool = Field(False, alias="json", description="one JSON object")
+
+
+def run(options: StatusOptions) -> None:
+    location = absolute(options.output)
+    directory = RunDirectory.at(location, options_for(options.storage_options, "output"))
+    status = read_status(directory)
+    if options.json_lines:
+        click.echo(json.dumps({"output": directory.location, **dataclasses.asdict(status)}))
+    else:
+        for name, text in _lines(status, directory.location).items():
+            click.echo(f"{name:7} {text}")
+
+
+def _lines(status: Status, location: str) -> dict[str, str]:
+    """What there is to say, by its heading; `about` stands before estimates."""
+
+    def figure(name: str, value: float | int | None) -> str:
+        about = "about " if name in status.estimated else ""
+        return "unknown" if value is None else f"{about}{value:,}"
+
+    state = "finished" if status.finished else "not finished"
+    lines = {
+        "run": f"{location}: {status.job}, {state}",
+        "shards": f"{status.shards:,} of {figure('total_shards', status.total_shards)} done",
+        "images": f"{figure('images', status.images)} of {figure('total', status.total)}, "
+        f"{figure('errors', status.errors)} of them bad",
+    }
+    if status.errors_by_kind:
+        kinds = status.errors_by_kind.items()
+        lines["errors"] = ", ".join(f"{kind} {figure('errors', n)}" for kind, n in kinds)
+    if status.images_per_second is not None:
+        latest = f" over the latest {SAMPLE} parts" if status.shards > SAMPLE else ""
+        lines["speed"] = f"{status.images_per_second:,.1f} images/s{latest}"
+    if status.last_part is not None:
+        ago = max(time.time() - status.last_part, 0)
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.last_part))
+        lines["last"] = f"part {duration(ago)} ago, {moment}"
+    if status.seconds_left is not None:
+        lines["left"] = f"about {duration(status.seconds_left)} at that speed"
+    if status.resume is not None:
+        lines["resume"] = status.resume
+    return lines
+
+
+COMMAND = command(
+    "status",
+    StatusOptions,
+    run,
+    argument="output",
+    help="Say how far the run OUTPUT is, from its directory alone; quick, also where it is huge.",
+    example="igpt status s3://bucket/completions",
+)

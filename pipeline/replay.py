@@ -1,0 +1,204 @@
+"""Model batches of a run computed again, in this process, and compared bit by bit."""
+
+import io
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from igpt_core.errors import CheckpointError
+from pipeline import rows
+from pipeline.cluster import Allotment
+from pipeline.footers import PARQUET_ERRORS
+from pipeline.job import Batch, BatchJob, Job, dependencies
+from pipeline.models import Compute
+from pipeline.options import RunOptions
+from pipeline.parts import WriteParts, parquet_bytes, part_name
+from pipeline.run_directory import RunDirectory, differences
+from pipeline.shards import Plan, Shard
+from pipeline.stage import Resources
+from pipeline.storage import STORE_ERRORS, UsageError, join, one_line, read_bytes
+
+_HERE = Allotment(Resources(), Resources(), Resources())
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A model batch that was computed again: its part, its rows, and what differs, each with the
+    name of the part."""
+
+    part: str
+    rows: int
+    differing: tuple[str, ...]
+
+
+class NotReplayed(Exception):
+    """Nothing can be computed again: the input or the model is not that of the run, or out of
+    reach. The message is one line."""
+
+
+def replay(
+    kind: BatchJob,
+    options: RunOptions,
+    *,
+    directory: RunDirectory,
+    record: Mapping[str, Any],
+    n_batches: int,
+    seed: int,
+) -> Iterator[Replayed]:
+    """Compute model batches of a run again; where it has no model, whole shards.
+
+    Args:
+        kind, options: the job of the run, its options.
+        record: run.json.
+        n_batches: how many, of shards at random; fewer where there are no more.
+        seed: of the choice.
+
+    Raises UsageError where the run computed on a GPU and there is none, NotReplayed.
+    """
+    recorded = record["results"]
+    if recorded.get("device") == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "expected a GPU, on which the run computed and to which its bits belong, found none; "
+            "next: the same command on such a machine, or without --replay"
+        )
+    job = _job(kind, options, directory, record)
+    read, *model, write = [
+        stage.cls(**stage.arguments) for stage in job.definition.stages(job)
+    ]  # built once, as an actor does
+    assert isinstance(write, WriteParts)
+    chance = random.Random(seed)
+    done = sorted(directory.finished() & {shard.index for shard in job.plan.shards})
+    chosen = chance.sample(done, min(n_batches, len(done)))
+    by_index = {shard.index: shard for shard in job.plan.shards}
+    left = n_batches
+    for place, index in enumerate(chosen):
+        stored = _read_part(directory, index)
+        block = _read_shard(read, job.plan, by_index[index])
+        good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))
+        wrong = _other_rows(index, stored, block)
+        if wrong:  # and so other batches
+            yield Replayed(part_name("data", index), 0, (wrong,))
+            left -= 1
+            continue
+        batches = _batches(good, job.batch.images)
+        wanted = -(-left // (len(chosen) - place))
+        for batch in chance.sample(batches, min(wanted, len(batches))):
+            left -= 1
+            computed = good.take(pa.array(batch))
+            for stage in model:
+                computed = stage(computed)
+            differing = _differing(write.results(computed), stored.results.take(pa.array(batch)))
+            where = part_name("data", index)
+            yield Replayed(where, len(batch), tuple(f"{where}: {text}" for text in differing))
+
+
+def _job(
+    kind: BatchJob, options: RunOptions, directory: RunDirectory, record: Mapping[str, Any]
+) -> Job:
+    """The job as it was, without a cluster."""
+    recorded = record["results"]
+    plan = directory.plan()
+    assert plan is not None  # that is verified first
+    try:
+        definition = kind.define(options)
+    except (UsageError, CheckpointError) as error:
+        raise NotReplayed(one_line(error)) from error
+    batch = Batch()
+    if definition.images_per_batch is not None:
+        compute = Compute(recorded["device"], recorded["dtype"])
+        batch = Batch(compute, definition.images_per_batch(compute))
+    other = differences(recorded, dependencies(kind.name, options, definition, batch))
+    if other:
+        raise NotReplayed(f"expected what the run was made with, found other: {'; '.join(other)}")
+    return Job(kind.name, options, definition, directory.location, plan, batch, _HERE)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    results: pa.Table
+    errors: pa.Table
+
+
+def _read_part(directory: RunDirectory, shard: int) -> _Stored:
+    def read(folder: str) -> pa.Table:
+        content = read_bytes(directory.fs, join(directory.path, part_name(folder, shard)))
+        return pq.read_table(io.BytesIO(content))
+
+    try:
+        results = read("data")
+        try:
+            return _Stored(results, read("errors"))
+        except FileNotFoundError:
+            return _Stored(results, rows.ERRORS.empty_table())
+    except PARQUET_ERRORS as error:
+        raise NotReplayed(f"cannot read {part_name('data', shard)}: {one_line(error)}") from error
+
+
+def _read_shard(read: Any, plan: Plan, shard: Shard) -> pa.Table:
+    try:
+        return read(replace(plan, shards=(shard,)).to_table())
+    except (*STORE_ERRORS, RuntimeError) as error:
+        raise NotReplayed(f"cannot read the input: {one_line(error)}") from error
+
+
+def _other_rows(shard: int, stored: _Stored, block: pa.Table) -> str | None:
+    """How the rows that are read now, good and bad, differ from those of the part."""
+    bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
+    good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))[rows.ROW_ID].to_pylist()
+    columns = (rows.ROW_ID, rows.ERROR_STAGE, rows.ERROR_CLASS)
+    found = []
+    if bad.num_rows:  # rows that cannot fail have no columns for it
+        found = list(zip(*(bad[name].to_pylist() for name in columns), strict=True))
+    names = ("id", "stage", "error")
+    recorded = list(zip(*(stored.errors[name].to_pylist() for name in names), strict=True))
+    if found != recorded:
+        new = next((error for error in found if error not in recorded), None)
+        gone = next((error for error in recorded if error not in found), None)
+        texts = [f"{new[0]} is bad now ({new[2]})" if new else ""]
+        texts += [f"{gone[0]} was bad ({gone[2]})" if gone else ""]
+        text = " and ".join(filter(None, texts)) or "they come in another order"
+        return f"{part_name('errors', shard)}: expected {len(recorded)} bad rows: {text}"
+    if good != stored.results[rows.ID].to_pylist():
+        return f"{part_name('data', shard)}: the ids are not those of the input"
+    return None
+
+
+def _batches(good: pa.Table, images: int | None) -> list[NDArray[np.intp]]:
+    """The rows of each model batch, as the stages form them; all rows without a model. Prompts of
+    one length are computed together."""
+    n = good.num_rows
+    groups: Sequence[NDArray[np.intp]] = [np.arange(n)]
+    if rows.PROMPT_LENGTH in good.column_names:
+        lengths = good[rows.PROMPT_LENGTH].to_numpy()
+        groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+    size = images or max(n, 1)
+    return [g[start : start + size] for g in groups for start in range(0, len(g), size)]
+
+
+def _differing(computed: pa.Table, stored: pa.Table) -> list[str]:
+    """What differs in each column. Parquet's bytes are compared: they tell -0.0 from 0.0."""
+    texts = []
+    for name in computed.column_names:
+        pair = [
+            _alone(table, name, computed.schema.field(name).type) for table in (computed, stored)
+        ]
+        if parquet_bytes(pair[0]) == parquet_bytes(pair[1]):
+            continue
+        ids = stored[rows.ID].to_pylist()
+        single = ([parquet_bytes(table.slice(i, 1)) for i in range(len(ids))] for table in pair)
+        other = [id_ for id_, a, b in zip(ids, *single, strict=True) if a != b]
+        texts.append(f"column {name} is another in {len(other)} of {len(ids)} rows, {other[0]!r}")
+    return texts
+
+
+def _alone(table: pa.Table, name: str, type_: pa.DataType) -> pa.Table:
+    """A column of either table, of one type down to the names of list elements."""
+    return pa.table({name: table[name].cast(type_).combine_chunks()})

@@ -1,0 +1,136 @@
+"""`igpt retry-failed`: what failed is done again, from the options in run.json, from anywhere."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import BAD, GOOD, encoded, photo
+
+from jobs.__main__ import main
+from pipeline.run_directory import RunDirectory
+
+
+def contents(output: Path) -> dict[str, str]:
+    """The SHA-256 of each part of results and errors."""
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in ("data", "errors")
+        for path in sorted((output / folder).iterdir())
+    }
+
+
+def refusal(capsys, *words: object) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return stopped.value.code, line
+
+
+WORDS = ["complete", "--samples=2", "--batch-size=8", "--shard-size=5", "--seed=7", "--quiet"]
+WORDS += ["--max-error-fraction=0.5", "--device=cpu", "--mask=masks/one.png"]
+
+
+@pytest.fixture
+def place(ray_session, photos, tiny_model, tmp_path, monkeypatch) -> Path:
+    """A folder with photos, a model and a run, all named as seen from it."""
+    shutil.copytree(photos, tmp_path / "photos", symlinks=True)
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "one.png").write_bytes(encoded(photo(3)))
+    monkeypatch.chdir(tmp_path)
+    main([*WORDS, "--input=photos", "--model=model", "--output=run"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def test_a_mended_image_gets_its_row_and_nothing_else_changes(place, capsys, monkeypatch):
+    run = place / "run"
+    before = contents(run)
+    stamps = {path: path.stat().st_mtime_ns for path in (run / "data").iterdir()}
+    failed = {path.name for path in (run / "errors").iterdir()}
+    (place / "photos" / "truncated.jpg").write_bytes(encoded(photo(20), "JPEG"))
+    main(["retry-failed", "../run", "--quiet", "--model-actors=1"])
+    assert pq.read_table(run / "data").num_rows == GOOD + 1
+    assert set(pq.read_table(run / "errors")["id"].to_pylist()) == BAD - {"truncated.jpg"}
+    report = json.loads((run / "report.json").read_text())
+    assert (report["rows"], report["errors"]) == (GOOD + 1, len(BAD) - 1)
+    for path, stamp in stamps.items():
+        assert (path.stat().st_mtime_ns != stamp) == (path.name in failed)
+    monkeypatch.chdir(place)
+    main([*WORDS, "--input=photos", "--model=model", "--output=fresh"])
+    assert contents(run) == contents(place / "fresh") != before
+    main(["verify", str(run), "--replay=2"])
+
+
+def test_what_is_still_bad_is_an_error_again(place):
+    before = contents(place / "run")
+    main(["retry-failed", str(place / "run"), "--quiet"])
+    assert contents(place / "run") == before
+
+
+def test_the_error_budget_may_be_another(place, capsys):
+    words = ["retry-failed", place / "run", "--quiet", "--max-error-fraction=0"]
+    code, _ = refusal(capsys, *words)
+    assert code == 3
+    assert not (place / "run" / "report.json").exists()
+
+
+def test_nothing_is_deleted_where_the_job_cannot_run(place, capsys):
+    before = contents(place / "run")
+    shutil.move(place / "model", place / "away")
+    code, line = refusal(capsys, "retry-failed", place / "run")
+    assert code == 2
+    assert str(place / "model") in line
+    assert contents(place / "run") == before
+    assert (place / "run" / "report.json").exists()
+
+
+def test_a_location_that_was_masked_cannot_be_used(place, capsys):
+    record = json.loads((place / "run" / "run.json").read_text())
+    record["options"]["input"] = "https://host/photos.parquet?***"
+    (place / "run" / "run.json").write_text(json.dumps(record))
+    before = contents(place / "run")
+    code, line = refusal(capsys, "retry-failed", place / "run")
+    assert code == 2
+    assert "--input https://host/photos.parquet?***" in line
+    assert contents(place / "run") == before
+
+
+def test_without_errors_there_is_nothing_to_do(ray_session, tiny_model, tmp_path, capsys):
+    words = ["sample", "--count=3", f"--model={tiny_model}", f"--output={tmp_path}/run"]
+    main([*words, "--quiet", "--device=cpu"])
+    before = contents_without_errors(tmp_path / "run")
+    capsys.readouterr()
+    main(["retry-failed", str(tmp_path / "run")])
+    assert "nothing to retry" in capsys.readouterr().out
+    assert contents_without_errors(tmp_path / "run") == before
+
+
+def contents_without_errors(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def test_results_go_before_errors_and_the_report_before_both(place, monkeypatch):
+    """Killed between two deletions: what is left is a run that resumes."""
+    directory = RunDirectory.at(str(place / "run"), {})
+    deleted = []
+    remove = type(directory.fs).rm_file
+    monkeypatch.setattr(
+        type(directory.fs), "rm_file", lambda fs, path: deleted.append(path) or remove(fs, path)
+    )
+    directory.forget({0, 3})
+    folders = [path.removeprefix(f"{directory.path}/").split("/")[0] for path in deleted]
+    assert folders[:3] == ["report.json", "data", "data"]
+    assert set(folders[3:]) <= {"errors", "stats"}
+    assert {Path(path).stem for path in deleted[1:]} == {"part-000000", "part-000003"}
+    assert len(list((place / "run" / "data").iterdir())) == 3
+
+
+def test_no_run_is_a_usage_error(tmp_path, capsys):
+    assert refusal(capsys, "retry-failed", tmp_path)[0] == 2
