@@ -22,7 +22,7 @@ class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
     )
     samples: int = Field(1, ge=1, description="completions of each image")
     mask: str | None = Field(
-        None, description="image, or folder of one for each id: pixels black in it are given too"
+        None, description="image, or folder of one per id: its black pixels are given too"
     )
     prompt_column: str | None = Field(
         None, description="column of tokens that are given, in place of images and --keep"

@@ -162,6 +162,8 @@ def export_parts(plan: Plan, pending: list[Shard], stage: Stage, *, progress: Mo
         total=plan.rows,
         done=plan.rows - sum(shard.rows for shard in pending),
         errors=0,
+        shards=len(plan.shards),
+        shards_done=len(plan.shards) - len(pending),
         mode=progress,
     )
     missing = {shard.index for shard in pending}

@@ -30,12 +30,12 @@ class ProgressOptions(Options):
 class PixelOptions(Options):
     """Where images come from and how they become pixels."""
 
-    input: str = Field(description="file, folder, glob or comma-list of them, local or a URI")
+    input: str = Field(description="file, folder, glob or comma-list, local or a URI")
     format: Literal["auto", "images", "parquet", "webdataset", "tokens"] = Field(
         "auto", description="of the input"
     )
     image_column: str | None = Field(
-        None, description="column of images or tokens, or extension in tars [default: by type]"
+        None, description="of images or tokens; in tars an extension [default: by type]"
     )
     limit: int | None = Field(None, ge=1, description="first N rows only")
     resize: Literal["exact", "fast"] = Field(
@@ -66,7 +66,7 @@ class ClusterOptions(RayOptions):
     """The same of a job that cuts its input; results depend on how."""
 
     shard_size: int | None = Field(
-        None, ge=1, description="rows of a part; a tar is one [default: by job]"
+        None, ge=1, description="rows of an output part; a tar makes one [default: by job]"
     )
 
 
@@ -82,7 +82,7 @@ class ModelOptions(Options):
     model: str = Field("embedded", description="model folder, local or a URI, or a hub id")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="to compute in; auto: bfloat16 on cuda, float32 on cpu"
+        "auto", description="auto: bfloat16 on cuda, float32 on cpu"
     )
     batch_size: int | None = Field(
         None, ge=1, description="sequences computed together [default: by memory]"
@@ -96,10 +96,10 @@ class RunOptions(ClusterOptions, StorageOptions):
     """Options of a job that fills a run directory."""
 
     max_error_fraction: float = Field(
-        0.1, ge=0, le=1, description="stop with exit code 3 above this share of bad rows"
+        0.1, ge=0, le=1, description="share of bad rows to stop at, exit code 3"
     )
     overwrite: bool = Field(False, description="replace the run in --output")
-    output: str = Field(description="run directory, local or a URI; the same command resumes it")
+    output: str = Field(description="run directory, local or URI; the same command resumes")
 
 
 class ImageJobOptions(InputOptions, RunOptions):
@@ -111,8 +111,10 @@ class SamplingOptions(Options):
 
     temperature: float = Field(1.0, gt=0, description="below 1: safer colours")
     top_k: int | None = Field(None, ge=1, description="draw from the k likeliest colours")
-    top_p: float | None = Field(None, gt=0, le=1, description="from the fewest that reach p")
-    seed: int = Field(0, description="of the run")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="from the fewest colours of chance p together"
+    )
+    seed: int = Field(0, description="of the random draws")
     score: bool = Field(False, description="add nats per generated pixel, column nll")
     best_of: int | None = Field(
         None, ge=1, description="draw N of each, keep the likeliest; implies --score"
