@@ -3,9 +3,9 @@
 from typing import Literal
 
 import pyarrow as pa
-from igpt_core.features import chosen_layers
 from pydantic import Field
 
+from igpt_core.features import chosen_layers
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.job import BatchJob, Definition

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from igpt_core.features import pooled_features
 from numpy.typing import NDArray
 
 from igpt_core.config import ImageGPTConfig
+from igpt_core.features import pooled_features
 from igpt_core.scoring import token_nll
 from pipeline import rows
 from pipeline.blocks import score_arrays, tokens_of, with_seconds
