@@ -1,0 +1,85 @@
+"""Jobs run in this process, and what they leave: for the tests of single jobs."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from conftest import SIDE
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.pixels import load_pixels
+from jobs.__main__ import main
+
+START = 32  # the start token of the tiny model: after its 32 colours
+
+
+def igpt(job: str, **options: object) -> None:
+    """A job by its options; True stands for a flag alone."""
+    words = [job, "--quiet"]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        words.append(flag if value is True else f"{flag}={value}")
+    main(words)
+
+
+def refusal(capsys, job: str, **options: object) -> str:
+    """The one line of a job that is refused with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        igpt(job, **options)
+    assert stopped.value.code == 2
+    message = str(capsys.readouterr().err)
+    assert message.startswith("igpt: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def results(output: Path) -> list[dict]:
+    return pq.read_table(output / "data").to_pylist()
+
+
+def errors(output: Path) -> dict[str, str]:
+    """The class of each row's error, by id."""
+    table = pq.read_table(output / "errors")
+    return dict(zip(table["id"].to_pylist(), table["error"].to_pylist(), strict=True))
+
+
+def columns(output: Path) -> dict[str, object]:
+    schema = pq.read_schema(output / "data" / "part-000000.parquet")
+    return {field.name: field.type for field in schema}
+
+
+def parts(output: Path) -> dict[str, str]:
+    """The SHA-256 of each part of the results, by name."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((output / "data").iterdir())
+    }
+
+
+def tokens_of_files(folder: str, ids: list[str], model: str) -> torch.Tensor:
+    """(N, T) int64: image files under the palette of a model."""
+    palette = load_palette(model)
+    pixels = np.stack([load_pixels(Path(folder, id_).read_bytes(), SIDE) for id_ in ids])
+    return torch.from_numpy(palette.encode(pixels).astype(np.int64)).reshape(len(ids), -1)
+
+
+def started(tokens: torch.Tensor) -> torch.Tensor:
+    """What a model is fed in training, spelled out row by row."""
+    return torch.tensor([[START, *row[:-1]] for row in tokens.tolist()])
+
+
+def reference(model: str) -> transformers.ImageGPTForCausalImageModeling:
+    return transformers.ImageGPTForCausalImageModeling.from_pretrained(model).eval()
+
+
+@torch.no_grad()
+def nats_by_transformers(model: str, tokens: torch.Tensor) -> torch.Tensor:
+    """(N, T) float64: minus the log-probability of each token, by transformers' logits."""
+    logits = reference(model)(started(tokens)).logits.double()
+    chances = logits.log_softmax(dim=2)
+    return -chances.gather(2, tokens[..., None])[..., 0]
