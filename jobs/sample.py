@@ -28,7 +28,7 @@ def define(options: SampleOptions) -> Definition:
         images_per_batch=painting_batches(model, options, drawn),
         sequences=drawn,
         paints=True,
-        results=options.sampling_results,
+        results={"count": options.count, **options.sampling_results},
         stages=lambda job: [
             Stage(NameSamples, {}, job.allotment.reading),
             job.model_stage(

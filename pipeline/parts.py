@@ -279,7 +279,9 @@ def pictures(images: list[NDArray[np.uint16]], palette: Palette, side: int) -> p
 
 def _images(pngs: list[bytes | None]) -> pa.StructArray:
     return pa.StructArray.from_arrays(
-        [pa.array(pngs, pa.binary()), pa.nulls(len(pngs), pa.string())], fields=list(rows.IMAGE)
+        [pa.array(pngs, pa.binary()), pa.nulls(len(pngs), pa.string())],
+        fields=list(rows.IMAGE),
+        mask=pa.array([png is None for png in pngs], pa.bool_()),  # `datasets` opens what is there
     )
 
 
