@@ -1,0 +1,100 @@
+"""Images and tables that are not what they should be: an error row each, or one clear line."""
+
+import struct
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import encoded, photo
+from PIL import Image, PngImagePlugin
+from runs import errors, igpt, refusal, results
+
+from igpt_core.checkpoint import load_palette
+from igpt_core.pixels import load_pixels
+from pipeline.stages.images import decoded
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of side x side white pixels: 1 bit each, zeros that pack a thousandfold."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def test_an_animation_gives_its_first_frame_and_a_bomb_an_error(ray_session, tiny_model, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue", "green")]
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    (folder / "bomb.png").write_bytes(bomb(40_000))
+    assert (folder / "bomb.png").stat().st_size < 1 << 20
+    (folder / "c.png").write_bytes(encoded(photo(0)))
+    igpt("quantize", input=folder, model=tiny_model, output=tmp_path / "run",
+         max_error_fraction=0.5)  # fmt: skip
+    found = {row["id"]: row["tokens"] for row in results(tmp_path / "run")}
+    assert found.keys() == {"a.gif", "c.png"}
+    (red,) = load_palette(tiny_model).encode(np.array([[255, 0, 0]], np.uint8)).tolist()
+    assert set(found["a.gif"]) == {red}
+    assert errors(tmp_path / "run") == {"bomb.png": "ImageError"}
+    (message,) = pq.read_table(tmp_path / "run/errors")["message"].to_pylist()
+    assert "pixels" in message
+
+
+def test_a_bomb_is_refused_by_its_header(monkeypatch):
+    """Its pixels, 4.5 GiB as RGB, are never asked for."""
+    loaded = []
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", loaded.append)
+    error = decoded(bomb(40_000), size=8, resize="exact", crop="squash")
+    assert error.error == "ImageError"
+    assert not loaded
+
+
+def test_a_second_row_of_one_id_is_an_error(ray_session, tiny_model, tmp_path):
+    images = [encoded(photo(i)) for i in range(4)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": images, "name": ["a", "b", "a", "c"]}), path)
+    options = {"input": path, "model": tiny_model, "id_column": "name", "max_error_fraction": 0.5}
+    igpt("quantize", **options, output=tmp_path / "run")
+    assert [row["id"] for row in results(tmp_path / "run")] == ["a", "b", "c"]
+    assert errors(tmp_path / "run") == {"a": "DuplicateId"}
+    (first, *_) = results(tmp_path / "run")
+    pixels = load_pixels(images[0], 8)
+    assert first["tokens"] == load_palette(tiny_model).encode(pixels).ravel().tolist()
+
+
+@pytest.mark.parametrize("job", ["quantize", "embed", "score", "complete"])
+def test_tables_that_do_not_go_together_are_one_line(tiny_model, tmp_path, capsys, job):
+    folder, output = tmp_path / "tables", tmp_path / "run"
+    folder.mkdir()
+    options = {"input": folder, "model": tiny_model, "output": output}
+    image = pa.array([encoded(photo(0))], pa.binary())
+    pq.write_table(pa.table({"image": image, "label": [1]}), folder / "a.parquet")
+    pq.write_table(pa.table({"image": image, "label": ["one"]}), folder / "b.parquet")
+    message = refusal(capsys, job, **options)
+    assert "label" in message
+    assert "b.parquet" in message
+    pq.write_table(pa.table({"picture": image, "label": [1]}), folder / "b.parquet")
+    assert "image" in refusal(capsys, job, **options)
+    assert "no such column" in refusal(capsys, job, **options, image_column="foto")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("job", ["quantize", "embed", "score", "complete"])
+def test_no_rows_are_one_line(tiny_model, tmp_path, capsys, job):
+    path, output = tmp_path / "a.parquet", tmp_path / "run"
+    options = {"input": path, "model": tiny_model, "output": output}
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path)
+    assert "expected rows" in refusal(capsys, job, **options)
+    assert "--limit" in refusal(capsys, job, **options, limit=0)
+    assert not output.exists()
