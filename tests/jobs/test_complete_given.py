@@ -17,6 +17,7 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.decoding import complete
 from igpt_core.model import load_model
 from igpt_core.sampling import SamplingConfig, row_seed
+from jobs.complete import prompt_length
 
 N = SIDE**2
 COMMON = {"seed": 7, "samples": 2, "batch_size": 8, "device": "cpu"}
@@ -30,9 +31,15 @@ def opened(image: dict) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("keep", "given"), [("0.25", 16), ("3rows", 24), ("20pixels", 20), (".5", 32)]
+    ("keep", "given"),
+    [("0.25", 16), (".5", 32), ("3rows", 24), ("1 row", 8), ("20pixels", 20), ("63px", 63)],
 )
-def test_keep_as_a_share_as_rows_and_as_pixels(
+def test_keep_is_a_share_or_rows_or_pixels(keep, given):
+    assert prompt_length(keep, SIDE, masked=False) == given
+
+
+@pytest.mark.parametrize(("keep", "given"), [("3rows", 24), ("20pixels", 20)])
+def test_what_is_kept_begins_every_sample_and_is_the_prompt(
     ray_session, photos, tiny_model, tmp_path, keep, given
 ):
     output = tmp_path / "run"
