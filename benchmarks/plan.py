@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.parts import parquet_bytes
-from pipeline.shards import Plan, find_source
+from pipeline.planning import find_source
+from pipeline.shards import Plan
 
 SHARD_SIZE = {"images": 1024, "parquet": 4}
 FILES = {"images": 1_000_000, "parquet": 10_000}

@@ -11,7 +11,7 @@ from pipeline.job import BatchJob, Definition, find_input
 from pipeline.masks import find_mask
 from pipeline.models import find_model, painting_batches
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
-from pipeline.shards import Source
+from pipeline.planning import Source
 from pipeline.stages.generate import Complete
 from pipeline.storage import UsageError, options_for
 

@@ -10,7 +10,7 @@ from jobs.command import command
 from pipeline import cluster
 from pipeline.colors import count_colors
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
-from pipeline.shards import find_source
+from pipeline.planning import find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import CountColors
 from pipeline.storage import UsageError, local_output, options_for

@@ -7,7 +7,7 @@ from pipeline import rows
 from pipeline.job import BatchJob, Definition
 from pipeline.models import find_model, painting_batches
 from pipeline.options import ModelOptions, RunOptions, SamplingOptions
-from pipeline.shards import Source
+from pipeline.planning import Source
 from pipeline.stage import Stage
 from pipeline.stages.generate import NameSamples, Sample
 from pipeline.storage import options_for

@@ -10,8 +10,9 @@ from pipeline import cluster
 from pipeline.job import Batch, BatchJob, Job, allotment_for
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.parts import STAGES, spread
+from pipeline.planning import Source
 from pipeline.run import consume
-from pipeline.shards import Plan, Shard, Source
+from pipeline.shards import Plan, Shard
 from pipeline.storage import open_location, options_for
 
 NOWHERE = "memory://igpt-plan"  # parts of the trial lie in an actor's memory and go with it

@@ -15,10 +15,11 @@ from pipeline.listing import absolute_input
 from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.parts import WriteParts
+from pipeline.planning import Source, find_source
 from pipeline.report import write_report
 from pipeline.run import execute
 from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
-from pipeline.shards import Plan, Source, find_source
+from pipeline.shards import Plan
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages

@@ -1,25 +1,13 @@
-"""Shards: deterministic slices of the input, and the plan that cuts an input into them."""
+"""Shards: deterministic slices of the input, and the plan that holds them."""
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
-from pipeline.footers import (
-    choose_image_column,
-    choose_tokens_column,
-    holds_tokens,
-    passthrough_schema,
-    read_footers,
-)
-from pipeline.listing import InputFile, choose_format, find_files
-from pipeline.rows import ID, TOKENS
-from pipeline.run_input import find_run
 from pipeline.storage import UsageError
-from pipeline.tar_heads import count_samples, first_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +31,10 @@ class Shard:
     @property
     def rows(self) -> int | None:
         """None where that shows only when the shard is read."""
-        return _sum(None if s.stop is None else s.stop - s.start for s in self.slices)
+        return sum_if_known(None if s.stop is None else s.stop - s.start for s in self.slices)
 
 
-def _sum(counts: Iterable[int | None]) -> int | None:
+def sum_if_known(counts: Iterable[int | None]) -> int | None:
     """The sum; None where one of them is unknown."""
     total = 0
     for count in counts:
@@ -91,7 +79,7 @@ class Plan:
     @property
     def rows(self) -> int | None:
         """None where that shows only when all shards are read."""
-        return _sum(shard.rows for shard in self.shards)
+        return sum_if_known(shard.rows for shard in self.shards)
 
     def to_table(self) -> pa.Table:
         """One row a shard (PLAN_SCHEMA); the rest of the plan lies in the schema's metadata."""
@@ -138,169 +126,3 @@ def shards_in(table: pa.Table) -> Iterator[Shard]:
         for index, slices in zip(batch[0].to_pylist(), batch[1], strict=True):
             fields = [column.to_pylist() for column in slices.values.flatten()]
             yield Shard(index, tuple(map(FileSlice, *fields)))
-
-
-@dataclass(frozen=True)
-class Source:
-    """An input whose files are found and counted: what `cut` makes a plan of.
-
-    `files` come with their rows, None where nobody has counted them. Of tokens that are ready,
-    `positions` is how many a row has where the type of their column says so, `palette` the
-    fingerprint of theirs where it is known. The other fields are those of `Plan`.
-    """
-
-    format: str
-    files: Sequence[tuple[InputFile, int | None]]
-    limit: int | None
-    image_column: str | None
-    id_column: str | None
-    passthrough: pa.Schema
-    skipped: Mapping[str, int]
-    positions: int | None = None
-    palette: str | None = None
-
-    @classmethod
-    def numbered(cls, count: int) -> "Source":
-        """No input but `count` numbers, of which `sample` makes ids."""
-        files = [(InputFile("", "sample"), count)]
-        return cls("numbers", files, None, None, None, pa.schema([]), {})
-
-    @property
-    def rows(self) -> int | None:
-        """None where that shows only when all files are read."""
-        every = _sum(rows for _, rows in self.files)
-        return every if self.limit is None or every is None else min(every, self.limit)
-
-    def check_tokens(self, *, image_size: int, palette: str) -> None:
-        """Raises UsageError where ready tokens are not those of such images, or of another
-        palette than the one with this fingerprint."""
-        if self.positions not in (None, image_size**2):
-            raise UsageError(
-                f"expected {image_size**2} tokens in each row, for {image_size} x {image_size} "
-                f"pixels, found {self.positions} in column {self.image_column} of the input; next: "
-                "a model of that size, or quantize the images for this one"
-            )
-        if self.palette not in (None, palette):
-            raise UsageError(
-                f"expected tokens of the palette {palette}, which the job uses, found those of "
-                f"{self.palette}, whose colours are others; next: the model or palette of the run "
-                "that made them, or quantize the images with this one"
-            )
-
-    def cut(self, shard_size: int) -> Plan:
-        """Shards of exactly `shard_size` rows, in the order of the files' names; only the last
-        may be smaller. A tar is a shard by itself, whatever the size. Raises ValueError for less
-        than one row."""
-        if shard_size < 1:
-            raise ValueError(f"expected a shard of at least 1 row, found {shard_size}")
-        return Plan(
-            self.format,
-            shard_size,
-            tuple(self._tars() if self.format == "webdataset" else self._shards(shard_size)),
-            self.image_column,
-            self.id_column,
-            self.passthrough,
-            self.skipped,
-        )
-
-    def _tars(self) -> Iterator[Shard]:
-        for index, (file, rows) in enumerate(self.files):
-            yield Shard(index, (FileSlice(file.path, file.name, 0, rows),))
-
-    def _shards(self, shard_size: int) -> Iterator[Shard]:
-        index, room, left = 0, shard_size, self.rows
-        slices: list[FileSlice] = []
-        for file, rows in self.files:
-            stop_at, start = min(rows, left), 0
-            left -= stop_at
-            while start < stop_at:
-                stop = min(stop_at, start + room)
-                slices.append(FileSlice(file.path, file.name, start, stop))
-                room -= stop - start
-                start = stop
-                if room == 0:
-                    yield Shard(index, tuple(slices))
-                    index, slices, room = index + 1, [], shard_size
-        if slices:
-            yield Shard(index, tuple(slices))
-
-
-def find_source(
-    input: str,
-    *,
-    format: str = "auto",
-    image_column: str | None = None,
-    prompt_column: str | None = None,
-    id_column: str | None = None,
-    keep_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    limit: int | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Source:
-    """Finds and counts the files of an input (file, folder, glob, comma-list of them).
-
-    A run directory gives its results: their `id`, their tokens, the columns that it passed through.
-
-    `image_column` may also name a column of tokens; `prompt_column` names one of tokens that begin
-    images, of any length. `limit` takes the first rows only. `keep_columns` None keeps every column
-    but the image; with a `label_column` it keeps that one, beside those named.
-    `storage_options` are those of the input location alone. Raises UsageError.
-    """
-    options = storage_options or {}
-    files = find_files(input, options)
-    run = find_run(files, input, options) if format in ("auto", "parquet", "tokens") else None
-    if prompt_column is not None:
-        format, image_column = "tokens", prompt_column
-    if run is not None:
-        files = run.files
-        id_column = id_column or ID
-        keep_columns = run.passthrough if keep_columns is None else keep_columns
-        if image_column is None and format != "parquet":
-            run.check_tokens(input)
-            image_column = TOKENS
-    wanted = format
-    format, files, skipped = choose_format(files, wanted, input)
-    passthrough, positions = pa.schema([]), None
-    if format == "images":
-        given = {
-            "--image-column": image_column,
-            "--id-column": id_column,
-            "--keep-columns": keep_columns,
-            "--label-column": label_column,
-        }
-        wrong = [name for name, value in given.items() if value]
-        if wrong:
-            raise UsageError(
-                f"{wrong[0]} is for tables, {input} holds image files, which have no columns; "
-                "next: a table (Parquet), or leave it out"
-            )
-        counted = [(file, 1) for file in files]
-    else:
-        if label_column is not None:
-            keep_columns = [*(keep_columns or []), label_column]
-        if format == "webdataset":
-            counted = count_samples(files, options, limit=limit)
-            asked = [*(keep_columns or []), *([id_column] if id_column else [])]
-            schemas = [first_fields(files, options, image=image_column, asked=asked)]
-        else:
-            counted, schemas = read_footers(files, options, limit=limit)
-            if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
-                format = "tokens"
-                image_column, positions = choose_tokens_column(schemas, image_column)
-            else:
-                image_column = choose_image_column(schemas, image_column)
-        passthrough = passthrough_schema(schemas, keep_columns, image_column, id_column)
-    source = Source(
-        format,
-        counted,
-        limit,
-        image_column,
-        id_column,
-        passthrough,
-        skipped,
-        positions=positions if prompt_column is None else None,
-        palette=run.palette if run is not None and image_column == TOKENS else None,
-    )
-    if source.rows == 0:
-        raise UsageError(f"expected rows at {input}, found {len(files)} files without any")
-    return source

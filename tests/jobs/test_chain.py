@@ -12,7 +12,7 @@ from igpt_core.checkpoint import load_palette, save_checkpoint
 from igpt_core.model import load_model
 from igpt_core.palette import Palette
 from jobs.__main__ import main
-from pipeline.shards import find_source
+from pipeline.planning import find_source
 
 
 def igpt(job: str, **options: object) -> None:

@@ -14,7 +14,7 @@ from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
 from pipeline import rows
 from pipeline.parts import WriteParts
-from pipeline.shards import find_source
+from pipeline.planning import find_source
 from pipeline.stages.generate import Complete
 from pipeline.stages.images import ReadImages
 from pipeline.storage import open_location

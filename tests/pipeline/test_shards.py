@@ -11,8 +11,9 @@ from datasets import ClassLabel, Features, Image, Value
 
 from pipeline import footers
 from pipeline.listing import format_extensions
+from pipeline.planning import find_source
 from pipeline.rows import hub_features
-from pipeline.shards import FileSlice, Plan, Shard, find_source, shards_in
+from pipeline.shards import FileSlice, Plan, Shard, shards_in
 from pipeline.storage import UsageError
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -16,8 +16,9 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import image_files, parquet_file
 from pipeline.listing import format_extensions
+from pipeline.planning import find_source
 from pipeline.rows import RowError
-from pipeline.shards import FileSlice, Shard, find_source
+from pipeline.shards import FileSlice, Shard
 from pipeline.sources import SOURCES, read_shard
 from pipeline.storage import UsageError, open_location, write_atomic
 

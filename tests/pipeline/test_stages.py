@@ -17,7 +17,8 @@ from igpt_core.pixels import load_pixels
 from igpt_core.sampling import SamplingConfig, row_seed
 from pipeline import rows
 from pipeline.blocks import tokens_array
-from pipeline.shards import Plan, find_source
+from pipeline.planning import find_source
+from pipeline.shards import Plan
 from pipeline.stages import painting
 from pipeline.stages.generate import Complete
 from pipeline.stages.images import COLORS, CountColors, ReadImages

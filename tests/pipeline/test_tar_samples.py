@@ -11,8 +11,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import tar_heads, tar_members, tar_samples
+from pipeline.planning import find_source
 from pipeline.rows import RowError
-from pipeline.shards import Plan, find_source
+from pipeline.shards import Plan
 from pipeline.sources import read_shard
 from pipeline.storage import UsageError, open_location, write_atomic
 
