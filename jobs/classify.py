@@ -3,10 +3,10 @@
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.job import BatchJob, Definition
-from pipeline.models import find_model, forward_batches
+from pipeline.models import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Classify, class_names
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import UsageError
 
 
 class ClassifyOptions(ModelOptions, ImageJobOptions):
@@ -14,8 +14,7 @@ class ClassifyOptions(ModelOptions, ImageJobOptions):
 
 
 def define(options: ClassifyOptions) -> Definition:
-    model_options = options_for(options.storage_options, "model")
-    model = find_model(options.model, model_options, head="classification")
+    model = model_of(options, head="classification")
     if model.config.num_labels < 2:
         raise UsageError(
             f"{options.model} has one output, a number and no classes; next: igpt finetune with "

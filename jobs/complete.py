@@ -9,7 +9,7 @@ from jobs.command import batch_command
 from pipeline import rows
 from pipeline.job import BatchJob, Definition, find_input
 from pipeline.masks import find_mask
-from pipeline.models import find_model, painting_batches
+from pipeline.models import model_of, painting_batches
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
 from pipeline.planning import Source
 from pipeline.stages.generate import Complete
@@ -30,7 +30,7 @@ class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
 
 
 def define(options: CompleteOptions) -> Definition:
-    model = find_model(options.model, options_for(options.storage_options, "model"))
+    model = model_of(options)
     size = model.quantizer.image_size
     prompts = options.prompt_column is not None
     if prompts and options.mask is not None:

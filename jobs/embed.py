@@ -9,10 +9,10 @@ from igpt_core.features import chosen_layers
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.job import BatchJob, Definition
-from pipeline.models import find_model, forward_batches
+from pipeline.models import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Embed
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import UsageError
 
 
 class EmbedOptions(ModelOptions, ImageJobOptions):
@@ -26,7 +26,7 @@ class EmbedOptions(ModelOptions, ImageJobOptions):
 
 
 def define(options: EmbedOptions) -> Definition:
-    model = find_model(options.model, options_for(options.storage_options, "model"), head=None)
+    model = model_of(options, head=None)
     try:
         layers = chosen_layers(options.layers, model.config.n_layer)
     except ValueError as error:

@@ -5,12 +5,11 @@ from pydantic import Field
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.job import BatchJob, Definition
-from pipeline.models import find_model, painting_batches
+from pipeline.models import model_of, painting_batches
 from pipeline.options import ModelOptions, RunOptions, SamplingOptions
 from pipeline.planning import Source
 from pipeline.stage import Stage
 from pipeline.stages.generate import NameSamples, Sample
-from pipeline.storage import options_for
 
 
 class SampleOptions(SamplingOptions, ModelOptions, RunOptions):
@@ -18,7 +17,7 @@ class SampleOptions(SamplingOptions, ModelOptions, RunOptions):
 
 
 def define(options: SampleOptions) -> Definition:
-    model = find_model(options.model, options_for(options.storage_options, "model"))
+    model = model_of(options)
     size = model.quantizer.image_size
     drawn = options.best_of or 1
     return Definition(

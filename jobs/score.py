@@ -5,10 +5,9 @@ from pydantic import Field
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.job import BatchJob, Definition
-from pipeline.models import find_model, forward_batches
+from pipeline.models import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Score
-from pipeline.storage import options_for
 
 
 class ScoreOptions(ModelOptions, ImageJobOptions):
@@ -16,7 +15,7 @@ class ScoreOptions(ModelOptions, ImageJobOptions):
 
 
 def define(options: ScoreOptions) -> Definition:
-    model = find_model(options.model, options_for(options.storage_options, "model"))
+    model = model_of(options)
     return Definition(
         columns=rows.score_columns(model.quantizer.image_size**2, mapped=options.map),
         quantizer=model.quantizer,

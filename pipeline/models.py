@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
-from igpt_core.config import CONFIG_FILE, ImageGPTConfig
+from igpt_core.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from igpt_core.errors import NoHeadError
 from igpt_core.image_processor import PREPROCESSOR_FILE
 from igpt_core.kv_cache import KVCache
 from igpt_core.model import HEADS
-from igpt_core.model_files import pinned
+from igpt_core.model_files import EMBEDDED, pinned
 from igpt_core.palette import Palette
 from pipeline import cluster
 from pipeline.options import ModelOptions
-from pipeline.stages.batches import forward_batch_size
-from pipeline.storage import UsageError, absolute_model
+from pipeline.stages.batches import RANDOM, forward_batch_size
+from pipeline.storage import UsageError, absolute_model, options_for
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,24 @@ def find_model(location: str, options: Mapping[str, Any], *, head: str | None = 
             f"{len(quantizer.palette)} colours; next: a model folder whose files fit"
         )
     return Model(location, config, model_fingerprint(location, options), quantizer)
+
+
+def model_of(options: ModelOptions, *, head: str | None = "causal") -> Model:
+    """The model that the options of a job name; see `find_model`."""
+    if options.random_weights:
+        return _random_model(options.model, head)
+    return find_model(options.model, options_for(options.storage_options, "model"), head=head)
+
+
+def _random_model(variant: str, head: str | None) -> Model:
+    """A model of a published size as every actor makes it, with the shipped palette."""
+    if variant not in VARIANTS or head == "classification":
+        raise UsageError(
+            f"--random-weights needs --model {', '.join(VARIANTS)} and a job without classes, "
+            f"found {variant}"
+        )
+    location = f"{RANDOM}{variant}"
+    return Model(location, VARIANTS[variant], location, find_quantizer(EMBEDDED, None, {}))
 
 
 def find_compute(options: ModelOptions) -> Compute:

@@ -80,6 +80,9 @@ class ModelOptions(Options):
     """The model, and how it computes."""
 
     model: str = Field("embedded", description="model folder, local or a URI, or a hub id")
+    random_weights: bool = Field(
+        False, description="--model is small, medium or large, untrained: for benchmarks"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on cuda, float32 on cpu"

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt_core.config import ImageGPTConfig
-from igpt_core.model import load_model
+from igpt_core.model import load_model, random_model
 
+RANDOM = "random:"
 # Memory that the activations of one forward may take, and images beyond which no more is gained.
 _ACTIVATION_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
 _MOST_IMAGES = {"cuda": 256, "cpu": 16}
@@ -25,11 +26,16 @@ def load_for_stage(
     head: Literal["causal", "classification"] | None,
     model_options: Mapping[str, Any],
 ) -> Any:
-    """The model of an actor; `dtype` by name, the rest as in `load_model`."""
+    """The model of an actor; `dtype` by name, the rest as in `load_model`. RANDOM and the name of a
+    variant stand for one with random weights, the same in every actor."""
     if device == "cpu":
         # One thread an actor: actors do not fight, and sums have one order whatever the number
         # of actors is.
         torch.set_num_threads(1)
+    if model.startswith(RANDOM):
+        untrained = random_model(model.removeprefix(RANDOM), seed=0)
+        chosen = untrained if head == "causal" else untrained.transformer
+        return chosen.to(device, getattr(torch, dtype))
     return load_model(
         model, device=device, dtype=getattr(torch, dtype), head=head, storage_options=model_options
     )
