@@ -17,6 +17,8 @@ from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
+from pipeline import run
+from pipeline.stage import packed
 
 SIDE = 8
 
@@ -108,3 +110,26 @@ def ray_session():
     )
     yield
     ray.shutdown()
+
+
+class _InProcess:
+    """What `stage.chain` gives, but the stages are called here, one block after the other."""
+
+    def __init__(self, blocks, stages):
+        self._blocks, self._stages = blocks, stages
+
+    def iter_batches(self, **_):
+        stages = [stage.cls(**stage.arguments) for stage in self._stages]
+        for block in self._blocks:
+            for stage in stages:
+                block = stage(block)
+            yield packed([block])
+
+
+@pytest.fixture(scope="module")
+def in_process(ray_session):
+    """Jobs without actors, whose start takes seconds: for tests of what jobs do to rows. That Ray
+    hands blocks on as they are is shown by those that run with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "chain", _InProcess)
+        yield

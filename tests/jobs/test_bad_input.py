@@ -32,7 +32,7 @@ def bomb(side: int) -> bytes:
     )
 
 
-def test_an_animation_gives_its_first_frame_and_a_bomb_an_error(ray_session, tiny_model, tmp_path):
+def test_an_animation_gives_its_first_frame_and_a_bomb_an_error(in_process, tiny_model, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue", "green")]
@@ -60,7 +60,7 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch):
     assert not loaded
 
 
-def test_a_second_row_of_one_id_is_an_error(ray_session, tiny_model, tmp_path):
+def test_a_second_row_of_one_id_is_an_error(in_process, tiny_model, tmp_path):
     images = [encoded(photo(i)) for i in range(4)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": images, "name": ["a", "b", "a", "c"]}), path)

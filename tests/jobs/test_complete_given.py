@@ -40,7 +40,7 @@ def test_keep_is_a_share_or_rows_or_pixels(keep, given):
 
 @pytest.mark.parametrize(("keep", "given"), [("3rows", 24), ("20pixels", 20)])
 def test_what_is_kept_begins_every_sample_and_is_the_prompt(
-    ray_session, photos, tiny_model, tmp_path, keep, given
+    in_process, photos, tiny_model, tmp_path, keep, given
 ):
     output = tmp_path / "run"
     igpt("complete", input=photos, model=tiny_model, output=output, keep=keep, limit=3, **COMMON)
@@ -85,7 +85,7 @@ def given() -> np.ndarray:
 
 
 def test_black_pixels_of_a_mask_are_given_beside_the_upper_part(
-    ray_session, photos, tiny_model, tmp_path, given, capsys
+    in_process, photos, tiny_model, tmp_path, given, capsys
 ):
     save_mask(tmp_path / "mask.png", given)
     options = {"input": photos, "model": tiny_model, "limit": 6, **COMMON, "keep": "2rows"}
@@ -114,7 +114,7 @@ def test_black_pixels_of_a_mask_are_given_beside_the_upper_part(
 
 
 def test_with_a_mask_nothing_need_be_kept_and_each_id_may_have_its_own(
-    ray_session, tiny_model, tmp_path, given
+    in_process, tiny_model, tmp_path, given
 ):
     """Two of four have a mask; one of its own name, one with .png in place of .jpg."""
     images, masks = tmp_path / "images", tmp_path / "masks"
@@ -164,7 +164,7 @@ def write_prompts(path: Path) -> list[list[int] | None]:
 
 @pytest.mark.parametrize("id_column", [None, "name"])
 def test_prompts_are_completed_as_the_core_does_one_by_one(
-    ray_session, tiny_model, tmp_path, id_column
+    in_process, tiny_model, tmp_path, id_column
 ):
     prompts = write_prompts(tmp_path / "p.parquet")
     options = {} if id_column is None else {"id_column": id_column}

@@ -13,7 +13,7 @@ COMMON = {"keep": "20pixels", "seed": 7, "batch_size": 16, "limit": 5, "device":
 
 
 @pytest.fixture(scope="module")
-def four(ray_session, photos, tiny_model, tmp_path_factory) -> Path:
+def four(in_process, photos, tiny_model, tmp_path_factory) -> Path:
     """Four completions of each of five photos, scored."""
     output = tmp_path_factory.mktemp("runs") / "four"
     igpt("complete", input=photos, model=tiny_model, output=output, samples=4, score=True, **COMMON)
@@ -49,7 +49,7 @@ def test_the_best_are_the_likeliest_of_those_that_are_drawn(four, photos, tiny_m
 
 
 def test_nats_of_masked_images_are_means_over_what_was_painted(
-    ray_session, photos, tiny_model, tmp_path
+    in_process, photos, tiny_model, tmp_path
 ):
     from PIL import Image
 

@@ -44,7 +44,7 @@ def write_images(path: Path, n: int, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def embedded(ray_session, tiny_model, tmp_path_factory) -> dict[str, Path]:
+def embedded(in_process, tiny_model, tmp_path_factory) -> dict[str, Path]:
     """train and test: every layer of quantized images; other: one layer of the test images."""
     folder = tmp_path_factory.mktemp("probe")
     for seed, (name, n) in enumerate([("train", 60), ("test", 31)]):

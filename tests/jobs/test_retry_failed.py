@@ -36,7 +36,7 @@ WORDS += ["--max-error-fraction=0.5", "--device=cpu", "--mask=masks/one.png"]
 
 
 @pytest.fixture
-def place(ray_session, photos, tiny_model, tmp_path, monkeypatch) -> Path:
+def place(in_process, photos, tiny_model, tmp_path, monkeypatch) -> Path:
     """A folder with photos, a model and a run, all named as seen from it."""
     shutil.copytree(photos, tmp_path / "photos", symlinks=True)
     shutil.copytree(tiny_model, tmp_path / "model")
@@ -102,7 +102,7 @@ def test_a_location_that_was_masked_cannot_be_used(place, capsys):
     assert contents(place / "run") == before
 
 
-def test_without_errors_there_is_nothing_to_do(ray_session, tiny_model, tmp_path, capsys):
+def test_without_errors_there_is_nothing_to_do(in_process, tiny_model, tmp_path, capsys):
     words = ["sample", "--count=3", f"--model={tiny_model}", f"--output={tmp_path}/run"]
     main([*words, "--quiet", "--device=cpu"])
     before = contents_without_errors(tmp_path / "run")

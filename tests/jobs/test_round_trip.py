@@ -100,7 +100,7 @@ SOURCES = {
 
 
 @pytest.fixture(scope="module", params=SOURCES)
-def quantized(request, ray_session, tiny_model, tmp_path_factory):
+def quantized(request, in_process, tiny_model, tmp_path_factory):
     """(run, ids, labels) of each source; labels None where it has none."""
     folder = tmp_path_factory.mktemp("round-trip")
     source, ids = SOURCES[request.param](folder / "source", tiny_model)

@@ -24,7 +24,7 @@ COMMON = {"seed": 7, "batch_size": 4, "shard_size": 4, "top_k": 20, "device": "c
 
 
 @pytest.fixture(scope="module")
-def sampled(ray_session, tiny_model, tmp_path_factory) -> Path:
+def sampled(in_process, tiny_model, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "sampled"
     igpt("sample", count=COUNT, model=tiny_model, output=output, score=True, **COMMON)
     return output
@@ -110,7 +110,7 @@ def test_scores_of_the_run_are_those_that_it_gave_itself(sampled, tiny_model, tm
         assert np.allclose(found[name], expected[name], rtol=0, atol=1e-4)
 
 
-def test_the_best_of_several_is_the_likeliest_of_them(ray_session, tiny_model, tmp_path):
+def test_the_best_of_several_is_the_likeliest_of_them(in_process, tiny_model, tmp_path):
     options = COMMON | {"count": 4, "batch_size": 12, "model": tiny_model}
     igpt("sample", **options, best_of=3, output=tmp_path / "best")
     found = results(tmp_path / "best")
@@ -131,7 +131,7 @@ def test_the_best_of_several_is_the_likeliest_of_them(ray_session, tiny_model, t
         assert row["nll"] == pytest.approx(nll[k].item(), abs=1e-4)
 
 
-def test_without_scores_there_are_no_nats(ray_session, tiny_model, tmp_path):
+def test_without_scores_there_are_no_nats(in_process, tiny_model, tmp_path):
     igpt("sample", count=1, model=tiny_model, output=tmp_path / "run", device="cpu")
     assert list(columns(tmp_path / "run")) == ["id", "tokens", "image"]
 

@@ -30,7 +30,7 @@ COMMON = {"batch_size": 8, "shard_size": 16, "max_error_fraction": 0.5, "device"
 
 
 @pytest.fixture(scope="module")
-def scored(ray_session, photos, tiny_model, tmp_path_factory) -> Path:
+def scored(in_process, photos, tiny_model, tmp_path_factory) -> Path:
     """The photos, good and bad, with the nats of every pixel."""
     output = tmp_path_factory.mktemp("runs") / "scored"
     igpt("score", input=photos, model=tiny_model, output=output, map=True, **COMMON)

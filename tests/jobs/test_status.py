@@ -23,7 +23,7 @@ def status(capsys, output: object) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(ray_session, photos, tiny_model, tmp_path_factory) -> Path:
+def finished(in_process, photos, tiny_model, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "finished"
     words = ["quantize", f"--input={photos}", f"--model={tiny_model}", "--max-error-fraction=1"]
     main([*words, f"--output={output}", "--shard-size=5", "--quiet"])
@@ -116,7 +116,7 @@ def test_of_many_parts_only_the_latest_are_looked_into(running, monkeypatch, cap
     assert {"errors", "images_per_second"} <= set(found["estimated"])
 
 
-def test_tars_whose_rows_nobody_has_counted(ray_session, tiny_model, tmp_path, capsys):
+def test_tars_whose_rows_nobody_has_counted(in_process, tiny_model, tmp_path, capsys):
     (tmp_path / "tars").mkdir()
     for i, n in enumerate((2, 3, 4)):
         with tarfile.open(tmp_path / "tars" / f"{i}.tar", "w") as tar:

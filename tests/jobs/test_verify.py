@@ -82,7 +82,7 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def runs(ray_session, photos, prompts, tiny_model, classifier, tmp_path_factory):
+def runs(in_process, photos, prompts, tiny_model, classifier, tmp_path_factory):
     """The run of a job, made when it is asked for."""
     made: dict[str, Path] = {}
     places = {"photos": photos, "prompts": prompts, "model": tiny_model, "classifier": classifier}
@@ -314,7 +314,7 @@ def test_every_flipped_bit_that_changes_a_value_is_found(run, capsys):
 
 
 def test_ids_repeated_within_a_shard_are_errors_of_the_run_and_no_damage(
-    ray_session, tiny_model, tmp_path, capsys
+    in_process, tiny_model, tmp_path, capsys
 ):
     images = [{"bytes": encoded(photo(i)), "path": None} for i in range(6)]
     table = pa.table({"image": images, "name": ["a", "b", "a", "c", None, "d"]})
@@ -341,7 +341,7 @@ def own_run(tiny_model: str, tmp_path: Path) -> Path:
 
 
 def test_replay_without_the_input_or_with_another_is_one_line(
-    ray_session, tiny_model, tmp_path, capsys
+    in_process, tiny_model, tmp_path, capsys
 ):
     run = own_run(tiny_model, tmp_path)
     (tmp_path / "in" / "1.png").unlink()
@@ -355,7 +355,7 @@ def test_replay_without_the_input_or_with_another_is_one_line(
 
 
 def test_without_the_model_it_is_not_checked_and_replay_fails(
-    ray_session, tiny_model, tmp_path, capsys
+    in_process, tiny_model, tmp_path, capsys
 ):
     run = own_run(tiny_model, tmp_path)
     shutil.move(tmp_path / "model", tmp_path / "away")
