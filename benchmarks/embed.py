@@ -25,7 +25,9 @@ from igpt_core.scoring import with_start
 
 def ways(model_folder: str, device: str) -> dict[str, Callable[[Tensor], object]]:
     ours = load_model(model_folder, device=device, dtype=torch.float32, head=None)
-    theirs = transformers.ImageGPTModel.from_pretrained(resolve(model_folder)).to(device).eval()
+    # Unless told, it computes in the dtype of the stored weights, and half is slow on CPUs.
+    theirs = transformers.ImageGPTModel.from_pretrained(resolve(model_folder), dtype=torch.float32)
+    theirs = theirs.to(device).eval()
     n_layer = ours.config.n_layer
     middle, every = chosen_layers("middle", n_layer), chosen_layers("all", n_layer)
 

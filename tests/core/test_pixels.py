@@ -602,8 +602,15 @@ def test_png_holds_the_pixels_and_is_deterministic() -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
 
 
+def test_png_keeps_opacity() -> None:
+    pixels = noise(H, W, 4)
+    image = Image.open(io.BytesIO(encode_png(pixels)))
+    assert image.mode == "RGBA"
+    assert np.array_equal(np.asarray(image), pixels)
+
+
 @pytest.mark.parametrize(
-    "pixels", [noise(H, W), noise(H, W, 4), noise(H, W, 3) / 255, noise(0, W, 3)]
+    "pixels", [noise(H, W), noise(H, W, 2), noise(H, W, 3) / 255, noise(0, W, 3)]
 )
 def test_png_of_something_else(pixels: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8 pixels"):

@@ -9,11 +9,14 @@ import pytest
 import ray
 from conftest import GOOD, SIDE, photo
 from PIL import Image
+from ray.data.extensions import ArrowTensorArray
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
 from jobs.on_dataset import on_dataset
+from pipeline import rows
+from pipeline.stages.user_rows import TokenizeRows
 from pipeline.storage import UsageError
 
 OPTIONS = {"device": "cpu", "batch_size": 8}
@@ -59,27 +62,43 @@ def test_results_are_those_of_the_command_line(ray_session, photos, tiny_model, 
 
 
 def test_arrays_of_read_images_and_ready_tokens(ray_session, tiny_model, tmp_path):
-    """ray.data.read_images gives arrays (H, W, C): of one size here a tensor of all rows, of
-    several sizes another type. What they quantize to can be scored as it is."""
+    """ray.data.read_images gives arrays (H, W, C), here of several sizes. What they quantize to
+    can be scored as it is."""
     palette = load_palette(tiny_model)
-    for name, sizes in {"same": [(20, 16)] * 3, "mixed": [(20, 16), (9, 30), (8, 8)]}.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        for i, size in enumerate(sizes):
-            photo(i, size=size).save(folder / f"{i}.png")
-        images = ray.data.read_images(str(folder), include_paths=True)
-        tokens = on_dataset("quantize", images, {"model": tiny_model}, id_column="path")
-        found = tokens.take_all()
-        assert len(found) == 3
-        for row in found:
-            assert row["error"] is None
-            pixels = load_pixels(Image.open(row["path"]), SIDE)
-            assert np.array_equal(row["tokens"], palette.encode(pixels).ravel())
-        options = OPTIONS | {"model": tiny_model}
-        first = on_dataset("score", images, options).take_all()
-        again = on_dataset("score", tokens.drop_columns(["error"]), options, image_column="tokens")
-        scores = {row["path"]: row["nll"] for row in again.take_all()}
-        assert {row["path"]: row["nll"] for row in first} == scores
+    for i, size in enumerate([(20, 16), (9, 30), (8, 8)]):
+        photo(i, size=size).save(tmp_path / f"{i}.png")
+    images = ray.data.read_images(str(tmp_path), include_paths=True)
+    tokens = on_dataset("quantize", images, {"model": tiny_model}, id_column="path")
+    found = tokens.materialize()
+    for row in found.take_all():
+        assert row["error"] is None
+        pixels = load_pixels(Image.open(row["path"]), SIDE)
+        assert np.array_equal(row["tokens"], palette.encode(pixels).ravel())
+    options = OPTIONS | {"model": tiny_model}
+    first = on_dataset("score", images, options).take_all()
+    again = on_dataset("score", found.drop_columns(["error"]), options, image_column="tokens")
+    scores = {row["path"]: row["nll"] for row in again.take_all()}
+    assert {row["path"]: row["nll"] for row in first} == scores
+    assert len(scores) == 3
+
+
+def test_arrays_of_one_size_are_a_tensor_of_all_rows(tiny_model):
+    """As Ray's own type has them; without Ray."""
+    pixels = np.stack([np.asarray(photo(i, size=(20, 16))) for i in range(3)])
+    block = pa.table({"image": ArrowTensorArray.from_numpy(pixels)})
+    found = TokenizeRows(
+        image_column="image",
+        id_column=None,
+        palette=tiny_model,
+        image_size=SIDE,
+        resize="exact",
+        crop="squash",
+        model_options={},
+    )(block)
+    palette = load_palette(tiny_model)
+    for image, tokens in zip(pixels, found[rows.ROW_TOKENS].to_pylist(), strict=True):
+        expected = palette.encode(load_pixels(Image.fromarray(image), SIDE))
+        assert tokens == expected.ravel().tolist()
 
 
 @pytest.mark.parametrize(
