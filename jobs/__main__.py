@@ -63,7 +63,7 @@ OVER_BUDGET = 3
 )
 @click.version_option(importlib.metadata.version("igpt"), prog_name="igpt")
 def igpt() -> None:
-    """ImageGPT as a distributed batch pipeline: images in, completions as Parquet out."""
+    """ImageGPT as a distributed batch pipeline: images in, Parquet out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

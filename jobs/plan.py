@@ -99,6 +99,7 @@ COMMAND = click.Group(
     "plan",
     commands=[_command(job) for job in BATCH_JOBS.values()],
     help="Say what a job would take: shards, bytes, time, GPU-hours, and what limits it.",
+    short_help="Say what a job would take, by a short trial.",
     epilog="Example: igpt plan complete --input photos/ --samples 4",
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
