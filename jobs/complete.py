@@ -33,8 +33,6 @@ def define(options: CompleteOptions) -> Definition:
     model = model_of(options)
     size = model.quantizer.image_size
     prompts = options.prompt_column is not None
-    if prompts and options.mask is not None:
-        raise UsageError("give either --mask or --prompt-column, found both")
     given = 0 if prompts else prompt_length(options.keep, size, masked=options.mask is not None)
     if options.best_of is not None and options.best_of < options.samples:
         raise UsageError(
@@ -107,6 +105,8 @@ def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
 
 
 def _find_source(options: CompleteOptions) -> Source:
+    if options.mask is not None and options.prompt_column is not None:
+        raise UsageError("give either --mask or --prompt-column, found both")
     return find_input(options, prompt_column=options.prompt_column)
 
 

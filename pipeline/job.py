@@ -23,7 +23,7 @@ from pipeline.shards import Plan
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
 from pipeline.stages.images import ReadImages
-from pipeline.storage import absolute, absolute_model, masked, options_for
+from pipeline.storage import UsageError, absolute, absolute_model, masked, options_for
 
 SECRET_OPTIONS = {"storage_options"}
 SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
@@ -58,7 +58,7 @@ class Definition:
 def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) -> Source:
     """The input that the options name. Raises UsageError."""
     keep = options.keep_columns
-    return find_source(
+    source = find_source(
         options.input,
         format=options.format,
         image_column=options.image_column,
@@ -68,6 +68,14 @@ def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) ->
         limit=options.limit,
         storage_options=options_for(options.storage_options, "input"),
     )
+    changed = {"resize": options.resize != "exact", "crop": options.crop != "squash"}
+    unused = [name for name, given in changed.items() if given]
+    if source.format == "tokens" and unused:
+        raise UsageError(
+            f"--{unused[0]} is for images, {options.input} holds tokens, which stay as they are; "
+            "next: leave it out"
+        )
+    return source
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded, photo
+from conftest import SIDE, encoded, photo
 from PIL import Image, PngImagePlugin
 from runs import errors, igpt, refusal, results
 
@@ -98,3 +98,10 @@ def test_no_rows_are_one_line(tiny_model, tmp_path, capsys, job):
     assert "expected rows" in refusal(capsys, job, **options)
     assert "--limit" in refusal(capsys, job, **options, limit=0)
     assert not output.exists()
+
+
+def test_options_of_pixels_are_refused_for_tokens(tmp_path, capsys):
+    tokens = pa.array([[0] * SIDE**2], pa.list_(pa.uint16(), SIDE**2))
+    pq.write_table(pa.table({"tokens": tokens}), tmp_path / "a.parquet")
+    options = {"input": tmp_path, "output": tmp_path / "run", "crop": "center"}
+    assert "--crop is for images" in refusal(capsys, "embed", **options)
