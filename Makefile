@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-slow chaos check clean
 
 install: $(VENV)/installed
 
@@ -16,6 +16,12 @@ demo: install
 
 test: check
 	$(BIN)/pytest
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+chaos: install
+	$(BIN)/pytest -m 'slow or chaos' tests/chaos
 
 check: install
 	$(BIN)/ruff check .

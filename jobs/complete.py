@@ -59,13 +59,7 @@ def define(options: CompleteOptions) -> Definition:
             job.read_images(mask=mask and mask.location, prompts=prompts),
             job.model_stage(
                 Complete,
-                {
-                    "n_samples": options.samples,
-                    "n_drawn": drawn,
-                    "scored": options.scored,
-                    "prompt_length": given,
-                    **options.drawing,
-                },
+                {"drawing": options.drawing(options.samples, drawn), "prompt_length": given},
             ),
             job.write_parts(),
         ],

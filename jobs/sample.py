@@ -32,12 +32,7 @@ def define(options: SampleOptions) -> Definition:
             Stage(NameSamples, {}, job.allotment.reading),
             job.model_stage(
                 Sample,
-                {
-                    "n_drawn": drawn,
-                    "scored": options.scored,
-                    "image_size": size,
-                    **options.drawing,
-                },
+                {"drawing": options.drawing(1, drawn), "image_size": size},
             ),
             job.write_parts(),
         ],

@@ -24,12 +24,7 @@ def define(options: ScoreOptions) -> Definition:
         results={"map": options.map},
         stages=lambda job: [
             job.read_images(),
-            job.model_stage(
-                Score,
-                {
-                    "mapped": options.map,
-                },
-            ),
+            job.model_stage(Score, {"mapped": options.map}),
             job.write_parts(),
         ],
     )

@@ -21,6 +21,9 @@ OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabyt
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
 _KNOCK_SECONDS = 10
+# Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
+# CPU, and than spot machines may be away.
+_STALLED_SECONDS = 6 * 3600
 
 
 @contextmanager
@@ -40,6 +43,7 @@ def connected(address: str | None) -> Iterator[None]:
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a task's output stays one block: a shard stays whole
     context.max_errored_blocks = 0
+    context.execution_no_progress_timeout_s = _STALLED_SECONDS
     try:
         yield
     finally:
@@ -120,6 +124,19 @@ class Allotment:
 def gpus() -> int:
     """GPUs of the cluster that is joined."""
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def free_gpu_bytes() -> int:
+    """Memory that is free on a GPU of the cluster that is joined, as a task finds it there. Where
+    GPUs differ it may be any of them."""
+
+    @ray.remote(num_cpus=0, num_gpus=1)
+    def look() -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+
+    return int(unheard(ray.get, look.remote()))
 
 
 def cpus() -> int:

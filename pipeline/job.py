@@ -4,13 +4,14 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import cluster, rows
+from pipeline.lease import Lease
 from pipeline.listing import absolute_input
 from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
@@ -22,6 +23,7 @@ from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import Plan
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
+from pipeline.stages.batches import Computing
 from pipeline.stages.images import ReadImages
 from pipeline.storage import UsageError, absolute, absolute_model, masked, options_for
 
@@ -117,7 +119,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """A job whose plan is made; `output` is where its run directory lies."""
+    """A job whose plan is made; `output` is where its run directory lies, `lease` its right to
+    work there, None where it only tries."""
 
     name: str
     options: RunOptions
@@ -126,6 +129,7 @@ class Job:
     plan: Plan
     batch: Batch
     allotment: cluster.Allotment
+    lease: Lease | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -157,23 +161,26 @@ class Job:
         self, cls: type[Callable[[pa.Table], pa.Table]], own: Mapping[str, Any]
     ) -> Stage:
         """The stage whose actors hold the model; `own` are the class's own arguments."""
-        model, compute = self.definition.model, self.batch.compute
+        model, compute, images = self.definition.model, self.batch.compute, self.batch.images
         assert model is not None
         assert compute is not None
-        arguments = {
-            "model": model.location,
-            "device": compute.device,
-            "dtype": compute.dtype,
-            "images_per_batch": self.batch.images,
-            "model_options": options_for(self.options.storage_options, "model"),
-        }
-        return Stage(cls, arguments | own, self.allotment.model)
+        assert images is not None
+        computing = Computing(
+            model.location,
+            compute.device,
+            compute.dtype,
+            images,
+            self.definition.sequences,
+            options_for(self.options.storage_options, "model"),
+        )
+        return Stage(cls, {"computing": computing, **own}, self.allotment.model)
 
     def write_parts(self) -> Stage:
         """The last stage of every job."""
         quantizer = self.definition.quantizer
         arguments = {
             "output": self.output,
+            "lease": self.lease,
             "job": self.name,
             "schema": self.schema,
             "image_size": quantizer.image_size,
@@ -211,47 +218,77 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
     recorded = directory.record()
     if recorded is None:
         directory.check_free()
-    elif options.overwrite:
-        recorded = None
-    plan = directory.plan() if recorded is not None else None
+    begins = recorded is None or options.overwrite
+    plan = None if begins else directory.plan()
     source = kind.find_source(options) if plan is None else None
+    if recorded is not None and not begins and isinstance(options, ModelOptions):
+        # Where it is not given it is found, in memory that may be another's today.
+        found = options.batch_size or recorded["results"].get("batch_size")
+        options = options.model_copy(update={"batch_size": found})
     definition = kind.define(options)
     with cluster.connected(options.address):
         batch = Batch.of(definition, options)
         wanted = dependencies(kind.name, options, definition, batch)
-        if recorded is not None:
+        size = options.shard_size
+        if recorded is not None and not begins:
             # Where the size of shards is not given it is found, so it is what was found then.
-            given = {} if options.shard_size is None else {"shard_size": options.shard_size}
+            given = {} if size is None else {"shard_size": size}
             refuse_other_run(directory.location, recorded["results"], wanted | given)
-        if plan is None:
-            assert source is not None
+            size = recorded["results"]["shard_size"]
+        if source is not None:
             quantizer = definition.quantizer
             source.check_tokens(
                 image_size=quantizer.image_size, palette=quantizer.palette.fingerprint
             )
             # Where rows are not counted, each file is a shard by itself, whatever the size.
-            size = options.shard_size or batch.shard_size(definition, source.rows or 0)
-            plan = source.cut(size)
+            plan = source.cut(size or batch.shard_size(definition, source.rows or 0))
+        assert plan is not None
         allotment = allotment_for(options, batch)
         job = Job(kind.name, options, definition, directory.location, plan, batch, allotment)
+        record = _record(job, wanted) if begins else recorded
+        job = replace(job, lease=_claim(job, directory, record or {}, begins=begins))
         if source is not None:
-            record = _record(job, wanted)
-            directory.clear()
-            directory.begin(record, plan)
+            directory.write_plan(plan)
         directory.forget(again)
         _execute(job, directory)
 
 
+def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begins: bool) -> Lease:
+    """The lease on the directory, which belongs to this run from now on. Raises UsageError where
+    another run was faster."""
+    options = options_for(job.options.storage_options, "output")
+    lease = Lease(directory.location, options, str(record.get("run")))
+    if begins and directory.record() is not None:
+        lease.take()  # actors of the run that was there write nothing from now on
+        directory.clear()
+        directory.begin(record)
+    else:
+        if begins:
+            directory.begin(record)
+        lease.take()
+    if not lease.may_write() or str((directory.record() or {}).get("run")) != lease.run:
+        raise UsageError(
+            f"another run took {directory.location} just now; next: wait for its end, or another "
+            "--output"
+        )
+    return lease
+
+
 def _execute(job: Job, directory: RunDirectory) -> None:
     """Run the stages, write the report, say where it lies."""
-    options = job.options
-    report = execute(
-        directory,
-        job.plan,
-        job.definition.stages(job),
-        max_error_fraction=options.max_error_fraction,
-        progress=options.progress,
-    )
+    options, lease = job.options, job.lease
+    assert lease is not None
+    try:
+        report = execute(
+            directory,
+            job.plan,
+            job.definition.stages(job),
+            lease=lease,
+            max_error_fraction=options.max_error_fraction,
+            progress=options.progress,
+        )
+    finally:
+        lease.release()
     write_report(
         job.output,
         storage_options=options_for(options.storage_options, "output"),

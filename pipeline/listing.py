@@ -14,15 +14,12 @@ from pipeline.storage import (
     STORE_ERRORS,
     UsageError,
     absolute,
-    glob_files,
-    has_magic,
     kind,
-    list_files,
-    list_folder,
     one_line,
     open_location,
     uri_of,
 )
+from pipeline.walking import glob_files, has_magic, list_files, list_folder
 
 # Pillow recognizes these but cannot decode them.
 _ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}

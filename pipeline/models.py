@@ -4,19 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
 from igpt_core.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from igpt_core.errors import NoHeadError
 from igpt_core.image_processor import PREPROCESSOR_FILE
-from igpt_core.kv_cache import KVCache
 from igpt_core.model import HEADS
 from igpt_core.model_files import EMBEDDED, pinned
 from igpt_core.palette import Palette
 from pipeline import cluster
+from pipeline.batch_sizes import CPU, Memory, forward_images, painting_images
 from pipeline.options import ModelOptions
-from pipeline.stages.batches import RANDOM, forward_batch_size
+from pipeline.stages.batches import RANDOM
 from pipeline.storage import UsageError, absolute_model, options_for
 
 
@@ -119,20 +117,12 @@ def find_compute(options: ModelOptions) -> Compute:
     return Compute(device, dtype)
 
 
-# Memory that the cache of one model batch may take, and sequences beyond which no more is gained.
-_CACHE_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
-_MOST_SEQUENCES = {"cuda": 512, "cpu": 16}
-
-
 def forward_batches(model: Model, options: ModelOptions) -> Callable[[Compute], int]:
     """Images that are looked at together: as the options say, or what memory holds."""
 
     def images(compute: Compute) -> int:
-        return options.batch_size or forward_batch_size(
-            model.config,
-            model.quantizer.image_size**2,
-            device=compute.device,
-            dtype=compute.dtype,
+        return options.batch_size or forward_images(
+            model.config, model.quantizer.image_size**2, dtype=compute.dtype, memory=memory(compute)
         )
 
     return images
@@ -151,9 +141,18 @@ def painting_batches(model: Model, options: ModelOptions, n: int) -> Callable[[C
         )
 
     def images(compute: Compute) -> int:
+        if given is not None:
+            return given // n
         positions = model.quantizer.image_size**2
-        row = KVCache.bytes_per_row(model.config, positions, getattr(torch, compute.dtype))
-        most = min(_CACHE_BYTES[compute.device] // row, _MOST_SEQUENCES[compute.device])
-        return max((given or most) // n, 1)
+        return painting_images(
+            model.config, positions, n=n, dtype=compute.dtype, memory=memory(compute)
+        )
 
     return images
+
+
+def memory(compute: Compute) -> Memory:
+    """Of the device, on the cluster that is joined."""
+    if compute.device == "cpu":
+        return CPU
+    return Memory.of_gpu(cluster.free_gpu_bytes())

@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from igpt_core.sampling import SamplingConfig
+from pipeline.stages.painting import Drawing
+
 
 class Options(BaseModel):
     """Options of every job."""
@@ -128,15 +131,16 @@ class SamplingOptions(Options):
         """Whether results come with their nats."""
         return self.score or self.best_of is not None
 
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """How pixels are drawn, as arguments of a stage."""
-        return self.model_dump(include={"seed", "temperature", "top_k", "top_p"})
+    def drawing(self, n_samples: int, n_drawn: int) -> Drawing:
+        """How pixels are drawn: `n_samples` images of the `n_drawn` of each row."""
+        sampling = SamplingConfig(self.temperature, self.top_k, self.top_p)
+        return Drawing(n_samples, n_drawn, self.scored, self.seed, sampling)
 
     @property
     def sampling_results(self) -> dict[str, Any]:
         """What of these results depend on."""
-        return {**self.drawing, "score": self.scored, "best_of": self.best_of}
+        drawn = self.model_dump(include={"seed", "temperature", "top_k", "top_p"})
+        return {**drawn, "score": self.scored, "best_of": self.best_of}
 
 
 class TrainingOptions(PixelOptions, StorageOptions):

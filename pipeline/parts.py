@@ -21,6 +21,7 @@ from igpt_core.palette import Palette
 from igpt_core.pixels import encode_png
 from pipeline import rows
 from pipeline.blocks import bits_of, by_shard, tokens_of
+from pipeline.lease import Lease
 from pipeline.nats import NatsHistogram, has_nats
 from pipeline.storage import join, open_location, write_atomic
 
@@ -76,6 +77,10 @@ def shard_of(path: str) -> int | None:
     return int(part[1]) if part else None
 
 
+class GaveWay(Exception):
+    """A run directory is another run's now."""
+
+
 class WriteParts:
     """Blocks of finished rows -> parts of the run directory, and a row of SUMMARY each.
 
@@ -84,6 +89,7 @@ class WriteParts:
 
     Args:
         output: the run directory.
+        lease: on it; None where nobody else can write there.
         job: which of `rows.JOBS`.
         schema: of the results, see `rows.schema_for`.
         image_size: pixels a side.
@@ -97,6 +103,7 @@ class WriteParts:
         self,
         *,
         output: str,
+        lease: Lease | None,
         job: str,
         schema: pa.Schema,
         image_size: int,
@@ -106,6 +113,7 @@ class WriteParts:
         model_options: Mapping[str, Any],
     ) -> None:
         self._fs, self._output = open_location(output, output_options)
+        self._lease = lease
         self._columns = RESULTS.get(job)
         self._schema = schema
         self._has_nats = has_nats(job, schema)
@@ -125,6 +133,7 @@ class WriteParts:
                 f"shard {shard}: expected {expected} rows, found {block.num_rows}; rows were "
                 "lost or cut between two stages, nothing was written"
             )
+        self._check_lease()
         good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))
         bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
         results = self.results(good)
@@ -147,8 +156,16 @@ class WriteParts:
         write_atomic(
             self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()
         )
-        write_atomic(self._fs, join(self._output, part_name("data", shard)), payload)
+        path = join(self._output, part_name("data", shard))
+        write_atomic(self._fs, path, payload)
+        if self._lease is not None and self._lease.is_of_another_run():
+            self._fs.rm_file(path)  # it was taken meanwhile: this part is none of the other run's
+            self._check_lease()
         return summary
+
+    def _check_lease(self) -> None:
+        if self._lease is not None and not self._lease.may_write():
+            raise GaveWay(f"another run works at {self._output} now; nothing was written")
 
     def results(self, good: pa.Table) -> pa.Table:
         """The results, as they are stored, of finished rows that are good."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.patience import is_passing
 from pipeline.storage import UsageError, one_line
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -280,5 +281,11 @@ class RowError:
 
     @classmethod
     def of(cls, stage: str, error: BaseException) -> "RowError":
-        """From an exception; the message holds no secret and no traceback."""
+        """From an exception; the message holds no secret and no traceback.
+
+        Raises the exception itself where it is a fault that passes: no row is bad because its store
+        is busy.
+        """
+        if is_passing(error):
+            raise error
         return cls(stage, type(error).__name__, one_line(error))

@@ -1,26 +1,37 @@
 """Executes a job: pending shards through the stages, progress, error budget, report."""
 
 import io
+import logging
 import re
-from collections import Counter
-from collections.abc import Generator, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
 from pipeline.cluster import unheard
+from pipeline.lease import Lease
 from pipeline.parts import part_name, shards_with_errors
 from pipeline.progress import Mode, Progress
 from pipeline.run_directory import REPORT_FILE, RunDirectory
 from pipeline.run_record import row_count
 from pipeline.shards import Plan, Shard
-from pipeline.stage import Stage, StageError, chain, unpacked
+from pipeline.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
+from pipeline.stopping import stoppable
 from pipeline.storage import join, one_line, read_bytes
 
 _THREADS = 32
+# Shards that fail one after the other, none between them done; rounds that end with dead processes
+# and bring nothing. A disk is full then, a store is gone or a model broken: to go on is lost work.
+_HOPELESS_SHARDS = 16
+_HOPELESS_DEATHS = 4
+_NEXT = "what is done is kept; next: the same command again"
+
+_log = logging.getLogger(__name__)
 
 
 class RunFailed(Exception):
@@ -36,16 +47,23 @@ def execute(
     plan: Plan,
     stages: Sequence[Stage],
     *,
+    lease: Lease,
     max_error_fraction: float,
     progress: Mode,
 ) -> dict[str, Any]:
     """Run the shards that are not done yet; write report.json when all are.
 
+    At SIGTERM or Ctrl-C no new shard is begun; see `stoppable`.
+
+    Args:
+        lease: on the directory, taken.
+
     Returns:
         The content of report.json.
 
     Raises:
-        RunFailed: a stage failed, or shards are missing at the end. What is done stays done.
+        RunFailed: shards failed or are missing at the end, or the run was stopped. What is done
+            stays done.
         OverErrorBudget: as soon as it is sure that the budget cannot be met. Where the plan does
             not know all rows, that is at the end, or at the first bad row of a budget of 0.
     """
@@ -64,8 +82,9 @@ def execute(
     _check_budget(clock, max_error_fraction, plan.rows)
     if pending:
         clock.show()
-        with closing(clock), closing(consume(plan, pending, stages)) as summaries:
-            for summary in summaries:
+        work = consume(plan, pending, stages, lease=lease)
+        with closing(clock), _given_way(directory, plan, lease), closing(work):
+            for summary in work:
                 clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
                 _check_budget(clock, max_error_fraction, plan.rows)
     _check_complete(directory, plan)
@@ -90,36 +109,121 @@ def execute(
     return report
 
 
+@contextmanager
+def _given_way(directory: RunDirectory, plan: Plan, lease: Lease) -> Iterator[None]:
+    """What a run that was told to stop, or that another has replaced, ends with."""
+    with stoppable(lease.stop) as stopped:
+        try:
+            yield
+        except (KeyboardInterrupt, RunFailed):
+            if not stopped.is_set() and lease.may_write():
+                raise
+    if stopped.is_set():
+        done = len(directory.finished() & {shard.index for shard in plan.shards})
+        raise RunFailed(
+            f"interrupted: {done} of {len(plan.shards)} shards are done and kept; "
+            f"next: {directory.resuming()}"
+        )
+    if not lease.may_write():
+        raise RunFailed(
+            f"another run, started later, has taken over {directory.location}; this one gives way"
+        )
+
+
 def consume(
-    plan: Plan, shards: Sequence[Shard], stages: Sequence[Stage]
+    plan: Plan,
+    shards: Sequence[Shard],
+    stages: Sequence[Stage],
+    *,
+    lease: Lease | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """Hand the shards out to the stages; the rows that the last of them makes, as they come.
 
-    Raises RunFailed where a stage does.
+    A shard that a stage cannot do is left out and the others go on. Where processes have died
+    more often than Ray brings them back, what is left is handed out anew, the shards that may be
+    the reason last and in the end one by one.
+
+    Args:
+        lease: where it says so, no shard is begun any more, and the rest is left out.
+
+    Raises RunFailed at the end where shards failed, and as soon as it looks hopeless.
     """
     table = plan.to_table()
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
-    blocks = [table.slice(row_of[shard.index], 1) for shard in shards]
-    dataset = chain(blocks, stages)
+    failures: dict[int, str] = {}
+    rounds = deque([[shard.index for shard in shards]])
+    deaths = in_a_row = 0
+    while rounds:
+        order = rounds.popleft()
+        back: set[int] = set()
+        blocks = {index: table.slice(row_of[index], 1) for index in order}
+        try:
+            for parcel in _round(blocks, stages, lease):
+                back.add(parcel.shard)
+                if parcel.block is not None:
+                    deaths = in_a_row = 0
+                    yield from parcel.block.to_pylist()
+                elif parcel.failure != NOT_BEGUN:
+                    in_a_row += 1
+                    failures[parcel.shard] = str(parcel.failure)
+                    _log.warning("shard %d: %s", parcel.shard, parcel.failure)
+                if in_a_row == _HOPELESS_SHARDS:
+                    raise _failed(failures, len(shards), " in a row, so the rest was not tried")
+        except ray.exceptions.RayError as error:
+            reported = _reported(error)
+            deaths += not back
+            if reported or deaths == _HOPELESS_DEATHS:
+                cause = reported or f"processes died, {_begin(error)}"
+                raise RunFailed(f"a stage failed: {cause}; {_NEXT}") from error
+            _log.warning("%d shards are handed out anew: %s", len(order) - len(back), _begin(error))
+            if back:
+                rounds.append(_suspects_last(order, back))
+            elif len(order) > 1:
+                rounds.extend([index] for index in order)
+            else:
+                failures[order[0]] = f"its process died each time: {_begin(error)}"
+    if failures:
+        raise _failed(failures, len(shards))
+
+
+def _round(
+    blocks: Mapping[int, pa.Table], stages: Sequence[Stage], lease: Lease | None
+) -> Generator[Parcel, None, None]:
+    """The blocks through the stages once, as Ray does it. Raises RayError."""
+    dataset = chain(blocks, stages, lease=lease)
     results: Any = iter(
         dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
     try:
         while (result := unheard(next, results, None)) is not None:
-            for summaries in unpacked(result):
-                yield from summaries.to_pylist()
-    except ray.exceptions.RayError as error:
-        raise RunFailed(
-            f"a stage failed: {_cause(error)}; what is done is kept; next: the same command again"
-        ) from error
+            yield from unpacked(result)
     finally:
         unheard(results.close)
 
 
-def _cause(error: BaseException) -> str:
-    """The stage's own error out of Ray's many lines around it, or else the beginning of these."""
-    reported = re.findall(rf"{StageError.__name__}: (.+)", str(error))
-    return reported[-1] if reported else f"{type(error).__name__}: {one_line(error)}"
+def _suspects_last(order: Sequence[int], back: Collection[int]) -> list[int]:
+    """What did not come back, in order, but at the end what was handed out before the last that
+    did: one of those may be what processes die of."""
+    last = max(place for place, index in enumerate(order) if index in back)
+    suspects = [index for index in order[:last] if index not in back]
+    return [*order[last + 1 :], *suspects]
+
+
+def _failed(failures: Mapping[int, str], n: int, how: str = "") -> RunFailed:
+    index, reason = next(iter(failures.items()))
+    return RunFailed(
+        f"{len(failures)} of {n} shards failed{how}; the first is {index}: {reason}; {_NEXT}"
+    )
+
+
+def _reported(error: BaseException) -> str | None:
+    """The stage's own error out of Ray's many lines around it."""
+    found = re.findall(rf"{StageError.__name__}: (.+)", str(error))
+    return found[-1] if found else None
+
+
+def _begin(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _check_budget(clock: Progress, fraction: float, total: int | None) -> None:

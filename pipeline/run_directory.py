@@ -5,6 +5,8 @@ import importlib.metadata
 import io
 import json
 import platform
+import shlex
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.lease import LEASE_FILE
 from pipeline.parts import (
     FOLDERS,
     FORMAT,
@@ -33,6 +36,7 @@ from pipeline.storage import (
     open_location,
     read_bytes,
     write_atomic,
+    write_new,
 )
 
 PLAN_FILE = "plan.parquet"
@@ -85,6 +89,7 @@ class RunDirectory:
             names = self.fs.ls(self.path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             names = []
+        names = [name for name in names if not name.endswith(f"/{LEASE_FILE}")]
         if self.fs.isfile(self.path):
             raise UsageError(f"expected --output to be a folder, found a file at {self.location}")
         if names:
@@ -117,11 +122,27 @@ class RunDirectory:
             there = [p for p in paths if join(folder, p.rpartition("/")[2]).lstrip("/") in names]
             list(pool.map(self.fs.rm_file, there))
 
-    def begin(self, record: Mapping[str, Any], plan: Plan) -> None:
-        """Write run.json, then the plan. Raises UsageError where nothing can be written."""
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Write run.json, which makes it a run directory.
+
+        Raises UsageError where nothing can be written, or another run began here meanwhile.
+        """
+        with self.reached(), suppress(FileExistsError):
+            write_new(self.fs, join(self.path, RUN_FILE), _json_bytes(record))
+        if (self.record() or {}).get("run") != record["run"]:
+            raise UsageError(
+                f"another run began in {self.location} just now; next: the same command again to "
+                "go on with it where its options are the same, or another --output"
+            )
+
+    def write_plan(self, plan: Plan) -> None:
+        """Raises UsageError where nothing can be written."""
         with self.reached():
-            self.write_json(RUN_FILE, record)
             write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(plan.to_table()))
+
+    def resuming(self) -> str:
+        """The command that goes on with the run. Raises UsageError as `record` does."""
+        return resuming((self.record() or {})["command"])
 
     def plan(self) -> Plan | None:
         """The plan that was made when the run began; None where it got no further."""
@@ -153,8 +174,16 @@ class RunDirectory:
             ) from error
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        text = json.dumps(content, indent=2) + "\n"
-        write_atomic(self.fs, join(self.path, name), text.encode())
+        write_atomic(self.fs, join(self.path, name), _json_bytes(content))
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def resuming(command: str) -> str:
+    """The command of a run without what would make it start anew."""
+    return shlex.join(word for word in shlex.split(command) if word != "--overwrite")
 
 
 def new_record(
@@ -163,6 +192,7 @@ def new_record(
     """The content of run.json. `options` must hold no secrets."""
     return {
         "format": FORMAT,
+        "run": uuid.uuid4().hex,
         "job": job,
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

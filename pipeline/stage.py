@@ -1,9 +1,9 @@
 """Stage and Resources, and the chain of them as a Ray data set: the only caller of map_batches."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -11,10 +11,12 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.annotations import RayDeprecationWarning
 
+from pipeline.lease import Lease
+from pipeline.patience import SHARD_PAUSES, patiently
 from pipeline.storage import one_line
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
-FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 16}
+FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,59 @@ class Stage:
     resources: Resources = field(default_factory=Resources)
 
 
+@dataclass(frozen=True)
+class Parcel:
+    """A shard between two stages: its block, or why there is none.
+
+    `failure` is one line: a stage could not do this shard. The stages after it pass it on, so that
+    the others go on. NOT_BEGUN stands for a shard that was left to a later run.
+    """
+
+    shard: int
+    block: pa.Table | None = None
+    failure: str | None = None
+
+
+NOT_BEGUN = "not begun"
+
+# Between stages a shard is one row: Ray demands a number of rows for the batches of a stage with
+# GPUs, puts short blocks together until they have it, and cuts what has more.
+_PACKED = pa.schema(
+    [
+        pa.field("shard", pa.int32()),
+        pa.field("block", pa.large_binary()),  # an Arrow stream
+        pa.field("failure", pa.string()),
+    ]
+)
+
+
+def packed(parcels: Iterable[Parcel]) -> pa.Table:
+    """A row for each parcel."""
+    rows = [
+        {
+            "shard": parcel.shard,
+            "block": None if parcel.block is None else _stream(parcel.block),
+            "failure": parcel.failure,
+        }
+        for parcel in parcels
+    ]
+    return pa.Table.from_pylist(rows, schema=_PACKED)
+
+
+def _stream(block: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, block.schema) as writer:
+        writer.write_table(block)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def unpacked(table: pa.Table) -> Iterator[Parcel]:
+    """The parcels that `packed` made rows of; their blocks are not copied."""
+    for shard, stream, failure in zip(*(table[name] for name in _PACKED.names), strict=True):
+        block = pa.ipc.open_stream(stream.as_buffer()).read_all() if stream.is_valid else None
+        yield Parcel(shard.as_py(), block, failure.as_py())
+
+
 class StageError(Exception):
     """A stage's error as one line, which can be found again in the text that Ray makes of it."""
 
@@ -47,64 +102,60 @@ class _Reporting:
 
     def __init__(self, **arguments: Any) -> None:
         with self._reported():
-            self._stage = self.stage(**arguments)
+            self._stage = patiently(lambda: self.stage(**arguments), SHARD_PAUSES)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with self._reported():
-            return self._stage(block)
+            return patiently(lambda: self._stage(block), SHARD_PAUSES)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # none is kept from ending the run
+        except Exception as error:  # none is kept from being reported
             kind = type(error).__name__
             raise StageError(f"{self.stage.__name__}: {kind}: {one_line(error)}") from error
 
 
 class _ReportingPacked(_Reporting):
-    """The same of tables that come and go as `packed` has them."""
+    """The same of shards that come and go as parcels: an error ends the shard, not the run.
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        call = super().__call__
-        return packed([call(table) for table in unpacked(block)])
+    With a lease it begins no shard that is not for this run to begin.
+    """
 
+    lease: ClassVar[Lease | None] = None
 
-# Between stages a table is one row of this column: Ray demands a number of rows for the batches of
-# a stage with GPUs, puts short blocks together until they have it, and cuts what has more.
-_PACKED = "packed"
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return packed([self._handed_on(parcel) for parcel in unpacked(table)])
 
-
-def packed(tables: Sequence[pa.Table]) -> pa.Table:
-    """A row for each table, which holds it as an Arrow stream."""
-    streams = []
-    for table in tables:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        streams.append(sink.getvalue().to_pybytes())
-    return pa.table({_PACKED: pa.array(streams, pa.large_binary())})
+    def _handed_on(self, parcel: Parcel) -> Parcel:
+        if parcel.failure is not None:
+            return parcel
+        if self.lease is not None and not self.lease.may_begin():
+            return Parcel(parcel.shard, failure=NOT_BEGUN)
+        try:
+            return replace(parcel, block=super().__call__(parcel.block))
+        except StageError as error:
+            return Parcel(parcel.shard, failure=str(error))
 
 
-def unpacked(block: pa.Table) -> Iterator[pa.Table]:
-    """The tables that `packed` made rows of, without copying."""
-    for stream in block[_PACKED]:
-        yield pa.ipc.open_stream(stream.as_buffer()).read_all()
-
-
-def chain(blocks: Sequence[pa.Table], stages: Sequence[Stage]) -> Dataset:
+def chain(
+    blocks: Mapping[int, pa.Table], stages: Sequence[Stage], *, lease: Lease | None = None
+) -> Dataset:
     """The stages over the blocks, each block kept whole from end to end.
 
     Args:
-        blocks: one table for each shard.
+        blocks: by shard, in the order in which they are handed out.
+        lease: asked before a shard is begun.
 
     Returns:
         What the last stage makes of each block, as `packed` has it.
     """
-    dataset = ray.data.from_arrow([packed([block]) for block in blocks])
+    dataset = ray.data.from_arrow([packed([Parcel(*item)]) for item in blocks.items()])
     for stage in stages:
         actors = min(stage.resources.actors, len(blocks))
-        dataset = _mapped(dataset, stage, _ReportingPacked, batch_size=1, actors=actors)
+        traits = {"stage": stage.cls, "lease": lease if stage is stages[0] else None}
+        dataset = _mapped(dataset, stage, _ReportingPacked, traits, batch_size=1, actors=actors)
     return dataset
 
 
@@ -112,20 +163,26 @@ def over(dataset: Dataset, stages: Sequence[Stage], *, batch_rows: int) -> Datas
     """The stages over somebody's data set, whose blocks they get about `batch_rows` rows at a
     time; lazy."""
     for stage in stages:
-        actors = stage.resources.actors
-        dataset = _mapped(dataset, stage, _Reporting, batch_size=batch_rows, actors=actors)
+        traits, actors = {"stage": stage.cls}, stage.resources.actors
+        dataset = _mapped(dataset, stage, _Reporting, traits, batch_size=batch_rows, actors=actors)
     return dataset
 
 
 def _mapped(
-    dataset: Dataset, stage: Stage, wrapper: type[_Reporting], *, batch_size: int, actors: int
+    dataset: Dataset,
+    stage: Stage,
+    wrapper: type[_Reporting],
+    traits: dict[str, Any],
+    *,
+    batch_size: int,
+    actors: int,
 ) -> Dataset:
     resources = stage.resources
     with warnings.catch_warnings():
         # Ray 2.60 has no other way yet to pass the limits than the one that it warns about.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
-            type(stage.cls.__name__, (wrapper,), {"stage": stage.cls}),
+            type(stage.cls.__name__, (wrapper,), traits),
             fn_constructor_kwargs=stage.arguments,
             batch_size=batch_size,
             batch_format="pyarrow",

@@ -3,7 +3,6 @@
 import datetime
 import io
 import json
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from pipeline.parts import part_name, shard_of, shards_with_errors, spread
-from pipeline.run_directory import PLAN_FILE, RUN_FILE, RunDirectory
+from pipeline.run_directory import PLAN_FILE, RUN_FILE, RunDirectory, resuming
 from pipeline.storage import UsageError, exists, join, read_bytes
 from pipeline.throughput import Span, working_seconds
 
@@ -97,7 +96,7 @@ def read_status(directory: RunDirectory) -> Status:
         images_per_second=speed,
         seconds_left=left,
         last_part=max((span.stop for span in spans), default=None),
-        resume=None if finished else _resuming(run["command"]),
+        resume=None if finished else resuming(run["command"]),
         estimated=tuple(estimated),
     )
 
@@ -188,8 +187,3 @@ def _speed(spans: Iterable[Span]) -> float | None:
 def _missing(planned: Mapping[int, int | None], done: Sequence[int], images: int) -> float:
     """Images to come where the plan does not count them: as many a shard as there were."""
     return (len(planned) - len(done)) * images / max(len(done), 1)
-
-
-def _resuming(command: str) -> str:
-    """The command of a run without what would make it start anew."""
-    return shlex.join(word for word in shlex.split(command) if word != "--overwrite")

@@ -1,16 +1,16 @@
-"""From a URI to a filesystem: options, listing, atomic writes.
+"""From a URI to a filesystem: options, whole files, atomic writes.
 
 Paths without a protocol are local files. Everything else goes through fsspec, so `s3://`, `gs://`,
 `hf://` and the rest work as soon as their package is installed.
 """
 
-import fnmatch
+import errno
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import fsspec
 from botocore.exceptions import BotoCoreError
@@ -18,16 +18,17 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from igpt_core.model_files import EMBEDDED, is_hub_id
+from pipeline.patience import patiently
 
+Result = TypeVar("Result")
 Role = Literal["input", "output", "model"]
 ROLES: tuple[Role, ...] = ("input", "output", "model")
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(?:://|::)")
-_MAGIC = re.compile(r"[*?\[]")
 # Filesystems that show a file while it is being written; the others publish it at the end.
 _NOT_ATOMIC = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webHDFS"}
-_LISTING_THREADS = 32
-_LISTING_PAGE = 1000
+# Filesystems that make a request again by themselves; trying theirs again would take minutes.
+_PATIENT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 
 # What an unreachable or forbidden location raises: s3fs lets botocore's own errors through.
 STORE_ERRORS: tuple[type[Exception], ...] = (OSError, BotoCoreError)
@@ -111,7 +112,7 @@ def open_location(
         ) from error
     try:
         fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
-        if "s3" in _protocols(fs):
+        if "s3" in protocols(fs):
             fs.connect()  # without a request: s3fs looks at its options no sooner
     except (TypeError, ValueError, ImportError, BotoCoreError) as error:
         raise UsageError(
@@ -179,7 +180,7 @@ def join(path: str, *names: str) -> str:
 def exists(fs: AbstractFileSystem, path: str) -> bool:
     """Whether a file or folder is there now, whatever was listed before."""
     fs.invalidate_cache()
-    return bool(fs.exists(path))
+    return bool(asked(fs, lambda: fs.exists(path)))
 
 
 def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
@@ -187,7 +188,7 @@ def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
     if is_local(fs):
         with open(path, "rb") as file:
             return file.read()
-    return bytes(fs.cat_file(path))
+    return bytes(asked(fs, lambda: fs.cat_file(path)))
 
 
 def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
@@ -198,19 +199,56 @@ def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
     """
     folder, slash, name = path.rpartition("/")
     temporary = f"{folder}{slash}.{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+    def write() -> None:
+        if is_local(fs):
+            _write_local(temporary, path, payload)
+        elif protocols(fs) & _NOT_ATOMIC:
+            fs.makedirs(folder, exist_ok=True)
+            fs.pipe_file(temporary, payload)
+            if fs.exists(path):  # rename does not replace on these: a gap, never half a file
+                fs.rm_file(path)
+            fs.mv(temporary, path)
+        else:
+            fs.pipe_file(path, payload)
+
+    asked(fs, write)
+
+
+def write_new(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
+    """The same of a file that must not be there yet: of two writers at once, one is first.
+
+    Raises FileExistsError. Where a store knows no such writing, two writers at the same moment are
+    not kept apart.
+    """
     if is_local(fs):
-        _write_local(temporary, path, payload)
-    elif _protocols(fs) & _NOT_ATOMIC:
-        fs.makedirs(folder, exist_ok=True)
-        fs.pipe_file(temporary, payload)
-        if fs.exists(path):  # rename does not replace on these: a gap, never half a file
-            fs.rm_file(path)
-        fs.mv(temporary, path)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        _write_local(temporary, temporary, payload)
+        create: Callable[[], None] = partial(os.link, temporary, path)
     else:
-        fs.pipe_file(path, payload)
+        create = partial(fs.pipe_file, path, payload, mode="create")
+    try:
+        if exists(fs, path):
+            raise FileExistsError(errno.EEXIST, "it is there already", path)
+        create()
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError, TypeError, ValueError) as error:
+        # Somebody was first, or the store cannot do this.
+        if exists(fs, path) and read_bytes(fs, path) != payload:
+            raise FileExistsError(errno.EEXIST, "it is there already", path) from error
+        write_atomic(fs, path, payload)
+    finally:
+        if is_local(fs):
+            os.remove(temporary)
 
 
-def _protocols(fs: AbstractFileSystem) -> set[str]:
+def asked(fs: AbstractFileSystem, request: Callable[[], Result]) -> Result:
+    """What a request returns, which is made again where the filesystem does not do so itself."""
+    return request() if protocols(fs) & _PATIENT else patiently(request)
+
+
+def protocols(fs: AbstractFileSystem) -> set[str]:
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
@@ -232,136 +270,6 @@ def _write_local(temporary: str, path: str, payload: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def is_hidden(name: str) -> bool:
-    """Names that listings pass over: `.git`, `_SUCCESS`, half-written temporary files."""
-    return name.startswith((".", "_"))
-
-
-def list_files(fs: AbstractFileSystem, path: str) -> list[str]:
-    """Every file below a folder, sorted, hidden names and folders left out; [] if it is missing.
-
-    Linked folders are followed, but never into themselves. Holds paths only, no sizes.
-    """
-    return sorted(_walk(fs, path, lambda relative: not is_hidden(relative.rpartition("/")[2])))
-
-
-def has_magic(path: str) -> bool:
-    """Whether a path could be meant as a glob."""
-    return _MAGIC.search(path) is not None
-
-
-def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
-    """The fixed folder of a pattern, and the files that match or lie in a folder that does.
-
-    `*` and `?` stay within a name, `**` stands for any number of folders, `[ab]` and `[!ab]` for
-    one character. Only folders that can lead to a match are listed. A hidden name matches only
-    where its part of the pattern starts with the same `.` or `_`.
-    """
-    parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if has_magic(part))
-    root = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "")
-    wanted = parts[fixed:]
-    regexes = [re.compile(fnmatch.translate(part)) for part in wanted]
-
-    def leads(names: Sequence[str], at: int, *, complete: bool) -> bool:
-        """Whether names can go on to match `wanted[at:]` (complete: whether they do)."""
-        if at == len(wanted):
-            return not any(is_hidden(name) for name in names)
-        if not names:
-            return not complete or all(part == "**" for part in wanted[at:])
-        name, rest = names[0], names[1:]
-        if wanted[at] == "**":
-            return leads(names, at + 1, complete=complete) or (
-                not is_hidden(name) and leads(rest, at, complete=complete)
-            )
-        if is_hidden(name) and name[0] != wanted[at][0]:
-            return False
-        return regexes[at].match(name) is not None and leads(rest, at + 1, complete=complete)
-
-    prefix = len(root.rstrip("/")) + 1 if root else 0
-    found = _walk(fs, root, lambda relative: leads(relative.split("/"), 0, complete=False))
-    return root, sorted(file for file in found if leads(file[prefix:].split("/"), 0, complete=True))
-
-
-def _walk(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
-    """Files below root. `enter` gets each name relative to root, of files and folders."""
-    prefix = len(root.rstrip("/")) + 1 if root else 0
-    walk = _walk_local if is_local(fs) else _walk_remote
-    return walk(fs, root, lambda path: enter(path[prefix:]))
-
-
-def _walk_local(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
-    if not os.path.isdir(root):
-        return
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
-    while pending:
-        folder, above = pending.pop()
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:  # a link to a folder that it lies in
-            continue
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not enter(entry.path):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, above | {here}))
-                elif entry.is_file() or entry.is_symlink():  # a dead link is a file to report
-                    yield entry.path
-
-
-def _walk_remote(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
-    """One listing request a folder, many at once: a store lists a folder page after page."""
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        running: set[Future[tuple[list[str], list[str]]]] = {pool.submit(list_folder, fs, root)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for listing in done:
-                files, folders = listing.result()
-                yield from filter(enter, files)
-                running |= {pool.submit(list_folder, fs, path) for path in filter(enter, folders)}
-
-
-def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
-    """The files and the folders in a folder; none if it is missing."""
-    try:
-        if "s3" in _protocols(fs) and folder:
-            return _ls_s3(fs, folder)
-        fs.invalidate_cache(folder)
-        entries = fs.ls(folder, detail=True)
-    except FileNotFoundError:
-        return [], []
-    fs.invalidate_cache(folder)  # which would keep every listing
-    folders = [e["name"].rstrip("/") for e in entries if e["type"] == "directory"]
-    return [e["name"] for e in entries if e["type"] != "directory"], folders
-
-
-def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
-    """As list_folder, a page of names at a time: s3fs holds a kilobyte for each file."""
-    bucket, key, _ = fs.split_path(folder)
-    prefix = f"{key}/" if key else ""
-    files: list[str] = []
-    folders: list[str] = []
-    more: dict[str, str] = {}
-    while True:
-        page = fs.call_s3(
-            "list_objects_v2",
-            Bucket=bucket,
-            Prefix=prefix,
-            Delimiter="/",
-            MaxKeys=_LISTING_PAGE,
-            **more,
-        )
-        # An object named like the folder itself is how consoles make an empty folder.
-        keys = (entry["Key"] for entry in page.get("Contents", []))
-        files += [f"{bucket}/{key}" for key in keys if key != prefix]
-        prefixes = (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
-        folders += [f"{bucket}/{prefix.rstrip('/')}" for prefix in prefixes]
-        if not page.get("IsTruncated"):
-            return files, folders
-        more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def kind(fs: AbstractFileSystem, path: str) -> Literal["file", "folder"] | None:

@@ -18,7 +18,7 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
 from pipeline import run
-from pipeline.stage import packed
+from pipeline.stage import Parcel, packed
 
 SIDE = 8
 
@@ -115,15 +115,15 @@ def ray_session():
 class _InProcess:
     """What `stage.chain` gives, but the stages are called here, one block after the other."""
 
-    def __init__(self, blocks, stages):
+    def __init__(self, blocks, stages, *, lease=None):
         self._blocks, self._stages = blocks, stages
 
     def iter_batches(self, **_):
         stages = [stage.cls(**stage.arguments) for stage in self._stages]
-        for block in self._blocks:
+        for shard, block in self._blocks.items():
             for stage in stages:
                 block = stage(block)
-            yield packed([block])
+            yield packed([Parcel(shard, block)])
 
 
 @pytest.fixture(scope="module")

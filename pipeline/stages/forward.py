@@ -1,7 +1,8 @@
 """Model stages that look at whole images once: features, likelihood, classes."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from igpt_core.features import pooled_features
 from igpt_core.scoring import token_nll
 from pipeline import rows
 from pipeline.blocks import score_arrays, tokens_of, with_seconds
-from pipeline.stages.batches import full_batches, in_place, load_for_stage
+from pipeline.stages.batches import Computing, in_place
 
 
 def class_names(config: ImageGPTConfig) -> list[str] | None:
@@ -47,29 +48,21 @@ class Embed:
     """Blocks of quantized rows -> the same with the columns of `rows.embed_columns`.
 
     Args:
+        computing: the model, of which no head is used.
         layers, sos, normed: as of `pooled_features`.
         embedding_dtype: "float32" or "float16", of the columns.
-        others: as of `Classify`.
     """
 
     def __init__(
         self,
+        computing: Computing,
         *,
-        model: str,
-        device: str,
-        dtype: str,
-        images_per_batch: int,
         layers: Sequence[int],
         sos: bool,
         normed: bool,
         embedding_dtype: str,
-        model_options: Mapping[str, Any],
     ) -> None:
-        self._model = load_for_stage(
-            model, device=device, dtype=dtype, head=None, model_options=model_options
-        )
-        self._device = device
-        self._images_per_batch = images_per_batch
+        self._computing, self._model = computing, computing.load(head=None)
         self._layers, self._sos, self._normed = layers, sos, normed
         self._embedding_dtype = embedding_dtype
 
@@ -80,10 +73,10 @@ class Embed:
     def _results(self, tokens: NDArray[np.uint16]) -> dict[str, pa.Array]:
         shape = (len(tokens), self._model.config.n_embd)
         found = {layer: np.empty(shape, self._embedding_dtype) for layer in self._layers}
-        for place, (batch,) in full_batches(self._images_per_batch, tokens, device=self._device):
-            features = pooled_features(
-                self._model, batch, self._layers, sos=self._sos, normed=self._normed
-            )
+        compute = partial(
+            pooled_features, self._model, layers=self._layers, sos=self._sos, normed=self._normed
+        )
+        for place, features in self._computing.in_batches(compute, tokens):
             for layer, pooled in features.items():
                 found[layer][place] = pooled[: place.stop - place.start].cpu().numpy()
         return {
@@ -96,25 +89,12 @@ class Score:
     """Blocks of quantized rows -> the same with the columns of `rows.score_columns`.
 
     Args:
+        computing: the model, which has a next-pixel head.
         mapped: whether the nats of every pixel are kept.
-        others: as of `Classify`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        device: str,
-        dtype: str,
-        images_per_batch: int,
-        mapped: bool,
-        model_options: Mapping[str, Any],
-    ) -> None:
-        self._model = load_for_stage(
-            model, device=device, dtype=dtype, head="causal", model_options=model_options
-        )
-        self._device = device
-        self._images_per_batch = images_per_batch
+    def __init__(self, computing: Computing, *, mapped: bool) -> None:
+        self._computing, self._model = computing, computing.load(head="causal")
         self._mapped = mapped
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -123,8 +103,8 @@ class Score:
     @torch.inference_mode()
     def _results(self, tokens: NDArray[np.uint16]) -> dict[str, pa.Array]:
         nats = np.empty(tokens.shape, np.float32)
-        for place, (batch,) in full_batches(self._images_per_batch, tokens, device=self._device):
-            nats[place] = token_nll(self._model, batch)[: place.stop - place.start].cpu().numpy()
+        for place, found in self._computing.in_batches(partial(token_nll, self._model), tokens):
+            nats[place] = found[: place.stop - place.start].cpu().numpy()
         columns = score_arrays(nats.mean(axis=1, dtype=np.float64).astype(np.float32))
         return columns | ({rows.NLL_MAP: vectors(nats)} if self._mapped else {})
 
@@ -135,28 +115,12 @@ class Classify:
     The model is fed the pixels alone, as its head was trained.
 
     Args:
-        model: location of the model folder.
-        device: "cpu" or "cuda".
-        dtype: name of the dtype to compute in.
-        images_per_batch: images computed together.
-        model_options: fsspec options of the model's location.
+        computing: the model, which has a classification head.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        device: str,
-        dtype: str,
-        images_per_batch: int,
-        model_options: Mapping[str, Any],
-    ) -> None:
-        self._model = load_for_stage(
-            model, device=device, dtype=dtype, head="classification", model_options=model_options
-        )
+    def __init__(self, computing: Computing) -> None:
+        self._computing, self._model = computing, computing.load(head="classification")
         self._names = class_names(self._model.config)
-        self._device = device
-        self._images_per_batch = images_per_batch
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return with_results(block, self._results)
@@ -177,9 +141,10 @@ class Classify:
     def _logits(self, tokens: NDArray[np.uint16]) -> NDArray[np.float32]:
         """(N, T) tokens to logits (N, num_labels)."""
         logits = np.empty((len(tokens), self._model.config.num_labels), np.float32)
-        for place, (batch,) in full_batches(self._images_per_batch, tokens, device=self._device):
-            found = self._model(batch, use_cache=False).logits.float().cpu().numpy()
-            logits[place] = found[: place.stop - place.start]
+        for place, output in self._computing.in_batches(
+            partial(self._model, use_cache=False), tokens
+        ):
+            logits[place] = output.logits[: place.stop - place.start].float().cpu().numpy()
         return logits
 
 

@@ -1,8 +1,6 @@
 """Model stages that paint images: completions of what is given, and images from nothing."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,51 +10,21 @@ from numpy.typing import NDArray
 from pipeline import rows
 from pipeline.blocks import bits_of, score_arrays, tokens_array, tokens_of, with_seconds
 from pipeline.shards import Shard, shards_in
-from pipeline.stages.batches import in_place
-from pipeline.stages.painting import Given, Painter
+from pipeline.stages.batches import Computing, in_place
+from pipeline.stages.painting import Drawing, Given, Painter
 
 
 class Complete:
     """Blocks of quantized rows -> the same with `samples`, `prompt_length`, and `nll` if scored.
 
     Args:
+        computing, drawing: as of `Painter`.
         prompt_length: positions given, in raster order, of rows that do not say it themselves
             by a column `prompt_length`.
-        others: as of `Painter`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        device: str,
-        dtype: str,
-        images_per_batch: int,
-        n_samples: int,
-        n_drawn: int,
-        scored: bool,
-        prompt_length: int,
-        seed: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        model_options: Mapping[str, Any],
-    ) -> None:
-        self._painter = Painter(
-            model=model,
-            device=device,
-            dtype=dtype,
-            model_options=model_options,
-            images_per_batch=images_per_batch,
-            n_samples=n_samples,
-            n_drawn=n_drawn,
-            scored=scored,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        self._n_drawn = n_drawn
+    def __init__(self, computing: Computing, drawing: Drawing, *, prompt_length: int) -> None:
+        self._painter, self._n_drawn = Painter(computing, drawing), drawing.n_drawn
         self._prompt_length = prompt_length
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -125,41 +93,12 @@ class Sample:
     """Blocks of named rows -> the same with tokens, and `nll` and `bits_per_pixel` if scored.
 
     Args:
+        computing, drawing: as of `Painter`.
         image_size: pixels a side.
-        others: as of `Painter`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        device: str,
-        dtype: str,
-        images_per_batch: int,
-        n_drawn: int,
-        scored: bool,
-        image_size: int,
-        seed: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        model_options: Mapping[str, Any],
-    ) -> None:
-        self._painter = Painter(
-            model=model,
-            device=device,
-            dtype=dtype,
-            model_options=model_options,
-            images_per_batch=images_per_batch,
-            n_samples=1,
-            n_drawn=n_drawn,
-            scored=scored,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        self._n_drawn = n_drawn
+    def __init__(self, computing: Computing, drawing: Drawing, *, image_size: int) -> None:
+        self._painter, self._n_drawn = Painter(computing, drawing), drawing.n_drawn
         self._n_positions = image_size**2
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -1,8 +1,8 @@
 """Drawing pixels for the rows of a block: batches of equal prompts, the likeliest of several."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from igpt_core.decoding import Pinned, complete
 from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import token_nll
-from pipeline.stages.batches import full_batches, load_for_stage
+from pipeline.stages.batches import Computing
 
 
 @dataclass(frozen=True)
@@ -36,56 +36,48 @@ class Painted:
     nll: NDArray[np.float32] | None
 
 
-class Painter:
-    """A causal model that completes images.
+@dataclass(frozen=True)
+class Drawing:
+    """How pixels are drawn.
 
-    Args:
-        model, device, dtype, model_options: as of `load_for_stage`.
-        images_per_batch: images decoded together, each with all that is drawn for it.
+    Attributes:
         n_samples: images made of each row.
         n_drawn: drawn for each row; the `n_samples` likeliest are kept, the likeliest first.
         scored: whether nats are computed.
         seed: of the run; with a row's id it makes the row's seed.
-        temperature, top_k, top_p: as in `SamplingConfig`.
+        sampling: how a pixel is drawn.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        device: str,
-        dtype: str,
-        model_options: Mapping[str, Any],
-        images_per_batch: int,
-        n_samples: int,
-        n_drawn: int,
-        scored: bool,
-        seed: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-    ) -> None:
-        self._model = load_for_stage(
-            model, device=device, dtype=dtype, head="causal", model_options=model_options
-        )
-        self._device = device
-        self._images_per_batch = images_per_batch
-        self._n_samples, self._n_drawn = n_samples, n_drawn
-        self._scored = scored
-        self._seed = seed
-        self._sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    n_samples: int
+    n_drawn: int
+    scored: bool
+    seed: int
+    sampling: SamplingConfig
+
+
+class Painter:
+    """A causal model that completes images.
+
+    Args:
+        computing: the model, which has a next-pixel head.
+        drawing: how it draws.
+    """
+
+    def __init__(self, computing: Computing, drawing: Drawing) -> None:
+        self._computing, self._model = computing, computing.load(head="causal")
+        self._drawing = drawing
 
     def paint(self, given: Given, ids: list[str]) -> Painted:
         """Finish the images; each depends on what is given of it and on its id alone."""
         n_rows, n_positions = given.tokens.shape
-        samples = np.empty((n_rows, self._n_samples, n_positions), np.uint16)
-        nll = np.empty((n_rows, self._n_samples), np.float32)
-        seeds = np.array([row_seed(self._seed, id_) for id_ in ids], np.int64)
+        samples = np.empty((n_rows, self._drawing.n_samples, n_positions), np.uint16)
+        nll = np.empty((n_rows, self._drawing.n_samples), np.float32)
+        seeds = np.array([row_seed(self._drawing.seed, id_) for id_ in ids], np.int64)
         for rows, painted, nats in self._batches(given, seeds):
             samples[rows] = painted[: len(rows)].cpu().numpy()
             if nats is not None:
                 nll[rows] = nats[: len(rows)].float().cpu().numpy()
-        return Painted(samples, nll if self._scored else None)
+        return Painted(samples, nll if self._drawing.scored else None)
 
     @torch.inference_mode()
     def _batches(
@@ -93,32 +85,43 @@ class Painter:
     ) -> Iterator[tuple[NDArray[np.intp], Tensor, Tensor | None]]:
         """(rows, samples, nats) of each model batch. All rows of a batch stand at one position, so
         those with prompts of one length are computed together."""
-        n_positions = given.tokens.shape[1]
         pinned = np.zeros_like(given.tokens, bool) if given.pinned is None else given.pinned
         for length in np.unique(given.lengths):
             rows = np.flatnonzero(given.lengths == length)
             arrays = (given.tokens[rows], pinned[rows], seeds[rows])
-            for place, (image, pins, batch_seeds) in full_batches(
-                self._images_per_batch, *arrays, device=self._device
-            ):
-                pins = pins.bool()
-                drawn = complete(
-                    self._model,
-                    image[:, :length],
-                    n_positions=n_positions,
-                    seeds=batch_seeds,
-                    sampling=self._sampling,
-                    n_samples=self._n_drawn,
-                    pinned=None if given.pinned is None else Pinned(image, pins),
-                )
-                nats = None
-                if self._scored:
-                    pins[:, :length] = True
-                    nats = self._nats(drawn, ~pins)
-                if self._n_drawn > self._n_samples:
-                    assert nats is not None
-                    drawn, nats = _likeliest(drawn, nats, self._n_samples)
+            draw = partial(self._draw, length=int(length), pins=given.pinned is not None)
+            for place, (drawn, nats) in self._computing.in_batches(draw, *arrays):
                 yield rows[place], drawn, nats
+
+    def _draw(
+        self, image: Tensor, known: Tensor, seeds: Tensor, *, length: int, pins: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images (B, S, T) and their nats (B, S) of one model batch.
+
+        Args:
+            image: (B, T), of which the first `length` pixels are given, and with `pins` the
+                `known` (B, T) ones.
+            seeds: (B,).
+        """
+        how, known = self._drawing, known.bool()
+        drawn = complete(
+            self._model,
+            image[:, :length],
+            n_positions=image.shape[1],
+            seeds=seeds,
+            sampling=how.sampling,
+            n_samples=how.n_drawn,
+            pinned=Pinned(image, known) if pins else None,
+        )
+        nats = None
+        if how.scored:
+            made = ~known
+            made[:, :length] = False
+            nats = self._nats(drawn, made)
+        if how.n_drawn > how.n_samples:
+            assert nats is not None
+            drawn, nats = _likeliest(drawn, nats, how.n_samples)
+        return drawn, nats
 
     def _nats(self, drawn: Tensor, made: Tensor) -> Tensor:
         """Nats per pixel (B, S) of images (B, S, T): the mean over those that are `made` (B, T)."""

@@ -11,12 +11,15 @@ from moto.server import ThreadedMotoServer
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
+from igpt_core.sampling import SamplingConfig
 from jobs.__main__ import main
 from pipeline import rows
 from pipeline.parts import WriteParts
 from pipeline.planning import find_source
+from pipeline.stages.batches import Computing
 from pipeline.stages.generate import Complete
 from pipeline.stages.images import ReadImages
+from pipeline.stages.painting import Drawing
 from pipeline.storage import open_location
 
 SECRET = "fake-s3cr3t-k3y"
@@ -85,22 +88,13 @@ def local_parts(fs, model: str, folder: Path) -> dict[str, bytes]:
         model_options={},
     )
     complete = Complete(
-        model=model,
-        device="cpu",
-        dtype="float32",
-        images_per_batch=2,
-        n_samples=2,
-        n_drawn=2,
-        scored=False,
+        Computing(model, "cpu", "float32", images=2),
+        Drawing(2, 2, False, seed=0, sampling=SamplingConfig()),
         prompt_length=GIVEN,
-        seed=0,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        model_options={},
     )
     write = WriteParts(
         output=str(folder / "out"),
+        lease=None,
         job="complete",
         schema=rows.schema_for(
             "complete", rows.complete_columns(SIDE**2), passthrough=plan.passthrough

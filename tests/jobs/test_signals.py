@@ -1,12 +1,14 @@
 """A run that is told to stop: its last words, its exit code, its processes."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 
@@ -56,7 +58,14 @@ def test_a_run_that_is_told_to_stop_says_so_in_one_line_and_leaves_no_process(
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1
     assert out == ""
-    assert err.strip() == "igpt: interrupted; the same command goes on from here"
+    (line,) = err.splitlines()
+    done = len(list((output / "data").glob("*.parquet"))) if (output / "data").exists() else 0
+    total = pq.read_metadata(output / "plan.parquet").num_rows
+    next_move = f"igpt {shlex.join(words[3:])}"
+    assert line == (
+        f"igpt: interrupted: {done} of {total} shards are done and kept; next: {next_move}"
+    )
+    assert not (output / ".owner").exists()
     patience = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in below):
         assert time.monotonic() < patience

@@ -7,12 +7,12 @@ import torch
 from conftest import SIDE
 
 from igpt_core.checkpoint import save_checkpoint
-from igpt_core.config import VARIANTS, ImageGPTConfig
+from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForImageClassification, load_model
 from igpt_core.sampling import row_seed
 from pipeline import rows
 from pipeline.blocks import tokens_array
-from pipeline.stages.batches import forward_batch_size, full_batches, in_place
+from pipeline.stages.batches import Computing, in_place
 from pipeline.stages.forward import Classify, class_names
 
 N = SIDE**2
@@ -35,9 +35,7 @@ def classifier(tmp_path_factory) -> str:
 
 
 def stage(model: str) -> Classify:
-    return Classify(
-        model=model, device="cpu", dtype="float32", images_per_batch=4, model_options={}
-    )
+    return Classify(Computing(model, "cpu", "float32", images=4))
 
 
 def tokens_block(ids: list[str | None]) -> pa.Table:
@@ -94,7 +92,8 @@ def test_a_block_of_bad_rows_alone(classifier):
 
 def test_batches_are_full_and_padded_with_zeros():
     tokens, seeds = np.arange(10, dtype=np.uint16).reshape(5, 2) + 1, np.arange(5) + 7
-    found = list(full_batches(3, tokens, seeds, device="cpu"))
+    computing = Computing("nowhere", "cpu", "float32", images=3)
+    found = list(computing.in_batches(lambda *batch: batch, tokens, seeds))
     assert [place for place, _ in found] == [slice(0, 3), slice(3, 5)]
     assert found[1][1][0].tolist() == [[7, 8], [9, 10], [0, 0]]
     assert found[1][1][1].tolist() == [10, 11, 0]
@@ -104,15 +103,6 @@ def test_batches_are_full_and_padded_with_zeros():
 def test_results_go_to_their_rows():
     valid = np.array([False, True, True, False, True])
     assert in_place(pa.array(["a", "b", "c"]), valid).to_pylist() == [None, "a", "b", None, "c"]
-
-
-def test_larger_models_have_smaller_batches_and_every_model_has_one():
-    sizes = [
-        forward_batch_size(VARIANTS[name], 1 << 14, device="cuda", dtype="bfloat16")
-        for name in ("small", "medium", "large")
-    ]
-    assert 256 > sizes[0] > sizes[1] > sizes[2] >= 1
-    assert forward_batch_size(VARIANTS["large"], 1 << 22, device="cpu", dtype="float32") == 1
 
 
 def test_only_numbered_classes_have_no_names():

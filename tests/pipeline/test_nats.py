@@ -101,6 +101,7 @@ def test_the_writer_keeps_the_nats_of_good_rows(tiny_model, tmp_path: Path):
     )
     write = WriteParts(
         output=str(tmp_path),
+        lease=None,
         job="score",
         schema=rows.schema_for("score", rows.score_columns(N)),
         image_size=SIDE,

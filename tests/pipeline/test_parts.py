@@ -60,6 +60,7 @@ def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
 def writer(output: Path, palette: str, job: str = "quantize") -> WriteParts:
     return WriteParts(
         output=str(output),
+        lease=None,
         job=job,
         schema=rows.schema_for(job, COLUMNS[job], passthrough=LABEL),
         image_size=SIDE,

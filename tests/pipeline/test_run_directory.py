@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import run_directory
+from pipeline.lease import LEASE_FILE
 from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.storage import UsageError
@@ -44,7 +45,8 @@ def test_what_was_begun_is_read_again(directory):
     record = new_record("complete", command="igpt complete", options={"limit": 3}, seed=7)
     assert directory.record() is None
     assert directory.plan() is None
-    directory.begin(record, PLAN)
+    directory.begin(record)
+    directory.write_plan(PLAN)
     assert directory.record() == json.loads(json.dumps(record))
     assert directory.plan() == PLAN
     assert directory.finished() == set()
@@ -65,11 +67,20 @@ def test_a_run_that_ended_between_record_and_plan_has_no_plan(directory, monkeyp
         raise OSError("no space left")
 
     monkeypatch.setattr(run_directory, "parquet_bytes", fail)
+    directory.begin(new_record("complete", command="", options={}))
     with pytest.raises(UsageError, match="no space"):
-        directory.begin(new_record("complete", command="", options={}), PLAN)
+        directory.write_plan(PLAN)
     assert names(directory) == {"run.json"}
     assert directory.record()["job"] == "complete"
     assert directory.plan() is None
+
+
+def test_of_two_runs_that_begin_at_once_the_second_is_refused(directory):
+    first, second = (new_record("complete", command="", options={}) for _ in range(2))
+    directory.begin(first)
+    with pytest.raises(UsageError, match=r"another run began in .* just now; next: the same"):
+        directory.begin(second)
+    assert directory.record() == first
 
 
 def test_a_place_where_nothing_can_be_written_is_a_usage_error(tmp_path):
@@ -78,7 +89,7 @@ def test_a_place_where_nothing_can_be_written_is_a_usage_error(tmp_path):
     assert directory.record() is None
     directory.check_free()
     with pytest.raises(UsageError, match=r"cannot use .*NotADirectory.*; check"):
-        directory.begin(new_record("complete", command="", options={}), PLAN)
+        directory.begin(new_record("complete", command="", options={}))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'{"job": "complete"}'])
@@ -98,6 +109,8 @@ def test_nothing_and_an_empty_folder_are_free(directory):
     directory.check_free()
     directory.fs.makedirs(directory.path)
     directory.check_free()
+    put(directory, LEASE_FILE)  # of a driver that was killed after it had cleared the folder
+    directory.check_free()
 
 
 def test_other_files_and_a_file_in_the_way_are_not_free(directory):
@@ -110,7 +123,8 @@ def test_other_files_and_a_file_in_the_way_are_not_free(directory):
 
 
 def test_clearing_takes_what_a_run_writes_and_leaves_the_rest(directory):
-    directory.begin(new_record("complete", command="", options={}), PLAN)
+    directory.begin(new_record("complete", command="", options={}))
+    directory.write_plan(PLAN)
     ours = ["report.json", "report.html", "contact_sheet.png", "README.md"]
     ours += [f"{folder}/part-000000.x" for folder in ("data", "errors", "stats")]
     for name in [*ours, "notes.md", "pictures/part-000000.png"]:
@@ -122,7 +136,8 @@ def test_clearing_takes_what_a_run_writes_and_leaves_the_rest(directory):
 
 def test_a_clearing_that_stops_leaves_a_run(directory, monkeypatch):
     """Else --overwrite again would take the rest for somebody's files."""
-    directory.begin(new_record("complete", command="", options={}), PLAN)
+    directory.begin(new_record("complete", command="", options={}))
+    directory.write_plan(PLAN)
     put(directory, "data/part-000000.parquet")
     remove = type(directory.fs).rm
 

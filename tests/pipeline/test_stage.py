@@ -1,4 +1,5 @@
-"""Chains of stages in Ray: blocks stay whole, dead actors come back, errors arrive as one line."""
+"""Chains of stages in Ray: blocks stay whole, dead actors come back, a shard that cannot be done is
+left out, errors arrive as one line."""
 
 import io
 import json
@@ -58,15 +59,29 @@ class Count:
 
 
 class Refuse:
-    """Raises, in __call__ or already in __init__."""
+    """Raises, in __call__ at some shards or already in __init__."""
 
-    def __init__(self, *, error: Exception, at_once: bool) -> None:
-        self._error = error
-        if at_once:
+    def __init__(self, *, error: Exception, at: tuple[int, ...] | None) -> None:
+        self._error, self._at = error, at
+        if at is None:
             raise error
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        raise self._error
+        if set(block["shard"].to_pylist()) & set(self._at):
+            raise self._error
+        return block
+
+
+class Die:
+    """Ends its process at a shard, each time."""
+
+    def __init__(self, *, at: int) -> None:
+        self._at = at
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if self._at in block["shard"].to_pylist():
+            os._exit(1)
+        return block
 
 
 def plan_of(*sizes: int) -> Plan:
@@ -100,26 +115,62 @@ def test_blocks_stay_whole_and_a_dead_actor_is_replaced(connected, tmp_path, cap
     assert captured.out == captured.err == ""  # Ray has much to say about it
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_an_error_in_a_stage_is_one_line_with_its_class_and_message(
-    connected, capsys, monkeypatch, at_once
-):
-    """Past bug: the line was the end of what Ray adds to a message, advice about its settings. In
-    __init__ it is as where a model is gone by the time that an actor starts."""
+def consumed(plan: Plan, stages: list[Stage]) -> tuple[list[tuple[int, int]], str]:
+    """(shard, rows) of what came back before the run failed, and how it did."""
+    found = []
+    with pytest.raises(RunFailed) as failed:
+        found.extend((row["shard"], row["rows"]) for row in consume(plan, plan.shards, stages))
+    return sorted(found), str(failed.value)
+
+
+GONE = FileNotFoundError(2, "No such file\n  or directory", "/model")
+GONE_LINE = "Refuse: FileNotFoundError: [Errno 2] No such file or directory: '/model'"
+NEXT = "; what is done is kept; next: the same command again"
+
+
+def test_shards_that_a_stage_cannot_do_are_named_and_the_others_go_on(connected, capsys):
+    """Past bug: one of them ended the run."""
+    plan = plan_of(1, 2, 3, 4)
+    stages = [stage(Widen), stage(Refuse, error=GONE, at=(1, 3)), stage(Count)]
+    found, message = consumed(plan, stages)
+    assert found == [(0, 1), (2, 3)]
+    assert message in [f"2 of 4 shards failed; the first is {i}: {GONE_LINE}{NEXT}" for i in (1, 3)]
+    assert capsys.readouterr().out == ""
+
+
+def test_where_nothing_can_be_done_the_rest_is_not_tried(connected):
+    plan = plan_of(*[1] * 30)
+    everything = tuple(range(30))
+    stages = [stage(Widen), stage(Refuse, error=GONE, at=everything), stage(Count)]
+    found, message = consumed(plan, stages)
+    assert found == []
+    assert message.startswith("16 of 30 shards failed in a row, so the rest was not tried; the")
+    assert GONE_LINE in message
+
+
+def test_an_error_at_the_start_of_a_stage_is_one_line(connected, capsys, monkeypatch):
+    """As where a model is gone by the time that an actor starts. Past bug: the line was the end of
+    what Ray adds to a message, advice about its settings."""
     logged = io.StringIO()
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # it has the stderr of when it was made
             monkeypatch.setattr(handler, "stream", logged)
-    plan = plan_of(1)
-    error = FileNotFoundError(2, "No such file\n  or directory", "/model")
-    with pytest.raises(RunFailed) as failed:
-        list(consume(plan, plan.shards, [stage(Refuse, error=error, at_once=at_once)]))
-    assert str(failed.value) == (
-        "a stage failed: Refuse: FileNotFoundError: [Errno 2] No such file or directory: '/model'; "
-        "what is done is kept; next: the same command again"
-    )
+    found, message = consumed(plan_of(1), [stage(Refuse, error=GONE, at=None)])
+    assert found == []
+    assert message == f"a stage failed: {GONE_LINE}{NEXT}"
     captured = capsys.readouterr()
     assert captured.out == captured.err == logged.getvalue() == ""
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_its_process_each_time_is_named_and_the_others_go_on(connected):
+    """Past bug: it ended the run, and so it did again at each resume."""
+    found, message = consumed(
+        plan_of(1, 2, 3, 4, 5), [stage(Widen), stage(Die, at=2), stage(Count)]
+    )
+    assert found == [(0, 1), (1, 2), (3, 4), (4, 5)]
+    assert message.startswith("1 of 5 shards failed; the first is 2: its process died each time")
+    assert message.endswith(NEXT)
 
 
 WITH_A_GPU = """

@@ -20,8 +20,10 @@ from pipeline.blocks import tokens_array
 from pipeline.planning import find_source
 from pipeline.shards import Plan
 from pipeline.stages import painting
+from pipeline.stages.batches import Computing
 from pipeline.stages.generate import Complete
 from pipeline.stages.images import COLORS, CountColors, ReadImages
+from pipeline.stages.painting import Drawing
 
 N = SIDE**2
 GIVEN = N // 2
@@ -145,21 +147,8 @@ def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_mo
 
 
 def completer(model: str, *, images: int = 4, n_samples: int = 2, seed: int = 7) -> Complete:
-    return Complete(
-        model=model,
-        device="cpu",
-        dtype="float32",
-        images_per_batch=images,
-        n_samples=n_samples,
-        n_drawn=n_samples,
-        scored=False,
-        prompt_length=GIVEN,
-        seed=seed,
-        temperature=0.9,
-        top_k=20,
-        top_p=None,
-        model_options={},
-    )
+    drawing = Drawing(n_samples, n_samples, False, seed, SamplingConfig(0.9, top_k=20))
+    return Complete(Computing(model, "cpu", "float32", images), drawing, prompt_length=GIVEN)
 
 
 def tokens_block(ids: list[str | None]) -> pa.Table:

@@ -9,8 +9,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 from moto.server import ThreadedMotoServer
 
-from pipeline import storage
-from pipeline.storage import UsageError, glob_files, list_files, open_location, write_atomic
+from pipeline import storage, walking
+from pipeline.storage import UsageError, open_location, write_atomic
+from pipeline.walking import glob_files, list_files
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
     for name in names:
         fs.pipe_file(name, b"x")
     fs.pipe_file(f"{root}/d/", b"")  # as consoles make a folder
-    monkeypatch.setattr(storage, "_LISTING_PAGE", 2)
+    monkeypatch.setattr(walking, "_LISTING_PAGE", 2)
     assert list_files(fs, root) == names
     assert list_files(fs, "no-such-bucket/x") == []
 

@@ -1,0 +1,85 @@
+"""Faults of a store that pass: which they are, and calls that are made again until they have."""
+
+import errno
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.client import IncompleteRead
+from typing import TypeVar
+
+import aiohttp
+import botocore.exceptions
+
+# A store that is busy, restarts or is out of reach for a moment. What is full, forbidden, missing
+# or broken stays so, and is not among them.
+_PASSING = {
+    *(errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET),
+    *(errno.EHOSTUNREACH, errno.EINTR, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
+    *(errno.ENOBUFS, errno.EPIPE, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT),
+}
+_PASSING_CLASSES = (
+    ConnectionError,
+    TimeoutError,
+    IncompleteRead,
+    aiohttp.ClientError,
+    botocore.exceptions.ConnectionError,
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+)
+_TRY_LATER = {408, 425, 429}
+
+REQUEST_PAUSES = (0.2, 1.0, 4.0)  # seconds between tries of one request
+SHARD_PAUSES = (5.0, 20.0, 60.0)  # the same of all the work of a shard
+
+Result = TypeVar("Result")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an exception, or what it was raised from, is a fault that may be gone soon: a time-
+    out, a broken connection, a busy store, credentials that expired and are fetched anew."""
+    return any(_passes(each) for each in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _passes(error: BaseException) -> bool:
+    status = _http_status(error)
+    if status is not None:
+        return status in _TRY_LATER or status >= 500
+    if isinstance(error, PermissionError):
+        return "expired" in str(error).lower()
+    if isinstance(error, OSError) and error.errno in _PASSING:
+        return True
+    return isinstance(error, _PASSING_CLASSES)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Of an error that says so, as those of aiohttp, gcsfs, requests and httpx do."""
+    for place in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            status = getattr(place, name, None)
+            if isinstance(status, int) and status >= 100:
+                return status
+    return None
+
+
+def patiently(call: Callable[[], Result], pauses: Sequence[float] = REQUEST_PAUSES) -> Result:
+    """What the call returns, which is made again after each pause while a fault passes.
+
+    Pauses are stretched at random by up to a half, so that actors which failed together do not come
+    back together. Raises what the last try raised.
+    """
+    for pause in pauses:
+        try:
+            return call()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            time.sleep(pause * random.uniform(1.0, 1.5))
+    return call()

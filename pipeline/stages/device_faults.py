@@ -1,0 +1,86 @@
+"""What becomes of a batch that a GPU cannot compute: too little memory, or a broken context."""
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+
+class DoesNotFit(Exception):
+    """A model batch needs more memory than the device has. The message names one that fits."""
+
+
+def within_memory(
+    compute: Callable[..., Result], batch: Sequence[Tensor], *, sequences: int
+) -> Result:
+    """What `compute` makes of the tensors of a batch, whose first axis is its images.
+
+    Where memory runs out it is cleared and the batch computed once more: what other work has left
+    may be gone. A smaller batch in its place would give other results.
+
+    Args:
+        sequences: that are computed of each image; the message counts those, as --batch-size does.
+
+    Raises DoesNotFit.
+    """
+    for _ in range(2):
+        try:
+            return compute(*batch)
+        except RuntimeError as error:
+            _end_if_broken(error)
+            if not _is_out_of_memory(error):
+                raise
+        _clear()  # out of the handler, whose traceback keeps the tensors alive
+    n = len(batch[0])
+    fits = _largest(compute, batch)
+    advice = f"--batch-size {fits * sequences} fits" if fits else "not even one image fits"
+    raise DoesNotFit(
+        f"expected memory for {n * sequences} sequences at a time, found too little twice; "
+        f"{advice}; next: that size with another --output or --overwrite, as results depend on it, "
+        "or end what else uses the device and give the same command again"
+    )
+
+
+def _largest(compute: Callable[..., Result], batch: Sequence[Tensor]) -> int:
+    """Images that do fit: half as many until it works; 0 where none does."""
+    n = len(batch[0]) // 2
+    while n:
+        try:
+            compute(*(tensor[:n] for tensor in batch))
+            return n
+        except RuntimeError as error:
+            _end_if_broken(error)
+            if not _is_out_of_memory(error):
+                raise
+        _clear()
+        n //= 2
+    return 0
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Allocators, CUDA and cuBLAS say it each in their own way."""
+    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
+
+
+def _clear() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _end_if_broken(error: RuntimeError) -> None:
+    """Ends the process over an error of CUDA itself. Its context is lost with that: every later
+    call in this process would fail too, for all images that come. Ray starts another process."""
+    if isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error):
+        _log.error("the GPU's context is broken, this process ends: %s", error)
+        logging.shutdown()
+        os._exit(1)

@@ -1,0 +1,51 @@
+"""A run that is told to stop: it begins no shard any more and ends those in hand, for a while."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+GRACE_SECONDS = 60.0  # for the shards in hand; schedulers kill after about as long
+
+
+@contextmanager
+def stoppable(
+    stop: Callable[[], None], *, grace: float = GRACE_SECONDS
+) -> Iterator[threading.Event]:
+    """Within it the first SIGTERM or Ctrl-C calls `stop`, and sets the event that is yielded.
+
+    Another one, or the end of the grace, raises KeyboardInterrupt in the main thread. Outside the
+    main thread, which alone may handle signals, nothing changes.
+    """
+    asked, over = threading.Event(), threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    awake = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        awake.set()
+
+    def watch() -> None:
+        awake.wait()
+        if over.is_set():
+            return
+        try:
+            stop()
+        finally:  # also where the store is out of reach
+            if not over.wait(grace):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield asked
+    finally:
+        over.set()
+        awake.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)

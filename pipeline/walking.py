@@ -1,0 +1,145 @@
+"""Walking folders of any filesystem: all files below one, those that match a glob."""
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from fsspec import AbstractFileSystem
+
+from pipeline.storage import asked, is_local, protocols
+
+_MAGIC = re.compile(r"[*?\[]")
+_LISTING_THREADS = 32
+_LISTING_PAGE = 1000
+
+
+def is_hidden(name: str) -> bool:
+    """Names that listings pass over: `.git`, `_SUCCESS`, half-written temporary files."""
+    return name.startswith((".", "_"))
+
+
+def list_files(fs: AbstractFileSystem, path: str) -> list[str]:
+    """Every file below a folder, sorted, hidden names and folders left out; [] if it is missing.
+
+    Linked folders are followed, but never into themselves. Holds paths only, no sizes.
+    """
+    return sorted(_walk(fs, path, lambda relative: not is_hidden(relative.rpartition("/")[2])))
+
+
+def has_magic(path: str) -> bool:
+    """Whether a path could be meant as a glob."""
+    return _MAGIC.search(path) is not None
+
+
+def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
+    """The fixed folder of a pattern, and the files that match or lie in a folder that does.
+
+    `*` and `?` stay within a name, `**` stands for any number of folders, `[ab]` and `[!ab]` for
+    one character. Only folders that can lead to a match are listed. A hidden name matches only
+    where its part of the pattern starts with the same `.` or `_`.
+    """
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if has_magic(part))
+    root = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "")
+    wanted = parts[fixed:]
+    regexes = [re.compile(fnmatch.translate(part)) for part in wanted]
+
+    def leads(names: Sequence[str], at: int, *, complete: bool) -> bool:
+        """Whether names can go on to match `wanted[at:]` (complete: whether they do)."""
+        if at == len(wanted):
+            return not any(is_hidden(name) for name in names)
+        if not names:
+            return not complete or all(part == "**" for part in wanted[at:])
+        name, rest = names[0], names[1:]
+        if wanted[at] == "**":
+            return leads(names, at + 1, complete=complete) or (
+                not is_hidden(name) and leads(rest, at, complete=complete)
+            )
+        if is_hidden(name) and name[0] != wanted[at][0]:
+            return False
+        return regexes[at].match(name) is not None and leads(rest, at + 1, complete=complete)
+
+    prefix = len(root.rstrip("/")) + 1 if root else 0
+    found = _walk(fs, root, lambda relative: leads(relative.split("/"), 0, complete=False))
+    return root, sorted(file for file in found if leads(file[prefix:].split("/"), 0, complete=True))
+
+
+def _walk(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+    """Files below root. `enter` gets each name relative to root, of files and folders."""
+    prefix = len(root.rstrip("/")) + 1 if root else 0
+    walk = _walk_local if is_local(fs) else _walk_remote
+    return walk(fs, root, lambda path: enter(path[prefix:]))
+
+
+def _walk_local(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+    if not os.path.isdir(root):
+        return
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while pending:
+        folder, above = pending.pop()
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link to a folder that it lies in
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not enter(entry.path):
+                    continue
+                if entry.is_dir():
+                    pending.append((entry.path, above | {here}))
+                elif entry.is_file() or entry.is_symlink():  # a dead link is a file to report
+                    yield entry.path
+
+
+def _walk_remote(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+    """One listing request a folder, many at once: a store lists a folder page after page."""
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        running: set[Future[tuple[list[str], list[str]]]] = {pool.submit(list_folder, fs, root)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for listing in done:
+                files, folders = listing.result()
+                yield from filter(enter, files)
+                running |= {pool.submit(list_folder, fs, path) for path in filter(enter, folders)}
+
+
+def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+    """The files and the folders in a folder; none if it is missing."""
+    try:
+        if "s3" in protocols(fs) and folder:
+            return _ls_s3(fs, folder)
+        fs.invalidate_cache(folder)
+        entries = asked(fs, lambda: fs.ls(folder, detail=True))
+    except FileNotFoundError:
+        return [], []
+    fs.invalidate_cache(folder)  # which would keep every listing
+    folders = [e["name"].rstrip("/") for e in entries if e["type"] == "directory"]
+    return [e["name"] for e in entries if e["type"] != "directory"], folders
+
+
+def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+    """As list_folder, a page of names at a time: s3fs holds a kilobyte for each file."""
+    bucket, key, _ = fs.split_path(folder)
+    prefix = f"{key}/" if key else ""
+    files: list[str] = []
+    folders: list[str] = []
+    more: dict[str, str] = {}
+    while True:
+        page = fs.call_s3(
+            "list_objects_v2",
+            Bucket=bucket,
+            Prefix=prefix,
+            Delimiter="/",
+            MaxKeys=_LISTING_PAGE,
+            **more,
+        )
+        # An object named like the folder itself is how consoles make an empty folder.
+        keys = (entry["Key"] for entry in page.get("Contents", []))
+        files += [f"{bucket}/{key}" for key in keys if key != prefix]
+        prefixes = (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
+        folders += [f"{bucket}/{prefix.rstrip('/')}" for prefix in prefixes]
+        if not page.get("IsTruncated"):
+            return files, folders
+        more = {"ContinuationToken": page["NextContinuationToken"]}

@@ -1,0 +1,123 @@
+"""Runs as processes of their own, which can be killed, and what they leave."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 240  # seconds that anything may take on a busy machine
+
+
+def rounds(total: int, *, short: int) -> list:
+    """The seeds of a test's rounds: the first ones are in the short version, all in the long."""
+    return [
+        pytest.param(seed, marks=pytest.mark.slow if seed < short else pytest.mark.chaos)
+        for seed in range(total)
+    ]
+
+
+def parts(output: Path) -> dict[str, str]:
+    """The SHA-256 of every part of results and errors, by path."""
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in ("data", "errors")
+        for path in sorted((output / folder).glob("part-*"))
+    }
+
+
+class Driver:
+    """`igpt` in a process group of its own, with a Ray of its own unless it is given another."""
+
+    def __init__(self, *words: object, log: Path, **environment: str) -> None:
+        self._log = log
+        with open(log, "ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "jobs", *map(str, words)],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env={**os.environ, "RAY_ADDRESS": "", **environment},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; what it has started must end by itself."""
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
+    def tell(self, number: int = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        return self._process.wait(PATIENCE)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def until_parts(self, output: Path, n: int) -> bool:
+        """Wait for n parts of results; false where the run ends before."""
+        return self.until(lambda: len(list((output / "data").glob("part-*.parquet"))) >= n)
+
+    def until(self, condition) -> bool:
+        """Wait for it; false where the run ends before."""
+        patience = time.monotonic() + PATIENCE
+        while self.running:
+            if condition():
+                return True
+            assert time.monotonic() < patience, self.log()
+            time.sleep(0.01)
+        return bool(condition())
+
+
+@contextmanager
+def driver(*words: object, log: Path, **environment: str) -> Iterator[Driver]:
+    """A run, which is killed where the test leaves it behind."""
+    started = Driver(*words, log=log, **environment)
+    try:
+        yield started
+    finally:
+        if started.running:
+            started.kill()
+
+
+def finish(*words: object, log: Path, **environment: str) -> None:
+    """A run from start to end, or from where it is."""
+    with driver(*words, log=log, **environment) as last:
+        assert last.wait() == 0, last.log()[-3000:]
+
+
+def workers(pid: int) -> list[int]:
+    """The processes of Ray's actors below a driver, by the parents that Linux names."""
+    found, names = {pid}, {}
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            parents[int(entry.name)] = int(status[1])
+            names[int(entry.name)] = (entry / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(pid for pid in found if names.get(pid, b"").startswith(b"ray::MapWorker"))
+
+
+def kill_one(pids: list[int], chance: random.Random) -> None:
+    if pids:
+        with suppress(ProcessLookupError):  # it was faster
+            os.kill(chance.choice(pids), signal.SIGKILL)

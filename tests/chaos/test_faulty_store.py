@@ -1,0 +1,87 @@
+"""Whole jobs over an S3 (moto) behind a proxy with 500s, 503s, resets, delays and answers cut
+short, 5 % of each; and drivers killed meanwhile."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import encoded, photo
+from drivers import driver, finish, rounds
+from faulty_proxy import FAULTS, FaultyProxy
+from moto.server import ThreadedMotoServer
+
+from pipeline.storage import open_location
+
+IMAGES, SHARD = 40, 3
+SECRET = "fake-s3cr3t-of-chaos"
+
+
+@pytest.fixture(scope="module")
+def store(tiny_model):
+    """The address of a store that answers as it should, its options, and its filesystem."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    address = server.get_host_and_port()
+    options = {
+        "endpoint_url": "http://{}:{}".format(*address),
+        "key": "fake-key-id",
+        "secret": SECRET,
+        "client_kwargs": {"region_name": "eu-central-1"},
+    }
+    fs, _ = open_location("s3://chaos", options)
+    fs.mkdir("chaos")
+    for i in range(IMAGES):
+        fs.pipe_file(f"chaos/photos/{i:02d}.png", encoded(photo(i)))
+    fs.pipe_file("chaos/photos/broken.png", b"no image")
+    for file in Path(tiny_model).iterdir():
+        fs.pipe_file(f"chaos/model/{file.name}", file.read_bytes())
+    yield address, options, fs
+    server.stop()
+
+
+def completing(options: dict, output: str) -> list[object]:
+    words: list[object] = ["complete", "--input=s3://chaos/photos", "--model=s3://chaos/model"]
+    words += [f"--output={output}", f"--shard-size={SHARD}", "--batch-size=4", "--samples=2"]
+    words += ["--device=cpu", "--max-error-fraction=0.5", "--storage-options", json.dumps(options)]
+    return words
+
+
+def parts(fs, run: str) -> dict[str, bytes]:
+    fs.invalidate_cache()
+    found = [path for folder in ("data", "errors") for path in fs.find(f"{run}/{folder}")]
+    return {path.removeprefix(run): fs.cat_file(path) for path in found}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory) -> dict[str, bytes]:
+    _, options, fs = store
+    log = tmp_path_factory.mktemp("undisturbed") / "log"
+    finish(*completing(options, "s3://chaos/undisturbed"), log=log)
+    made = parts(fs, "chaos/undisturbed")
+    assert len(made) == -(-(IMAGES + 1) // SHARD) + 1
+    return made
+
+
+@pytest.mark.parametrize("seed", rounds(10, short=1))
+def test_a_store_on_a_bad_day_and_killed_drivers_change_no_byte(store, undisturbed, tmp_path, seed):
+    """Also the model is read from there. What comes to be under a final name is whole each time
+    that somebody looks."""
+    address, options, fs = store
+    chance = random.Random(seed)
+    run, log = f"chaos/run-{seed}", tmp_path / "log"
+    proxy = FaultyProxy(address, share=0.05, seed=seed)
+    words = completing(options | {"endpoint_url": proxy.url}, f"s3://{run}")
+    try:
+        with driver(*words, log=log, IGPT_CACHE=str(tmp_path / "cache")) as killed:
+            wanted = chance.randint(1, len(undisturbed) - 1)
+            killed.until(lambda: len(parts(fs, run)) >= wanted)
+            killed.kill()
+        for path, content in parts(fs, run).items():
+            assert content == undisturbed[path], path
+        finish(*words, log=log, IGPT_CACHE=str(tmp_path / "cache"))
+    finally:
+        proxy.shutdown()
+    assert parts(fs, run) == undisturbed
+    assert all(proxy.counts[fault] for fault in FAULTS), proxy.counts
+    assert SECRET not in log.read_text()

@@ -1,0 +1,140 @@
+"""Drivers, actors and nodes that are killed at random moments, and runs that meet on one output:
+the results are, byte for byte, those of a run that nothing disturbed."""
+
+import json
+import random
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import encoded, photo
+from drivers import driver, finish, kill_one, parts, rounds, workers
+from ray.cluster_utils import Cluster
+
+IMAGES, BAD, SHARD = 60, 5, 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command but for its --output, and what it must leave: parts by path, and of how many
+    shards."""
+
+    words: tuple[str, ...]
+    parts: dict[str, str]
+    shards: int
+
+
+def completing(input: object, model: object, **options: object) -> tuple[str, ...]:
+    """A job with a model, several samples an image and several shards for each actor."""
+    given = {"samples": 2, "batch-size": 4, "shard-size": SHARD, "device": "cpu", "seed": 5}
+    given |= {"max-error-fraction": 1, "model-actors": 2, "input": input, "model": model}
+    return ("complete", *(f"--{name}={value}" for name, value in (given | options).items()))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(IMAGES):
+        (folder / f"{i:03d}.png").write_bytes(encoded(photo(i)))
+    for i in range(BAD):
+        (folder / f"{i:03d}-cut.png").write_bytes(encoded(photo(i))[: 200 + i])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(photos, tiny_model, tmp_path_factory) -> Work:
+    words = completing(photos, tiny_model)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(*words, f"--output={folder / 'run'}", log=folder / "log")
+    made = parts(folder / "run")
+    shards = sum(name.startswith("data/") for name in made)
+    assert shards == -(-(IMAGES + BAD) // SHARD)
+    assert any(name.startswith("errors/") for name in made)
+    return Work(words, made, shards)
+
+
+@pytest.mark.parametrize("seed", rounds(20, short=2))
+def test_a_driver_killed_at_random_moments_loses_nothing(work, tmp_path, seed):
+    """SIGKILL up to three times: during the start, at a random part, or a moment after it."""
+    chance = random.Random(seed)
+    output, log = tmp_path / "run", tmp_path / "log"
+    words = (*work.words, f"--output={output}")
+    for _ in range(chance.randint(1, 3)):
+        with driver(*words, log=log) as run:
+            if chance.random() < 0.2:
+                time.sleep(chance.uniform(0, 8))
+            else:
+                run.until_parts(output, chance.randint(1, work.shards))
+                time.sleep(chance.uniform(0, 0.2))
+            run.kill()
+    finish(*words, log=log)
+    assert parts(output) == work.parts
+
+
+@pytest.mark.parametrize("seed", rounds(10, short=1))
+def test_killed_actors_are_replaced_and_nothing_is_lost(work, tmp_path, seed):
+    """SIGKILL to an actor of any stage, three to six times."""
+    chance = random.Random(seed)
+    output = tmp_path / "run"
+    kills = 0
+    with driver(*work.words, f"--output={output}", log=tmp_path / "log") as run:
+        assert run.until(lambda: workers(run.pid))
+        for _ in range(chance.randint(3, 6)):
+            time.sleep(chance.uniform(0, 1.5))
+            alive = workers(run.pid)
+            kill_one(alive, chance)
+            kills += bool(alive)
+        assert run.wait() == 0, run.log()[-3000:]
+    assert kills
+    assert parts(output) == work.parts
+
+
+@pytest.mark.parametrize("seed", rounds(5, short=1))
+def test_a_lost_node_is_made_up_for_by_another(work, tmp_path, seed):
+    """Three nodes, the driver's without CPUs: one of the others is killed at a random part, and a
+    new one comes."""
+    chance = random.Random(seed)
+    output = tmp_path / "run"
+    node = {"num_cpus": 2, "object_store_memory": 128 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0})
+    try:
+        lost, _ = cluster.add_node(**node), cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        words = (*work.words, f"--output={output}", f"--address={cluster.address}")
+        with driver(*words, log=tmp_path / "log") as run:
+            assert run.until_parts(output, chance.randint(1, work.shards // 2)), run.log()[-3000:]
+            cluster.remove_node(lost, allow_graceful=False)
+            cluster.add_node(**node)
+            assert run.wait() == 0, run.log()[-3000:]
+    finally:
+        cluster.shutdown()
+    assert parts(output) == work.parts
+
+
+@pytest.mark.parametrize("seed", rounds(6, short=1))
+def test_two_runs_that_start_at_once_on_one_output(work, photos, tiny_model, tmp_path, seed):
+    """With the same options, or with other ones, or one of them to replace what is there: each
+    ends, and what is there in the end is the output of one run alone."""
+    chance = random.Random(seed)
+    output = tmp_path / "run"
+    other = completing(photos, tiny_model, seed=6)
+    second = chance.choice([work.words, other, (*other, "--overwrite")])
+    with ExitStack() as stack:
+        runs = []
+        for words in (work.words, second):
+            log = tmp_path / f"log{len(runs)}"
+            runs.append(stack.enter_context(driver(*words, f"--output={output}", log=log)))
+            time.sleep(chance.choice([0, 0, 0.5, 6]))
+        codes = [run.wait() for run in runs]
+    said = [run.log() for run in runs]
+    assert 0 in codes or 2 in codes, said
+    words = work.words if json.loads((output / "run.json").read_text())["seed"] == 5 else other
+    if codes.count(0) < 1:
+        finish(*words, f"--output={output}", log=tmp_path / "log")
+    whole = work.parts
+    if words is other:
+        finish(*other, f"--output={tmp_path / 'alone'}", log=tmp_path / "log")
+        whole = parts(tmp_path / "alone")
+    assert parts(output) == whole, (codes, said)

@@ -1,0 +1,110 @@
+"""Batches that fit in memory, and what becomes of one that does not."""
+
+import os
+
+import pytest
+import torch
+
+from igpt_core.config import VARIANTS
+from igpt_core.kv_cache import KVCache
+from igpt_core.model import random_model
+from pipeline.batch_sizes import CPU, Memory, forward_images, painting_images
+from pipeline.stages import device_faults
+from pipeline.stages.device_faults import DoesNotFit, within_memory
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_caches_and_weights_of_a_painted_batch_fit(variant, n):
+    """By the sizes of real tensors, on a GPU of 24 GB; one image more would be too much, but for
+    the share that is kept back."""
+    config = VARIANTS[variant]
+    memory = Memory.of_gpu(24 * GIB)
+    images = painting_images(config, 1024, n=n, dtype="bfloat16", memory=memory)
+    row = KVCache(config, batch_size=1, capacity=1024, device="meta", dtype=torch.bfloat16)
+    cache = sum(t.numel() * t.itemsize for t in [*row.keys, *row.values])
+    with torch.device("meta"):
+        weights = sum(p.numel() * 2 for p in random_model(variant, seed=0).parameters())
+    assert weights + images * n * cache < 0.8 * 24 * GIB
+    if images * n < 512 - n:
+        assert weights + (images + 1) * ((n + 1) * cache + 200e6) > 0.8 * 24 * GIB
+
+
+def test_batches_grow_with_memory_up_to_a_bound_and_hold_one_image_at_least():
+    small = VARIANTS["small"]
+    sizes = [
+        painting_images(small, 1024, n=2, dtype="bfloat16", memory=Memory.of_gpu(free * GIB))
+        for free in (1, 8, 24, 80, 140)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert sizes[-1] == 256
+    for size in (painting_images, forward_images):
+        more = {"n": 8} if size is painting_images else {}
+        tight = Memory.of_gpu(1 << 20)
+        assert size(VARIANTS["large"], 1024, dtype="bfloat16", memory=tight, **more) == 1
+        assert 1 <= size(VARIANTS["large"], 1024, dtype="float32", memory=CPU, **more) <= 16
+
+
+class Device:
+    """Computes batches of up to so many images, as a GPU does that others use too."""
+
+    def __init__(self, room: int, *, others: int = 0, says: str = "CUDA out of memory") -> None:
+        self.room, self.others, self.says = room, others, says
+        self.sizes: list[int] = []
+
+    def __call__(self, images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(images))
+        room = self.room - self.others
+        self.others = 0  # who has ended by the next time
+        if len(images) > room:
+            raise torch.OutOfMemoryError(self.says)
+        return images + seeds[:, None]
+
+
+BATCH = (torch.zeros(12, 5), torch.arange(12))
+
+
+def test_a_batch_is_computed_once_more_after_memory_was_cleared():
+    device = Device(12, others=6)
+    found = within_memory(device, BATCH, sequences=1)
+    assert found[:, 0].tolist() == list(range(12))
+    assert device.sizes == [12, 12]
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_size_that_does():
+    device = Device(3)
+    with pytest.raises(DoesNotFit) as refused:
+        within_memory(device, BATCH, sequences=4)
+    assert device.sizes == [12, 12, 6, 3]
+    assert "memory for 48 sequences" in str(refused.value)
+    assert "--batch-size 12 fits; next: that size with another --output" in str(refused.value)
+
+
+def test_where_nothing_fits_it_says_so():
+    with pytest.raises(DoesNotFit, match="not even one image fits"):
+        within_memory(Device(0), BATCH, sequences=1)
+
+
+def test_other_errors_are_handed_on():
+    def wrong(*batch: torch.Tensor) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(wrong, BATCH, sequences=1)
+
+
+def test_a_broken_context_ends_the_process(monkeypatch):
+    """As after an illegal access: every later call in the process would fail too."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(device_faults.logging, "shutdown", lambda: None)
+
+    def broken(*batch: torch.Tensor) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        within_memory(broken, BATCH, sequences=1)
+    assert ended == [1]

@@ -1,0 +1,124 @@
+"""Which faults of a store pass, and how often a call is made again."""
+
+import errno
+import http.client
+from types import SimpleNamespace
+
+import aiohttp
+import botocore.exceptions
+import pytest
+from s3fs.errors import translate_boto_error
+
+from pipeline import patience
+from pipeline.patience import is_passing, patiently
+from pipeline.rows import RowError
+
+
+def of_s3(code: str, message: str = "") -> Exception:
+    """What s3fs makes of an answer of S3."""
+    answer = {"Error": {"Code": code, "Message": message or code}}
+    return translate_boto_error(botocore.exceptions.ClientError(answer, "GetObject"))
+
+
+def of_http(status: int) -> Exception:
+    request = SimpleNamespace(real_url="https://store")
+    return aiohttp.ClientResponseError(request, (), status=status)
+
+
+class OfGcs(Exception):
+    """As gcsfs.retry.HttpError, which is no dependency."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def raised_from(cause: Exception) -> Exception:
+    error = RuntimeError("cannot read it")
+    error.__cause__ = cause
+    return error
+
+
+PASSING = [
+    of_s3("SlowDown"),
+    of_s3("InternalError"),
+    of_s3("ServiceUnavailable"),
+    of_s3("RequestTimeout"),
+    of_s3("503"),
+    of_s3("ExpiredToken", "The provided token has expired."),
+    of_http(429),
+    of_http(502),
+    OfGcs(503),
+    aiohttp.ClientPayloadError("not all"),
+    botocore.exceptions.ReadTimeoutError(endpoint_url="https://store"),
+    botocore.exceptions.EndpointConnectionError(endpoint_url="https://store"),
+    ConnectionResetError(errno.ECONNRESET, "reset"),
+    TimeoutError(),
+    http.client.IncompleteRead(b"half"),
+    OSError(errno.ESTALE, "stale file handle"),
+    raised_from(of_s3("SlowDown")),
+]
+LASTING = [
+    of_s3("NoSuchKey"),
+    of_s3("AccessDenied"),
+    of_s3("InvalidRange"),
+    of_http(404),
+    of_http(403),
+    OfGcs(404),
+    FileNotFoundError(errno.ENOENT, "missing"),
+    OSError(errno.ENOSPC, "no space left on device"),
+    OSError(errno.EIO, "the disk is broken"),
+    ValueError("no image"),
+    raised_from(ValueError("no image")),
+    UnicodeDecodeError("utf-8", b"\\xff", 0, 1, "invalid"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING)
+def test_what_passes_is_no_error_of_a_row(error):
+    assert is_passing(error)
+    with pytest.raises(type(error)):
+        RowError.of("read", error)
+
+
+@pytest.mark.parametrize("error", LASTING)
+def test_what_lasts_is_one(error):
+    assert not is_passing(error)
+    assert RowError.of("read", error).error == type(error).__name__
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """Of calls, which do not take them here."""
+    taken: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", taken.append)
+    return taken
+
+
+def failing(*errors: Exception):
+    """A call that raises these, one each time, and then returns how often it was made."""
+    left = list(errors)
+
+    def call() -> int:
+        if left:
+            raise left.pop(0)
+        return len(errors) + 1
+
+    return call
+
+
+def test_a_call_is_made_again_until_the_fault_has_passed(pauses):
+    assert patiently(failing(TimeoutError(), of_s3("SlowDown")), (1.0, 4.0)) == 3
+    assert 1.0 <= pauses[0] <= 1.5
+    assert 4.0 <= pauses[1] <= 6.0
+
+
+def test_patience_ends(pauses):
+    with pytest.raises(TimeoutError):
+        patiently(failing(*[TimeoutError()] * 3), (1.0, 4.0))
+    assert len(pauses) == 2
+
+
+def test_what_lasts_is_not_tried_again(pauses):
+    with pytest.raises(FileNotFoundError):
+        patiently(failing(FileNotFoundError()), (1.0, 4.0))
+    assert pauses == []

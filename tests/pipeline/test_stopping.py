@@ -1,0 +1,79 @@
+"""Signals to a run: the first ends it in order, the second at once, and so does the clock."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from pipeline.stopping import stoppable
+
+
+def tell(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_the_first_signal_asks_and_does_not_interrupt():
+    called = threading.Event()
+    with stoppable(called.set) as asked:
+        assert not asked.is_set()
+        tell()
+        assert called.wait(5)
+        assert asked.is_set()
+    assert asked.is_set()
+
+
+def ended_by(stop, *signals: int, **settings: float) -> None:
+    """Within `stoppable`: the signals, each after `stop` was called, and then a long work."""
+    called = threading.Event()
+
+    def stop_and_say() -> None:
+        called.set()
+        stop()
+
+    with stoppable(stop_and_say, **settings):
+        for number in signals:
+            tell(number)
+            assert called.wait(5)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_interrupts(number):
+    with pytest.raises(KeyboardInterrupt):
+        ended_by(lambda: None, signal.SIGTERM, number)
+
+
+def test_the_end_of_the_grace_interrupts_even_where_stopping_fails(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def fail() -> None:
+        raise OSError("out of reach")
+
+    with pytest.raises(KeyboardInterrupt):
+        ended_by(fail, signal.SIGTERM, grace=0.1)
+
+
+def test_without_a_signal_nothing_is_called_and_the_handlers_come_back():
+    called = threading.Event()
+    before = signal.getsignal(signal.SIGTERM)
+    with stoppable(called.set) as asked:
+        pass
+    assert not asked.is_set()
+    assert not called.is_set()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_in_another_thread_signals_are_left_alone():
+    found = []
+
+    def run() -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        with stoppable(lambda: None) as asked:
+            found.extend([asked.is_set(), signal.getsignal(signal.SIGTERM) == before])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False, True]
