@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import re
 import socket
 import time
@@ -32,6 +33,9 @@ REPORT_FILE = "report.json"
 _PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
 STAGES = ("read", "decode", "model", "write")
 ROW_GROUP_ROWS = 1024
+_LOGGED_ERRORS = 10  # of a shard
+
+_log = logging.getLogger(__name__)
 
 SUMMARY = pa.schema(
     [
@@ -187,6 +191,10 @@ class WriteParts:
 
     def _write_errors(self, shard: int, bad: pa.Table) -> None:
         path = join(self._output, part_name("errors", shard))
+        for row in bad.select(_ERROR_COLUMNS).slice(0, _LOGGED_ERRORS).to_pylist():
+            _log.warning("shard %d, %s: %s: %s", shard, *(row[name] for name in _LOGGED))
+        if bad.num_rows > _LOGGED_ERRORS:
+            _log.warning("shard %d: %d bad rows, all in %s", shard, bad.num_rows, path)
         if bad.num_rows:
             columns = [bad[name] for name in _ERROR_COLUMNS]
             payload = parquet_bytes(pa.table(columns, schema=rows.ERRORS))
@@ -202,6 +210,7 @@ _ERROR_COLUMNS = (
     rows.ERROR_CLASS,
     rows.ERROR_MESSAGE,
 )
+_LOGGED = (rows.ROW_ID, rows.ERROR_CLASS, rows.ERROR_MESSAGE)
 
 
 def spread(total: int, n: int) -> list[int]:

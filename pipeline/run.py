@@ -15,6 +15,7 @@ import ray
 
 from pipeline.cluster import unheard
 from pipeline.lease import Lease
+from pipeline.metrics import RunMetrics
 from pipeline.parts import part_name, shards_with_errors
 from pipeline.progress import Mode, Progress
 from pipeline.run_directory import REPORT_FILE, RunDirectory
@@ -29,6 +30,7 @@ _THREADS = 32
 # and bring nothing. A disk is full then, a store is gone or a model broken: to go on is lost work.
 _HOPELESS_SHARDS = 16
 _HOPELESS_DEATHS = 4
+_NAMED = 10  # shards that failed
 _NEXT = "what is done is kept; next: the same command again"
 
 _log = logging.getLogger(__name__)
@@ -82,10 +84,12 @@ def execute(
     _check_budget(clock, max_error_fraction, plan.rows)
     if pending:
         clock.show()
+        metrics = RunMetrics((directory.record() or {}).get("job", ""))
         work = consume(plan, pending, stages, lease=lease)
         with closing(clock), _given_way(directory, plan, lease), closing(work):
             for summary in work:
                 clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
+                metrics.add(summary)
                 _check_budget(clock, max_error_fraction, plan.rows)
     _check_complete(directory, plan)
     _check_budget(clock, max_error_fraction, clock.done)
@@ -181,7 +185,7 @@ def consume(
             elif len(order) > 1:
                 rounds.extend([index] for index in order)
             else:
-                failures[order[0]] = f"its process died each time: {_begin(error)}"
+                failures[order[0]] = f"a process that died each time: {_begin(error)}"
     if failures:
         raise _failed(failures, len(shards))
 
@@ -211,8 +215,11 @@ def _suspects_last(order: Sequence[int], back: Collection[int]) -> list[int]:
 
 def _failed(failures: Mapping[int, str], n: int, how: str = "") -> RunFailed:
     index, reason = next(iter(failures.items()))
+    named = ", ".join(map(str, sorted(failures)[:_NAMED]))
+    more = ", ..." if len(failures) > _NAMED else ""
     return RunFailed(
-        f"{len(failures)} of {n} shards failed{how}; the first is {index}: {reason}; {_NEXT}"
+        f"{len(failures)} of {n} shards failed{how}: {named}{more}; {index} because of {reason}; "
+        f"{_NEXT}"
     )
 
 

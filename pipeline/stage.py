@@ -1,5 +1,7 @@
 """Stage and Resources, and the chain of them as a Ray data set: the only caller of map_batches."""
 
+import logging
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +14,15 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.lease import Lease
+from pipeline.metrics import IdleShare
 from pipeline.patience import SHARD_PAUSES, patiently
 from pipeline.storage import one_line
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,17 @@ class _ReportingPacked(_Reporting):
 
     lease: ClassVar[Lease | None] = None
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._idle = IdleShare(self.stage.__name__)
+        self._ended = time.perf_counter()
+
     def __call__(self, table: pa.Table) -> pa.Table:
-        return packed([self._handed_on(parcel) for parcel in unpacked(table)])
+        begun = time.perf_counter()
+        result = packed([self._handed_on(parcel) for parcel in unpacked(table)])
+        waited, self._ended = begun - self._ended, time.perf_counter()
+        self._idle.set(waited=waited, worked=self._ended - begun)
+        return result
 
     def _handed_on(self, parcel: Parcel) -> Parcel:
         if parcel.failure is not None:
@@ -136,6 +151,7 @@ class _ReportingPacked(_Reporting):
         try:
             return replace(parcel, block=super().__call__(parcel.block))
         except StageError as error:
+            _log.exception("shard %d failed", parcel.shard)
             return Parcel(parcel.shard, failure=str(error))
 
 

@@ -80,7 +80,7 @@ class Driver:
             if condition():
                 return True
             assert time.monotonic() < patience, self.log()
-            time.sleep(0.01)
+            time.sleep(0.05)
         return bool(condition())
 
 

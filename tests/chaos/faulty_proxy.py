@@ -10,6 +10,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("error500", "slowdown503", "reset", "delay", "truncated")
+READ_TIMEOUT = 3  # seconds that a client is to wait
 _XML = (
     '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{code}</Message>'
     "<RequestId>1</RequestId></Error>"
@@ -45,6 +46,11 @@ class FaultyProxy(ThreadingHTTPServer):
             self.counts.update(["requests", *([fault] if fault else [])])
             return fault
 
+    def delay(self) -> float:
+        """Seconds, now and then more than a client waits."""
+        with self._lock:
+            return self._chance.choice([0.5, 0.5, 2 * READ_TIMEOUT])
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that has gone away is none of this server's errors."""
 
@@ -66,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             return self._reset()
         if fault == "delay":
-            time.sleep(1.0)
+            time.sleep(self.server.delay())
         status, headers, answer = self._asked(body)
         cut = fault == "truncated" and len(answer) > 1
         self.send_response(status)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import encoded, photo
 from drivers import driver, finish, rounds
-from faulty_proxy import FAULTS, FaultyProxy
+from faulty_proxy import FAULTS, READ_TIMEOUT, FaultyProxy
 from moto.server import ThreadedMotoServer
 
 from pipeline.storage import open_location
@@ -47,10 +47,15 @@ def completing(options: dict, output: str) -> list[object]:
     return words
 
 
-def parts(fs, run: str) -> dict[str, bytes]:
+def named(fs, run: str) -> list[str]:
+    """The parts of results and errors that are there under their names."""
     fs.invalidate_cache()
     found = [path for folder in ("data", "errors") for path in fs.find(f"{run}/{folder}")]
-    return {path.removeprefix(run): fs.cat_file(path) for path in found}
+    return [path for path in found if "/part-" in path]
+
+
+def parts(fs, run: str) -> dict[str, bytes]:
+    return {path.removeprefix(run): fs.cat_file(path) for path in named(fs, run)}
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +76,12 @@ def test_a_store_on_a_bad_day_and_killed_drivers_change_no_byte(store, undisturb
     chance = random.Random(seed)
     run, log = f"chaos/run-{seed}", tmp_path / "log"
     proxy = FaultyProxy(address, share=0.05, seed=seed)
-    words = completing(options | {"endpoint_url": proxy.url}, f"s3://{run}")
+    patience = {"config_kwargs": {"read_timeout": READ_TIMEOUT}}
+    words = completing(options | {"endpoint_url": proxy.url} | patience, f"s3://{run}")
     try:
         with driver(*words, log=log, IGPT_CACHE=str(tmp_path / "cache")) as killed:
             wanted = chance.randint(1, len(undisturbed) - 1)
-            killed.until(lambda: len(parts(fs, run)) >= wanted)
+            killed.until(lambda: len(named(fs, run)) >= wanted)
             killed.kill()
         for path, content in parts(fs, run).items():
             assert content == undisturbed[path], path

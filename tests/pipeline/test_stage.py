@@ -134,7 +134,8 @@ def test_shards_that_a_stage_cannot_do_are_named_and_the_others_go_on(connected,
     stages = [stage(Widen), stage(Refuse, error=GONE, at=(1, 3)), stage(Count)]
     found, message = consumed(plan, stages)
     assert found == [(0, 1), (2, 3)]
-    assert message in [f"2 of 4 shards failed; the first is {i}: {GONE_LINE}{NEXT}" for i in (1, 3)]
+    because = [f"{i} because of {GONE_LINE}{NEXT}" for i in (1, 3)]
+    assert message in [f"2 of 4 shards failed: 1, 3; {line}" for line in because]
     assert capsys.readouterr().out == ""
 
 
@@ -144,7 +145,7 @@ def test_where_nothing_can_be_done_the_rest_is_not_tried(connected):
     stages = [stage(Widen), stage(Refuse, error=GONE, at=everything), stage(Count)]
     found, message = consumed(plan, stages)
     assert found == []
-    assert message.startswith("16 of 30 shards failed in a row, so the rest was not tried; the")
+    assert message.startswith("16 of 30 shards failed in a row, so the rest was not tried: ")
     assert GONE_LINE in message
 
 
@@ -169,7 +170,7 @@ def test_a_shard_that_kills_its_process_each_time_is_named_and_the_others_go_on(
         plan_of(1, 2, 3, 4, 5), [stage(Widen), stage(Die, at=2), stage(Count)]
     )
     assert found == [(0, 1), (1, 2), (3, 4), (4, 5)]
-    assert message.startswith("1 of 5 shards failed; the first is 2: its process died each time")
+    assert message.startswith("1 of 5 shards failed: 2; 2 because of a process that died each time")
     assert message.endswith(NEXT)
 
 

@@ -10,7 +10,7 @@ from fsspec.registry import known_implementations
 from moto.server import ThreadedMotoServer
 
 from pipeline import storage, walking
-from pipeline.storage import UsageError, open_location, write_atomic
+from pipeline.storage import UsageError, open_location, write_atomic, write_new
 from pipeline.walking import glob_files, list_files
 
 
@@ -304,3 +304,47 @@ def test_filesystems_that_show_half_files_get_a_temporary_name():
         write_atomic(fs, "/out/data/part.parquet", b"newer")
     assert fs.cat_file("/out/data/part.parquet") == b"new"
     assert list_files(fs, "/out") == ["/out/data/part.parquet"]
+
+
+def test_of_two_writers_of_a_new_file_the_first_has_it(place):
+    fs, root = place
+    path = f"{root}/run.json"
+    write_new(fs, path, b"first")
+    with pytest.raises(FileExistsError):
+        write_new(fs, path, b"second")
+    assert storage.read_bytes(fs, path) == b"first"
+    assert list_files(fs, root) == [path]
+
+
+def test_of_two_writers_at_the_same_moment_one_has_a_new_file(place, monkeypatch):
+    """Both have looked, and neither found it."""
+    fs, root = place
+    path = f"{root}/run.json"
+    write_new(fs, path, b"first")
+    seen = iter([False, True])
+    monkeypatch.setattr(storage, "exists", lambda *_: next(seen))
+    with pytest.raises(FileExistsError):
+        write_new(fs, path, b"second")
+    assert storage.read_bytes(fs, path) == b"first"
+
+
+def test_a_large_object_goes_up_in_pieces_and_a_failed_one_leaves_nothing(s3, monkeypatch):
+    fs, root = open_location("s3://storage-tests/large", s3)
+    asked = []
+    call = type(fs)._call_s3
+
+    async def noted(self, method, *args, **kwargs):
+        asked.append(method)
+        if method == "upload_part" and kwargs["Body"][:1] == b"x":
+            raise OSError(28, "the store is full")
+        return await call(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(type(fs), "_call_s3", noted)
+    payload = bytes(101 << 20)
+    write_atomic(fs, f"{root}/part.parquet", payload)
+    assert asked.count("upload_part") == 3
+    assert fs.cat_file(f"{root}/part.parquet") == payload
+    with pytest.raises(OSError, match="full"):
+        write_atomic(fs, f"{root}/lost.parquet", b"x" + payload)
+    assert not storage.exists(fs, f"{root}/lost.parquet")
+    assert not fs.list_multipart_uploads("storage-tests")
