@@ -191,14 +191,13 @@ class WriteParts:
 
     def _write_errors(self, shard: int, bad: pa.Table) -> None:
         path = join(self._output, part_name("errors", shard))
-        for row in bad.select(_ERROR_COLUMNS).slice(0, _LOGGED_ERRORS).to_pylist():
-            _log.warning("shard %d, %s: %s: %s", shard, *(row[name] for name in _LOGGED))
-        if bad.num_rows > _LOGGED_ERRORS:
-            _log.warning("shard %d: %d bad rows, all in %s", shard, bad.num_rows, path)
         if bad.num_rows:
-            columns = [bad[name] for name in _ERROR_COLUMNS]
-            payload = parquet_bytes(pa.table(columns, schema=rows.ERRORS))
-            write_atomic(self._fs, path, payload)
+            errors = pa.table([bad[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS)
+            for row in errors.slice(0, _LOGGED_ERRORS).to_pylist():
+                _log.warning("shard %d, %s: %s: %s", shard, row["id"], row["error"], row["message"])
+            if bad.num_rows > _LOGGED_ERRORS:
+                _log.warning("shard %d: %d bad rows, all in %s", shard, bad.num_rows, path)
+            write_atomic(self._fs, path, parquet_bytes(errors))
         elif self._fs.exists(path):  # of an earlier attempt at this shard
             self._fs.rm_file(path)
 
@@ -210,7 +209,6 @@ _ERROR_COLUMNS = (
     rows.ERROR_CLASS,
     rows.ERROR_MESSAGE,
 )
-_LOGGED = (rows.ROW_ID, rows.ERROR_CLASS, rows.ERROR_MESSAGE)
 
 
 def spread(total: int, n: int) -> list[int]:

@@ -58,6 +58,16 @@ class Progress:
         self.show()
 
     @property
+    def expected(self) -> float | None:
+        """Images of the whole run: as known, or as many a shard as there were in those done, once
+        a tenth of the shards is, and ten at least; None before."""
+        if self._total is not None:
+            return self._total
+        if self._shards_done < min(max(self._shards / 10, 10), self._shards):
+            return None
+        return self.done * self._shards / self._shards_done
+
+    @property
     def seconds(self) -> float:
         """Since the run began."""
         return time.monotonic() - self._begun

@@ -67,7 +67,7 @@ def execute(
         RunFailed: shards failed or are missing at the end, or the run was stopped. What is done
             stays done.
         OverErrorBudget: as soon as it is sure that the budget cannot be met. Where the plan does
-            not know all rows, that is at the end, or at the first bad row of a budget of 0.
+            not know all rows, it goes by those of the shards that are done, once a tenth is.
     """
     finished = directory.finished()
     pending = [shard for shard in plan.shards if shard.index not in finished]
@@ -81,7 +81,7 @@ def execute(
         shards_done=len(plan.shards) - len(pending),
         mode=progress,
     )
-    _check_budget(clock, max_error_fraction, plan.rows)
+    _check_budget(clock, max_error_fraction)
     if pending:
         clock.show()
         metrics = RunMetrics((directory.record() or {}).get("job", ""))
@@ -90,9 +90,9 @@ def execute(
             for summary in work:
                 clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
                 metrics.add(summary)
-                _check_budget(clock, max_error_fraction, plan.rows)
+                _check_budget(clock, max_error_fraction)
     _check_complete(directory, plan)
-    _check_budget(clock, max_error_fraction, clock.done)
+    _check_budget(clock, max_error_fraction)
     clock.show(final=True)
     earlier = directory.report()
     if earlier is not None and not pending:  # whose figures are those of the work
@@ -233,15 +233,16 @@ def _begin(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _check_budget(clock: Progress, fraction: float, total: int | None) -> None:
-    """`total`: rows of the whole run; None: nobody knows yet, so that any number of bad rows may
-    turn out to be few, unless none is allowed."""
-    if total is None and fraction > 0:
+def _check_budget(clock: Progress, fraction: float) -> None:
+    """Raises OverErrorBudget. While nobody knows how many images there are, any number of bad ones
+    may turn out to be few, unless none is allowed."""
+    expected = clock.expected
+    if expected is None and fraction > 0:
         return
-    allowed = fraction * (total or 0)
+    allowed = fraction * (expected or 0)
     if clock.errors > allowed:
         raise OverErrorBudget(
-            f"{clock.errors} of {total or clock.done} images are bad, more than "
+            f"{clock.errors} of {expected or clock.done:.0f} images are bad, more than "
             f"--max-error-fraction allows ({allowed:.0f}); they are listed in errors/; next: the "
             "same command with a higher --max-error-fraction, or mend the input and add --overwrite"
         )

@@ -153,3 +153,23 @@ def test_quiet_says_nothing(clock, capsys):
 )
 def test_lengths_of_time(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("total", "shards", "done", "expected"),
+    [
+        (None, 200, 19, None),
+        (None, 200, 20, 1000),
+        (None, 20, 9, None),
+        (None, 20, 10, 100),
+        (None, 3, 2, None),
+        (None, 3, 3, 15),
+        (777, 200, 0, 777),
+    ],
+)
+def test_how_many_images_are_expected(total, shards, done, expected):
+    """Where the plan does not say it: after a tenth of the shards, and ten of them at least."""
+    run = Progress(
+        total=total, done=5 * done, errors=0, shards=shards, shards_done=done, mode="quiet"
+    )
+    assert run.expected == expected
