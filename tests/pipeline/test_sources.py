@@ -339,14 +339,14 @@ def test_names_with_dots_are_told_apart(tmp_path):
 def count_batches(monkeypatch):
     """The list of batches that are decoded from now on, by their first rows."""
     decoded = []
-    whole = parquet_file._batches
+    whole = parquet_file.row_batches
 
     def counting(*arguments):
         for at, batch in whole(*arguments):
             decoded.append(at)
             yield at, batch
 
-    monkeypatch.setattr(parquet_file, "_batches", counting)
+    monkeypatch.setattr(parquet_file, "row_batches", counting)
     return decoded
 
 
