@@ -150,12 +150,15 @@ def test_every_slice_equals_the_whole(tmp_path, always_late, version, codec, dic
 
 def test_columns_that_cannot_be_null_are_put_together_all_the_same(tmp_path, always_late):
     """Leaves of a strict struct cannot begin at different rows."""
-    inner = pa.struct([pa.field("bytes", pa.binary(), False), pa.field("path", pa.string(), False)])
+    strict = pa.field("path", pa.string(), False)
+    bytes_ = pa.field("bytes", pa.binary(), False)
     image = [{"bytes": bytes([i % 251]) * (i % 40 + 1), "path": f"{i}"} for i in range(ROWS)]
-    for nullable in (False, True):
+    for nullable, path in ((False, strict), (True, strict), (False, strict.with_nullable(True))):
+        inner = pa.struct([bytes_, path])
         schema = pa.schema([pa.field("image", inner, nullable), pa.field("n", pa.int64(), False)])
         frame = pa.table([pa.array(image, inner), range(ROWS)], schema=schema)
-        pq.write_table(frame, tmp_path / "a", data_page_size=300, write_batch_size=7)
+        layout = {"data_page_size": 300, "write_batch_size": 7, "use_dictionary": False}
+        pq.write_table(frame, tmp_path / "a", **layout)
         check(tmp_path / "a", SLICES)
     assert max(always_late) > 0
 
@@ -164,9 +167,10 @@ def test_results_are_made_of_the_same_batches(tmp_path, monkeypatch, always_late
     """Dictionaries that grow batch by batch hold a value under the same number whatever the
     shards, so that parts have the same bytes."""
     path = tmp_path / "a.parquet"
-    words = pa.array([f"w{i}" for i in range(ROWS)]).dictionary_encode()
+    halves = (range(100), range(100, ROWS))  # the second has no dictionary in the file
+    words = pa.chunked_array([pa.array(map(str, half)).dictionary_encode() for half in halves])
     frame = pa.table({"image": [bytes([i % 251]) * 60 for i in range(ROWS)], "words": words})
-    pq.write_table(frame, path, data_page_size=200, write_batch_size=5, dictionary_pagesize_limit=9)
+    pq.write_table(frame, path, data_page_size=200, write_batch_size=5)
     late = read(path, 300, 400, frame.schema)[1]
     assert max(always_late) > 0.4
     monkeypatch.setattr(parquet_file, "_SMALL_GROUP", 1 << 30)
@@ -502,7 +506,7 @@ def test_an_index_that_lies_is_not_believed(tmp_path, always_late):
                 continue
             path = tmp_path / "a.parquet"
             path.write_bytes(payload[:place] + lie + payload[place + len(lie) :])
-            row = min(true[1], 98)
+            row = min(true[1] + 1, 98)
             close_files()
             images, columns = read(path, row, row + 2, frame.schema)
             wanted = [x["bytes"] if x else None for x in frame["image"][row : row + 2].to_pylist()]
@@ -510,7 +514,7 @@ def test_an_index_that_lies_is_not_believed(tmp_path, always_late):
             assert columns.equals(frame.slice(row, 2).drop_columns("image").cast(columns.schema))
             lies += 1
     assert lies > 20
-    assert max(always_late, default=0) > 0, "lies about other pages do not matter"
+    assert not always_late, "all of them were found, and the group read from its start"
 
 
 def test_rows_of_a_page_are_counted_by_its_repetition_levels(tmp_path):
