@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabyt
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
 _KNOCK_SECONDS = 10
+_HEAD_SECONDS = 10  # between two looks at whether the head is there
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
 # CPU, and than spot machines may be away.
 _STALLED_SECONDS = 6 * 3600
@@ -45,7 +47,8 @@ def connected(address: str | None) -> Iterator[None]:
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
     try:
-        yield
+        with _watching_head():
+            yield
     finally:
         if ours:
             unheard(ray.shutdown)
@@ -86,6 +89,36 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+@contextmanager
+def _watching_head() -> Iterator[None]:
+    """Says in one line that the head of the cluster is gone. A minute later Ray ends the process,
+    with exit code 1 and without a word."""
+    head = ray.get_runtime_context().gcs_address
+    over = threading.Event()
+
+    def watch() -> None:
+        answers = 2
+        while answers and not over.wait(_HEAD_SECONDS):
+            try:
+                _knock(head)
+                answers = 2
+            except OSError:
+                answers -= 1
+        if not answers:
+            print(
+                "igpt: the head of the Ray cluster does not answer, the run ends unless it comes "
+                "back within a minute; what is done is kept; next: the same command again",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _keep_ray_quiet() -> None:

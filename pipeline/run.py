@@ -122,8 +122,8 @@ def _given_way(directory: RunDirectory, plan: Plan, lease: Lease) -> Iterator[No
         except (KeyboardInterrupt, RunFailed):
             if not stopped.is_set() and lease.may_write():
                 raise
-    if stopped.is_set():
-        done = len(directory.finished() & {shard.index for shard in plan.shards})
+    done = len(directory.finished() & {shard.index for shard in plan.shards})
+    if stopped.is_set() and done < len(plan.shards):
         raise RunFailed(
             f"interrupted: {done} of {len(plan.shards)} shards are done and kept; "
             f"next: {directory.resuming()}"

@@ -126,7 +126,7 @@ class _Reporting:
 class _ReportingPacked(_Reporting):
     """The same of shards that come and go as parcels: an error ends the shard, not the run.
 
-    With a lease it begins no shard that is not for this run to begin.
+    With a lease it works at no shard that is not for this run to begin.
     """
 
     lease: ClassVar[Lease | None] = None
@@ -162,7 +162,7 @@ def chain(
 
     Args:
         blocks: by shard, in the order in which they are handed out.
-        lease: asked before a shard is begun.
+        lease: asked before each stage of a shard but the last.
 
     Returns:
         What the last stage makes of each block, as `packed` has it.
@@ -170,7 +170,8 @@ def chain(
     dataset = ray.data.from_arrow([packed([Parcel(*item)]) for item in blocks.items()])
     for stage in stages:
         actors = min(stage.resources.actors, len(blocks))
-        traits = {"stage": stage.cls, "lease": lease if stage is stages[0] else None}
+        # What a model has done is written also by a run that stops; what was only read is left.
+        traits = {"stage": stage.cls, "lease": None if stage is stages[-1] else lease}
         dataset = _mapped(dataset, stage, _ReportingPacked, traits, batch_size=1, actors=actors)
     return dataset
 
