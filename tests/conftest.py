@@ -18,7 +18,7 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
 from pipeline import run
-from pipeline.stage import Parcel, packed
+from pipeline.stage import NOT_BEGUN, Parcel, packed
 
 SIDE = 8
 
@@ -116,11 +116,14 @@ class _InProcess:
     """What `stage.chain` gives, but the stages are called here, one block after the other."""
 
     def __init__(self, blocks, stages, *, lease=None):
-        self._blocks, self._stages = blocks, stages
+        self._blocks, self._stages, self._lease = blocks, stages, lease
 
     def iter_batches(self, **_):
         stages = [stage.cls(**stage.arguments) for stage in self._stages]
         for shard, block in self._blocks.items():
+            if self._lease is not None and not self._lease.may_begin():
+                yield packed([Parcel(shard, failure=NOT_BEGUN)])
+                continue
             for stage in stages:
                 block = stage(block)
             yield packed([Parcel(shard, block)])

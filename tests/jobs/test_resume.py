@@ -1,0 +1,128 @@
+"""Runs that are stopped, replaced or resumed where something has changed; without actors."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import BAD, GOOD
+from runs import igpt, parts
+
+from pipeline import models
+from pipeline.lease import Lease
+from pipeline.parts import WriteParts
+from pipeline.run_directory import RunDirectory
+
+
+@pytest.fixture
+def options(photos, tiny_model, tmp_path) -> dict[str, object]:
+    """Of a job of eight shards."""
+    return {
+        "input": photos,
+        "model": tiny_model,
+        "output": tmp_path / "run",
+        "shard_size": 3,
+        "max_error_fraction": 1,
+    }
+
+
+def failing(capsys, job: str, **options: object) -> tuple[int, str]:
+    """The exit code and the line of a run that does not end well."""
+    with pytest.raises(SystemExit) as stopped:
+        igpt(job, **options)
+    return int(stopped.value.code), capsys.readouterr().err
+
+
+def at_part(monkeypatch, number: int, act) -> None:
+    """Something happens when this many parts have been written."""
+    write = WriteParts._write
+
+    def written(self, block):
+        summary = write(self, block)
+        if summary["shard"] == number - 1:
+            act()
+        return summary
+
+    monkeypatch.setattr(WriteParts, "_write", written)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_ends_its_shard_and_the_same_command_goes_on(
+    in_process, options, tmp_path, monkeypatch, capsys, number
+):
+    def tell() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(0.5)  # until nobody may begin a shard
+
+    with monkeypatch.context() as patch:
+        at_part(patch, 3, tell)
+        code, line = failing(capsys, "quantize", **options)
+    assert code == 1
+    assert line.startswith("igpt: interrupted: 3 of 8 shards are done and kept; next: igpt ")
+    assert len(parts(tmp_path / "run")) == 3
+    assert not (tmp_path / "run" / ".owner").exists()
+    igpt("quantize", **options)
+    igpt("quantize", **options | {"output": tmp_path / "other"})
+    assert parts(tmp_path / "run") == parts(tmp_path / "other")
+
+
+def test_a_run_that_is_told_to_stop_at_its_last_shard_ends_well(
+    in_process, options, tmp_path, monkeypatch
+):
+    at_part(monkeypatch, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    igpt("quantize", **options)
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_run_gives_way_to_one_that_is_started_later(
+    in_process, options, tmp_path, monkeypatch, capsys
+):
+    output = str(tmp_path / "run")
+
+    def start_another() -> None:
+        record = RunDirectory.at(output, {}).record()
+        assert record is not None
+        Lease(output, {}, record["run"]).take()
+
+    at_part(monkeypatch, 3, start_another)
+    code, line = failing(capsys, "quantize", **options)
+    assert code == 1
+    assert line == (
+        f"igpt: another run, started later, has taken over {output}; this one gives way\n"
+    )
+    assert len(parts(tmp_path / "run")) == 3
+    assert (tmp_path / "run" / ".owner").exists()  # the other one's
+
+
+def test_a_part_that_is_written_while_a_run_with_other_results_begins_is_taken_back(
+    in_process, options, tmp_path, monkeypatch, capsys
+):
+    output = str(tmp_path / "run")
+    may_write = Lease.may_write
+    asked = []
+
+    def replaced_meanwhile(self) -> bool:
+        answer = may_write(self)
+        asked.append(self)
+        if len(asked) == 5:  # of the fourth shard, after the start had asked once
+            Lease(output, {}, "other").take()
+        return answer
+
+    monkeypatch.setattr(Lease, "may_write", replaced_meanwhile)
+    code, _ = failing(capsys, "quantize", **options)
+    assert code == 1
+    assert len(parts(tmp_path / "run")) == 3
+
+
+def test_the_batch_size_that_was_found_stays_that_of_the_run(
+    in_process, options, tmp_path, monkeypatch
+):
+    """Past bug: it was found anew, in memory that another process may use today."""
+    igpt("score", **options)
+    before = parts(tmp_path / "run")
+    (tmp_path / "run" / "data" / "part-000002.parquet").unlink()
+    monkeypatch.setattr(models, "CPU", replace(models.CPU, most_images=3))
+    igpt("score", **options)
+    assert parts(tmp_path / "run") == before
+    assert GOOD + len(BAD) == 24
