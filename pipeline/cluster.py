@@ -38,7 +38,7 @@ def connected(address: str | None) -> Iterator[None]:
         ended = signal.getsignal(signal.SIGTERM)
         _join_or_start(address or os.environ.get("RAY_ADDRESS"))
         signal.signal(signal.SIGTERM, ended)  # Ray put its own there, which prints a stack
-    _keep_ray_quiet()
+    keep_ray_quiet()
     context = DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False
@@ -121,7 +121,7 @@ def _watching_head() -> Iterator[None]:
         over.set()
 
 
-def _keep_ray_quiet() -> None:
+def keep_ray_quiet() -> None:
     """Ray's own lines would drown the job's: they stay in its log files. It says of an error in a
     stage, which the job reports in one line, some two hundred."""
     for name in ("ray", "ray.data"):
@@ -152,6 +152,18 @@ class Allotment:
     reading: Resources
     model: Resources
     writing: Resources
+
+
+def may_grow(address: str | None) -> bool:
+    """Whether a job at `address` joins a cluster, whose autoscaler may bring more nodes; a private
+    Ray stays as it is."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+def is_empty() -> bool:
+    """Whether the cluster has no CPU for work yet: its head runs none, and its autoscaler brings
+    workers when something asks for them."""
+    return not ray.cluster_resources().get("CPU")
 
 
 def gpus() -> int:
@@ -188,27 +200,35 @@ def allot(
     cpu_actors: int | None,
     model_actors: int | None,
     claim_cpus: bool = True,
+    grows: bool = False,
 ) -> Allotment:
     """Shares of the cluster's CPUs, such that all actors of the job fit at once.
+
+    On a cluster without a CPU each actor asks for a whole one, so that as many come.
 
     Args:
         device: of the model stage, None where the job has none.
         cpu_actors, model_actors: as asked for; found from the cluster where None.
         claim_cpus: false for actors that run beside whatever else there is.
+        grows: whether GPUs that are not there may come; see `may_grow`.
     """
-    if device == "cuda" and (model_actors or 0) > gpus():
+    if device == "cuda" and (model_actors or 0) > gpus() and not grows:
         raise UsageError(
             f"--model-actors {model_actors} need as many GPUs, the cluster has {gpus()}"
         )
-    n_cpus = cpus()
+    n_cpus, empty = cpus(), is_empty()
     n_model = 0 if device is None else (model_actors or auto_model_actors(device))
-    n_reading = cpu_actors or max(1, (n_cpus - 1) if device != "cpu" else n_cpus // 4)
+    by_cpus = (n_cpus - 1) if device != "cpu" else n_cpus // 4
+    n_reading = cpu_actors or max(1, n_model if empty else by_cpus)
     n_writing = max(1, n_reading // 4)
-    share = min(1.0, _SHARE_OF_CPUS * n_cpus / (n_reading + n_writing + n_model))
+    # Those with a GPU claim no CPU: on a node whose CPUs readers took first they could never start.
+    n_claiming = n_reading + n_writing + (n_model if device == "cpu" else 0)
+    share = 1.0 if empty else min(1.0, _SHARE_OF_CPUS * n_cpus / n_claiming)
     share = int(share * 1000) / 1000 if claim_cpus else 0.0
+    on_gpu = device == "cuda"
     return Allotment(
         reading=Resources(actors=n_reading, num_cpus=share),
-        model=Resources(actors=n_model, num_cpus=share, num_gpus=1.0 if device == "cuda" else 0.0),
+        model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
         writing=Resources(actors=n_writing, num_cpus=share),
     )
 

@@ -106,7 +106,7 @@ class Batch:
         if definition.images_per_batch is None:
             return cls()
         assert isinstance(options, ModelOptions)
-        compute = find_compute(options)
+        compute = find_compute(options, grows=cluster.may_grow(options.address))
         return cls(compute, definition.images_per_batch(compute))
 
     def shard_size(self, definition: Definition, n_rows: int) -> int:
@@ -201,6 +201,7 @@ def allotment_for(
         cpu_actors=options.cpu_actors,
         model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
         claim_cpus=claim_cpus,
+        grows=cluster.may_grow(options.address),
     )
 
 
@@ -227,6 +228,7 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
         options = options.model_copy(update={"batch_size": found})
     definition = kind.define(options)
     with cluster.connected(options.address):
+        _say_what_must_come(options)
         batch = Batch.of(definition, options)
         wanted = dependencies(kind.name, options, definition, batch)
         size = options.shard_size
@@ -272,6 +274,19 @@ def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begi
             "--output"
         )
     return lease
+
+
+def _say_what_must_come(options: RunOptions) -> None:
+    """Where more GPUs are asked for than there are, people learn why nothing happens yet."""
+    if not isinstance(options, ModelOptions) or options.device != "cuda":
+        return
+    asked, there = options.model_actors or 0, cluster.gpus()
+    if asked > there and cluster.may_grow(options.address) and options.progress == "text":
+        print(
+            f"the cluster has {there} of {asked} GPUs: its autoscaler has to bring the others",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _execute(job: Job, directory: RunDirectory) -> None:

@@ -104,13 +104,24 @@ def _random_model(variant: str, head: str | None) -> Model:
     return Model(location, VARIANTS[variant], location, find_quantizer(EMBEDDED, None, {}))
 
 
-def find_compute(options: ModelOptions) -> Compute:
-    """Where and in what to compute, on the cluster that is joined. Raises UsageError."""
+def find_compute(options: ModelOptions, *, grows: bool = False) -> Compute:
+    """Where and in what to compute, on the cluster that is joined. Raises UsageError.
+
+    Args:
+        grows: whether GPUs that are not there may come; see `cluster.may_grow`.
+    """
     device = options.device
     if device == "auto":
+        if cluster.is_empty():
+            raise UsageError(
+                "expected --device where the cluster has no CPU and no GPU yet, found none; next: "
+                "--device cuda --model-actors N, for which its autoscaler brings N GPUs, or "
+                "--device cpu"
+            )
         device = "cuda" if cluster.gpus() else "cpu"
-    elif device == "cuda" and not cluster.gpus():
-        raise UsageError("expected a GPU for --device cuda, found none; next: --device cpu")
+    elif device == "cuda" and not cluster.gpus() and not (grows and options.model_actors):
+        more = "--model-actors N, for which its autoscaler brings N GPUs, or " if grows else ""
+        raise UsageError(f"expected a GPU for --device cuda, found none; next: {more}--device cpu")
     dtype = options.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"

@@ -167,7 +167,9 @@ def chain(
     Returns:
         What the last stage makes of each block, as `packed` has it.
     """
-    dataset = ray.data.from_arrow([packed([Parcel(*item)]) for item in blocks.items()])
+    # from_arrow would have a task look at each block: an autoscaler would bring nodes for them.
+    parcels = packed(Parcel(*item) for item in blocks.items()).to_pylist()
+    dataset = ray.data.from_items(parcels, override_num_blocks=len(parcels))
     for stage in stages:
         actors = min(stage.resources.actors, len(blocks))
         # What a model has done is written also by a run that stops; what was only read is left.

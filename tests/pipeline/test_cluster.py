@@ -6,6 +6,8 @@ import pytest
 
 from pipeline import cluster
 from pipeline.cluster import allot, shard_size
+from pipeline.models import find_compute
+from pipeline.options import ModelOptions
 from pipeline.storage import UsageError
 
 
@@ -14,8 +16,8 @@ def machine(monkeypatch):
     """Sets the CPUs and GPUs that Ray would report."""
 
     def has(*, cpus: int, gpus: int = 0) -> None:
-        monkeypatch.setattr(cluster, "cpus", lambda: cpus)
-        monkeypatch.setattr(cluster, "gpus", lambda: gpus)
+        found = {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: found)
 
     return has
 
@@ -27,7 +29,7 @@ def test_all_actors_of_a_job_fit_at_once(machine, cpus, device, cpu_actors, mode
     """Else the first stages would hold what the last waits for, and the job would hang."""
     machine(cpus=cpus, gpus=3)
     shares = allot(device=device, cpu_actors=cpu_actors, model_actors=model_actors)
-    stages = [shares.reading, shares.writing] + ([shares.model] if device else [])
+    stages = [shares.reading, shares.writing] + ([shares.model] if device == "cpu" else [])
     assert all(stage.actors >= 1 and stage.num_cpus > 0 for stage in stages)
     assert sum(stage.actors * stage.num_cpus for stage in stages) < cpus
     assert shares.reading.actors == (cpu_actors or shares.reading.actors)
@@ -36,12 +38,68 @@ def test_all_actors_of_a_job_fit_at_once(machine, cpus, device, cpu_actors, mode
     else:
         assert shares.model.actors == (model_actors or (3 if device == "cuda" else cpus))
         assert shares.model.num_gpus == (1 if device == "cuda" else 0)
+    if device == "cuda":  # else readers that take a node's CPUs first keep them from its GPU
+        assert shares.model.num_cpus == 0
 
 
 def test_more_model_actors_than_gpus_are_refused(machine):
     machine(cpus=8, gpus=1)
     with pytest.raises(UsageError, match="the cluster has 1"):
         allot(device="cuda", cpu_actors=None, model_actors=2)
+
+
+def test_gpus_that_are_not_there_are_asked_for_where_a_cluster_may_grow(machine):
+    machine(cpus=4, gpus=1)
+    shares = allot(device="cuda", cpu_actors=None, model_actors=8, grows=True)
+    assert (shares.model.actors, shares.model.num_gpus) == (8, 1)
+    machine(cpus=0)
+    shares = allot(device="cuda", cpu_actors=None, model_actors=8, grows=True)
+    assert (shares.reading.actors, shares.writing.actors) == (8, 2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_cluster_without_workers_each_actor_asks_for_a_whole_cpu(machine, device):
+    """Shares of a CPU that is not there would all fit on the first machine that comes."""
+    machine(cpus=0)
+    shares = allot(device=device, cpu_actors=12, model_actors=2, grows=True)
+    assert (shares.reading.actors, shares.reading.num_cpus) == (12, 1)
+    assert (shares.writing.actors, shares.writing.num_cpus) == (3, 1)
+    assert shares.model.num_cpus == (1 if device == "cpu" else 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "grows"),
+    [
+        (None, "", False),
+        ("local", "10.0.0.1:6379", False),
+        (None, "10.0.0.1:6379", True),
+        ("auto", "", True),
+    ],
+)
+def test_only_a_cluster_that_is_joined_may_grow(monkeypatch, address, environment, grows):
+    monkeypatch.setenv("RAY_ADDRESS", environment)
+    assert cluster.may_grow(address) == grows
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "options", "grows", "found"),
+    [
+        (4, 0, {}, True, "cpu"),
+        (4, 1, {}, True, "cuda"),
+        (0, 0, {}, True, "expected --device where the cluster has no CPU"),
+        (0, 0, {"device": "cpu"}, True, "cpu"),
+        (0, 0, {"device": "cuda"}, True, "--model-actors N, for which its autoscaler"),
+        (0, 0, {"device": "cuda", "model_actors": 2}, True, "cuda"),
+        (4, 0, {"device": "cuda", "model_actors": 2}, False, "found none; next: --device cpu"),
+    ],
+)
+def test_where_a_model_computes(machine, cpus, gpus, options, grows, found):
+    machine(cpus=cpus, gpus=gpus)
+    if found in ("cpu", "cuda"):
+        assert find_compute(ModelOptions(**options), grows=grows).device == found
+    else:
+        with pytest.raises(UsageError, match=found):
+            find_compute(ModelOptions(**options), grows=grows)
 
 
 @pytest.mark.parametrize(
