@@ -25,6 +25,7 @@ from jobs import (
     sample,
     score,
     status,
+    submit,
     train,
     verify,
 )
@@ -50,6 +51,7 @@ COMMANDS = (
     status.COMMAND,
     verify.COMMAND,
     retry_failed.COMMAND,
+    submit.COMMAND,
 )
 
 FAILED = 1

@@ -8,7 +8,7 @@ import json
 import traceback
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +26,14 @@ WIDTH = 100
 Model = TypeVar("Model", bound=Options)
 
 
+class JobCommand(click.Command):
+    """A command that remembers the model of its options, and which of them is an argument."""
+
+    def __init__(self, name: str, model: type[Options], argument: str | None, **rest: Any) -> None:
+        super().__init__(name, **rest)
+        self.model, self.argument = model, argument
+
+
 def command(
     name: str,
     model: type[Model],
@@ -34,7 +42,7 @@ def command(
     help: str,
     example: str,
     argument: str | None = None,
-) -> click.Command:
+) -> JobCommand:
     """A click command whose options are the model's fields, but for one that is an argument."""
 
     def callback(config: str | None, **flags: Any) -> None:
@@ -56,8 +64,10 @@ def command(
     parameters.append(
         click.Option(["--config"], metavar="FILE", help="YAML file of options; flags beat it")
     )
-    return click.Command(
+    return JobCommand(
         name,
+        model,
+        argument,
         params=parameters,
         callback=callback,
         help=help,
@@ -67,7 +77,7 @@ def command(
     )
 
 
-def batch_command(job: BatchJob, *, help: str, example: str) -> click.Command:
+def batch_command(job: BatchJob, *, help: str, example: str) -> JobCommand:
     """The command of a job that fills a run directory."""
     return command(job.name, job.options, partial(run_job, job), help=help, example=example)
 
@@ -99,6 +109,26 @@ def parse(model: type[Model], values: dict[str, Any]) -> Model:
         return model(**values)
     except ValidationError as error:
         raise UsageError("; ".join(_complaint(item) for item in error.errors())) from None
+
+
+def words_of(values: Mapping[str, Any], model: type[Options], argument: str | None) -> list[str]:
+    """The words that give these values on the command line, but for defaults; `parse` makes the
+    same options of them.
+
+    Args:
+        argument: which option stands alone, at the end.
+    """
+    words = []
+    for key, field in model.model_fields.items():
+        value = values[key]
+        if key == argument or value == field.default:
+            continue
+        flag = "--" + (field.alias or key).replace("_", "-")
+        if value is True:
+            words.append(flag)
+        else:
+            words.append(f"{flag}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words if argument is None else [*words, "--", str(values[argument])]
 
 
 def _complaint(error: Any) -> str:

@@ -1,6 +1,7 @@
 """A batch job: its definition by options, its run directory and plan, its stages, its report."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -362,22 +363,33 @@ _LOCATIONS: dict[str, Callable[[str], str]] = {
     "model": absolute_model,
     "palette": absolute_model,
     "mask": absolute,
+    "run": absolute,
     "output": absolute,
 }
 
 
+def in_any_folder(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a job whose locations hold in any folder: local paths become absolute."""
+    whole = dict(values)
+    for name, absolute_of in _LOCATIONS.items():
+        if whole.get(name) and not (name == "model" and whole.get("random_weights")):
+            whole[name] = absolute_of(whole[name])
+    return whole
+
+
 def _shown(options: RunOptions) -> dict[str, Any]:
     """The options as run.json shows them: no secrets, and locations that hold in any folder."""
-    values = options.model_dump(exclude=SECRET_OPTIONS, mode="json")
-    for name, whole in _LOCATIONS.items():
-        if values.get(name) is not None:
-            values[name] = whole(values[name])
+    values = in_any_folder(options.model_dump(exclude=SECRET_OPTIONS, mode="json"))
     return {key: masked(v) if isinstance(v, str) else v for key, v in values.items()}
+
+
+# Holds what stood before the job where `igpt submit` was typed.
+SUBMITTED_WITH = "IGPT_SUBMITTED_WITH"
 
 
 def command_line() -> str:
     """The command as it was typed, without the values of --storage-options."""
-    words = ["igpt", *sys.argv[1:]]
+    words = ["igpt", *shlex.split(os.environ.get(SUBMITTED_WITH, "")), *sys.argv[1:]]
     shown = []
     for before, word in zip(["", *words], words, strict=False):
         if before == "--storage-options":

@@ -1,0 +1,46 @@
+"""What a submitted job takes with it: the three packages of igpt, and nothing that lies around."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+PACKAGES = ("igpt_core", "pipeline", "jobs")
+
+
+@contextmanager
+def packaged() -> Iterator[str]:
+    """A folder from which `python -m jobs` runs, with the packages as they are imported here:
+    their modules and the shipped model. It is gone afterwards."""
+    with TemporaryDirectory(prefix="igpt-") as folder:
+        for name in PACKAGES:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            assert spec.origin is not None
+            source = Path(spec.origin).parent
+            for file in filter(Path.is_file, source.rglob("*")):
+                inner = file.relative_to(source)
+                if is_needed(inner):
+                    target = Path(folder, name, inner)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
+        _write_version(Path(folder))
+        yield folder
+
+
+def is_needed(file: Path) -> bool:
+    """Whether a file of a package, by its path in there, is a module or of the shipped model."""
+    hidden = any(part.startswith((".", "__pycache__")) for part in file.parts)
+    return not hidden and (file.suffix == ".py" or "assets" in file.parts)
+
+
+def _write_version(folder: Path) -> None:
+    """Where igpt is not installed, its version is found here."""
+    version = importlib.metadata.version("igpt")
+    target = folder / f"igpt-{version}.dist-info" / "METADATA"
+    os.makedirs(target.parent)
+    target.write_text(f"Metadata-Version: 2.1\nName: igpt\nVersion: {version}\n")
