@@ -1,0 +1,155 @@
+"""cluster.yaml and rayjob.yaml, as far as they can be checked without a cloud."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from jobs.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+RAYJOB = yaml.safe_load((ROOT / "rayjob.yaml").read_text())
+
+# The fields of ray.io/v1 as KubeRay's API reference lists them.
+FIELDS = {
+    "RayJob": "apiVersion kind metadata spec",
+    "RayJobSpec": """activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata
+        clusterSelector submitterConfig managedBy deletionStrategy entrypoint runtimeEnvYAML jobId
+        submissionMode entrypointResources entrypointNumCpus entrypointNumGpus
+        ttlSecondsAfterFinished shutdownAfterJobFinishes suspend""",
+    "RayClusterSpec": """suspend managedBy autoscalerOptions authOptions headServiceAnnotations
+        enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec rayVersion
+        workerGroupSpecs""",
+    "AuthOptions": "mode",
+    "AutoscalerOptions": """resources image imagePullPolicy securityContext idleTimeoutSeconds
+        upscalingMode version env envFrom volumeMounts""",
+    "HeadGroupSpec": "template headService enableIngress rayStartParams serviceType",
+    "WorkerGroupSpec": """suspend groupName replicas minReplicas maxReplicas idleTimeoutSeconds
+        rayStartParams template scaleStrategy numOfHosts""",
+}
+
+
+def ray_version() -> str:
+    (version,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    return version
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path) -> dict:
+    """cluster.yaml as `ray up` sees it, from the folder that it lies in."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("token")
+    return prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+
+
+def test_ray_takes_the_cluster(cluster):
+    validate_config(cluster)
+
+
+def test_ray_refuses_a_cluster_with_a_wrong_word(cluster):
+    cluster["available_node_types"]["cpu"]["max_worker"] = 1
+    with pytest.raises(Exception, match="max_worker"):
+        validate_config(cluster)
+
+
+def test_head_runs_no_work_and_workers_come_when_they_are_asked_for():
+    types = CLUSTER["available_node_types"]
+    assert types[CLUSTER["head_node_type"]]["resources"]["CPU"] == 0
+    assert all(
+        "--num-cpus=0" in line for line in CLUSTER["head_start_ray_commands"] if "start" in line
+    )
+    workers = {name: kind for name, kind in types.items() if name != CLUSTER["head_node_type"]}
+    assert all(kind["min_workers"] == 0 < kind["max_workers"] for kind in workers.values())
+    assert sum(kind["max_workers"] for kind in workers.values()) == CLUSTER["max_workers"]
+    on_gpu = [kind for kind in workers.values() if "GPU" in kind["resources"]]
+    assert on_gpu
+    assert all(k["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot" for k in on_gpu)
+
+
+def test_nodes_get_what_a_job_needs_and_nothing_that_lies_around():
+    mounts = {Path(target).name: source for target, source in CLUSTER["file_mounts"].items()}
+    token = mounts.pop("auth_token")
+    assert token == "~/.ray/auth_token"
+    assert all((ROOT / source).exists() for source in mounts.values())
+    assert set(mounts) == {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "igpt_core",
+        "pipeline",
+        "jobs",
+    }
+
+
+def test_every_ray_is_that_of_the_constraints():
+    """In the images, for KubeRay, and in what docs/clusters.md tells to type."""
+    version = ray_version()
+    texts = [(ROOT / name).read_text() for name in ("cluster.yaml", "rayjob.yaml")]
+    images = re.findall(r"rayproject/ray:([\d.]+)-py311", texts[0])
+    assert images == [version] * 2
+    assert RAYJOB["spec"]["rayClusterSpec"]["rayVersion"] == version
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    named = re.findall(r"\b2\.\d\d\.\d\b", "\n".join([*texts, page]))
+    assert len(named) > 6
+    assert set(named) == {version}
+
+
+def unknown(kind: str, found: dict) -> set[str]:
+    return set(found) - set(FIELDS[kind].split())
+
+
+def test_kuberay_knows_every_field():
+    spec, cluster = RAYJOB["spec"], RAYJOB["spec"]["rayClusterSpec"]
+    assert (RAYJOB["apiVersion"], RAYJOB["kind"]) == ("ray.io/v1", "RayJob")
+    assert not unknown("RayJob", RAYJOB)
+    assert not unknown("RayJobSpec", spec)
+    assert not unknown("RayClusterSpec", cluster)
+    assert not unknown("AuthOptions", cluster["authOptions"])
+    assert not unknown("AutoscalerOptions", cluster["autoscalerOptions"])
+    assert not unknown("HeadGroupSpec", cluster["headGroupSpec"])
+    assert not any(unknown("WorkerGroupSpec", group) for group in cluster["workerGroupSpecs"])
+    assert unknown("RayJobSpec", {"backofLimit": 5}) == {"backofLimit"}
+
+
+def test_kuberay_gets_numbers_and_words_where_it_wants_them():
+    spec, cluster = RAYJOB["spec"], RAYJOB["spec"]["rayClusterSpec"]
+    assert spec["backoffLimit"] > 0
+    assert spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode")
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert all(g["minReplicas"] <= g["replicas"] <= g["maxReplicas"] for g in groups.values())
+    for group in (cluster["headGroupSpec"], *groups.values()):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"].endswith(f":{ray_version()}")
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert all(isinstance(v, str) for v in group["rayStartParams"].values())
+        assert "env" not in container  # secrets come by reference
+    spot = groups["gpu-spot"]["template"]["spec"]
+    assert spot["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert spot["tolerations"]
+    assert spot["nodeSelector"]
+
+
+def test_what_is_typed_in_rayjob_and_on_the_page_are_commands_of_igpt():
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    typed = re.findall(r"^(?:ID=\$\()?(igpt .+?)\)?$", page.replace("\\\n", " "), re.MULTILINE)
+    commands = {command.name: command for command in COMMANDS}
+    assert len(typed) > 4
+    for line in [*typed, RAYJOB["spec"]["entrypoint"]]:
+        _, *words = shlex.split(line, comments=True)
+        job = commands[words[0]]
+        while hasattr(job, "commands"):
+            words = words[1:]
+            while words[0].startswith("--"):  # options of submit itself
+                words = words[1:] if "=" in words[0] or words[0] == "--no-wait" else words[2:]
+            job = job.commands[words[0]]
+        known = {option for parameter in job.params for option in parameter.opts}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= known, line
