@@ -1,9 +1,11 @@
 """`igpt submit` to heads that `ray start --head` made, with Ray's token authentication and without:
-a job to its end; one that is stopped and resumed; no secret in anything that is left."""
+a job to its end; one that is stopped and resumed; no secret in anything that is left; one on a
+cluster that has no worker yet."""
 
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 from conftest import photo
 from runs import parts
 
@@ -36,8 +39,12 @@ def free_port() -> str:
 
 
 @contextlib.contextmanager
-def head(mode: str, home: Path):
-    """A head in a session of its own, which only its own processes are in."""
+def head(mode: str, home: Path, *, grows: bool = False):
+    """A head in a session of its own, which only its own processes are in.
+
+    Args:
+        grows: whether it runs no work, and Ray's autoscaler brings workers of a fake cloud.
+    """
     folder = Path(tempfile.mkdtemp(prefix="igpt", dir="/tmp"))  # a socket's path must be short
     ports = dict.fromkeys(("port", "dashboard-port", "dashboard-agent-listen-port"), "")
     with contextlib.ExitStack() as held:  # so that they differ
@@ -54,22 +61,90 @@ def head(mode: str, home: Path):
     }
     environment.pop("PYTHONPATH", None)  # what a job needs it brings along
     flags = [f"--{name}={port}" for name, port in ports.items()]
-    flags += [f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=100000000"]
+    flags += [f"--temp-dir={folder}", "--object-store-memory=100000000"]
+    if grows:
+        config = folder / "autoscaling.json"
+        config.write_text(json.dumps(fake_cloud(ports["port"])))
+        flags += ["--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={config}"]
+        environment |= FAKE_CLOUD
+    else:
+        flags += ["--num-cpus=2"]
     words = ["ray", "start", "--head", "--block", "--disable-usage-stats", *flags]
     with open(folder / "start.log", "w") as log:
         process = subprocess.Popen(
             words, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=home
         )
     try:
-        url = f"http://127.0.0.1:{ports['dashboard-port']}"
-        agent = int(ports["dashboard-agent-listen-port"])
-        yield SimpleNamespace(url=url, agent=agent, folder=folder, environment=environment, said=[])
+        _, server, agent = (int(port) for port in ports.values())
+        yield SimpleNamespace(
+            url=f"http://127.0.0.1:{server}",
+            ports=(server, agent),
+            process=process,
+            folder=folder,
+            environment=environment,
+            said=[],
+        )
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(15)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# What Ray's fake cloud wants to see of a head.
+HEAD_ID = "f" * 51 + "00000"
+FAKE_CLOUD = {
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+}
+
+
+COMMANDS = (
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+
+
+def fake_cloud(port: str) -> dict:
+    """The shape of cluster.yaml, whose machines are processes here."""
+
+    def kind(most: int, **resources: int) -> dict:
+        return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
+
+    memory = {"object_store_memory": 100_000_000}
+    return {
+        **{key: [] for key in COMMANDS},
+        **{key: {} for key in ("auth", "docker", "file_mounts")},
+        "upscaling_speed": 10.0,
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "cluster_name": "fake",
+        "max_workers": 8,
+        "idle_timeout_minutes": 5,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "head_node_id": HEAD_ID,
+            "gcs_address": f"{ray.util.get_node_ip_address()}:{port}",
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": kind(0, CPU=0),
+            "cpu": kind(4, CPU=2, **memory),
+            "gpu": kind(4, CPU=2, GPU=1, **memory),
+        },
+    }
 
 
 def wait_for(condition, seconds: float = 180) -> None:
@@ -80,11 +155,14 @@ def wait_for(condition, seconds: float = 180) -> None:
 
 
 def takes_jobs(there) -> bool:
-    """Whether the agent is up that starts jobs."""
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", there.agent), timeout=1).close()
-        return True
-    return False
+    """Whether the server is up, and the agent that starts jobs for it."""
+    assert there.process.poll() is None, (there.folder / "start.log").read_text()
+    try:
+        for port in there.ports:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def submit(there, words: list[str]) -> subprocess.Popen:
@@ -183,3 +261,20 @@ def test_a_job_that_was_stopped_resumes_by_the_command_that_it_names(
         assert leaks(there, output, home, monkeypatch) == []
     assert json.loads((output / "report.json").read_text())["resumed_shards"] == done
     assert parts(output) == parts(undisturbed.output)
+
+
+@pytest.mark.slow
+def test_a_job_begins_on_a_cluster_without_workers_and_brings_those_that_it_needs(
+    home, job, tmp_path
+):
+    """Past bug: a task looked at each shard first, and nodes of every kind came up for these."""
+    output = tmp_path / "tokens"
+    words = ["submit", "quantize", *job[:2], f"--output={output}", "--shard-size=4"]
+    with head("disabled", home, grows=True) as there:
+        wait_for(lambda: takes_jobs(there))
+        code, out, err = ended(there, submit(there, [*words, "--cpu-actors=2"]))
+        assert code == 0, out + err
+        (log,) = there.folder.glob("session_2*/logs/monitor.log")
+        brought = re.findall(r"Adding (\d+) node\(s\) of type (\w+)", log.read_text())
+    assert brought == [("2", "cpu")]  # of two CPUs each, for two readers and a writer
+    assert json.loads((output / "report.json").read_text())["rows"] == IMAGES
