@@ -5,7 +5,7 @@ from typing import Any
 
 from jobs import classify, complete, embed, quantize, sample, score
 from jobs.command import parse
-from pipeline.job import BatchJob
+from pipeline.definition import BatchJob
 from pipeline.options import RunOptions
 from pipeline.run_directory import RUN_FILE, RunDirectory
 from pipeline.storage import UsageError, is_masked

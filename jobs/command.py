@@ -17,8 +17,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.job import BatchJob, run_job
+from pipeline.definition import BatchJob
 from pipeline.options import Options
+from pipeline.run_job import run_job
 from pipeline.storage import UsageError
 
 WIDTH = 100

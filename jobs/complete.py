@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.job import BatchJob, Definition, find_input
+from pipeline.definition import BatchJob, Definition, find_input
 from pipeline.masks import find_mask
 from pipeline.models import model_of, painting_batches
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions

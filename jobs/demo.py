@@ -7,8 +7,8 @@ import click
 from jobs import complete
 from jobs.command import command
 from pipeline.demo_photos import write_tiles
-from pipeline.job import run_job
 from pipeline.options import ProgressOptions
+from pipeline.run_job import run_job
 
 OUTPUT = Path("out/demo")
 PHOTOS = Path("out/demo-photos")

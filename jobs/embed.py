@@ -8,7 +8,7 @@ from pydantic import Field
 from igpt_core.features import chosen_layers
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.job import BatchJob, Definition
+from pipeline.definition import BatchJob, Definition
 from pipeline.models import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Embed

@@ -9,8 +9,8 @@ from pydantic import Field, create_model
 
 from jobs.batch_jobs import BATCH_JOBS
 from jobs.command import command
+from pipeline.definition import BatchJob
 from pipeline.estimate import Estimate, estimate
-from pipeline.job import BatchJob
 from pipeline.labels import amount, duration, rate
 
 

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.job import BatchJob, Definition
+from pipeline.definition import BatchJob, Definition
 from pipeline.models import find_quantizer
 from pipeline.options import ImageJobOptions
 from pipeline.storage import UsageError, options_for

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.job import BatchJob, Definition
+from pipeline.definition import BatchJob, Definition
 from pipeline.models import model_of, painting_batches
 from pipeline.options import ModelOptions, RunOptions, SamplingOptions
 from pipeline.planning import Source

@@ -20,7 +20,7 @@ from jobs import (
 from jobs.command import JobCommand, command, words_of
 from pipeline.credentials import refuse_credentials
 from pipeline.follow import follow
-from pipeline.job import in_any_folder
+from pipeline.job_record import in_any_folder
 from pipeline.options import RayOptions
 from pipeline.run import RunFailed
 from pipeline.storage import UsageError

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import cluster
-from pipeline.job import Batch, BatchJob, Job, allotment_for
+from pipeline.definition import Batch, BatchJob
+from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.parts import STAGES, spread
 from pipeline.planning import Source

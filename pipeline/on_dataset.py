@@ -2,7 +2,8 @@
 
 from ray.data import Dataset
 
-from pipeline.job import Batch, BatchJob, Job, allotment_for
+from pipeline.definition import Batch, BatchJob
+from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions
 from pipeline.parts import WriteParts
 from pipeline.shards import Plan

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from igpt_core.errors import CheckpointError
 from pipeline import rows
 from pipeline.cluster import Allotment
+from pipeline.definition import Batch, BatchJob
 from pipeline.footers import PARQUET_ERRORS
-from pipeline.job import Batch, BatchJob, Job, dependencies
+from pipeline.job import Job
+from pipeline.job_record import dependencies
 from pipeline.models import Compute
 from pipeline.options import RunOptions
 from pipeline.parts import WriteParts, parquet_bytes, part_name

@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.cluster import keep_ray_quiet
-from pipeline.job import SUBMITTED_WITH
+from pipeline.job_record import SUBMITTED_WITH
 from pipeline.package import packaged
 from pipeline.run import RunFailed
 from pipeline.stopping import GRACE_SECONDS

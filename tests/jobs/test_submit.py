@@ -22,7 +22,7 @@ from pipeline import follow as following
 from pipeline import submit as submitting
 from pipeline.credentials import refuse_credentials
 from pipeline.follow import follow
-from pipeline.job import SUBMITTED_WITH, command_line
+from pipeline.job_record import SUBMITTED_WITH, command_line
 from pipeline.package import PACKAGES, is_needed, packaged
 from pipeline.run import RunFailed
 from pipeline.storage import UsageError

@@ -1,0 +1,99 @@
+"""What run.json says of a job, and what its results depend on."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline import rows
+from pipeline.definition import Batch, Definition
+from pipeline.job import Job
+from pipeline.listing import absolute_input
+from pipeline.options import ImageJobOptions, RunOptions
+from pipeline.run_directory import new_record
+from pipeline.storage import absolute, absolute_model, masked
+
+SECRET_OPTIONS = {"storage_options"}
+# Options of the input on which results depend as they are.
+_INPUT_OPTIONS = {"format", "image_column", "id_column", "keep_columns", "limit", "resize", "crop"}
+
+
+def dependencies(
+    name: str, options: RunOptions, definition: Definition, batch: Batch
+) -> dict[str, Any]:
+    """What the results of a job depend on, as run.json keeps it; but for the size of shards."""
+    quantizer, model, compute = definition.quantizer, definition.model, batch.compute
+    found: dict[str, Any] = {"job": name}
+    if isinstance(options, ImageJobOptions):
+        found |= {"input": masked(absolute_input(options.input))}
+        found |= options.model_dump(include=_INPUT_OPTIONS)
+    found |= {"image_size": quantizer.image_size, "palette": quantizer.palette.fingerprint}
+    if batch.images is not None:
+        found |= {"batch_size": batch.images * definition.sequences}
+    found |= definition.results
+    found |= {"model": model and model.fingerprint}
+    return found | {"device": compute and compute.device, "dtype": compute and compute.dtype}
+
+
+def record_of(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of run.json."""
+    model, quantizer = job.definition.model, job.definition.quantizer
+    return new_record(
+        job.name,
+        command=command_line(),
+        options=_shown(job.options),
+        seed=wanted.get("seed"),
+        model=model and {"location": masked(model.location), "fingerprint": model.fingerprint},
+        palette={
+            "location": masked(quantizer.location),
+            "fingerprint": quantizer.palette.fingerprint,
+        },
+        image_size=quantizer.image_size,
+        columns=rows.described(job.schema, job.definition.columns),
+        passthrough=job.plan.passthrough.names,
+        results=dict(wanted) | {"shard_size": job.plan.shard_size},
+    )
+
+
+# Options that hold locations, and how one is made absolute.
+_LOCATIONS: dict[str, Callable[[str], str]] = {
+    "input": absolute_input,
+    "model": absolute_model,
+    "palette": absolute_model,
+    "mask": absolute,
+    "run": absolute,
+    "output": absolute,
+}
+
+
+def in_any_folder(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a job whose locations hold in any folder: local paths become absolute."""
+    whole = dict(values)
+    for name, absolute_of in _LOCATIONS.items():
+        if whole.get(name) and not (name == "model" and whole.get("random_weights")):
+            whole[name] = absolute_of(whole[name])
+    return whole
+
+
+def _shown(options: RunOptions) -> dict[str, Any]:
+    """The options as run.json shows them: no secrets, and locations that hold in any folder."""
+    values = in_any_folder(options.model_dump(exclude=SECRET_OPTIONS, mode="json"))
+    return {key: masked(v) if isinstance(v, str) else v for key, v in values.items()}
+
+
+# Holds what stood before the job where `igpt submit` was typed.
+SUBMITTED_WITH = "IGPT_SUBMITTED_WITH"
+
+
+def command_line() -> str:
+    """The command as it was typed, without the values of --storage-options."""
+    words = ["igpt", *shlex.split(os.environ.get(SUBMITTED_WITH, "")), *sys.argv[1:]]
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "--storage-options":
+            word = "..."
+        elif word.startswith("--storage-options="):
+            word = "--storage-options=..."
+        shown.append(word)
+    return masked(shlex.join(shown))

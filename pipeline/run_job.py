@@ -1,0 +1,128 @@
+"""A job from its options to its report: checked, claimed, planned, run."""
+
+import json
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipeline import cluster
+from pipeline.definition import Batch, BatchJob
+from pipeline.job import Job, allotment_for
+from pipeline.job_record import dependencies, record_of
+from pipeline.lease import Lease
+from pipeline.options import ModelOptions, RunOptions
+from pipeline.report import write_report
+from pipeline.run import execute
+from pipeline.run_directory import RunDirectory, refuse_other_run
+from pipeline.storage import UsageError, absolute, options_for
+
+
+def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ()) -> None:
+    """The job from its options to its report, or what is left of it.
+
+    Args:
+        again: shards that are forgotten, once all is checked, and so are done again.
+
+    Raises UsageError before work begins; RunFailed and OverErrorBudget as `execute` does.
+    """
+    directory = RunDirectory.at(
+        absolute(options.output), options_for(options.storage_options, "output")
+    )
+    recorded = directory.record()
+    if recorded is None:
+        directory.check_free()
+    begins = recorded is None or options.overwrite
+    plan = None if begins else directory.plan()
+    source = kind.find_source(options) if plan is None else None
+    if recorded is not None and not begins and isinstance(options, ModelOptions):
+        # Where it is not given it is found, in memory that may be another's today.
+        found = options.batch_size or recorded["results"].get("batch_size")
+        options = options.model_copy(update={"batch_size": found})
+    definition = kind.define(options)
+    with cluster.connected(options.address):
+        _say_what_must_come(options)
+        batch = Batch.of(definition, options)
+        wanted = dependencies(kind.name, options, definition, batch)
+        size = options.shard_size
+        if recorded is not None and not begins:
+            # Where the size of shards is not given it is found, so it is what was found then.
+            given = {} if size is None else {"shard_size": size}
+            refuse_other_run(directory.location, recorded["results"], wanted | given)
+            size = recorded["results"]["shard_size"]
+        if source is not None:
+            quantizer = definition.quantizer
+            source.check_tokens(
+                image_size=quantizer.image_size, palette=quantizer.palette.fingerprint
+            )
+            # Where rows are not counted, each file is a shard by itself, whatever the size.
+            plan = source.cut(size or batch.shard_size(definition, source.rows or 0))
+        assert plan is not None
+        allotment = allotment_for(options, batch)
+        job = Job(kind.name, options, definition, directory.location, plan, batch, allotment)
+        record = record_of(job, wanted) if begins else recorded
+        job = replace(job, lease=_claim(job, directory, record or {}, begins=begins))
+        if source is not None:
+            directory.write_plan(plan)
+        directory.forget(again)
+        _execute(job, directory)
+
+
+def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begins: bool) -> Lease:
+    """The lease on the directory, which belongs to this run from now on. Raises UsageError where
+    another run was faster."""
+    options = options_for(job.options.storage_options, "output")
+    lease = Lease(directory.location, options, str(record.get("run")))
+    if begins and directory.record() is not None:
+        lease.take()  # actors of the run that was there write nothing from now on
+        directory.clear()
+        directory.begin(record)
+    else:
+        if begins:
+            directory.begin(record)
+        lease.take()
+    if not lease.may_write() or str((directory.record() or {}).get("run")) != lease.run:
+        raise UsageError(
+            f"another run took {directory.location} just now; next: wait for its end, or another "
+            "--output"
+        )
+    return lease
+
+
+def _say_what_must_come(options: RunOptions) -> None:
+    """Where more GPUs are asked for than there are, people learn why nothing happens yet."""
+    if not isinstance(options, ModelOptions) or options.device != "cuda":
+        return
+    asked, there = options.model_actors or 0, cluster.gpus()
+    if asked > there and cluster.may_grow(options.address) and options.progress == "text":
+        print(
+            f"the cluster has {there} of {asked} GPUs: its autoscaler has to bring the others",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _execute(job: Job, directory: RunDirectory) -> None:
+    """Run the stages, write the report, say where it lies."""
+    options, lease = job.options, job.lease
+    assert lease is not None
+    try:
+        report = execute(
+            directory,
+            job.plan,
+            job.definition.stages(job),
+            lease=lease,
+            max_error_fraction=options.max_error_fraction,
+            progress=options.progress,
+        )
+    finally:
+        lease.release()
+    write_report(
+        job.output,
+        storage_options=options_for(options.storage_options, "output"),
+        palette=job.definition.quantizer.palette,
+    )
+    if options.json_lines:
+        print(json.dumps({"event": "done", "output": job.output, **report}), flush=True)
+    else:
+        print(f"{job.output}/report.html", flush=True)
