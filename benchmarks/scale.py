@@ -1,16 +1,16 @@
 """A run of many shards: what the driver holds and what a shard costs, as their number grows.
 
-    python benchmarks/scale.py --shards 1000 10000 100000
+    python benchmarks/scale.py --chain 1000 10000 100000 --whole 1000 10000
 
-A real run but for its model, which sleeps a hundredth of a second for each shard of one image: ids
-are named, parts written and synced, the run directory listed, the report made. So what is measured
-is everything that a shard costs beside its images. Each number of shards has a process of its own,
-whose peak memory is the driver's. Prints a table, then one line of JSON.
+`chain` is the driver's own part: shards of one row are handed through Ray to a stage in place of
+the model, which only sleeps a hundredth of a second, and counted. `whole` is a run with all that a
+shard costs beside its images: ids are named, parts written and synced, the run directory listed,
+the report made. Each number of shards has a process of its own, whose memory is the driver's.
+Prints a table, then one line of JSON.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,14 +20,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from igpt_core.checkpoint import load_palette
 from igpt_core.model_files import EMBEDDED
 from pipeline import cluster, rows
 from pipeline.blocks import tokens_array, with_seconds
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
 from pipeline.planning import Source
-from pipeline.run import execute
+from pipeline.run import consume, execute
 from pipeline.run_directory import RunDirectory, new_record
 from pipeline.stage import Resources, Stage
 from pipeline.stages.generate import NameSamples
@@ -42,6 +41,8 @@ class Sleep:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         time.sleep(SLEEP_SECONDS)
+        if rows.ROW_ID not in block.column_names:  # a block of the plan
+            return block.select(["shard"])
         tokens = np.zeros(block.num_rows * SIDE**2, np.uint16)
         block = block.append_column(rows.ROW_TOKENS, tokens_array(tokens, SIDE**2))
         return with_seconds(block, "model", SLEEP_SECONDS)
@@ -69,61 +70,79 @@ def stages(output: str, lease: Lease) -> list[Stage]:
     ]
 
 
-def measure(folder: str, n_shards: int) -> None:
-    """A run of so many shards in this process; a line of JSON."""
-    directory = RunDirectory.at(folder, {})
-    palette = load_palette(EMBEDDED)
-    record = new_record("sample", command="", options={})
+def chain(n_shards: int) -> int:
+    """Shards that came back out of so many."""
     plan = Source.numbered(n_shards).cut(1)
-    with cluster.connected(None):
-        directory.begin(record | {"palette": {"fingerprint": palette.fingerprint}})
+    stage = Stage(Sleep, {}, Resources(actors=MODEL_ACTORS, num_cpus=0.2))
+    return sum(1 for _ in consume(plan, plan.shards, [stage]))
+
+
+def whole(n_shards: int) -> int:
+    """Rows of a run of so many shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory.at(f"{folder}/run", {})
+        record = new_record("sample", command="", options={})
+        plan = Source.numbered(n_shards).cut(1)
+        directory.begin(record)
         directory.write_plan(plan)
-        lease = Lease(folder, {}, record["run"])
+        lease = Lease(directory.location, {}, record["run"])
         lease.take()
-        before = peak_mb()
-        begun = time.perf_counter()
         report = execute(
             directory,
             plan,
-            stages(folder, lease),
+            stages(directory.location, lease),
             lease=lease,
             max_error_fraction=0,
             progress="quiet",
         )
+        return int(report["rows"])
+
+
+KINDS = {"chain": chain, "whole": whole}
+
+
+def measure(kind: str, n_shards: int) -> None:
+    """One of the two in this process; a line of JSON."""
+    with cluster.connected(None):
+        before, begun = peak_mb(), time.perf_counter()
+        assert KINDS[kind](n_shards) == n_shards
         seconds = time.perf_counter() - begun
-        lease.release()
-    assert report["rows"] == n_shards
     facts = {
+        "kind": kind,
         "shards": n_shards,
         "seconds": round(seconds, 1),
         "ms_per_shard": round(1000 * seconds / n_shards, 2),
-        "driver_peak_rss_mb": peak_mb(),
-        "driver_rss_mb_before": before,
+        "driver_cpu_ms_per_shard": round(1000 * time.process_time() / n_shards, 2),
+        "driver_peak_mb": peak_mb(),
+        "driver_mb_before": before,
     }
     print(json.dumps(facts))
 
 
 def peak_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    """Of this process; what `getrusage` says may be its parent's."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) >> 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--shards", type=int, nargs="+", default=[1_000, 10_000])
-    parser.add_argument("--measure", metavar="FOLDER")
+    parser.add_argument("--chain", type=int, nargs="*", default=[1_000, 10_000])
+    parser.add_argument("--whole", type=int, nargs="*", default=[1_000])
+    parser.add_argument("--measure", nargs=2, metavar=("KIND", "SHARDS"))
     arguments = parser.parse_args()
     if arguments.measure is not None:
-        measure(arguments.measure, arguments.shards[0])
+        measure(arguments.measure[0], int(arguments.measure[1]))
         return
     found = []
-    for n in arguments.shards:
-        with tempfile.TemporaryDirectory() as folder:
-            words = [sys.executable, __file__, "--shards", str(n), "--measure", f"{folder}/run"]
+    for kind in KINDS:
+        for n in getattr(arguments, kind):
+            words = [sys.executable, __file__, "--measure", kind, str(n)]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{Path(__file__).name}: {n} shards: {found[-1]}", file=sys.stderr, flush=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(found[-1], file=sys.stderr, flush=True)
     for name in found[0]:
-        print(f"{name:>22}" + "".join(f"{facts[name]:>12,}" for facts in found))
+        print(f"{name:>24}" + "".join(f"{facts[name]!s:>10}" for facts in found))
     print(json.dumps({"benchmark": "scale", "runs": found}))
 
 

@@ -162,17 +162,19 @@ def consume(
         back: set[int] = set()
         blocks = {index: table.slice(row_of[index], 1) for index in order}
         try:
-            for parcel in _round(blocks, stages, lease):
-                back.add(parcel.shard)
-                if parcel.block is not None:
-                    deaths = in_a_row = 0
-                    yield from parcel.block.to_pylist()
-                elif parcel.failure != NOT_BEGUN:
-                    in_a_row += 1
-                    failures[parcel.shard] = str(parcel.failure)
-                    _log.warning("shard %d: %s", parcel.shard, parcel.failure)
-                if in_a_row == _HOPELESS_SHARDS:
-                    raise _failed(failures, len(shards), " in a row, so the rest was not tried")
+            with closing(_round(blocks, stages, lease)) as parcels:
+                for parcel in parcels:
+                    back.add(parcel.shard)
+                    if parcel.block is not None:
+                        deaths = in_a_row = 0
+                        yield from parcel.block.to_pylist()
+                    elif parcel.failure != NOT_BEGUN:
+                        in_a_row += 1
+                        failures[parcel.shard] = str(parcel.failure)
+                        _log.warning("shard %d: %s", parcel.shard, parcel.failure)
+                    if in_a_row == _HOPELESS_SHARDS:
+                        how = " in a row, so the rest was not tried"
+                        raise _failed(failures, len(shards), how)
         except ray.exceptions.RayError as error:
             reported = _reported(error)
             deaths += not back
@@ -181,7 +183,7 @@ def consume(
                 raise RunFailed(f"a stage failed: {cause}; {_NEXT}") from error
             _log.warning("%d shards are handed out anew: %s", len(order) - len(back), _begin(error))
             if back:
-                rounds.append(_suspects_last(order, back))
+                rounds.extend(filter(None, [_suspects_last(order, back)]))
             elif len(order) > 1:
                 rounds.extend([index] for index in order)
             else:
