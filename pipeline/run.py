@@ -30,6 +30,9 @@ _THREADS = 32
 # and bring nothing. A disk is full then, a store is gone or a model broken: to go on is lost work.
 _HOPELESS_SHARDS = 16
 _HOPELESS_DEATHS = 4
+# Shards that Ray has at a time: the driver holds some 13 KB for each (benchmarks/scale.py). Between
+# two rounds the actors start anew, which is little beside 20,000 shards.
+_ROUND = 20_000
 _NAMED = 10  # shards that failed
 _NEXT = "what is done is kept; next: the same command again"
 
@@ -155,9 +158,10 @@ def consume(
     table = plan.to_table()
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
     failures: dict[int, str] = {}
-    rounds = deque([[shard.index for shard in shards]])
+    indices = [shard.index for shard in shards]
+    rounds = deque(indices[at : at + _ROUND] for at in range(0, len(indices), _ROUND))
     deaths = in_a_row = 0
-    while rounds:
+    while rounds and (lease is None or lease.may_begin()):
         order = rounds.popleft()
         back: set[int] = set()
         blocks = {index: table.slice(row_of[index], 1) for index in order}

@@ -9,7 +9,7 @@ import pytest
 from conftest import BAD, GOOD
 from runs import igpt, parts
 
-from pipeline import models
+from pipeline import models, run
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
 from pipeline.run_directory import RunDirectory
@@ -126,3 +126,22 @@ def test_the_batch_size_that_was_found_stays_that_of_the_run(
     igpt("score", **options)
     assert parts(tmp_path / "run") == before
     assert GOOD + len(BAD) == 24
+
+
+def test_rounds_of_fewer_shards_than_there_are_give_the_same(
+    in_process, options, tmp_path, monkeypatch
+):
+    """As of a run of more than 20,000."""
+    igpt("quantize", **options)
+    handed_out = []
+    chain = run.chain
+
+    def noted(blocks, *rest, **named):
+        handed_out.append(list(blocks))
+        return chain(blocks, *rest, **named)
+
+    monkeypatch.setattr(run, "_ROUND", 3)
+    monkeypatch.setattr(run, "chain", noted)
+    igpt("quantize", **options | {"output": tmp_path / "other"})
+    assert handed_out == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert parts(tmp_path / "other") == parts(tmp_path / "run")

@@ -16,7 +16,7 @@ from ray import cloudpickle
 from ray.data import DataContext
 
 from pipeline import cluster
-from pipeline.run import RunFailed, consume
+from pipeline.run import RunFailed, _suspects_last, consume
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
 from pipeline.stage import Resources, Stage
 
@@ -172,6 +172,20 @@ def test_a_shard_that_kills_its_process_each_time_is_named_and_the_others_go_on(
     assert found == [(0, 1), (1, 2), (3, 4), (4, 5)]
     assert message.startswith("1 of 5 shards failed: 2; 2 because of a process that died each time")
     assert message.endswith(NEXT)
+
+
+@pytest.mark.parametrize(
+    ("back", "expected"),
+    [
+        ({0}, [1, 2, 3, 4]),
+        ({0, 3}, [4, 1, 2]),
+        ({4}, [0, 1, 2, 3]),
+        ({2, 4}, [0, 1, 3]),
+        ({0, 1, 2, 3, 4}, []),
+    ],
+)
+def test_what_was_handed_out_before_the_last_that_came_back_comes_last(back, expected):
+    assert _suspects_last(range(5), back) == expected
 
 
 WITH_A_GPU = """
