@@ -93,7 +93,7 @@ def _submitted(job: click.Command, *above: str) -> click.Command:
             job.name, commands=jobs, help=job.help, short_help=job.short_help, epilog=job.epilog
         )
     assert isinstance(job, JobCommand)
-    return command(
+    submitted = command(
         job.name,
         job.model,
         partial(run, job, name),
@@ -101,6 +101,8 @@ def _submitted(job: click.Command, *above: str) -> click.Command:
         example=f"igpt submit {' '.join(name)} ...",
         argument=job.argument,
     )
+    submitted.short_help = job.short_help
+    return submitted
 
 
 class _Submit(click.Group):
