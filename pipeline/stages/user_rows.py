@@ -11,7 +11,7 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.image_inputs import rgb_images
 from igpt_core.pixels import Crop, ImageError, Resize
 from pipeline import rows
-from pipeline.parts import RESULTS
+from pipeline.results import RESULTS
 from pipeline.rows import RowError
 from pipeline.stages.batches import in_place
 from pipeline.stages.tokenizing import Tokenizer

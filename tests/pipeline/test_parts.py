@@ -121,6 +121,17 @@ def test_good_rows_bad_rows_figures_and_a_summary(tiny_model, tmp_path):
     assert stats["seconds"]["write"] > 0
 
 
+def test_the_log_names_shard_and_id_of_bad_rows_and_how_many_there_are(
+    tiny_model, tmp_path, caplog
+):
+    writer(tmp_path, tiny_model)(block(5, [True] + [False] * 12))
+    lines = [f"shard 5, 5-{i}: ImageError: no image" for i in range(1, 11)]
+    assert caplog.messages == [
+        *lines,
+        f"shard 5: 12 bad rows, all in {tmp_path}/errors/part-000005.parquet",
+    ]
+
+
 def test_completions_become_pictures_of_their_tokens(tiny_model, tmp_path):
     given = block(0, [False, True, True, False], samples=2)
     summary = writer(tmp_path, tiny_model, "complete")(given)
