@@ -6,8 +6,9 @@ from typing import Any
 from jobs import classify, complete, embed, quantize, sample, score
 from jobs.command import parse
 from pipeline.definition import BatchJob
+from pipeline.layout import RUN_FILE
 from pipeline.options import RunOptions
-from pipeline.run_directory import RUN_FILE, RunDirectory
+from pipeline.run_directory import RunDirectory
 from pipeline.storage import UsageError, is_masked
 
 BATCH_JOBS: dict[str, BatchJob] = {

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.layout import part_name
 from pipeline.listing import find_files
-from pipeline.parts import part_name
 from pipeline.rows import embedding_name, hub_features
 from pipeline.run_directory import RunDirectory
 from pipeline.run_input import find_run

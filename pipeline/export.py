@@ -15,8 +15,8 @@ from igpt_core.checkpoint import load_palette
 from pipeline import rows
 from pipeline.export_formats import ARRAYS, EXPORTS, Contents
 from pipeline.footers import read_footers
+from pipeline.layout import part_name
 from pipeline.listing import InputFile
-from pipeline.parts import part_name
 from pipeline.progress import Mode, Progress
 from pipeline.run import RunFailed, consume
 from pipeline.run_directory import RunDirectory, refuse_other_run

@@ -64,7 +64,11 @@ def _read_ahead(
             if not ahead:
                 return
             piece, future = ahead.popleft()
-            image = future.result()
+            try:
+                image = future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # the others fail as slowly
+                raise
             if isinstance(image, bytes):
                 largest = max(largest, len(image))
             window = min(_FILES_AHEAD, _BYTES_AHEAD // largest + 1)

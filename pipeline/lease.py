@@ -1,8 +1,8 @@
 """Who may work at a run directory: the run that was started last.
 
 A file in the run directory names the run that is at work. The actors of a run look into it before
-they begin a shard and before they write a part, so what was left behind by a driver that is gone,
-or has been replaced, gives way; and a driver that is told to stop says so there.
+they work at a shard and before they write, so what was left behind by a driver that is gone, or has
+been replaced, gives way; and a driver that is told to stop says so there.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from pipeline.layout import LEASE_FILE, RUN_FILE
+from pipeline.patience import patiently
 from pipeline.storage import STORE_ERRORS, join, open_location, read_bytes, write_atomic
-
-LEASE_FILE = ".owner"  # hidden: no input, no result
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Lease:
 
     def take(self) -> None:
         """From whoever has it."""
+        self.__dict__.pop("_ended", None)
         self._write(stopping=False)
 
     def stop(self) -> None:
@@ -50,36 +51,43 @@ class Lease:
         it stays, for the next run to take."""
         with suppress(*STORE_ERRORS):
             if self.may_write():
-                self._place[0].rm_file(self._place[1])
+                fs, folder = self._place
+                fs.rm_file(join(folder, LEASE_FILE))
 
     def may_begin(self) -> bool:
-        """Whether the run may begin a shard."""
-        found = self._read()
-        return found.get("holder") == self.holder and not found["stopping"]
+        """Whether the run may begin a shard. Once it may not, it never may again."""
+        if "_ended" not in self.__dict__:
+            found = self._read()
+            if found.get("holder") == self.holder and not found["stopping"]:
+                return True
+            self.__dict__["_ended"] = True
+        return False
 
     def may_write(self) -> bool:
         """Whether the run may write a part."""
         return bool(self._read().get("holder") == self.holder)
 
     def is_of_another_run(self) -> bool:
-        """Whether a run with other results has it."""
-        return self._read().get("run", self.run) != self.run
+        """Whether the run directory is that of a run with other results, at work or finished."""
+        found = self._read() or self._read(RUN_FILE)
+        return found.get("run", self.run) != self.run
 
     @cached_property
     def _place(self) -> tuple[AbstractFileSystem, str]:
-        fs, path = open_location(self.output, self.options)
-        return fs, join(path, LEASE_FILE)
+        return open_location(self.output, self.options)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, name: str = LEASE_FILE) -> dict[str, Any]:
+        fs, folder = self._place
         try:
-            return dict(json.loads(read_bytes(*self._place)))
+            return dict(json.loads(patiently(lambda: read_bytes(fs, join(folder, name)))))
         except FileNotFoundError:
             return {}
 
     def _write(self, *, stopping: bool) -> None:
         content = {"run": self.run, "holder": self.holder, "stopping": stopping}
-        write_atomic(*self._place, json.dumps(content).encode())
+        fs, folder = self._place
+        write_atomic(fs, join(folder, LEASE_FILE), json.dumps(content).encode())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the filesystem, which is of this process."""
-        return {name: value for name, value in self.__dict__.items() if name != "_place"}
+        """Without what is of this process: the filesystem, and what was seen there."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

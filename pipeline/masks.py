@@ -72,7 +72,8 @@ class Masks:
     ) -> None:
         self._fs, self._path = open_location(location, options)
         self._size, self._crop = image_size, crop
-        self._same = self._load(self._path) if self._fs.isfile(self._path) else None
+        is_file = kind(self._fs, self._path) == "file"
+        self._same = self._load(self._path) if is_file else None
 
     def given(self, ids: Sequence[str]) -> list[NDArray[np.bool_] | RowError]:
         """(image_size ** 2,) bool for each id, or why there is none."""
@@ -84,13 +85,13 @@ class Masks:
         if ".." in id_.split("/") or id_.startswith("/"):
             return RowError(STAGE, "MissingMask", "the id is no name of a file in the mask folder")
         names = dict.fromkeys([id_, os.path.splitext(id_)[0] + ".png"])
-        try:
-            for name in names:
-                path = join(self._path, name)
-                if self._fs.isfile(path):
-                    return self._load(path)
-        except (*STORE_ERRORS, ImageError) as error:
-            return RowError.of(STAGE, error)
+        for name in names:
+            try:
+                return self._load(join(self._path, name))
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                continue
+            except (*STORE_ERRORS, ImageError) as error:
+                return RowError.of(STAGE, error)
         return RowError(STAGE, "MissingMask", f"expected {' or '.join(names)} in the mask folder")
 
     def _load(self, path: str) -> NDArray[np.bool_]:

@@ -1,10 +1,9 @@
-"""The writer of a shard's part, and where what a run directory holds lies in it."""
+"""The writer of a shard's part."""
 
 import base64
 import io
 import json
 import logging
-import re
 import socket
 import time
 from collections.abc import Mapping
@@ -13,21 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
 
 from igpt_core.checkpoint import load_palette
 from pipeline import rows
 from pipeline.blocks import by_shard, tokens_of
+from pipeline.layout import part_name
 from pipeline.lease import Lease
 from pipeline.nats import NatsHistogram, has_nats
 from pipeline.results import RESULTS, pictures
-from pipeline.storage import join, open_location, write_atomic
+from pipeline.storage import exists, join, open_location, write_atomic
 
-FORMAT = 1  # of run directories
-FOLDERS = ("data", "errors", "stats")
-RUN_FILE = "run.json"
-REPORT_FILE = "report.json"
-_PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
 STAGES = ("read", "decode", "model", "write")
 ROW_GROUP_ROWS = 1024
 _LOGGED_ERRORS = 10  # of a shard
@@ -45,37 +39,6 @@ SUMMARY = pa.schema(
         pa.field("finished", pa.float64()),  # unix seconds
     ]
 )
-
-
-def part_name(folder: str, shard: int) -> str:
-    """`data/part-000042.parquet`, relative to the run directory."""
-    extension = "json" if folder == "stats" else "parquet"
-    return f"{folder}/part-{shard:06d}.{extension}"
-
-
-def finished_shards(fs: AbstractFileSystem, output: str) -> set[int]:
-    """The shards whose data part is there: one listing."""
-    return _shards_in(fs, output, "data")
-
-
-def shards_with_errors(fs: AbstractFileSystem, output: str) -> set[int]:
-    """The shards that left an errors part."""
-    return _shards_in(fs, output, "errors")
-
-
-def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
-    fs.invalidate_cache()
-    try:
-        paths = fs.ls(join(output, folder), detail=False)
-    except FileNotFoundError:
-        return set()
-    return {shard for shard in map(shard_of, paths) if shard is not None}
-
-
-def shard_of(path: str) -> int | None:
-    """The shard whose results or errors a path names; None for any other file."""
-    part = _PART.fullmatch(path.rpartition("/")[2])
-    return int(part[1]) if part else None
 
 
 class GaveWay(Exception):
@@ -157,6 +120,7 @@ class WriteParts:
         write_atomic(
             self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()
         )
+        self._check_lease()
         path = join(self._output, part_name("data", shard))
         write_atomic(self._fs, path, payload)
         if self._lease is not None and self._lease.is_of_another_run():
@@ -195,7 +159,7 @@ class WriteParts:
             if bad.num_rows > _LOGGED_ERRORS:
                 _log.warning("shard %d: %d bad rows, all in %s", shard, bad.num_rows, path)
             write_atomic(self._fs, path, parquet_bytes(errors))
-        elif self._fs.exists(path):  # of an earlier attempt at this shard
+        elif exists(self._fs, path):  # of an earlier attempt at this shard
             self._fs.rm_file(path)
 
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import aiohttp
 import botocore.exceptions
+import botocore.parsers
+import requests
 
 # A store that is busy, restarts or is out of reach for a moment. What is full, forbidden, missing
 # or broken stays so, and is not among them.
@@ -22,12 +24,23 @@ _PASSING_CLASSES = (
     TimeoutError,
     IncompleteRead,
     aiohttp.ClientError,
+    requests.ConnectionError,
+    requests.Timeout,
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
+    botocore.parsers.ResponseParserError,
+    # A new node has its role some time after it has started.
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.MetadataRetrievalError,
 )
 _TRY_LATER = {408, 425, 429}
+# In the codes of S3 and of what speaks like it, whatever the status.
+_BUSY = ("Throttl", "SlowDown", "TooManyRequests", "RequestLimit", "ServerBusy", "InternalServer")
+# Of this machine, whatever is read: no image is bad for it, and to wait helps little.
+_OF_THE_NODE = {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 
 REQUEST_PAUSES = (0.2, 1.0, 4.0)  # seconds between tries of one request
 SHARD_PAUSES = (5.0, 20.0, 60.0)  # the same of all the work of a shard
@@ -41,6 +54,14 @@ def is_passing(error: BaseException) -> bool:
     return any(_passes(each) for each in _causes(error))
 
 
+def is_of_the_node(error: BaseException) -> bool:
+    """Whether it says that this machine has no room, memory or file handles left."""
+    return any(
+        isinstance(each, MemoryError) or (isinstance(each, OSError) and each.errno in _OF_THE_NODE)
+        for each in _causes(error)
+    )
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
@@ -49,6 +70,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _passes(error: BaseException) -> bool:
+    if isinstance(error, botocore.exceptions.ClientError):
+        return _passes_in_s3(error)
     status = _http_status(error)
     if status is not None:
         return status in _TRY_LATER or status >= 500
@@ -57,6 +80,15 @@ def _passes(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _PASSING:
         return True
     return isinstance(error, _PASSING_CLASSES)
+
+
+def _passes_in_s3(error: botocore.exceptions.ClientError) -> bool:
+    """s3fs makes an OSError of these, often one that says nothing, and keeps them as its cause."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = error.response.get("Error", {}).get("Code", "")
+    # Answers to HEAD have no words: this is how a token that has expired looks.
+    nameless = status == 400 and error.operation_name == "HeadObject"
+    return status in _TRY_LATER or status >= 500 or nameless or code.startswith(_BUSY)
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -20,9 +20,10 @@ from pipeline.definition import Batch, BatchJob
 from pipeline.footers import PARQUET_ERRORS
 from pipeline.job import Job
 from pipeline.job_record import dependencies
+from pipeline.layout import part_name
 from pipeline.models import Compute
 from pipeline.options import RunOptions
-from pipeline.parts import WriteParts, parquet_bytes, part_name
+from pipeline.parts import WriteParts, parquet_bytes
 from pipeline.run_directory import RunDirectory, differences
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Resources

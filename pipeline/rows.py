@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.patience import is_passing
+from pipeline.patience import is_of_the_node, is_passing
 from pipeline.storage import UsageError, one_line
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -283,9 +283,9 @@ class RowError:
     def of(cls, stage: str, error: BaseException) -> "RowError":
         """From an exception; the message holds no secret and no traceback.
 
-        Raises the exception itself where it is a fault that passes: no row is bad because its store
-        is busy.
+        Raises the exception itself where it is a fault of the store that passes, or one of this
+        machine: no row is bad for that.
         """
-        if is_passing(error):
+        if is_passing(error) or is_of_the_node(error):
             raise error
         return cls(stage, type(error).__name__, one_line(error))

@@ -6,19 +6,20 @@ import re
 from collections import Counter, deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster import unheard
+from pipeline.layout import REPORT_FILE, part_name, shards_with_errors
 from pipeline.lease import Lease
 from pipeline.metrics import RunMetrics
-from pipeline.parts import part_name, shards_with_errors
 from pipeline.progress import Mode, Progress
-from pipeline.run_directory import REPORT_FILE, RunDirectory
+from pipeline.run_directory import RunDirectory
 from pipeline.run_record import row_count
 from pipeline.shards import Plan, Shard
 from pipeline.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
@@ -34,6 +35,7 @@ _HOPELESS_DEATHS = 4
 # two rounds the actors start anew, which is little beside 20,000 shards.
 _ROUND = 20_000
 _NAMED = 10  # shards that failed
+_RAY_ERRORS = (ray.exceptions.RayError, ExecutionTimeoutError)
 _NEXT = "what is done is kept; next: the same command again"
 
 _log = logging.getLogger(__name__)
@@ -146,9 +148,9 @@ def consume(
 ) -> Generator[dict[str, Any], None, None]:
     """Hand the shards out to the stages; the rows that the last of them makes, as they come.
 
-    A shard that a stage cannot do is left out and the others go on. Where processes have died
-    more often than Ray brings them back, what is left is handed out anew, the shards that may be
-    the reason last and in the end one by one.
+    A shard that a stage cannot do is left out and the others go on; at the end it is tried once
+    more. Where processes have died more often than Ray brings them back, what is left is handed out
+    anew, the shards that may be the reason last and in the end one by one.
 
     Args:
         lease: where it says so, no shard is begun any more, and the rest is left out.
@@ -161,6 +163,7 @@ def consume(
     indices = [shard.index for shard in shards]
     rounds = deque(indices[at : at + _ROUND] for at in range(0, len(indices), _ROUND))
     deaths = in_a_row = 0
+    any_back = tried_again = False
     while rounds and (lease is None or lease.may_begin()):
         order = rounds.popleft()
         back: set[int] = set()
@@ -170,7 +173,7 @@ def consume(
                 for parcel in parcels:
                     back.add(parcel.shard)
                     if parcel.block is not None:
-                        deaths = in_a_row = 0
+                        any_back, deaths, in_a_row = True, 0, 0
                         yield from parcel.block.to_pylist()
                     elif parcel.failure != NOT_BEGUN:
                         in_a_row += 1
@@ -179,19 +182,25 @@ def consume(
                     if in_a_row == _HOPELESS_SHARDS:
                         how = " in a row, so the rest was not tried"
                         raise _failed(failures, len(shards), how)
-        except ray.exceptions.RayError as error:
+        except _RAY_ERRORS as error:
             reported = _reported(error)
             deaths += not back
-            if reported or deaths == _HOPELESS_DEATHS:
+            if (reported and not any_back) or deaths == _HOPELESS_DEATHS:
                 cause = reported or f"processes died, {_begin(error)}"
                 raise RunFailed(f"a stage failed: {cause}; {_NEXT}") from error
-            _log.warning("%d shards are handed out anew: %s", len(order) - len(back), _begin(error))
-            if back:
-                rounds.extend(filter(None, [_suspects_last(order, back)]))
-            elif len(order) > 1:
-                rounds.extend([index] for index in order)
+            if left := _suspects_last(order, back):
+                _log.warning("%d shards are handed out anew: %s", len(left), _begin(error))
+            if len(left) == 1 and not back:
+                failures[left[0]] = f"a process that died each time: {_begin(error)}"
+            elif back:
+                rounds.extend([left] if left else [])
             else:
-                failures[order[0]] = f"a process that died each time: {_begin(error)}"
+                half = len(left) // 2
+                rounds.extend([left[:half], left[half:]])
+        if failures and not rounds and not tried_again:
+            tried_again = True  # on another node, at another time
+            rounds.append(sorted(failures))
+            failures.clear()
     if failures:
         raise _failed(failures, len(shards))
 
@@ -208,14 +217,15 @@ def _round(
         while (result := unheard(next, results, None)) is not None:
             yield from unpacked(result)
     finally:
-        unheard(results.close)
+        with suppress(*_RAY_ERRORS):  # of processes that are not needed any more
+            unheard(results.close)
 
 
 def _suspects_last(order: Sequence[int], back: Collection[int]) -> list[int]:
     """What did not come back, in order, but at the end what was handed out before the last that
     did: one of those may be what processes die of."""
-    last = max(place for place, index in enumerate(order) if index in back)
-    suspects = [index for index in order[:last] if index not in back]
+    last = max((place for place, index in enumerate(order) if index in back), default=-1)
+    suspects = [index for index in order[: last + 1] if index not in back]
     return [*order[last + 1 :], *suspects]
 
 
@@ -279,9 +289,12 @@ def _check_complete(directory: RunDirectory, plan: Plan) -> None:
 
 def _errors_by_kind(directory: RunDirectory, finished: set[int]) -> Counter[str]:
     """Counts of the errors of finished shards, by class."""
-    kinds: Counter[str] = Counter()
-    for shard in sorted(shards_with_errors(directory.fs, directory.path) & finished):
+
+    def look(shard: int) -> list[str]:
         path = join(directory.path, part_name("errors", shard))
         table = pq.read_table(io.BytesIO(read_bytes(directory.fs, path)), columns=["error"])
-        kinds.update(table["error"].to_pylist())
-    return kinds
+        return table["error"].to_pylist()  # type: ignore[no-any-return]
+
+    shards = sorted(shards_with_errors(directory.fs, directory.path) & finished)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return Counter(kind for kinds in pool.map(look, shards) for kind in kinds)

@@ -16,16 +16,17 @@ from typing import Any
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.lease import LEASE_FILE
-from pipeline.parts import (
+from pipeline.layout import (
     FOLDERS,
     FORMAT,
+    LEASE_FILE,
+    PLAN_FILE,
     REPORT_FILE,
     RUN_FILE,
     finished_shards,
-    parquet_bytes,
     part_name,
 )
+from pipeline.parts import parquet_bytes
 from pipeline.shards import Plan
 from pipeline.storage import (
     STORE_ERRORS,
@@ -39,7 +40,6 @@ from pipeline.storage import (
     write_new,
 )
 
-PLAN_FILE = "plan.parquet"
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _THREADS = 32
 _PACKAGES = ("igpt", "torch", "ray", "pyarrow", "pillow", "numpy")
@@ -100,7 +100,8 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete what a run writes, by its names: the folders of parts, the plan, the reports."""
-        for name in (*REPORT_FILES, PLAN_FILE, *FOLDERS, RUN_FILE):  # run.json last: still a run
+        # The plan after the parts, which none but it explains; run.json last: still a run.
+        for name in (*REPORT_FILES, *FOLDERS, PLAN_FILE, RUN_FILE):
             path = join(self.path, name)
             if exists(self.fs, path):
                 self.fs.rm(path, recursive=name in FOLDERS)

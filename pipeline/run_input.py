@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.listing import InputFile
-from pipeline.parts import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.rows import TOKENS
 from pipeline.storage import STORE_ERRORS, UsageError, one_line, open_location, read_bytes
 

@@ -63,7 +63,9 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
         record = record_of(job, wanted) if begins else recorded
         job = replace(job, lease=_claim(job, directory, record or {}, begins=begins))
         if source is not None:
-            directory.write_plan(plan)
+            there = directory.plan()  # of the same run, started a moment ago
+            job = job if there is None else replace(job, plan=there)
+            directory.write_plan(job.plan)
         directory.forget(again)
         _execute(job, directory)
 
@@ -73,20 +75,31 @@ def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begi
     another run was faster."""
     options = options_for(job.options.storage_options, "output")
     lease = Lease(directory.location, options, str(record.get("run")))
-    if begins and directory.record() is not None:
+    if job.options.overwrite and directory.record() is not None:
         lease.take()  # actors of the run that was there write nothing from now on
         directory.clear()
         directory.begin(record)
     else:
         if begins:
             directory.begin(record)
+        _check_run(directory, lease)
         lease.take()
-    if not lease.may_write() or str((directory.record() or {}).get("run")) != lease.run:
-        raise UsageError(
-            f"another run took {directory.location} just now; next: wait for its end, or another "
-            "--output"
-        )
+    _check_run(directory, lease)
+    if not lease.may_write():
+        raise _taken(directory)
     return lease
+
+
+def _check_run(directory: RunDirectory, lease: Lease) -> None:
+    if str((directory.record() or {}).get("run")) != lease.run:
+        raise _taken(directory)
+
+
+def _taken(directory: RunDirectory) -> UsageError:
+    return UsageError(
+        f"another run took {directory.location} just now; next: wait for its end, or another "
+        "--output"
+    )
 
 
 def _say_what_must_come(options: RunOptions) -> None:

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from pipeline.layout import PLAN_FILE, REPORT_FILE, RUN_FILE, part_name
 from pipeline.nats import NatsHistogram
-from pipeline.parts import part_name
 from pipeline.rows import JOBS
-from pipeline.run_directory import PLAN_FILE, REPORT_FILE, RUN_FILE, RunDirectory
+from pipeline.run_directory import RunDirectory
 from pipeline.storage import UsageError, exists, join, read_bytes
 from pipeline.throughput import Span, Throughput, throughput, working_seconds
 

@@ -146,9 +146,10 @@ class _ReportingPacked(_Reporting):
     def _handed_on(self, parcel: Parcel) -> Parcel:
         if parcel.failure is not None:
             return parcel
-        if self.lease is not None and not self.lease.may_begin():
-            return Parcel(parcel.shard, failure=NOT_BEGUN)
         try:
+            with self._reported():
+                if self.lease is not None and not self.lease.may_begin():
+                    return Parcel(parcel.shard, failure=NOT_BEGUN)
             return replace(parcel, block=super().__call__(parcel.block))
         except StageError as error:
             _log.exception("shard %d failed", parcel.shard)

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
-from pipeline.parts import part_name, shard_of, shards_with_errors, spread
-from pipeline.run_directory import PLAN_FILE, RUN_FILE, RunDirectory, resuming
+from pipeline.layout import PLAN_FILE, RUN_FILE, part_name, shard_of, shards_with_errors
+from pipeline.parts import spread
+from pipeline.run_directory import RunDirectory, resuming
 from pipeline.storage import UsageError, exists, join, read_bytes
 from pipeline.throughput import Span, working_seconds
 

@@ -34,11 +34,10 @@ def stoppable(
         awake.wait()
         if over.is_set():
             return
-        try:
-            stop()
-        finally:  # also where the store is out of reach
-            if not over.wait(grace):
-                os.kill(os.getpid(), signal.SIGINT)
+        # Beside the clock: a store that is out of reach takes its time.
+        threading.Thread(target=stop, daemon=True).start()
+        if not over.wait(grace):
+            os.kill(os.getpid(), signal.SIGINT)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     threading.Thread(target=watch, daemon=True).start()

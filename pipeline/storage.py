@@ -178,9 +178,11 @@ def join(path: str, *names: str) -> str:
 
 
 def exists(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether a file or folder is there now, whatever was listed before."""
-    fs.invalidate_cache()
-    return bool(asked(fs, lambda: fs.exists(path)))
+    """Whether a file or folder is there now, whatever was listed before.
+
+    Raises OSError where nobody can tell: a filesystem's own `exists` says no to that.
+    """
+    return kind(fs, path) is not None
 
 
 def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
@@ -276,7 +278,7 @@ def kind(fs: AbstractFileSystem, path: str) -> Literal["file", "folder"] | None:
     """What is there now, whatever was listed before; None: nothing."""
     fs.invalidate_cache()
     try:
-        found = fs.info(path)["type"]
-    except FileNotFoundError:
+        found = asked(fs, lambda: fs.info(path))["type"]
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return "folder" if found == "directory" else "file"

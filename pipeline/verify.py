@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from igpt_core.checkpoint import load_palette, model_fingerprint
 from igpt_core.errors import CheckpointError
 from pipeline.footers import PARQUET_ERRORS
-from pipeline.parts import FOLDERS, REPORT_FILE, part_name, shards_with_errors
-from pipeline.run_directory import PLAN_FILE, RunDirectory
+from pipeline.layout import FOLDERS, PLAN_FILE, REPORT_FILE, part_name, shards_with_errors
+from pipeline.run_directory import RunDirectory
 from pipeline.shards import Plan
 from pipeline.storage import STORE_ERRORS, UsageError, is_masked, join, one_line, read_bytes
 from pipeline.unique_ids import MOST, repeated_ids

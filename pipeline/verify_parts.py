@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import rows
 from pipeline.footers import PARQUET_ERRORS
-from pipeline.parts import part_name
+from pipeline.layout import part_name
 from pipeline.run_directory import RunDirectory
 from pipeline.storage import STORE_ERRORS, join, one_line, read_bytes
 from pipeline.unique_ids import hashes

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -74,8 +75,15 @@ class Computing:
             for array in arrays:
                 padded = np.zeros((self.images, *array.shape[1:]), np.int64)
                 padded[: place.stop - first] = array[place]
-                batch.append(torch.from_numpy(padded).to(self.device))
-            yield place, within_memory(compute, batch, sequences=self.sequences)
+                batch.append(torch.from_numpy(padded))
+            on_device = partial(self._on_device, compute)
+            yield place, within_memory(on_device, batch, sequences=self.sequences)
+
+    def _on_device(self, compute: Callable[..., Result], *batch: torch.Tensor) -> Result:
+        result = compute(*(tensor.to(self.device) for tensor in batch))
+        if self.device == "cuda":
+            torch.cuda.synchronize()  # its faults show here, and not at some later call
+        return result
 
 
 def in_place(results: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:

@@ -9,10 +9,10 @@ import pytest
 from conftest import BAD, GOOD
 from runs import igpt, parts
 
-from pipeline import models, run
+from pipeline import models, run, run_job
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, new_record
 
 
 @pytest.fixture
@@ -95,6 +95,28 @@ def test_a_run_gives_way_to_one_that_is_started_later(
     assert (tmp_path / "run" / ".owner").exists()  # the other one's
 
 
+def test_a_run_that_was_planned_while_another_began_is_refused_and_touches_nothing(
+    in_process, options, tmp_path, monkeypatch, capsys
+):
+    """Past bug: it had looked when there was none yet, and cleared what the other one had made."""
+    directory = RunDirectory.at(str(tmp_path / "run"), {})
+    begin = run_job._claim
+
+    def begin_late(*rest, **named):
+        directory.begin(new_record("score", command="igpt score", options={}))
+        (tmp_path / "run" / "data").mkdir()
+        (tmp_path / "run" / "data" / "part-000000.parquet").write_bytes(b"theirs")
+        return begin(*rest, **named)
+
+    monkeypatch.setattr(run_job, "_claim", begin_late)
+    code, line = failing(capsys, "quantize", **options)
+    assert code == 2
+    assert "another run began in" in line
+    assert (directory.record() or {})["job"] == "score"
+    assert (tmp_path / "run" / "data" / "part-000000.parquet").read_bytes() == b"theirs"
+    assert not (tmp_path / "run" / "plan.parquet").exists()
+
+
 def test_a_part_that_is_written_while_a_run_with_other_results_begins_is_taken_back(
     in_process, options, tmp_path, monkeypatch, capsys
 ):
@@ -105,7 +127,7 @@ def test_a_part_that_is_written_while_a_run_with_other_results_begins_is_taken_b
     def replaced_meanwhile(self) -> bool:
         answer = may_write(self)
         asked.append(self)
-        if len(asked) == 5:  # of the fourth shard, after the start had asked once
+        if len(asked) == 9:  # right before the fourth shard's results; the start asked once
             Lease(output, {}, "other").take()
         return answer
 

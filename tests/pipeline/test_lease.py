@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from pipeline.lease import LEASE_FILE, Lease
+from pipeline.layout import LEASE_FILE
+from pipeline.lease import Lease
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -16,7 +16,8 @@ from PIL import Image
 from igpt_core.checkpoint import load_palette
 from pipeline import parts, rows
 from pipeline.blocks import tokens_array, with_seconds
-from pipeline.parts import SUMMARY, WriteParts, finished_shards, part_name, shards_with_errors
+from pipeline.layout import finished_shards, part_name, shards_with_errors
+from pipeline.parts import SUMMARY, WriteParts
 from pipeline.storage import open_location
 
 N = SIDE**2

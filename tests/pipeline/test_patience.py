@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import aiohttp
 import botocore.exceptions
 import pytest
+import requests
 from s3fs.errors import translate_boto_error
 
 from pipeline import patience
@@ -14,10 +15,15 @@ from pipeline.patience import is_passing, patiently
 from pipeline.rows import RowError
 
 
-def of_s3(code: str, message: str = "") -> Exception:
+def of_s3(
+    code: str, message: str = "", *, status: int = 400, operation: str = "GetObject"
+) -> Exception:
     """What s3fs makes of an answer of S3."""
-    answer = {"Error": {"Code": code, "Message": message or code}}
-    return translate_boto_error(botocore.exceptions.ClientError(answer, "GetObject"))
+    answer = {
+        "Error": {"Code": code, "Message": message or code},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    return translate_boto_error(botocore.exceptions.ClientError(answer, operation))
 
 
 def of_http(status: int) -> Exception:
@@ -45,6 +51,14 @@ PASSING = [
     of_s3("RequestTimeout"),
     of_s3("503"),
     of_s3("ExpiredToken", "The provided token has expired."),
+    of_s3("502", status=502, operation="HeadObject"),
+    of_s3("504", status=504),
+    of_s3("429", status=429),
+    of_s3("ThrottlingException"),
+    of_s3("SlowDownRead", status=503),
+    of_s3("400", status=400, operation="HeadObject"),
+    botocore.exceptions.NoCredentialsError(),
+    requests.ConnectionError("reset"),
     of_http(429),
     of_http(502),
     OfGcs(503),
@@ -65,12 +79,26 @@ LASTING = [
     of_http(403),
     OfGcs(404),
     FileNotFoundError(errno.ENOENT, "missing"),
-    OSError(errno.ENOSPC, "no space left on device"),
     OSError(errno.EIO, "the disk is broken"),
     ValueError("no image"),
     raised_from(ValueError("no image")),
     UnicodeDecodeError("utf-8", b"\\xff", 0, 1, "invalid"),
 ]
+
+
+OF_THE_NODE = [
+    OSError(errno.ENOSPC, "no space left on device"),
+    OSError(errno.EMFILE, "too many open files"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OF_THE_NODE)
+def test_what_a_node_lacks_is_no_error_of_a_row_and_not_waited_for(error):
+    """Past bug: a full disk made thousands of images bad."""
+    assert not is_passing(error)
+    with pytest.raises(type(error)):
+        RowError.of("read", error)
 
 
 @pytest.mark.parametrize("error", PASSING)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import run_directory
-from pipeline.lease import LEASE_FILE
+from pipeline.layout import LEASE_FILE
 from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.storage import UsageError

@@ -1,0 +1,46 @@
+"""Where what a run directory holds lies in it, and which of its parts are there."""
+
+import re
+
+from fsspec import AbstractFileSystem
+
+from pipeline.storage import asked, join
+
+FORMAT = 1  # of run directories
+FOLDERS = ("data", "errors", "stats")
+RUN_FILE = "run.json"
+PLAN_FILE = "plan.parquet"
+REPORT_FILE = "report.json"
+LEASE_FILE = ".owner"  # hidden: no input, no result
+_PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
+
+
+def part_name(folder: str, shard: int) -> str:
+    """`data/part-000042.parquet`, relative to the run directory."""
+    extension = "json" if folder == "stats" else "parquet"
+    return f"{folder}/part-{shard:06d}.{extension}"
+
+
+def finished_shards(fs: AbstractFileSystem, output: str) -> set[int]:
+    """The shards whose data part is there: one listing."""
+    return _shards_in(fs, output, "data")
+
+
+def shards_with_errors(fs: AbstractFileSystem, output: str) -> set[int]:
+    """The shards that left an errors part."""
+    return _shards_in(fs, output, "errors")
+
+
+def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
+    fs.invalidate_cache()
+    try:
+        paths = asked(fs, lambda: fs.ls(join(output, folder), detail=False))
+    except FileNotFoundError:
+        return set()
+    return {shard for shard in map(shard_of, paths) if shard is not None}
+
+
+def shard_of(path: str) -> int | None:
+    """The shard whose results or errors a path names; None for any other file."""
+    part = _PART.fullmatch(path.rpartition("/")[2])
+    return int(part[1]) if part else None
