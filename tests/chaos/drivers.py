@@ -102,7 +102,24 @@ def finish(*words: object, log: Path, **environment: str) -> None:
 
 
 def workers(pid: int) -> list[int]:
-    """The processes of Ray's actors below a driver, by the parents that Linux names."""
+    """The processes of Ray's actors below a driver."""
+    return _below(pid, b"ray::MapWorker")
+
+
+def head(pid: int) -> list[int]:
+    """The process that is the head of a driver's own Ray."""
+    return [each for each in _below(pid, b"") if b"gcs_server" in _command(each)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    except OSError:
+        return b""
+
+
+def _below(pid: int, begins: bytes) -> list[int]:
+    """Processes below one, by the parents that Linux names, whose command begins so."""
     found, names = {pid}, {}
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -114,7 +131,7 @@ def workers(pid: int) -> list[int]:
             continue
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
-    return sorted(pid for pid in found if names.get(pid, b"").startswith(b"ray::MapWorker"))
+    return sorted(pid for pid in found if names.get(pid, b"").startswith(begins))
 
 
 def kill_one(pids: list[int], chance: random.Random) -> None:

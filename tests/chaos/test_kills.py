@@ -2,7 +2,9 @@
 the results are, byte for byte, those of a run that nothing disturbed."""
 
 import json
+import os
 import random
+import signal
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import encoded, photo
-from drivers import driver, finish, kill_one, parts, rounds, workers
+from drivers import driver, finish, head, kill_one, parts, rounds, workers
 from ray.cluster_utils import Cluster
 
 IMAGES, BAD, SHARD = 60, 5, 3
@@ -88,6 +90,24 @@ def test_killed_actors_are_replaced_and_nothing_is_lost(work, tmp_path, seed):
             kills += bool(alive)
         assert run.wait() == 0, run.log()[-3000:]
     assert kills
+    assert parts(output) == work.parts
+
+
+@pytest.mark.slow
+def test_a_lost_head_ends_the_run_in_one_line_and_the_same_command_goes_on(work, tmp_path):
+    """Past bug: a minute later Ray ended the process without a word."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    words = (*work.words, f"--output={output}", "--model-actors=1")
+    with driver(*words, log=log) as run:
+        assert run.until_parts(output, 1), run.log()[-3000:]
+        (gcs,) = head(run.pid)
+        os.kill(gcs, signal.SIGKILL)
+        assert run.wait() == 1
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("igpt: the head of the Ray cluster does not answer")
+    assert last.endswith("next: the same command again")
+    assert len(parts(output)) < len(work.parts)
+    finish(*words, log=log)
     assert parts(output) == work.parts
 
 
