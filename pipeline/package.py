@@ -1,7 +1,6 @@
 """What a submitted job takes with it: the three packages of igpt, and nothing that lies around."""
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,12 +15,10 @@ PACKAGES = ("igpt_core", "pipeline", "jobs")
 def packaged() -> Iterator[str]:
     """A folder from which `python -m jobs` runs, with the packages as they are imported here:
     their modules and the shipped model. It is gone afterwards."""
+    here = Path(__file__).resolve().parents[1]  # where the three lie, side by side
     with TemporaryDirectory(prefix="igpt-") as folder:
         for name in PACKAGES:
-            spec = importlib.util.find_spec(name)
-            assert spec is not None
-            assert spec.origin is not None
-            source = Path(spec.origin).parent
+            source = here / name
             for file in filter(Path.is_file, source.rglob("*")):
                 inner = file.relative_to(source)
                 if is_needed(inner):

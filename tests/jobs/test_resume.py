@@ -59,7 +59,7 @@ def test_a_run_that_is_told_to_stop_ends_its_shard_and_the_same_command_goes_on(
         at_part(patch, 3, tell)
         code, line = failing(capsys, "quantize", **options)
     assert code == 1
-    assert line.startswith("igpt: interrupted: 3 of 8 shards are done and kept; next: igpt ")
+    assert line.startswith("igpt: interrupted: 3 of 8 shards are done and kept; next: igpt")
     assert len(parts(tmp_path / "run")) == 3
     assert not (tmp_path / "run" / ".owner").exists()
     igpt("quantize", **options)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +124,10 @@ def test_good_rows_bad_rows_figures_and_a_summary(tiny_model, tmp_path):
 
 
 def test_the_log_names_shard_and_id_of_bad_rows_and_how_many_there_are(
-    tiny_model, tmp_path, caplog
+    tiny_model, tmp_path, caplog, monkeypatch
 ):
+    # Other libraries' settings switch off the loggers that were there before.
+    monkeypatch.setattr(logging.getLogger("pipeline.parts"), "disabled", False)
     writer(tmp_path, tiny_model)(block(5, [True] + [False] * 12))
     lines = [f"shard 5, 5-{i}: ImageError: no image" for i in range(1, 11)]
     assert caplog.messages == [
