@@ -25,9 +25,8 @@ _KNOCK_SECONDS = 10
 _HEAD_SECONDS = 10  # between two looks at whether the head is there
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
 # CPU, and than spot machines may be away.
-# A new node may not be ready for the first actor that starts there.
-_INIT_DEATHS = 3
 _STALLED_SECONDS = 6 * 3600
+_INIT_DEATHS = 3  # a new node may not be ready for the first actor that starts there
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pipeline.storage import UsageError, absolute, options_for
 
 
 def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ()) -> None:
-    """The job from its options to its report, or what is left of it.
+    """The job from its options to its report: begun, or gone on with.
 
     Args:
         again: shards that are forgotten, once all is checked, and so are done again.
