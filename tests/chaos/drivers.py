@@ -16,10 +16,11 @@ import pytest
 PATIENCE = 240  # seconds that anything may take on a busy machine
 
 
-def rounds(total: int, *, short: int) -> list:
-    """The seeds of a test's rounds: the first ones are in the short version, all in the long."""
+def rounds(total: int, *what: object, short: int) -> list:
+    """Parameters of a test's rounds, with a seed for each: the first ones are in the short version,
+    all in the long."""
     return [
-        pytest.param(seed, marks=pytest.mark.slow if seed < short else pytest.mark.chaos)
+        pytest.param(*what, seed, marks=pytest.mark.slow if seed < short else pytest.mark.chaos)
         for seed in range(total)
     ]
 
@@ -31,6 +32,11 @@ def parts(output: Path) -> dict[str, str]:
         for folder in ("data", "errors")
         for path in sorted((output / folder).glob("part-*"))
     }
+
+
+def done(output: Path) -> int:
+    """How many parts of results are there."""
+    return len(list((output / "data").glob("part-*.parquet")))
 
 
 class Driver:
@@ -68,10 +74,6 @@ class Driver:
 
     def log(self) -> str:
         return self._log.read_text()
-
-    def until_parts(self, output: Path, n: int) -> bool:
-        """Wait for n parts of results; false where the run ends before."""
-        return self.until(lambda: len(list((output / "data").glob("part-*.parquet"))) >= n)
 
     def until(self, condition) -> bool:
         """Wait for it; false where the run ends before."""

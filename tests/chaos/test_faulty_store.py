@@ -1,5 +1,5 @@
 """Whole jobs over an S3 (moto) behind a proxy with 500s, 503s, resets, delays and answers cut
-short, 5 % of each; and drivers killed meanwhile."""
+short, 5 % of each; and drivers, actors and nodes killed meanwhile."""
 
 import json
 import random
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import encoded, photo
-from drivers import driver, finish, rounds
+from disturbances import NIGHTS, Night
+from drivers import finish
 from faulty_proxy import FAULTS, READ_TIMEOUT, FaultyProxy
 from moto.server import ThreadedMotoServer
 
@@ -42,11 +43,11 @@ def store(tiny_model):
     server.stop()
 
 
-def completing(options: dict, output: str) -> list[object]:
-    words: list[object] = ["complete", "--input=s3://chaos/photos", "--model=s3://chaos/model"]
+def completing(options: dict, output: str) -> tuple[str, ...]:
+    words = ["complete", "--input=s3://chaos/photos", "--model=s3://chaos/model"]
     words += [f"--output={output}", f"--shard-size={SHARD}", "--batch-size=4", "--samples=2"]
-    words += ["--device=cpu", "--max-error-fraction=0.5", "--storage-options", json.dumps(options)]
-    return words
+    words += ["--device=cpu", "--max-error-fraction=0.5", "--model-actors=2"]
+    return (*words, "--storage-options", json.dumps(options))
 
 
 def named(fs, run: str) -> list[str]:
@@ -77,31 +78,31 @@ def ray_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("seed", rounds(10, short=2))
-def test_a_store_on_a_bad_day_and_killed_drivers_change_no_byte(
-    store, undisturbed, tmp_path, ray_folder, seed
+@pytest.mark.parametrize(("disturbance", "seed"), NIGHTS)
+def test_a_store_on_a_bad_day_and_what_dies_change_no_byte(
+    store, undisturbed, tmp_path, ray_folder, disturbance, seed
 ):
     """Also the model is read from there. What comes to be under a final name is whole each time
     that somebody looks. The secret, in --storage-options or in the environment, is in no file of
     the run and in no log, Ray's included."""
     address, options, fs = store
-    chance = random.Random(seed)
-    run, log = f"chaos/run-{seed}", tmp_path / "log"
+    run, log = f"chaos/{disturbance.__name__}-{seed}", tmp_path / "log"
     proxy = FaultyProxy(address, share=0.05, seed=seed)
     given = options | {"endpoint_url": proxy.url, "config_kwargs": {"read_timeout": READ_TIMEOUT}}
     environment = {"IGPT_CACHE": str(tmp_path / "cache"), "RAY_TMPDIR": str(ray_folder)}
     if seed % 2:
         environment["AWS_ACCESS_KEY_ID"] = given.pop("key")
         environment["AWS_SECRET_ACCESS_KEY"] = given.pop("secret")
-    words = completing(given, f"s3://{run}")
+
+    def done() -> int:
+        there = parts(fs, run)
+        assert there.items() <= undisturbed.items()
+        return sum(name.startswith("/data/") for name in there)
+
+    shards = sum(name.startswith("/data/") for name in undisturbed)
+    night = Night(completing(given, f"s3://{run}"), log, shards, done, environment)
     try:
-        with driver(*words, log=log, **environment) as killed:
-            wanted = chance.randint(1, len(undisturbed) - 1)
-            killed.until(lambda: len(named(fs, run)) >= wanted)
-            killed.kill()
-        for path, content in parts(fs, run).items():
-            assert content == undisturbed[path], path
-        finish(*words, log=log, **environment)
+        disturbance(night, random.Random(seed))
     finally:
         proxy.shutdown()
     assert parts(fs, run) == undisturbed

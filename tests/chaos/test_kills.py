@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import encoded, photo
-from drivers import driver, finish, head, kill_one, parts, rounds, workers
-from ray.cluster_utils import Cluster
+from disturbances import NIGHTS, Night
+from drivers import done, driver, finish, head, parts, rounds
 
 IMAGES, BAD, SHARD = 60, 5, 3
 
@@ -57,39 +57,12 @@ def work(photos, tiny_model, tmp_path_factory) -> Work:
     return Work(words, made, shards)
 
 
-@pytest.mark.parametrize("seed", rounds(20, short=2))
-def test_a_driver_killed_at_random_moments_loses_nothing(work, tmp_path, seed):
-    """SIGKILL up to three times: during the start, at a random part, or a moment after it."""
-    chance = random.Random(seed)
-    output, log = tmp_path / "run", tmp_path / "log"
-    words = (*work.words, f"--output={output}")
-    for _ in range(chance.randint(1, 3)):
-        with driver(*words, log=log) as run:
-            if chance.random() < 0.2:
-                time.sleep(chance.uniform(0, 8))
-            else:
-                run.until_parts(output, chance.randint(1, work.shards))
-                time.sleep(chance.uniform(0, 0.2))
-            run.kill()
-    finish(*words, log=log)
-    assert parts(output) == work.parts
-
-
-@pytest.mark.parametrize("seed", rounds(10, short=1))
-def test_killed_actors_are_replaced_and_nothing_is_lost(work, tmp_path, seed):
-    """SIGKILL to an actor of any stage, three to six times."""
-    chance = random.Random(seed)
+@pytest.mark.parametrize(("disturbance", "seed"), NIGHTS)
+def test_what_dies_is_made_up_for(work, tmp_path, disturbance, seed):
     output = tmp_path / "run"
-    kills = 0
-    with driver(*work.words, f"--output={output}", log=tmp_path / "log") as run:
-        assert run.until(lambda: workers(run.pid))
-        for _ in range(chance.randint(3, 6)):
-            time.sleep(chance.uniform(0, 1.5))
-            alive = workers(run.pid)
-            kill_one(alive, chance)
-            kills += bool(alive)
-        assert run.wait() == 0, run.log()[-3000:]
-    assert kills
+    words = (*work.words, f"--output={output}")
+    night = Night(words, tmp_path / "log", work.shards, lambda: done(output))
+    disturbance(night, random.Random(seed))
     assert parts(output) == work.parts
 
 
@@ -99,7 +72,7 @@ def test_a_lost_head_ends_the_run_in_one_line_and_the_same_command_goes_on(work,
     output, log = tmp_path / "run", tmp_path / "log"
     words = (*work.words, f"--output={output}", "--model-actors=1")
     with driver(*words, log=log) as run:
-        assert run.until_parts(output, 1), run.log()[-3000:]
+        assert run.until(lambda: done(output)), run.log()[-3000:]
         (gcs,) = head(run.pid)
         os.kill(gcs, signal.SIGKILL)
         assert run.wait() == 1
@@ -108,28 +81,6 @@ def test_a_lost_head_ends_the_run_in_one_line_and_the_same_command_goes_on(work,
     assert last.endswith("next: the same command again")
     assert len(parts(output)) < len(work.parts)
     finish(*words, log=log)
-    assert parts(output) == work.parts
-
-
-@pytest.mark.parametrize("seed", rounds(5, short=1))
-def test_a_lost_node_is_made_up_for_by_another(work, tmp_path, seed):
-    """Three nodes, the driver's without CPUs: one of the others is killed at a random part, and a
-    new one comes."""
-    chance = random.Random(seed)
-    output = tmp_path / "run"
-    node = {"num_cpus": 2, "object_store_memory": 128 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0})
-    try:
-        lost, _ = cluster.add_node(**node), cluster.add_node(**node)
-        cluster.wait_for_nodes()
-        words = (*work.words, f"--output={output}", f"--address={cluster.address}")
-        with driver(*words, log=tmp_path / "log") as run:
-            assert run.until_parts(output, chance.randint(1, work.shards // 2)), run.log()[-3000:]
-            cluster.remove_node(lost, allow_graceful=False)
-            cluster.add_node(**node)
-            assert run.wait() == 0, run.log()[-3000:]
-    finally:
-        cluster.shutdown()
     assert parts(output) == work.parts
 
 
