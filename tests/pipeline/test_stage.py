@@ -72,6 +72,27 @@ class Refuse:
         return block
 
 
+class Stumble:
+    """Raises the first time, in __call__ at a shard or already in __init__."""
+
+    def __init__(self, *, marker: str, at: int | None) -> None:
+        self._marker, self._at = Path(marker), at
+        if at is None:
+            self._stumble()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if self._at in block["shard"].to_pylist():
+            self._stumble()
+        return block
+
+    def _stumble(self) -> None:
+        try:
+            self._marker.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        raise GONE
+
+
 class Die:
     """Ends its process at a shard, each time."""
 
@@ -137,6 +158,19 @@ def test_shards_that_a_stage_cannot_do_are_named_and_the_others_go_on(connected,
     because = [f"{i} because of {GONE_LINE}{NEXT}" for i in (1, 3)]
     assert message in [f"2 of 4 shards failed: 1, 3; {line}" for line in because]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, None])
+def test_what_fails_once_is_tried_once_more(connected, tmp_path, at):
+    """A shard as well as the start of one actor of two, as on a node that is not ready yet."""
+    marker = tmp_path / "stumbled"
+    plan = plan_of(1, 2, 3)
+    resources = Resources(actors=2, num_cpus=0.3)
+    stumbling = Stage(Stumble, {"marker": str(marker), "at": at}, resources)
+    found = list(consume(plan, plan.shards, [stage(Widen), stumbling, stage(Count)]))
+    assert marker.exists()
+    assert sorted((row["shard"], row["rows"]) for row in found) == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_where_nothing_can_be_done_the_rest_is_not_tried(connected):
