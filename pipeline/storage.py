@@ -29,6 +29,8 @@ _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(?:://|::)")
 _NOT_ATOMIC = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webHDFS"}
 # Filesystems that make a request again by themselves; trying theirs again would take minutes.
 _PATIENT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
+# s3fs would ask for the size first, to read large objects in pieces: two requests for each image.
+_ONE_GET = {"max_concurrency": 1}
 
 # What an unreachable or forbidden location raises: s3fs lets botocore's own errors through.
 STORE_ERRORS: tuple[type[Exception], ...] = (OSError, BotoCoreError)
@@ -190,7 +192,8 @@ def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
     if is_local(fs):
         with open(path, "rb") as file:
             return file.read()
-    return bytes(asked(fs, lambda: fs.cat_file(path)))
+    options = _ONE_GET if "s3" in protocols(fs) else {}
+    return bytes(asked(fs, lambda: fs.cat_file(path, **options)))
 
 
 def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:

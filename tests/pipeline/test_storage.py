@@ -10,7 +10,7 @@ from fsspec.registry import known_implementations
 from moto.server import ThreadedMotoServer
 
 from pipeline import storage, walking
-from pipeline.storage import UsageError, open_location, write_atomic, write_new
+from pipeline.storage import UsageError, open_location, read_bytes, write_atomic, write_new
 from pipeline.walking import glob_files, list_files
 
 
@@ -228,7 +228,24 @@ def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
     assert list_files(fs, "no-such-bucket/x") == []
 
 
-# --- atomic writes --------------------------------------------------------------------------------
+# --- reading and atomic writes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 100, 60 << 20])
+def test_an_object_is_one_request(s3, monkeypatch, size):
+    """A store bills requests, and an image is one object."""
+    fs, path = open_location("s3://storage-tests/one-request", s3)
+    content = os.urandom(size)
+    fs.pipe_file(path, content)
+    requests, call = [], fs._call_s3
+
+    async def recorded(method, *arguments, **options):
+        requests.append(method)
+        return await call(method, *arguments, **options)
+
+    monkeypatch.setattr(fs, "_call_s3", recorded)
+    assert read_bytes(fs, path) == content
+    assert requests == ["get_object"]
 
 
 def test_writing_replaces_and_leaves_nothing_else(place):
