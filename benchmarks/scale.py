@@ -26,7 +26,8 @@ from pipeline.blocks import tokens_array, with_seconds
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
 from pipeline.planning import Source
-from pipeline.run import consume, execute
+from pipeline.rounds import consume
+from pipeline.run import execute
 from pipeline.run_directory import RunDirectory, new_record
 from pipeline.stage import Resources, Stage
 from pipeline.stages.generate import NameSamples

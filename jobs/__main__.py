@@ -29,7 +29,8 @@ from jobs import (
     train,
     verify,
 )
-from pipeline.run import OverErrorBudget, RunFailed
+from pipeline.rounds import RunFailed
+from pipeline.run import OverErrorBudget
 from pipeline.storage import UsageError
 
 COMMANDS = (

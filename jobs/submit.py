@@ -22,7 +22,7 @@ from pipeline.credentials import refuse_credentials
 from pipeline.follow import follow
 from pipeline.job_record import in_any_folder
 from pipeline.options import RayOptions
-from pipeline.run import RunFailed
+from pipeline.rounds import RunFailed
 from pipeline.storage import UsageError
 from pipeline.submit import Cluster, check_versions, find_cluster
 

@@ -111,7 +111,8 @@ def _watching_head() -> Iterator[None]:
         if not answers:
             print(
                 "igpt: the head of the Ray cluster does not answer, the run ends unless it comes "
-                "back within a minute; what is done is kept; next: the same command again",
+                "back within a minute; what is done is kept; next: the same command again, without "
+                "--overwrite",
                 file=sys.stderr,
                 flush=True,
             )

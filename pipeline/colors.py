@@ -6,7 +6,7 @@ import numpy as np
 
 from igpt_core.palette import ColorHistogram
 from pipeline.progress import Mode, Progress
-from pipeline.run import consume
+from pipeline.rounds import consume
 from pipeline.shards import Plan
 from pipeline.stage import Stage
 

@@ -12,7 +12,7 @@ from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.parts import STAGES, spread
 from pipeline.planning import Source
-from pipeline.run import consume
+from pipeline.rounds import consume
 from pipeline.shards import Plan, Shard
 from pipeline.storage import open_location, options_for
 

@@ -18,7 +18,7 @@ from pipeline.footers import read_footers
 from pipeline.layout import part_name
 from pipeline.listing import InputFile
 from pipeline.progress import Mode, Progress
-from pipeline.run import RunFailed, consume
+from pipeline.rounds import RunFailed, consume
 from pipeline.run_directory import RunDirectory, refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.stage import Stage
@@ -27,6 +27,7 @@ from pipeline.storage import UsageError, exists, join, masked, read_bytes, uri_o
 FORMAT = 1
 EXPORT_FILE = "export.json"
 _THREADS = 32
+_NEXT = "what is done is kept; next: the same command again, without --overwrite"
 # What a format may own, see `Format.owned`: names in the folder, no paths.
 _OWNED = re.compile(rf"images|index|part-\*\.tar|{ARRAYS.pattern}")
 
@@ -168,13 +169,16 @@ def export_parts(plan: Plan, pending: list[Shard], stage: Stage, *, progress: Mo
     )
     missing = {shard.index for shard in pending}
     clock.show()
-    with closing(clock), closing(consume(plan, pending, [stage])) as exported:
-        for part in exported:
-            missing.remove(part["shard"])
-            clock.add({**part, "errors": 0, "tokens": 0})
+    try:
+        with closing(clock), closing(consume(plan, pending, [stage])) as exported:
+            for part in exported:
+                missing.remove(part["shard"])
+                clock.add({**part, "errors": 0, "tokens": 0})
+    except RunFailed as error:
+        raise RunFailed(f"{error}; {_NEXT}") from error
     clock.show(final=True)
     if missing:
         raise RunFailed(
             f"{len(missing)} of {len(pending)} parts are missing, the first is {min(missing)}; "
-            "next: the same command again"
+            f"{_NEXT}"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from pipeline.run import RunFailed
+from pipeline.rounds import RunFailed
 from pipeline.storage import one_line
 
 _PAUSE_SECONDS = 0.5
@@ -80,7 +80,7 @@ def _end(details: JobDetails) -> End:
     if details.status == JobStatus.SUCCEEDED:
         return End(0)
     if details.status == JobStatus.STOPPED:
-        return End(1, "it was stopped; the same command goes on from there")
+        return End(1, "it was stopped; the same command goes on from there, without --overwrite")
     message = details.message or ""
     code = details.driver_exit_code
     if code is None:  # it never ran

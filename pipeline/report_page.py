@@ -16,6 +16,7 @@ from pipeline.report_charts import (
 )
 from pipeline.report_pictures import pictures
 from pipeline.report_style import STYLE
+from pipeline.run_directory import resuming
 from pipeline.run_record import ErrorKind, RunRecord
 from pipeline.sheet_rows import Entry
 from pipeline.storage import join
@@ -190,7 +191,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 def _next_steps(record: RunRecord, output: str) -> str:
     if not record.finished:
-        steps = {"The same command goes on where the run stopped:": _shell(record.run["command"])}
+        steps = {"This goes on where the run stopped:": _shell(resuming(record.run["command"]))}
     else:
         python = "from datasets import load_dataset\n\n"
         python += f'rows = load_dataset({output!r}, split="train")'

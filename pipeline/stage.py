@@ -20,7 +20,7 @@ from pipeline.storage import one_line
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}
-
+_LONGEST_REST = 30  # seconds
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,9 @@ class _Reporting:
 class _ReportingPacked(_Reporting):
     """The same of shards that come and go as parcels: an error ends the shard, not the run.
 
-    With a lease it works at no shard that is not for this run to begin.
+    With a lease it works at no shard that is not for this run to begin. After a shard that failed
+    it rests, longer each time, until one is done: on a node where all fail at once it would have
+    run through the shards before the other nodes have done one.
     """
 
     lease: ClassVar[Lease | None] = None
@@ -135,8 +137,11 @@ class _ReportingPacked(_Reporting):
         super().__init__(**arguments)
         self._idle = IdleShare(self.stage.__name__)
         self._ended = time.perf_counter()
+        self._failed_in_a_row = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if self._failed_in_a_row:
+            time.sleep(min(2 ** (self._failed_in_a_row - 1), _LONGEST_REST))
         begun = time.perf_counter()
         result = packed([self._handed_on(parcel) for parcel in unpacked(table)])
         waited, self._ended = begun - self._ended, time.perf_counter()
@@ -150,8 +155,11 @@ class _ReportingPacked(_Reporting):
             with self._reported():
                 if self.lease is not None and not self.lease.may_begin():
                     return Parcel(parcel.shard, failure=NOT_BEGUN)
-            return replace(parcel, block=super().__call__(parcel.block))
+            done = replace(parcel, block=super().__call__(parcel.block))
+            self._failed_in_a_row = 0
+            return done
         except StageError as error:
+            self._failed_in_a_row += 1
             _log.exception("shard %d failed", parcel.shard)
             return Parcel(parcel.shard, failure=str(error))
 

@@ -19,7 +19,7 @@ from ray.job_submission import JobSubmissionClient
 from pipeline.cluster import keep_ray_quiet
 from pipeline.job_record import SUBMITTED_WITH
 from pipeline.package import packaged
-from pipeline.run import RunFailed
+from pipeline.rounds import RunFailed
 from pipeline.stopping import GRACE_SECONDS
 from pipeline.storage import UsageError, masked, one_line
 

@@ -78,7 +78,7 @@ def test_a_lost_head_ends_the_run_in_one_line_and_the_same_command_goes_on(work,
         assert run.wait() == 1
     last = log.read_text().splitlines()[-1]
     assert last.startswith("igpt: the head of the Ray cluster does not answer")
-    assert last.endswith("next: the same command again")
+    assert last.endswith("next: the same command again, without --overwrite")
     assert len(parts(output)) < len(work.parts)
     finish(*words, log=log)
     assert parts(output) == work.parts

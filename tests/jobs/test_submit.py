@@ -24,7 +24,7 @@ from pipeline.credentials import refuse_credentials
 from pipeline.follow import follow
 from pipeline.job_record import SUBMITTED_WITH, command_line
 from pipeline.package import PACKAGES, is_needed, packaged
-from pipeline.run import RunFailed
+from pipeline.rounds import RunFailed
 from pipeline.storage import UsageError
 from pipeline.submit import Cluster, check_versions, find_cluster, server_url
 

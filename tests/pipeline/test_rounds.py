@@ -1,0 +1,140 @@
+"""Which shards are handed out anew, which are named as failed, and when a run is given up; with
+stand-ins for Ray's part."""
+
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+import pytest
+import ray
+
+from pipeline import rounds
+from pipeline.rounds import RunFailed, _suspects_last, consume
+from pipeline.shards import FileSlice, Plan, Shard
+from pipeline.stage import Parcel, Resources, Stage
+
+REASON = "Model: ValueError: no"
+
+
+class Cluster:
+    """Two actors that take shards in order: `fails(shard, n)` at the n-th try, `deadly` ones end
+    their process while the other actor does one more."""
+
+    def __init__(
+        self, *, fails: Callable[[int, int], bool] = lambda shard, n: False, deadly: set[int]
+    ) -> None:
+        self._fails, self._deadly = fails, deadly
+        self.tries: dict[int, int] = {}
+        self.rounds = 0
+
+    def __call__(self, blocks: Mapping[int, pa.Table], stages: object, lease: object):
+        self.rounds += 1
+        order = list(blocks)
+        for place, shard in enumerate(order):
+            if shard in self._deadly:
+                yield from (self._tried(i) for i in order[place + 1 : place + 2] if self._lives(i))
+                raise ray.exceptions.ActorDiedError()
+            yield self._tried(shard)
+
+    def _lives(self, shard: int) -> bool:
+        return shard not in self._deadly
+
+    def _tried(self, shard: int) -> Parcel:
+        n = self.tries[shard] = self.tries.get(shard, 0) + 1
+        if self._fails(shard, n):
+            return Parcel(shard, failure=REASON)
+        return Parcel(shard, pa.table({"shard": [shard]}))
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Consumes n shards on such a cluster: (shards done, in order; the message of the failure)."""
+
+    def consumed(n: int, **traits: object) -> tuple[list[int], str, Cluster]:
+        cluster = Cluster(**({"deadly": set()} | traits))
+        monkeypatch.setattr(rounds, "_round", cluster)
+        shards = tuple(Shard(i, (FileSlice("f", "f", 0, 1),)) for i in range(n))
+        plan = Plan(format="images", shard_size=1, shards=shards)
+        done, message = [], ""
+        try:
+            stage = Stage(object, {}, Resources(actors=2))
+            done.extend(row["shard"] for row in consume(plan, plan.shards, [stage]))
+        except RunFailed as failed:
+            message = str(failed)
+        return sorted(done), message, cluster
+
+    return consumed
+
+
+def test_what_fails_once_is_done_at_the_second_try(run):
+    """Past bug: as many failures in a row as a store that was away for a moment gives ended the
+    run, however many actors met it."""
+    done, message, cluster = run(40, fails=lambda shard, n: 10 <= shard < 19 and n == 1)
+    assert (done, message) == (list(range(40)), "")
+    assert cluster.rounds == 2
+
+
+@pytest.mark.parametrize("n", [9, 12])
+def test_what_fails_twice_is_named_all_of_it(run, n):
+    """Past bug: the second try forgot what had failed, counted on, and said that the rest had not
+    been tried."""
+    bad = set(range(0, 4 * n, 4))
+    done, message, cluster = run(60, fails=lambda shard, _: shard in bad)
+    assert done == sorted(set(range(60)) - bad)
+    named = "0, 4, 8, 12, 16, 20, 24, 28, 32" + (", 36, ..." if n > 10 else "")
+    assert message == f"{n} of 60 shards failed: {named}; 0 because of {REASON}"
+    assert max(cluster.tries[shard] for shard in bad) == 2
+
+
+def test_a_run_whose_shards_all_fail_is_given_up(run):
+    """Five for each of the two actors."""
+    done, message, cluster = run(40, fails=lambda shard, _: shard >= 20)
+    assert done == list(range(20))
+    assert message.startswith("10 of 40 shards failed, and the rest was not tried: 20, 21, 22,")
+    assert cluster.rounds == 1
+
+
+@pytest.mark.parametrize("deadly", [{0}, {39}, {5, 11}, {5, 6}, {0, 1, 2}, set(range(5, 40, 6))])
+def test_shards_that_their_process_dies_of_are_named_and_the_others_done(run, deadly):
+    """Past bug: two of them ended the run, which named neither, at each resume again."""
+    done, message, _ = run(40, deadly=deadly)
+    assert done == sorted(set(range(40)) - deadly)
+    named = ", ".join(map(str, sorted(deadly)))
+    assert message.startswith(f"{len(deadly)} of 40 shards failed: {named}; ")
+    assert "because of a process that died each time: ActorDiedError" in message
+
+
+def test_a_run_whose_processes_all_die_is_given_up(run):
+    done, message, cluster = run(1000, deadly=set(range(1000)))
+    assert done == []
+    assert message.startswith("a stage failed: processes died, ActorDiedError")
+    assert cluster.rounds == 4
+
+
+def test_a_cluster_on_which_processes_begin_to_die_is_given_up(run):
+    done, message, cluster = run(1000, deadly=set(range(500, 1000)))
+    assert done == list(range(500))
+    assert message.startswith("10 of 1000 shards failed, and the rest was not tried: ")
+    assert cluster.rounds < 40
+
+
+def test_a_failure_at_the_start_of_a_stage_ends_the_run_before_anything_is_done(run, monkeypatch):
+    def refused(*_: object):
+        raise ray.exceptions.RayError(f"...\npipeline.stage.StageError: {REASON}\n  advice")
+        yield
+
+    monkeypatch.setattr(Cluster, "__call__", refused)
+    assert run(3)[:2] == ([], f"a stage failed: {REASON}")
+
+
+@pytest.mark.parametrize(
+    ("back", "expected"),
+    [
+        ({0}, [1, 2, 3, 4]),
+        ({0, 3}, [4, 1, 2]),
+        ({4}, [0, 1, 2, 3]),
+        ({2, 4}, [0, 1, 3]),
+        ({0, 1, 2, 3, 4}, []),
+    ],
+)
+def test_what_was_handed_out_before_the_last_that_came_back_comes_last(back, expected):
+    assert _suspects_last(range(5), back) == expected
