@@ -17,7 +17,7 @@ from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
-from pipeline import run
+from pipeline import rounds
 from pipeline.stage import NOT_BEGUN, Parcel, packed
 
 SIDE = 8
@@ -134,5 +134,5 @@ def in_process(ray_session):
     """Jobs without actors, whose start takes seconds: for tests of what jobs do to rows. That Ray
     hands blocks on as they are is shown by those that run with it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "chain", _InProcess)
+        patch.setattr(rounds, "chain", _InProcess)
         yield

@@ -27,7 +27,7 @@ from igpt_core.model import load_model
 from igpt_core.pixels import load_pixels
 from igpt_core.sampling import SamplingConfig, row_seed
 from jobs.__main__ import main
-from pipeline import run as pipeline_run
+from pipeline import rounds
 
 GIVEN = SIDE * SIDE // 2
 
@@ -134,9 +134,9 @@ def test_duckdb_pandas_and_datasets_open_the_output(completed, tmp_path):
 def test_actors_and_the_order_of_shards_change_no_byte(
     completed, photos, tiny_model, tmp_path, monkeypatch
 ):
-    chain = pipeline_run.chain
+    chain = rounds.chain
     monkeypatch.setattr(
-        pipeline_run,
+        rounds,
         "chain",
         lambda blocks, *args, **kw: chain(dict(reversed(blocks.items())), *args, **kw),
     )

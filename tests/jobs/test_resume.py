@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ import pytest
 from conftest import BAD, GOOD
 from runs import igpt, parts
 
-from pipeline import models, run, run_job
+from pipeline import models, rounds, run, run_job
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
+from pipeline.rounds import RunFailed
 from pipeline.run_directory import RunDirectory, new_record
 
 
@@ -65,6 +67,23 @@ def test_a_run_that_is_told_to_stop_ends_its_shard_and_the_same_command_goes_on(
     igpt("quantize", **options)
     igpt("quantize", **options | {"output": tmp_path / "other"})
     assert parts(tmp_path / "run") == parts(tmp_path / "other")
+
+
+def test_a_run_that_failed_says_how_to_go_on_and_not_how_to_start_anew(
+    in_process, options, monkeypatch, capsys
+):
+    """Past bug: "the same command again", which with --overwrite cleared what was kept."""
+
+    def consume(*rest, **named):
+        yield from rounds.consume(*rest, **named)
+        raise RunFailed("1 of 8 shards failed")
+
+    monkeypatch.setattr(run, "consume", consume)
+    monkeypatch.setattr(sys, "argv", ["igpt", "quantize", "--overwrite", "--output=out"])
+    code, line = failing(capsys, "quantize", **options, overwrite=True)
+    assert code == 1
+    kept = "what is done is kept; next: igpt quantize --output=out"
+    assert line == f"igpt: 1 of 8 shards failed; {kept}\n"
 
 
 def test_a_run_that_is_told_to_stop_at_its_last_shard_ends_well(
@@ -156,14 +175,14 @@ def test_rounds_of_fewer_shards_than_there_are_give_the_same(
     """As of a run of more than 20,000."""
     igpt("quantize", **options)
     handed_out = []
-    chain = run.chain
+    chain = rounds.chain
 
     def noted(blocks, *rest, **named):
         handed_out.append(list(blocks))
         return chain(blocks, *rest, **named)
 
-    monkeypatch.setattr(run, "_ROUND", 3)
-    monkeypatch.setattr(run, "chain", noted)
+    monkeypatch.setattr(rounds, "_ROUND", 3)
+    monkeypatch.setattr(rounds, "chain", noted)
     igpt("quantize", **options | {"output": tmp_path / "other"})
     assert handed_out == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert parts(tmp_path / "other") == parts(tmp_path / "run")
