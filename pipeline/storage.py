@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import fsspec
-from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from igpt_core.errors import library_errors
 from igpt_core.model_files import EMBEDDED, is_hub_id
 from pipeline.patience import patiently
 
@@ -32,8 +32,11 @@ _PATIENT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 # s3fs would ask for the size first, to read large objects in pieces: two requests for each image.
 _ONE_GET = {"max_concurrency": 1}
 
-# What an unreachable or forbidden location raises: s3fs lets botocore's own errors through.
-STORE_ERRORS: tuple[type[Exception], ...] = (OSError, BotoCoreError)
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What an unreachable or forbidden location raises: filesystems let the errors of the libraries
+    below them through, and which of those are loaded changes."""
+    return (OSError, *library_errors())
 
 
 class UsageError(Exception):
@@ -95,7 +98,8 @@ def open_location(
     """The filesystem of a URI and the path within it (local: absolute, no trailing slash).
 
     `options` go to fsspec for locations that are not local. Raises UsageError for an unknown
-    protocol, a missing package, or options that the filesystem does not take.
+    protocol, a missing package, options that the filesystem does not take, or a server that it
+    cannot reach.
     """
     found = _PROTOCOL.match(uri)
     if found is None or (os.path.exists(uri) and "://" not in uri):
@@ -116,7 +120,7 @@ def open_location(
         fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
         if "s3" in protocols(fs):
             fs.connect()  # without a request: s3fs looks at its options no sooner
-    except (TypeError, ValueError, ImportError, BotoCoreError) as error:
+    except (TypeError, ValueError, ImportError, *store_errors()) as error:
         raise UsageError(
             f"cannot open {protocol}:// with --storage-options {', '.join(options or {}) or '{}'}: "
             f"{one_line(error)}"
