@@ -30,7 +30,7 @@ from jobs import (
     verify,
 )
 from pipeline.run import OverErrorBudget, RunFailed
-from pipeline.storage import UsageError
+from pipeline.storage import UsageError, masked
 
 COMMANDS = (
     demo.COMMAND,
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(f"igpt: {message}", err=True)
+    click.echo(f"igpt: {masked(message)}", err=True)
     sys.exit(code)
 
 
