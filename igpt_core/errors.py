@@ -24,10 +24,20 @@ class NoHeadError(CheckpointError):
 
 
 def fetch_errors() -> tuple[type[Exception], ...]:
-    """What fetching a file may raise; a library that is not loaded has raised nothing."""
-    loaded = [(sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS]
-    found = (getattr(module, name, None) for module, name in loaded)
-    return (OSError, ValueError, RuntimeError, *(error for error in found if error is not None))
+    """What fetching a file may raise."""
+    return (OSError, ValueError, RuntimeError, *library_errors())
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """What libraries that fetch files raise that is no OSError."""
+    return loaded_classes(_LIBRARY_ERRORS)
+
+
+def loaded_classes(names: Sequence[tuple[str, str]]) -> tuple[type[Exception], ...]:
+    """Classes by module and name; those of a library that is not loaded are left out, for it has
+    raised nothing."""
+    found = (getattr(sys.modules.get(module), name, None) for module, name in names)
+    return tuple(error for error in found if error is not None)
 
 
 def one_of(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ from jobs import (
 )
 from pipeline.rounds import RunFailed
 from pipeline.run import OverErrorBudget
-from pipeline.storage import UsageError
+from pipeline.storage import UsageError, masked
 
 COMMANDS = (
     demo.COMMAND,
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(f"igpt: {message}", err=True)
+    click.echo(f"igpt: {masked(message)}", err=True)
     sys.exit(code)
 
 

@@ -11,16 +11,18 @@ from fsspec import AbstractFileSystem
 
 from pipeline.listing import InputFile
 from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
-from pipeline.storage import STORE_ERRORS, UsageError, is_local, one_line, open_location
-
-# What a missing, unreachable or damaged Parquet file raises (names in it may not be UTF-8).
-PARQUET_ERRORS = (*STORE_ERRORS, pa.ArrowException, UnicodeDecodeError)
+from pipeline.storage import UsageError, is_local, one_line, open_location, store_errors
 
 _FOOTER_THREADS = 32
 _FOOTER_ROUND = 512
 _FOOTER_BYTES = 64 << 10
 
 _Schemas = list[tuple[InputFile, pa.Schema]]
+
+
+def parquet_errors() -> tuple[type[Exception], ...]:
+    """What a missing, unreachable or damaged Parquet file raises (names in it may not be UTF-8)."""
+    return (*store_errors(), pa.ArrowException, UnicodeDecodeError)
 
 
 def read_footers(
@@ -63,7 +65,7 @@ def _footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMetaDat
         else:
             footer = _remote_footer(fs, path)
         return footer, footer.schema.to_arrow_schema()
-    except PARQUET_ERRORS as error:
+    except parquet_errors() as error:
         raise UsageError(
             f"cannot read the Parquet footer of {file.path}: {one_line(error)}; repair the file "
             "or leave it out"

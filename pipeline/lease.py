@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.layout import LEASE_FILE, RUN_FILE
 from pipeline.patience import patiently
-from pipeline.storage import STORE_ERRORS, join, open_location, read_bytes, write_atomic
+from pipeline.storage import join, open_location, read_bytes, store_errors, write_atomic
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Lease:
     def release(self) -> None:
         """Nobody works there now, unless another run has taken it. Where the store is out of reach
         it stays, for the next run to take."""
-        with suppress(*STORE_ERRORS):
+        with suppress(*store_errors()):
             if self.may_write():
                 fs, folder = self._place
                 fs.rm_file(join(folder, LEASE_FILE))

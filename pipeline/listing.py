@@ -11,12 +11,12 @@ from PIL import Image
 
 from pipeline.braces import expand, split_list
 from pipeline.storage import (
-    STORE_ERRORS,
     UsageError,
     absolute,
     kind,
     one_line,
     open_location,
+    store_errors,
     uri_of,
 )
 from pipeline.walking import glob_files, has_magic, list_files, list_folder
@@ -85,7 +85,7 @@ def _list_part(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[s
             base, files = glob_files(fs, path)
         else:
             raise UsageError(f"expected a file or folder at {uri}, found nothing")
-    except STORE_ERRORS as error:
+    except store_errors() as error:
         raise UsageError(
             f"cannot read {uri}: {type(error).__name__}: {one_line(error)}; check the path, your "
             "rights and --storage-options"

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from igpt_core.pixels import Crop, ImageError, load_pixels
 from pipeline.rows import RowError
 from pipeline.storage import (
-    STORE_ERRORS,
     UsageError,
     absolute,
     join,
@@ -21,6 +20,7 @@ from pipeline.storage import (
     one_line,
     open_location,
     read_bytes,
+    store_errors,
 )
 
 STAGE = "mask"
@@ -45,7 +45,7 @@ def find_mask(location: str | None, options: Mapping[str, Any]) -> Mask | None:
         content = read_bytes(fs, path) if found == "file" else b""
         if content:
             load_pixels(content, 1)
-    except (*STORE_ERRORS, ImageError) as error:
+    except (*store_errors(), ImageError) as error:
         raise UsageError(f"cannot read --mask {masked(location)}: {one_line(error)}") from error
     if found is None:
         raise UsageError(
@@ -90,7 +90,7 @@ class Masks:
                 return self._load(join(self._path, name))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
-            except (*STORE_ERRORS, ImageError) as error:
+            except (*store_errors(), ImageError) as error:
                 return RowError.of(STAGE, error)
         return RowError(STAGE, "MissingMask", f"expected {' or '.join(names)} in the mask folder")
 

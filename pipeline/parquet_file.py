@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.chunks import CHUNK_BYTES
-from pipeline.footers import PARQUET_ERRORS
+from pipeline.footers import parquet_errors
 from pipeline.late_rows import GroupPages, LateRows
 from pipeline.row_batches import Strand, row_batches
-from pipeline.storage import STORE_ERRORS, is_local, open_location
+from pipeline.storage import is_local, open_location, store_errors
 from pipeline.thrift import ThriftError
 
 _CHUNK_ROWS = 256
@@ -66,7 +66,7 @@ class ParquetReader:
         try:
             self._fs.invalidate_cache()
             return bool(self._fs.info(self._path) == self._status)
-        except STORE_ERRORS:
+        except store_errors():
             return False
 
     def batches(
@@ -87,7 +87,7 @@ class ParquetReader:
                 before = _end(batch) <= start
                 yield batch
             return
-        except PARQUET_ERRORS:
+        except parquet_errors():
             self._place = None
             # What lies between two shards must not matter to the second: another process that gets
             # it may begin later.

@@ -17,7 +17,7 @@ from pipeline.chunks import (
     one_ahead,
     places,
 )
-from pipeline.footers import PARQUET_ERRORS, is_image, is_tokens
+from pipeline.footers import is_image, is_tokens, parquet_errors
 from pipeline.parquet_file import ParquetReader, opened
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
@@ -37,9 +37,6 @@ class ChangedFile(Exception):
     """A file is not what it was when the run was planned."""
 
 
-_UNREADABLE = (*PARQUET_ERRORS, ChangedFile)
-
-
 def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
     """The rows of a slice: all of them, whatever happened to the file."""
     row = piece.start
@@ -55,7 +52,7 @@ def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
                     row = part.stop
                 first = end
             error = RowError(STAGE, "ChangedFile", f"the file has only {first} rows now")
-    except _UNREADABLE as failure:
+    except (*parquet_errors(), ChangedFile) as failure:
         error = RowError.of(STAGE, failure)
     if row < piece.stop:
         yield failed(replace(piece, start=row), error, options.passthrough)
@@ -97,7 +94,7 @@ def _read_group(
             if row == part.stop:
                 return
         error = RowError(STAGE, "ChangedFile", "the row group ends early")
-    except _UNREADABLE as failure:
+    except (*parquet_errors(), ChangedFile) as failure:
         error = RowError.of(STAGE, failure)
     yield failed(replace(part, start=row), error, options.passthrough)
 

@@ -17,7 +17,7 @@ from igpt_core.errors import CheckpointError
 from pipeline import rows
 from pipeline.cluster import Allotment
 from pipeline.definition import Batch, BatchJob
-from pipeline.footers import PARQUET_ERRORS
+from pipeline.footers import parquet_errors
 from pipeline.job import Job
 from pipeline.job_record import dependencies
 from pipeline.layout import part_name
@@ -27,7 +27,7 @@ from pipeline.parts import WriteParts, parquet_bytes
 from pipeline.run_directory import RunDirectory, differences
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Resources
-from pipeline.storage import STORE_ERRORS, UsageError, join, one_line, read_bytes
+from pipeline.storage import UsageError, join, one_line, read_bytes, store_errors
 
 _HERE = Allotment(Resources(), Resources(), Resources())
 
@@ -141,14 +141,14 @@ def _read_part(directory: RunDirectory, shard: int) -> _Stored:
             return _Stored(results, read("errors"))
         except FileNotFoundError:
             return _Stored(results, rows.ERRORS.empty_table())
-    except PARQUET_ERRORS as error:
+    except parquet_errors() as error:
         raise NotReplayed(f"cannot read {part_name('data', shard)}: {one_line(error)}") from error
 
 
 def _read_shard(read: Any, plan: Plan, shard: Shard) -> pa.Table:
     try:
         return read(replace(plan, shards=(shard,)).to_table())
-    except (*STORE_ERRORS, RuntimeError) as error:
+    except (*store_errors(), RuntimeError) as error:
         raise NotReplayed(f"cannot read the input: {one_line(error)}") from error
 
 

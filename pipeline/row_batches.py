@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.footers import PARQUET_ERRORS
+from pipeline.footers import parquet_errors
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def row_batches(
             at += rows
             if at < stop:
                 return
-    except PARQUET_ERRORS:
+    except parquet_errors():
         if size == 1:
             raise
         yield from row_batches(strands, start, 1)

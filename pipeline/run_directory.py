@@ -29,13 +29,13 @@ from pipeline.layout import (
 from pipeline.parts import parquet_bytes
 from pipeline.shards import Plan
 from pipeline.storage import (
-    STORE_ERRORS,
     UsageError,
     exists,
     join,
     one_line,
     open_location,
     read_bytes,
+    store_errors,
     write_atomic,
     write_new,
 )
@@ -168,7 +168,7 @@ class RunDirectory:
         """Turns what an unreachable or forbidden location raises into a UsageError."""
         try:
             yield
-        except STORE_ERRORS as error:
+        except store_errors() as error:
             raise UsageError(
                 f"cannot use {self.location}: {type(error).__name__}: "
                 f"{one_line(error)}; check the path, your rights and --storage-options"

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.listing import InputFile
 from pipeline.rows import TOKENS
-from pipeline.storage import STORE_ERRORS, UsageError, one_line, open_location, read_bytes
+from pipeline.storage import UsageError, one_line, open_location, read_bytes, store_errors
 
 _DATA = re.compile(r"data/part-\d{6,}\.parquet")
 
@@ -97,7 +97,7 @@ def _load(file: InputFile, options: Mapping[str, Any]) -> dict[str, Any]:
         content = json.loads(read_bytes(fs, path))
     except ValueError:
         return {}
-    except STORE_ERRORS as error:
+    except store_errors() as error:
         raise UsageError(
             f"cannot read {file.path}: {one_line(error)}; check your rights and --storage-options"
         ) from error

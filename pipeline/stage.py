@@ -16,7 +16,7 @@ from ray.util.annotations import RayDeprecationWarning
 from pipeline.lease import Lease
 from pipeline.metrics import IdleShare
 from pipeline.patience import SHARD_PAUSES, patiently
-from pipeline.storage import one_line
+from pipeline.storage import masked_traceback, one_line
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}
@@ -120,7 +120,10 @@ class _Reporting:
             yield
         except Exception as error:  # none is kept from being reported
             kind = type(error).__name__
-            raise StageError(f"{self.stage.__name__}: {kind}: {one_line(error)}") from error
+            reported = StageError(f"{self.stage.__name__}: {kind}: {one_line(error)}")
+            # In the place of its cause, which Ray would log with the secrets of its addresses.
+            reported.add_note(masked_traceback(error))
+            raise reported from None
 
 
 class _ReportingPacked(_Reporting):

@@ -7,16 +7,17 @@ Paths without a protocol are local files. Everything else goes through fsspec, s
 import errno
 import os
 import re
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import fsspec
-from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from igpt_core.errors import library_errors
 from igpt_core.model_files import EMBEDDED, is_hub_id
 from pipeline.patience import patiently
 
@@ -32,8 +33,11 @@ _PATIENT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 # s3fs would ask for the size first, to read large objects in pieces: two requests for each image.
 _ONE_GET = {"max_concurrency": 1}
 
-# What an unreachable or forbidden location raises: s3fs lets botocore's own errors through.
-STORE_ERRORS: tuple[type[Exception], ...] = (OSError, BotoCoreError)
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What an unreachable or forbidden location raises: filesystems let the errors of the libraries
+    below them through, and which of those are loaded changes."""
+    return (OSError, *library_errors())
 
 
 class UsageError(Exception):
@@ -43,10 +47,12 @@ class UsageError(Exception):
     """
 
 
-_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]+")
-_WEB_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]+")
+_SIGNATURE = r"[^\s'\"]+(?<![:;,])"  # without what ends the clause that it stands in
+# urllib3 leaves the host out: "Max retries exceeded with url: /image.png?..."
+_QUERY = re.compile(rf"((?:\w://|\burl: /)[^\s?'\"]*)\?{_SIGNATURE}")
+_WEB_QUERY = re.compile(rf"(https?://[^\s?'\"]*)\?{_SIGNATURE}")
 _MASKED_QUERY = re.compile(r"https?://[^\s?'\"]*\?\*\*\*")
-_LOGIN = re.compile(r"://[^/\s@]+@")
+_LOGIN = re.compile(r"://[^/\s]+@")  # to the last @: a password may hold one
 
 
 def masked(text: str) -> str:
@@ -64,8 +70,17 @@ def one_line(error: BaseException, *, length: int = 300) -> str:
     """An exception's text on one line of at most `length` characters, without the queries
     (signatures) and the logins that URLs in it hold."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = _LOGIN.sub("://***@", _QUERY.sub(r"\1?***", text))
+    text = _without_secrets(text)
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def masked_traceback(error: BaseException) -> str:
+    """An exception's traceback, and those of what it was raised from, with the same left out."""
+    return _without_secrets("".join(traceback.format_exception(error)))
+
+
+def _without_secrets(text: str) -> str:
+    return _LOGIN.sub("://***@", _QUERY.sub(r"\1?***", text))
 
 
 def options_for(storage_options: Mapping[str, Any] | None, role: Role) -> dict[str, Any]:
@@ -95,7 +110,8 @@ def open_location(
     """The filesystem of a URI and the path within it (local: absolute, no trailing slash).
 
     `options` go to fsspec for locations that are not local. Raises UsageError for an unknown
-    protocol, a missing package, or options that the filesystem does not take.
+    protocol, a missing package, options that the filesystem does not take, or a server that it
+    cannot reach.
     """
     found = _PROTOCOL.match(uri)
     if found is None or (os.path.exists(uri) and "://" not in uri):
@@ -116,7 +132,7 @@ def open_location(
         fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
         if "s3" in protocols(fs):
             fs.connect()  # without a request: s3fs looks at its options no sooner
-    except (TypeError, ValueError, ImportError, BotoCoreError) as error:
+    except (TypeError, ValueError, ImportError, *store_errors()) as error:
         raise UsageError(
             f"cannot open {protocol}:// with --storage-options {', '.join(options or {}) or '{}'}: "
             f"{one_line(error)}"

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.listing import InputFile, format_extensions
-from pipeline.storage import STORE_ERRORS, UsageError, one_line
+from pipeline.storage import UsageError, one_line, store_errors
 from pipeline.tar_members import MOST_BYTES, DamagedTar, open_tar, read_members
 
 # By the last extension of a field, as WebDataset's own decoder takes them.
@@ -100,7 +100,7 @@ def _heads(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, s
                 yield key, field, member.size
     except _CUT:
         raise
-    except STORE_ERRORS as error:
+    except store_errors() as error:
         raise UsageError(
             f"cannot read the tar {file.path}: {one_line(error)}; check your rights and "
             "--storage-options, or leave it out of --input"

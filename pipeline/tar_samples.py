@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, failed, null_table, one_ahead
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.storage import STORE_ERRORS, one_line
+from pipeline.storage import one_line, store_errors
 from pipeline.tar_heads import field_type, image_fields
 from pipeline.tar_members import DamagedTar, Member, TruncatedTar, open_tar, read_members
 
@@ -23,7 +23,6 @@ MOST_UNPACKED = 16 << 30  # of a packed tar, which may be made to fill the disk
 
 _CHUNK_ROWS = 256
 _BLOCK = 1 << 20
-_STREAM_ERRORS = (*STORE_ERRORS, EOFError, zlib.error)
 
 Values = Mapping[str, int | str | None]
 
@@ -88,7 +87,7 @@ def _read_tar(piece: FileSlice, options: ReadOptions) -> Iterator[_Row]:
     with ExitStack() as stack:
         try:
             stream = stack.enter_context(open_tar(piece.path, options.storage_options))
-        except _STREAM_ERRORS as failure:
+        except (*store_errors(), EOFError, zlib.error) as failure:
             yield _Row(piece.name, piece.path, RowError.of(STAGE, failure), {})
             return
         # An error of the local disk is none of the tar: it is not caught, and ends the run.
@@ -136,7 +135,7 @@ def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
             block = read(_BLOCK)
         except EOFError as failure:
             return RowError.of(STAGE, TruncatedTar(f"the tar is cut short: {failure}"))
-        except _STREAM_ERRORS as failure:
+        except (*store_errors(), zlib.error) as failure:
             return RowError.of(STAGE, failure)
         if not block:
             return None

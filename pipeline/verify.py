@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette, model_fingerprint
 from igpt_core.errors import CheckpointError
-from pipeline.footers import PARQUET_ERRORS
+from pipeline.footers import parquet_errors
 from pipeline.layout import FOLDERS, PLAN_FILE, REPORT_FILE, part_name, shards_with_errors
 from pipeline.run_directory import RunDirectory
 from pipeline.shards import Plan
-from pipeline.storage import STORE_ERRORS, UsageError, is_masked, join, one_line, read_bytes
+from pipeline.storage import UsageError, is_masked, join, one_line, read_bytes, store_errors
 from pipeline.unique_ids import MOST, repeated_ids
 from pipeline.verify_parts import Layout, PartFacts, look_through, unique_ids
 
@@ -100,7 +100,7 @@ def _plan(directory: RunDirectory, record: Mapping[str, Any]) -> tuple[Plan | No
         content = read_bytes(directory.fs, join(directory.path, PLAN_FILE))
         file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
         plan = Plan.from_table(file.read())
-    except (*PARQUET_ERRORS, ValueError, KeyError, TypeError, UsageError) as error:
+    except (*parquet_errors(), ValueError, KeyError, TypeError, UsageError) as error:
         text = f"{PLAN_FILE}: {type(error).__name__}: {one_line(error, length=120)}"
         return None, Check("plan", False, "not readable", (text,))
     wrong = []
@@ -187,7 +187,7 @@ def _fingerprint(name: str, location: str, recorded: str, of: Callable[[str], st
         return Check(name, None, f"not checked: run.json does not keep all of {location}")
     try:
         found = of(location)
-    except (*STORE_ERRORS, CheckpointError, UsageError) as error:
+    except (*store_errors(), CheckpointError, UsageError) as error:
         return Check(name, None, f"not checked: {one_line(error)}")
     wrong = [f"{location}: {found}, in run.json {recorded}"] if found != recorded else []
     return _check(name, f"fingerprint {recorded}", wrong)

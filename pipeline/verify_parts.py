@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import rows
-from pipeline.footers import PARQUET_ERRORS
+from pipeline.footers import parquet_errors
 from pipeline.layout import part_name
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import STORE_ERRORS, join, one_line, read_bytes
+from pipeline.storage import join, one_line, read_bytes, store_errors
 from pipeline.unique_ids import hashes
 
 # An error for a row whose id an earlier row has: the one id that may stand in both.
@@ -106,7 +106,7 @@ def look_through(
             kinds = Counter(table["error"].to_pylist())
             own = table.filter(pc.not_equal(table["error"], _REPEATED))
             ids += _ids(own[rows.ID], part_name("errors", shard), problems)
-    except (*PARQUET_ERRORS, KeyError) as error:
+    except (*parquet_errors(), KeyError) as error:
         name = part_name("errors" if n_rows is not None else "data", shard)
         problems.append(Problem("readable", f"{name}: {one_line(error, length=120)}"))
     else:
@@ -147,7 +147,7 @@ def _miscounted(
     try:
         stats: Any = json.loads(read_bytes(directory.fs, join(directory.path, name)))
         wrong = [f"{key} {stats[key]} for {n}" for key, n in found.items() if stats[key] != n]
-    except (*STORE_ERRORS, ValueError, KeyError, TypeError) as error:
+    except (*store_errors(), ValueError, KeyError, TypeError) as error:
         wrong = [f"{type(error).__name__}: {one_line(error, length=120)}"]
     if wrong:
         problems.append(Problem("stats", f"{name}: {', '.join(wrong)}"))

@@ -1,5 +1,6 @@
 """cluster.yaml and rayjob.yaml, as far as they can be checked without a cloud."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -153,3 +154,11 @@ def test_what_is_typed_in_rayjob_and_on_the_page_are_commands_of_igpt():
         known = {option for parameter in job.params for option in parameter.opts}
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert given <= known, line
+
+
+def test_the_role_on_the_page_may_end_an_upload_that_failed():
+    """Past bug: the refusal of that hid why the upload had failed, and its pieces stayed."""
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    (policy,) = re.findall(r"cat > bucket\.json <<END\n(.+?)\nEND\n", page, re.DOTALL)
+    (statement,) = json.loads(policy)["Statement"]
+    assert {"s3:PutObject", "s3:AbortMultipartUpload"} <= set(statement["Action"])

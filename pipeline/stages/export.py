@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette
 from pipeline.export_formats import EXPORTS, Contents, Part
-from pipeline.footers import PARQUET_ERRORS
+from pipeline.footers import parquet_errors
 from pipeline.shards import Shard, shards_in
 from pipeline.storage import join, one_line, open_location, read_bytes, write_atomic
 
@@ -85,7 +85,7 @@ class ExportParts:
             file = pq.ParquetFile(io.BytesIO(read_bytes(fs, path)), page_checksum_verification=True)
             contents = Contents.of(self._job, file.schema_arrow, self._passthrough)
             table = file.read(contents.columns)
-        except PARQUET_ERRORS as error:
+        except parquet_errors() as error:
             raise RuntimeError(f"cannot read {piece.path}: {one_line(error)}") from error
         return Part(shard.index, table, contents, self._n_samples, self._palette, self._side)
 

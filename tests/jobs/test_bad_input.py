@@ -1,6 +1,8 @@
 """Images and tables that are not what they should be: an error row each, or one clear line."""
 
+import http.server
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -13,6 +15,7 @@ from runs import errors, igpt, refusal, results
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
+from pipeline import patience
 from pipeline.stages.images import decoded
 
 
@@ -105,3 +108,33 @@ def test_options_of_pixels_are_refused_for_tokens(tmp_path, capsys):
     pq.write_table(pa.table({"tokens": tokens}), tmp_path / "a.parquet")
     options = {"input": tmp_path, "output": tmp_path / "run", "crop": "center"}
     assert "--crop is for images" in refusal(capsys, "embed", **options)
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_web_server_that_refuses_is_one_line_without_secrets(
+    photos, tmp_path, capsys, monkeypatch, status
+):
+    """Past bugs: for the input an error of a library's with exit code 1, for the model a line with
+    its signature."""
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/there"
+        signed = f"{place}?sig=SECRET"
+        of_input = refusal(capsys, "quantize", input=signed, output=tmp_path / "run")
+        of_model = refusal(capsys, "quantize", input=photos, model=signed, output=tmp_path / "run")
+        server.shutdown()
+    assert of_input.startswith(f"igpt: cannot read {place}?***: ClientResponseError: {status}, ")
+    assert "check the path, your rights" in of_input
+    assert of_model.startswith(f"igpt: {place}?***: cannot be fetched ({status}, ")
+    assert "SECRET" not in of_input + of_model

@@ -2,17 +2,31 @@
 
 import errno
 import http.client
-from types import SimpleNamespace
+import http.server
+import json
+import socket
+import ssl
+import sys
+import threading
+from types import ModuleType, SimpleNamespace
 
 import aiohttp
 import botocore.exceptions
+import huggingface_hub.errors
+import pyarrow as pa
 import pytest
 import requests
 from s3fs.errors import translate_boto_error
 
 from pipeline import patience
+from pipeline.chunks import ReadOptions
+from pipeline.image_files import read_image_files
 from pipeline.patience import is_passing, patiently
 from pipeline.rows import RowError
+from pipeline.shards import FileSlice, Shard
+
+# The HTTP library of huggingface_hub: httpx or httpx2.
+HTTPX = sys.modules[huggingface_hub.errors.HTTPError.__module__]
 
 
 def of_s3(
@@ -44,6 +58,11 @@ def raised_from(cause: Exception) -> Exception:
     return error
 
 
+def raised_beside(context: Exception, error: Exception) -> Exception:
+    error.__context__ = context
+    return error
+
+
 PASSING = [
     of_s3("SlowDown"),
     of_s3("InternalError"),
@@ -57,8 +76,17 @@ PASSING = [
     of_s3("ThrottlingException"),
     of_s3("SlowDownRead", status=503),
     of_s3("400", status=400, operation="HeadObject"),
+    of_s3("RequestTimeTooSkewed", status=403),
+    of_s3("ConditionalRequestConflict", status=409, operation="PutObject"),
+    of_s3("IncompleteBody", operation="PutObject"),
+    of_s3("BadDigest", operation="PutObject"),
     botocore.exceptions.NoCredentialsError(),
     requests.ConnectionError("reset"),
+    requests.exceptions.ChunkedEncodingError("cut"),
+    HTTPX.ReadTimeout("too late"),
+    HTTPX.ReadError("reset"),
+    HTTPX.RemoteProtocolError("cut"),
+    HTTPX.ConnectError("Temporary failure in name resolution"),
     of_http(429),
     of_http(502),
     OfGcs(503),
@@ -69,17 +97,28 @@ PASSING = [
     TimeoutError(),
     http.client.IncompleteRead(b"half"),
     OSError(errno.ESTALE, "stale file handle"),
+    OSError(errno.ENOTCONN, "transport endpoint is not connected"),
+    OSError(errno.EHOSTDOWN, "host is down"),
+    socket.gaierror(socket.EAI_AGAIN, "temporary failure in name resolution"),
+    ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
     raised_from(of_s3("SlowDown")),
 ]
 LASTING = [
     of_s3("NoSuchKey"),
     of_s3("AccessDenied"),
     of_s3("InvalidRange"),
+    of_s3("InvalidToken"),
+    of_s3("PreconditionFailed", status=412),
+    HTTPX.UnsupportedProtocol("no such protocol"),
+    HTTPX.LocalProtocolError("a header that cannot be"),
     of_http(404),
     of_http(403),
     OfGcs(404),
     FileNotFoundError(errno.ENOENT, "missing"),
     OSError(errno.EIO, "the disk is broken"),
+    socket.gaierror(socket.EAI_NONAME, "name or service not known"),
+    ssl.SSLCertVerificationError(1, "certificate verify failed"),
+    raised_beside(TimeoutError(), of_s3("AccessDenied")),
     ValueError("no image"),
     raised_from(ValueError("no image")),
     UnicodeDecodeError("utf-8", b"\\xff", 0, 1, "invalid"),
@@ -112,6 +151,52 @@ def test_what_passes_is_no_error_of_a_row(error):
 def test_what_lasts_is_one(error):
     assert not is_passing(error)
     assert RowError.of("read", error).error == type(error).__name__
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("google.auth.exceptions", "TransportError"),
+        ("azure.core.exceptions", "ServiceResponseError"),
+        ("azure.core.exceptions", "IncompleteReadError"),
+    ],
+)
+def test_broken_connections_of_libraries_that_may_be_absent(monkeypatch, module, name):
+    library = ModuleType(module)
+    # Azure's error of a cut body knows the status with which it began.
+    setattr(library, name, type(name, (Exception,), {"status_code": 206}))
+    monkeypatch.setitem(sys.modules, module, library)
+    assert is_passing(type("Of it", (getattr(library, name),), {})())
+
+
+class CuttingHub(http.server.BaseHTTPRequestHandler):
+    """The Hub with one file of 1000 bytes, of which 300 arrive."""
+
+    def do_GET(self):
+        is_body = "/resolve/" in self.path
+        listed = [{"type": "file", "path": "a.png", "size": 1000, "oid": "b" * 40}]
+        repository = {"id": "owner/name", "sha": "a" * 40, "private": False}
+        content = json.dumps(listed if "/tree/" in self.path else repository).encode()
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("Content-Length", "1000" if is_body else str(len(content)))
+        self.end_headers()
+        self.wfile.write(b"x" * 300 if is_body else content)
+
+    def log_message(self, format, *args):
+        pass
+
+
+def test_a_body_of_the_hub_that_is_cut_is_no_bad_image():
+    """Past bug: it was an error row, and the run went on without the image."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CuttingHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = {"endpoint": f"http://127.0.0.1:{server.server_port}"}
+        options = ReadOptions(None, None, pa.schema([]), store, "images")
+        shard = Shard(0, (FileSlice("hf://datasets/owner/name/a.png", "a.png", 0, 1),))
+        with pytest.raises(HTTPX.RemoteProtocolError):
+            list(read_image_files(shard, options))
+        server.shutdown()
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ def test_local_paths_are_absolute_and_ignore_options(tmp_path, monkeypatch):
         ("s3://b/k", {"bogus": "hush"}, r"--storage-options bogus: .*bogus"),
         ("s3://b/k", {"endpoint_url": "nonsense"}, r"--storage-options endpoint_url: .*endpoint"),
         ("s3://b/k", {"profile": "no-such"}, r"no-such"),
+        ("ftp://127.0.0.1:1/photos", {}, r"ftp://.*refused"),
     ],
 )
 def test_a_location_that_cannot_be_opened_is_one_line(uri, options, message):

@@ -1,0 +1,77 @@
+"""Logins and signatures of locations stay out of messages and logs."""
+
+import logging
+import traceback
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from pipeline import stage
+from pipeline.stage import Parcel, StageError, packed, unpacked
+from pipeline.storage import masked, one_line
+
+ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ADDRESS, "https://***@store/a.png?***"),
+        ("ftp://user:p@ssword@host/photos", "ftp://***@host/photos"),
+        (f"{ADDRESS}: cannot be fetched", "https://***@store/a.png?***: cannot be fetched"),
+        ("s3://bucket/image-?.png", "s3://bucket/image-?.png"),
+        ("hf://datasets/owner/name@main/a.png", "hf://datasets/owner/name@main/a.png"),
+    ],
+)
+def test_a_location_that_is_shown(text, expected):
+    assert masked(text) == masked(expected) == expected
+
+
+def test_an_address_without_its_host():
+    error = OSError(
+        "HTTPPool(host='h'): Max retries exceeded with url: /a?sig=SECRET (Caused by x)"
+    )
+    assert one_line(error).endswith("with url: /a?*** (Caused by x)")
+
+
+class Refused:
+    """A stage that a store refuses."""
+
+    def __call__(self, block):
+        self._ask()
+
+    def _ask(self):
+        request = SimpleNamespace(real_url=URL(ADDRESS))
+        raise aiohttp.ClientResponseError(request, (), status=503, message="busy")
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """The class of an actor with that stage."""
+    monkeypatch.setattr(stage, "SHARD_PAUSES", ())
+    return type("Refused", (stage._ReportingPacked,), {"stage": Refused})
+
+
+def test_the_log_of_a_shard_that_failed(refused, caplog):
+    """Past bug: the traceback showed the store's answer as it was."""
+    caplog.set_level(logging.ERROR, logger="pipeline.stage")  # whatever Ray has set in here
+    (parcel,) = unpacked(refused()(packed([Parcel(3)])))
+    assert parcel.failure == (
+        "Refused: ClientResponseError: 503, message='busy', url='https://***@store/a.png?***'"
+    )
+    assert "shard 3 failed" in caplog.text
+    assert "in _ask" in caplog.text
+    assert "url='https://***@store/a.png?***'" in caplog.text
+    assert "SECRET" not in caplog.text
+    assert "ss@" not in caplog.text
+
+
+def test_what_ray_logs_of_an_actor_that_failed(refused):
+    with pytest.raises(StageError) as caught:
+        stage._Reporting.__call__(refused(), None)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "in _ask" in shown
+    assert "SECRET" not in shown
+    assert "ss@" not in shown
