@@ -155,7 +155,8 @@ def consume(
     Args:
         lease: where it says so, no shard is begun any more, and the rest is left out.
 
-    Raises RunFailed at the end where shards failed, and as soon as it looks hopeless.
+    Raises RunFailed at the end where shards failed, and as soon as it looks hopeless, or a stage
+    says that it is.
     """
     table = plan.to_table()
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
@@ -175,6 +176,8 @@ def consume(
                     if parcel.block is not None:
                         any_back, deaths, in_a_row = True, 0, 0
                         yield from parcel.block.to_pylist()
+                    elif parcel.ends_run:
+                        raise RunFailed(str(parcel.failure))
                     elif parcel.failure != NOT_BEGUN:
                         in_a_row += 1
                         failures[parcel.shard] = str(parcel.failure)
