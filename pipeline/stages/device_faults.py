@@ -45,10 +45,7 @@ def within_memory(
     fits = _largest(compute, batch)
     advice = "not even one image fits; next: end what else uses the device, then the same command"
     if fits:
-        advice = (
-            f"next: --batch-size {fits * sequences}, which fits, with --overwrite or another "
-            "--output, as results depend on it"
-        )
+        advice = f"next: --batch-size {fits * sequences}, which fits, with another --output"
     raise DoesNotFit(
         f"expected memory for {n * sequences} sequences at a time, found too little twice; {advice}"
     )

@@ -81,7 +81,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_size_that_does():
     assert device.sizes == [12, 12, 6, 3]
     assert str(refused.value) == (
         "expected memory for 48 sequences at a time, found too little twice; next: --batch-size "
-        "12, which fits, with --overwrite or another --output, as results depend on it"
+        "12, which fits, with another --output"
     )
 
 
