@@ -25,7 +25,7 @@ _KNOCK_SECONDS = 10
 _HEAD_SECONDS = 10  # between two looks at whether the head is there
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
 # CPU, and than spot machines may be away.
-_STALLED_SECONDS = 6 * 3600
+STALLED_SECONDS = 6 * 3600
 _INIT_DEATHS = 3  # a new node may not be ready for the first actor that starts there
 
 
@@ -47,7 +47,7 @@ def connected(address: str | None) -> Iterator[None]:
     context.target_max_block_size = None  # a task's output stays one block: a shard stays whole
     context.max_errored_blocks = 0
     context.max_consecutive_actor_init_deaths = _INIT_DEATHS
-    context.execution_no_progress_timeout_s = _STALLED_SECONDS
+    context.execution_no_progress_timeout_s = STALLED_SECONDS
     try:
         with _watching_head():
             yield
@@ -172,19 +172,6 @@ def is_empty() -> bool:
 def gpus() -> int:
     """GPUs of the cluster that is joined."""
     return int(ray.cluster_resources().get("GPU", 0))
-
-
-def free_gpu_bytes() -> int:
-    """Memory that is free on a GPU of the cluster that is joined, as a task finds it there. Where
-    GPUs differ it may be any of them."""
-
-    @ray.remote(num_cpus=0, num_gpus=1)
-    def look() -> int:
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-
-    return int(unheard(ray.get, look.remote()))
 
 
 def cpus() -> int:

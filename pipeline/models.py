@@ -13,7 +13,9 @@ from igpt_core.model_files import EMBEDDED, pinned
 from igpt_core.palette import Palette
 from pipeline import cluster
 from pipeline.batch_sizes import CPU, Memory, forward_images, painting_images
+from pipeline.gpu_memory import free_gpu_bytes
 from pipeline.options import ModelOptions
+from pipeline.progress import Mode
 from pipeline.stages.batches import RANDOM
 from pipeline.storage import UsageError, absolute_model, options_for
 
@@ -133,7 +135,10 @@ def forward_batches(model: Model, options: ModelOptions) -> Callable[[Compute], 
 
     def images(compute: Compute) -> int:
         return options.batch_size or forward_images(
-            model.config, model.quantizer.image_size**2, dtype=compute.dtype, memory=memory(compute)
+            model.config,
+            model.quantizer.image_size**2,
+            dtype=compute.dtype,
+            memory=memory(compute, options.progress),
         )
 
     return images
@@ -154,16 +159,14 @@ def painting_batches(model: Model, options: ModelOptions, n: int) -> Callable[[C
     def images(compute: Compute) -> int:
         if given is not None:
             return given // n
-        positions = model.quantizer.image_size**2
-        return painting_images(
-            model.config, positions, n=n, dtype=compute.dtype, memory=memory(compute)
-        )
+        positions, room = model.quantizer.image_size**2, memory(compute, options.progress)
+        return painting_images(model.config, positions, n=n, dtype=compute.dtype, memory=room)
 
     return images
 
 
-def memory(compute: Compute) -> Memory:
-    """Of the device, on the cluster that is joined."""
+def memory(compute: Compute, progress: Mode) -> Memory:
+    """Of the device, on the cluster that is joined. Raises RunFailed; see `free_gpu_bytes`."""
     if compute.device == "cpu":
         return CPU
-    return Memory.of_gpu(cluster.free_gpu_bytes())
+    return Memory.of_gpu(free_gpu_bytes(progress=progress))

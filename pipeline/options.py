@@ -79,7 +79,7 @@ class StorageOptions(Options):
     )
 
 
-class ModelOptions(Options):
+class ModelOptions(ProgressOptions):
     """The model, and how it computes."""
 
     model: str = Field("embedded", description="model folder, local or a URI, or a hub id")

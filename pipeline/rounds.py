@@ -35,6 +35,10 @@ class RunFailed(Exception):
     """The run stopped before its end (exit code 1). The message is one line."""
 
 
+class StageGaveUp(RunFailed):
+    """A stage can do no shard with the options of this run. The message says what to do."""
+
+
 def consume(
     plan: Plan,
     shards: Sequence[Shard],
@@ -51,8 +55,8 @@ def consume(
     Args:
         lease: where it says so, no shard is begun any more, and the rest is left out.
 
-    Raises RunFailed, without a next move, at the end where shards failed, and as soon as it looks
-    hopeless.
+    Raises StageGaveUp; RunFailed, without a next move, at the end where shards failed, and as soon
+    as it looks hopeless.
     """
     table = plan.to_table()
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
@@ -68,6 +72,8 @@ def consume(
                     if parcel.block is not None:
                         work.is_done(parcel.shard)
                         yield from parcel.block.to_pylist()
+                    elif parcel.ends_run:
+                        raise StageGaveUp(parcel.failure)
                     elif parcel.failure != NOT_BEGUN:
                         work.has_failed(parcel.shard, str(parcel.failure))
         except _RAY_ERRORS as error:

@@ -13,7 +13,7 @@ from pipeline.layout import REPORT_FILE, part_name, shards_with_errors
 from pipeline.lease import Lease
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Mode, Progress
-from pipeline.rounds import RunFailed, consume
+from pipeline.rounds import RunFailed, StageGaveUp, consume
 from pipeline.run_directory import RunDirectory
 from pipeline.run_record import row_count
 from pipeline.shards import Plan, Shard
@@ -106,6 +106,8 @@ def _given_way(directory: RunDirectory, plan: Plan, lease: Lease) -> Iterator[No
         except KeyboardInterrupt:
             if not stopped.is_set() and lease.may_write():
                 raise
+        except StageGaveUp:  # it says itself what to do
+            raise
         except RunFailed as error:
             if not stopped.is_set() and lease.may_write():
                 kept = f"what is done is kept; next: {directory.resuming()}"

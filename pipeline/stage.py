@@ -48,12 +48,14 @@ class Parcel:
     """A shard between two stages: its block, or why there is none.
 
     `failure` is one line: a stage could not do this shard. The stages after it pass it on, so that
-    the others go on. NOT_BEGUN stands for a shard that was left to a later run.
+    the others go on, unless it `ends_run`. NOT_BEGUN stands for a shard that was left to a later
+    run.
     """
 
     shard: int
     block: pa.Table | None = None
     failure: str | None = None
+    ends_run: bool = False
 
 
 NOT_BEGUN = "not begun"
@@ -65,6 +67,7 @@ _PACKED = pa.schema(
         pa.field("shard", pa.int32()),
         pa.field("block", pa.large_binary()),  # an Arrow stream
         pa.field("failure", pa.string()),
+        pa.field("ends_run", pa.bool_()),
     ]
 )
 
@@ -76,6 +79,7 @@ def packed(parcels: Iterable[Parcel]) -> pa.Table:
             "shard": parcel.shard,
             "block": None if parcel.block is None else _stream(parcel.block),
             "failure": parcel.failure,
+            "ends_run": parcel.ends_run,
         }
         for parcel in parcels
     ]
@@ -91,13 +95,18 @@ def _stream(block: pa.Table) -> bytes:
 
 def unpacked(table: pa.Table) -> Iterator[Parcel]:
     """The parcels that `packed` made rows of; their blocks are not copied."""
-    for shard, stream, failure in zip(*(table[name] for name in _PACKED.names), strict=True):
+    for shard, stream, *failure in zip(*(table[name] for name in _PACKED.names), strict=True):
         block = pa.ipc.open_stream(stream.as_buffer()).read_all() if stream.is_valid else None
-        yield Parcel(shard.as_py(), block, failure.as_py())
+        yield Parcel(shard.as_py(), block, *(value.as_py() for value in failure))
 
 
 class StageError(Exception):
     """A stage's error as one line, which can be found again in the text that Ray makes of it."""
+
+
+class EndOfRun(Exception):
+    """What a stage cannot do for any shard with the options of this run. The message is one line
+    and says what to do."""
 
 
 class _Reporting:
@@ -164,6 +173,8 @@ class _ReportingPacked(_Reporting):
         except StageError as error:
             self._failed_in_a_row += 1
             _log.exception("shard %d failed", parcel.shard)
+            if isinstance(end := error.__context__, EndOfRun):
+                return Parcel(parcel.shard, failure=str(end), ends_run=True)
             return Parcel(parcel.shard, failure=str(error))
 
 

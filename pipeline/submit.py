@@ -25,8 +25,9 @@ from pipeline.storage import UsageError, masked, one_line
 
 _PORT = 8265  # of Ray's job server, where an address does not say
 _REQUEST_SECONDS = 20
-# Ray kills a job three seconds after it was told to stop, unless it is told to wait for longer.
-_STOP_SECONDS = int(GRACE_SECONDS) + 30
+# Ray kills a job three seconds after it was told to stop, unless its environment says otherwise.
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+STOP_SECONDS = int(GRACE_SECONDS) + 30
 _SERVER = "RAY_API_SERVER_ADDRESS"
 
 
@@ -60,7 +61,7 @@ class Cluster:
         """
         environment = {
             SUBMITTED_WITH: masked(shlex.join(typed)),
-            "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
+            STOP_WAIT: str(STOP_SECONDS),
         }
         keep_ray_quiet()
         try:

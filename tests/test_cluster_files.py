@@ -10,6 +10,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs.__main__ import COMMANDS
+from pipeline.stopping import GRACE_SECONDS
+from pipeline.submit import STOP_SECONDS, STOP_WAIT
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -136,6 +138,14 @@ def test_kuberay_gets_numbers_and_words_where_it_wants_them():
     assert spot["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert spot["tolerations"]
     assert spot["nodeSelector"]
+
+
+def test_a_job_on_kubernetes_has_as_long_to_stop_as_a_submitted_one():
+    """Past bug: Ray killed it after three seconds."""
+    variables = yaml.safe_load(RAYJOB["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert variables == {STOP_WAIT: str(STOP_SECONDS)}
+    head = RAYJOB["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head["terminationGracePeriodSeconds"] >= STOP_SECONDS > GRACE_SECONDS
 
 
 def test_what_is_typed_in_rayjob_and_on_the_page_are_commands_of_igpt():

@@ -9,12 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from pipeline.stage import EndOfRun
+
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(EndOfRun):
     """A model batch needs more memory than the device has. The message names one that fits."""
 
 
@@ -41,11 +43,11 @@ def within_memory(
         _clear()  # out of the handler, whose traceback keeps the tensors alive
     n = len(batch[0])
     fits = _largest(compute, batch)
-    advice = f"--batch-size {fits * sequences} fits" if fits else "not even one image fits"
+    advice = "not even one image fits; next: end what else uses the device, then the same command"
+    if fits:
+        advice = f"next: --batch-size {fits * sequences}, which fits, with another --output"
     raise DoesNotFit(
-        f"expected memory for {n * sequences} sequences at a time, found too little twice; "
-        f"{advice}; next: that size with another --output or --overwrite, as results depend on it, "
-        "or end what else uses the device and give the same command again"
+        f"expected memory for {n * sequences} sequences at a time, found too little twice; {advice}"
     )
 
 

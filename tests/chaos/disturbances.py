@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from drivers import Driver, driver, finish, kill_one, rounds, workers
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 _NODE = {"num_cpus": 2, "object_store_memory": 128 << 20, "include_dashboard": False}
@@ -27,51 +28,61 @@ class Night:
 
 
 def drivers_die(night: Night, chance: random.Random) -> None:
-    """SIGKILL up to three times: during the start, at a random part, or a moment after it."""
+    """SIGKILL up to three times: during the start, at a random part but the last, or a moment after
+    it."""
+    hits = 0
     for _ in range(chance.randint(1, 3)):
         with driver(*night.words, log=night.log, **night.environment) as run:
             if chance.random() < 0.2:
                 time.sleep(chance.uniform(0, 8))
             else:
-                _until(run, night, chance.randint(1, night.shards))
+                _until(run, night, chance.randint(1, night.shards - 1))
                 time.sleep(chance.uniform(0, 0.2))
-            run.kill()
+            hits += run.kill()
+    assert hits, night.log.read_text()[-3000:]
     finish(*night.words, log=night.log, **night.environment)
 
 
 def actors_die(night: Night, chance: random.Random) -> None:
     """SIGKILL to an actor of any stage, three to six times."""
-    kills = 0
+    hits = 0
     with driver(*night.words, log=night.log, **night.environment) as run:
         assert run.until(lambda: workers(run.pid)), run.log()[-3000:]
         for _ in range(chance.randint(3, 6)):
             time.sleep(chance.uniform(0, 1.5))
-            alive = workers(run.pid)
-            kill_one(alive, chance)
-            kills += bool(alive)
+            hits += kill_one(workers(run.pid), chance) and run.running
         assert run.wait() == 0, run.log()[-3000:]
-    assert kills
+    assert hits
 
 
 def a_node_dies(night: Night, chance: random.Random) -> None:
-    """Three nodes, the driver's without CPUs: one of the others is killed at a random part, and a
-    new one comes."""
+    """Three nodes, the driver's without CPUs: one of the others that has actors is killed at a
+    random part, and a new one comes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in night.environment.items():  # a node's actors have what the node has
             patch.setenv(name, value)
         cluster = Cluster(initialize_head=True, head_node_args=_NODE | {"num_cpus": 0})
         try:
-            lost, _ = cluster.add_node(**_NODE), cluster.add_node(**_NODE)
+            nodes = [cluster.add_node(**_NODE), cluster.add_node(**_NODE)]
             cluster.wait_for_nodes()
             words = (*night.words, f"--address={cluster.address}")
             with driver(*words, log=night.log) as run:
                 early = chance.randint(1, night.shards // 2)
                 assert _until(run, night, early), run.log()[-3000:]
-                cluster.remove_node(lost, allow_graceful=False)
+                at_work = [node for node in nodes if _actors(node)]
+                assert at_work
+                cluster.remove_node(chance.choice(at_work), allow_graceful=False)
+                assert run.running, run.log()[-3000:]
+                assert night.done() < night.shards
                 cluster.add_node(**_NODE)
                 assert run.wait() == 0, run.log()[-3000:]
         finally:
             cluster.shutdown()
+
+
+def _actors(node: Node) -> list[int]:
+    (raylet,) = node.all_processes["raylet"]
+    return workers(raylet.process.pid)
 
 
 def _until(run: Driver, night: Night, parts: int) -> bool:

@@ -61,10 +61,11 @@ class Driver:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def kill(self) -> None:
-        """SIGKILL to the driver alone; what it has started must end by itself."""
+    def kill(self) -> bool:
+        """SIGKILL to the driver alone; what it has started must end by itself. False where it had
+        ended before."""
         self._process.kill()
-        self._process.wait(PATIENCE)
+        return self._process.wait(PATIENCE) == -signal.SIGKILL
 
     def tell(self, number: int = signal.SIGTERM) -> None:
         self._process.send_signal(number)
@@ -76,14 +77,14 @@ class Driver:
         return self._log.read_text()
 
     def until(self, condition) -> bool:
-        """Wait for it; false where the run ends before."""
+        """Wait for it; false where the run ends before somebody sees it."""
         patience = time.monotonic() + PATIENCE
         while self.running:
             if condition():
                 return True
             assert time.monotonic() < patience, self.log()
             time.sleep(0.05)
-        return bool(condition())
+        return False
 
 
 @contextmanager
@@ -136,7 +137,9 @@ def _below(pid: int, begins: bytes) -> list[int]:
     return sorted(pid for pid in found if names.get(pid, b"").startswith(begins))
 
 
-def kill_one(pids: list[int], chance: random.Random) -> None:
-    if pids:
-        with suppress(ProcessLookupError):  # it was faster
-            os.kill(chance.choice(pids), signal.SIGKILL)
+def kill_one(pids: list[int], chance: random.Random) -> bool:
+    """SIGKILL to one of them; false where none is there any more."""
+    with suppress(ProcessLookupError, IndexError):
+        os.kill(chance.choice(pids), signal.SIGKILL)
+        return True
+    return False

@@ -79,12 +79,14 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_size_that_does():
     with pytest.raises(DoesNotFit) as refused:
         within_memory(device, BATCH, sequences=4)
     assert device.sizes == [12, 12, 6, 3]
-    assert "memory for 48 sequences" in str(refused.value)
-    assert "--batch-size 12 fits; next: that size with another --output" in str(refused.value)
+    assert str(refused.value) == (
+        "expected memory for 48 sequences at a time, found too little twice; next: --batch-size "
+        "12, which fits, with another --output"
+    )
 
 
 def test_where_nothing_fits_it_says_so():
-    with pytest.raises(DoesNotFit, match="not even one image fits"):
+    with pytest.raises(DoesNotFit, match="not even one image fits; next: end what"):
         within_memory(Device(0), BATCH, sequences=1)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,10 @@ import pytest
 from ray import cloudpickle
 from ray.data import DataContext
 
-from pipeline import cluster
+from pipeline import cluster, rounds
 from pipeline.rounds import RunFailed, consume
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
-from pipeline.stage import Resources, Stage
+from pipeline.stage import EndOfRun, Parcel, Resources, Stage, _ReportingPacked, packed
 
 # Ray's workers cannot import the file of a test.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -185,6 +186,26 @@ def test_where_nothing_can_be_done_the_rest_is_not_tried(connected):
     named = "5 of 30 shards failed, and the rest was not tried: 0, 1, 2, 3, 4"
     assert message == f"{named}; 0 because of {GONE_LINE}"
     assert time.monotonic() - begun > 1 + 2 + 4 + 8
+
+
+def test_what_no_shard_could_do_ends_the_run_at_once_in_the_stages_own_words(monkeypatch):
+    """As where a model batch does not fit. Past bug: 16 shards tried it, and its next move was
+    followed by another one."""
+    end = EndOfRun("expected memory, found too little; next: --batch-size 12")
+    refuse = type("Refuse", (_ReportingPacked,), {"stage": Refuse})(error=end, at=(0,))
+    begun = []
+
+    def batches(blocks):
+        for index in blocks:
+            begun.append(index)
+            yield refuse(packed([Parcel(index, pa.table({"shard": [index]}))]))
+
+    def in_process(blocks, stages, *, lease):
+        return SimpleNamespace(iter_batches=lambda **_: batches(blocks))
+
+    monkeypatch.setattr(rounds, "chain", in_process)
+    assert consumed(plan_of(1, 2, 3), [stage(Refuse)]) == ([], str(end))
+    assert begun == [0]
 
 
 def test_an_error_at_the_start_of_a_stage_is_one_line(connected, capsys, monkeypatch):
