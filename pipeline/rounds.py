@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.cluster import unheard
+from pipeline.cluster import STALLED_SECONDS, unheard
 from pipeline.lease import Lease
 from pipeline.shards import Plan, Shard
 from pipeline.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
@@ -26,7 +26,6 @@ _HOPELESS_ROUNDS = 4
 # two rounds the actors start anew, which is little beside 20,000 shards.
 _ROUND = 20_000
 _NAMED = 10  # shards that failed
-_RAY_ERRORS = (ray.exceptions.RayError, ExecutionTimeoutError)
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +75,12 @@ def consume(
                         raise StageGaveUp(parcel.failure)
                     elif parcel.failure != NOT_BEGUN:
                         work.has_failed(parcel.shard, str(parcel.failure))
-        except _RAY_ERRORS as error:
+        except ExecutionTimeoutError as error:
+            raise RunFailed(
+                f"no shard got on for {STALLED_SECONDS / 3600:g} hours, as where the cluster has no "
+                "room for an actor of each stage"
+            ) from error
+        except ray.exceptions.RayError as error:
             work.broke_off(order, back, error)
     work.check()
 
@@ -93,7 +97,9 @@ def _round(
         while (result := unheard(next, results, None)) is not None:
             yield from unpacked(result)
     finally:
-        with suppress(*_RAY_ERRORS):  # of processes that are not needed any more
+        with suppress(
+            ray.exceptions.RayError, ExecutionTimeoutError
+        ):  # of processes that are not needed any more
             unheard(results.close)
 
 

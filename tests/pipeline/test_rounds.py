@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 import pytest
 import ray
+from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline import rounds
 from pipeline.rounds import RunFailed, _suspects_last, consume
@@ -117,13 +118,26 @@ def test_a_cluster_on_which_processes_begin_to_die_is_given_up(run):
     assert cluster.rounds < 40
 
 
-def test_a_failure_at_the_start_of_a_stage_ends_the_run_before_anything_is_done(run, monkeypatch):
+def raising(error: Exception) -> Callable:
     def refused(*_: object):
-        raise ray.exceptions.RayError(f"...\npipeline.stage.StageError: {REASON}\n  advice")
+        raise error
         yield
 
-    monkeypatch.setattr(Cluster, "__call__", refused)
+    return refused
+
+
+def test_a_failure_at_the_start_of_a_stage_ends_the_run_before_anything_is_done(run, monkeypatch):
+    error = ray.exceptions.RayError(f"...\npipeline.stage.StageError: {REASON}\n  advice")
+    monkeypatch.setattr(Cluster, "__call__", raising(error))
     assert run(3)[:2] == ([], f"a stage failed: {REASON}")
+
+
+def test_a_run_that_stood_still_as_long_as_it_may_ends(run, monkeypatch):
+    """Past bug: what was left was handed out anew, so it stood still several times as long."""
+    monkeypatch.setattr(Cluster, "__call__", raising(ExecutionTimeoutError("no progress")))
+    done, message, _ = run(3)
+    assert done == []
+    assert message.startswith("no shard got on for 6 hours")
 
 
 @pytest.mark.parametrize(
