@@ -77,8 +77,8 @@ def consume(
                         work.has_failed(parcel.shard, str(parcel.failure))
         except ExecutionTimeoutError as error:
             raise RunFailed(
-                f"no shard got on for {STALLED_SECONDS / 3600:g} hours, as where the cluster has no "
-                "room for an actor of each stage"
+                f"no shard got on for {STALLED_SECONDS / 3600:g} hours, as where the cluster has "
+                "no room for an actor of each stage"
             ) from error
         except ray.exceptions.RayError as error:
             work.broke_off(order, back, error)
