@@ -11,7 +11,8 @@ FOLDERS = ("data", "errors", "stats")
 RUN_FILE = "run.json"
 PLAN_FILE = "plan.parquet"
 REPORT_FILE = "report.json"
-LEASE_FILE = ".owner"  # hidden: no input, no result
+LEASE_FILE = ".owner"  # hidden, as the next: no input, no result
+_STOP = ".stop-"
 _PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
 
 
@@ -19,6 +20,15 @@ def part_name(folder: str, shard: int) -> str:
     """`data/part-000042.parquet`, relative to the run directory."""
     extension = "json" if folder == "stats" else "parquet"
     return f"{folder}/part-{shard:06d}.{extension}"
+
+
+def stop_file(holder: str) -> str:
+    """The mark of a driver that was told to stop, relative to the run directory."""
+    return f"{_STOP}{holder}"
+
+
+def is_stop_file(name: str) -> bool:
+    return name.startswith(_STOP)
 
 
 def finished_shards(fs: AbstractFileSystem, output: str) -> set[int]:

@@ -1,8 +1,10 @@
 """Who may work at a run directory: the run that was started last.
 
-A file in the run directory names the run that is at work. The actors of a run look into it before
-they work at a shard and before they write, so what was left behind by a driver that is gone, or has
-been replaced, gives way; and a driver that is told to stop says so there.
+A file in the run directory names who took it last. It is written by `take` alone and deleted by
+nobody: whatever else a driver did to it might hit another one that takes it at that moment. The
+actors of a run look into it before they work at a shard and before they write, so what was left
+behind by a driver that is gone, or has been replaced, gives way. A driver that is told to stop says
+so in a file of its own.
 """
 
 import json
@@ -15,7 +17,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from pipeline.layout import LEASE_FILE, RUN_FILE
+from pipeline.layout import LEASE_FILE, RUN_FILE, stop_file
 from pipeline.patience import patiently
 from pipeline.storage import join, open_location, read_bytes, store_errors, write_atomic
 
@@ -39,26 +41,24 @@ class Lease:
     def take(self) -> None:
         """From whoever has it."""
         self.__dict__.pop("_ended", None)
-        self._write(stopping=False)
+        self._write(LEASE_FILE)
 
     def stop(self) -> None:
         """No shard is begun any more; those that are may be written."""
-        if self.may_write():
-            self._write(stopping=True)
+        self._write(stop_file(self.holder))
 
-    def release(self) -> None:
-        """Nobody works there now, unless another run has taken it. Where the store is out of reach
-        it stays, for the next run to take."""
+    def end(self) -> None:
+        """The driver ends: what `stop` left goes. Where the store is out of reach it stays, and
+        says nothing to other runs."""
+        fs, folder = self._place
         with suppress(*store_errors()):
-            if self.may_write():
-                fs, folder = self._place
-                fs.rm_file(join(folder, LEASE_FILE))
+            fs.rm_file(join(folder, stop_file(self.holder)))
 
     def may_begin(self) -> bool:
         """Whether the run may begin a shard. Once it may not, it never may again."""
         if "_ended" not in self.__dict__:
             found = self._read()
-            if found.get("holder") == self.holder and not found["stopping"]:
+            if found.get("holder") == self.holder and not self._read(stop_file(self.holder)):
                 return True
             self.__dict__["_ended"] = True
         return False
@@ -83,10 +83,10 @@ class Lease:
         except FileNotFoundError:
             return {}
 
-    def _write(self, *, stopping: bool) -> None:
-        content = {"run": self.run, "holder": self.holder, "stopping": stopping}
+    def _write(self, name: str) -> None:
         fs, folder = self._place
-        write_atomic(fs, join(folder, LEASE_FILE), json.dumps(content).encode())
+        content = json.dumps({"run": self.run, "holder": self.holder})
+        write_atomic(fs, join(folder, name), content.encode())
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is of this process: the filesystem, and what was seen there."""

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +17,11 @@ import pyarrow.parquet as pq
 from igpt_core.checkpoint import load_palette
 from pipeline import rows
 from pipeline.blocks import by_shard, tokens_of
-from pipeline.layout import part_name
+from pipeline.layout import FOLDERS, part_name
 from pipeline.lease import Lease
 from pipeline.nats import NatsHistogram, has_nats
 from pipeline.results import RESULTS, pictures
-from pipeline.storage import exists, join, open_location, write_atomic
+from pipeline.storage import exists, join, open_location, read_bytes, write_atomic
 
 STAGES = ("read", "decode", "model", "write")
 ROW_GROUP_ROWS = 1024
@@ -97,12 +98,13 @@ class WriteParts:
                 f"shard {shard}: expected {expected} rows, found {block.num_rows}; rows were "
                 "lost or cut between two stages, nothing was written"
             )
-        self._check_lease()
         good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))
         bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
         results = self.results(good)
-        self._write_errors(shard, bad)
         payload = parquet_bytes(results)
+        figures = self._figures(good, results)
+        self._check_lease(shard)  # no sooner: all that takes seconds
+        self._write_errors(shard, bad)
         summary = {
             "shard": shard,
             "rows": good.num_rows,
@@ -112,25 +114,55 @@ class WriteParts:
             "finished": time.time(),
             "seconds": _seconds(block) | {"write": time.perf_counter() - begun},
         }
-        stats = summary | {"host": socket.gethostname()}
-        if self._n_examples:
-            stats["examples"] = self._examples(good)
-        if self._has_nats:
-            stats["nats"] = NatsHistogram.of(results).to_json()
-        write_atomic(
-            self._fs, join(self._output, part_name("stats", shard)), json.dumps(stats).encode()
-        )
-        self._check_lease()
-        path = join(self._output, part_name("data", shard))
-        write_atomic(self._fs, path, payload)
+        stats = json.dumps(summary | figures).encode()
+        write_atomic(self._fs, self._path("stats", shard), stats)
+        self._check_lease(shard, stats=stats)
+        write_atomic(self._fs, self._path("data", shard), payload)
         if self._lease is not None and self._lease.is_of_another_run():
-            self._fs.rm_file(path)  # it was taken meanwhile: this part is none of the other run's
-            self._check_lease()
+            self._take_back(shard, stats, payload)
+            raise self._gave_way(shard)
         return summary
 
-    def _check_lease(self) -> None:
-        if self._lease is not None and not self._lease.may_write():
-            raise GaveWay(f"another run works at {self._output} now; nothing was written")
+    def _path(self, folder: str, shard: int) -> str:
+        return join(self._output, part_name(folder, shard))
+
+    def _check_lease(self, shard: int, *, stats: bytes | None = None) -> None:
+        """Raises GaveWay where the lease is gone; `stats`: what was written until now."""
+        if self._lease is None or self._lease.may_write():
+            return
+        if stats is not None and self._lease.is_of_another_run():
+            self._take_back(shard, stats)
+        raise self._gave_way(shard)
+
+    def _gave_way(self, shard: int) -> GaveWay:
+        return GaveWay(f"another run works at {self._output} now; shard {shard} is left to it")
+
+    def _take_back(self, shard: int, stats: bytes, payload: bytes | None = None) -> None:
+        """Out of the directory of a run with other results goes what this one wrote, where that
+        run has not come to the shard yet, or all of it lies over what that run had written.
+
+        Rather than a good part something is left that `igpt verify` finds: a part whose stats are
+        another run's.
+
+        Args:
+            payload: of the data, where they were written.
+        """
+        found = self._content("data", shard)
+        if found is not None and found != payload:
+            return  # the results are the other run's
+        if self._content("stats", shard) not in (None, stats):
+            if found is not None:  # its stats beside these results: nobody would see it
+                write_atomic(self._fs, self._path("stats", shard), stats)
+            return
+        for folder in FOLDERS:  # data first
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(folder, shard))
+
+    def _content(self, folder: str, shard: int) -> bytes | None:
+        try:
+            return read_bytes(self._fs, self._path(folder, shard))
+        except FileNotFoundError:
+            return None
 
     def results(self, good: pa.Table) -> pa.Table:
         """The results, as they are stored, of finished rows that are good."""
@@ -139,6 +171,17 @@ class WriteParts:
         if self._columns is not None:
             columns |= self._columns(good, self._palette, self._side)
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+
+    def _figures(self, good: pa.Table, results: pa.Table) -> dict[str, Any]:
+        """What the stats of a part hold beside its summary."""
+        figures: dict[str, Any] = {"host": socket.gethostname()}
+        if self._lease is not None:
+            figures["run"] = self._lease.run  # not in the part, whose bytes no run may change
+        if self._n_examples:
+            figures["examples"] = self._examples(good)
+        if self._has_nats:
+            figures["nats"] = NatsHistogram.of(results).to_json()
+        return figures
 
     def _examples(self, good: pa.Table) -> list[dict[str, Any]]:
         """A few rows of the part, evenly spread, each with its picture as base64 of a PNG."""
@@ -151,7 +194,7 @@ class WriteParts:
         ]
 
     def _write_errors(self, shard: int, bad: pa.Table) -> None:
-        path = join(self._output, part_name("errors", shard))
+        path = self._path("errors", shard)
         if bad.num_rows:
             errors = pa.table([bad[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS)
             for row in errors.slice(0, _LOGGED_ERRORS).to_pylist():

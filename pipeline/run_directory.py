@@ -7,7 +7,7 @@ import json
 import platform
 import shlex
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from pipeline.layout import (
     REPORT_FILE,
     RUN_FILE,
     finished_shards,
+    is_stop_file,
     part_name,
 )
 from pipeline.parts import parquet_bytes
@@ -89,7 +90,8 @@ class RunDirectory:
             names = self.fs.ls(self.path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             names = []
-        names = [name for name in names if not name.endswith(f"/{LEASE_FILE}")]
+        names = [name.rpartition("/")[2] for name in names]
+        names = [name for name in names if name != LEASE_FILE and not is_stop_file(name)]
         if self.fs.isfile(self.path):
             raise UsageError(f"expected --output to be a folder, found a file at {self.location}")
         if names:
@@ -99,28 +101,38 @@ class RunDirectory:
             )
 
     def clear(self) -> None:
-        """Delete what a run writes, by its names: the folders of parts, the plan, the reports."""
+        """Delete what a run writes, by its names: the folders of parts, the plan, the reports,
+        marks of drivers that were told to stop. The lease stays that of whoever has it."""
+        self._delete(is_stop_file, "")
         # The plan after the parts, which none but it explains; run.json last: still a run.
         for name in (*REPORT_FILES, *FOLDERS, PLAN_FILE, RUN_FILE):
-            path = join(self.path, name)
-            if exists(self.fs, path):
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        path = join(self.path, name)
+        if exists(self.fs, path):
+            try:
                 self.fs.rm(path, recursive=name in FOLDERS)
+            except FileNotFoundError:  # another run clears here at the same time
+                if exists(self.fs, path):
+                    self.fs.rm(path, recursive=name in FOLDERS)
 
     def forget(self, shards: Collection[int]) -> None:
         """Delete what these shards left, so that they are to be done again. The report goes first
         and the results next: stopped in between, it is a run that resumes."""
         if not shards:
             return
-        self._delete({REPORT_FILE}, "")
+        self._delete({REPORT_FILE}.__contains__, "")
         for folder in FOLDERS:  # data first
-            self._delete({part_name(folder, shard) for shard in shards}, folder)
+            names = {part_name(folder, shard) for shard in shards}
+            self._delete(names.__contains__, folder)
 
-    def _delete(self, names: Collection[str], folder: str) -> None:
-        """Those of the files that are there, all of them in one folder."""
+    def _delete(self, chosen: Callable[[str], bool], folder: str) -> None:
+        """The files of a folder whose names, relative to the run directory, are chosen."""
         self.fs.invalidate_cache()
         with suppress(FileNotFoundError), ThreadPoolExecutor(_THREADS) as pool:
             paths = self.fs.ls(join(self.path, folder).rstrip("/"), detail=False)
-            there = [p for p in paths if join(folder, p.rpartition("/")[2]).lstrip("/") in names]
+            there = [p for p in paths if chosen(join(folder, p.rpartition("/")[2]).lstrip("/"))]
             list(pool.map(self.fs.rm_file, there))
 
     def begin(self, record: Mapping[str, Any]) -> None:

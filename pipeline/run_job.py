@@ -63,7 +63,8 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
         record = record_of(job, wanted) if begins else recorded
         job = replace(job, lease=_claim(job, directory, record or {}, begins=begins))
         if source is not None:
-            there = directory.plan()  # of the same run, started a moment ago
+            # Of the same run, started a moment ago; in place of one that is cleared it may be its.
+            there = None if options.overwrite else directory.plan()
             job = job if there is None else replace(job, plan=there)
             directory.write_plan(job.plan)
         directory.forget(again)
@@ -78,12 +79,10 @@ def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begi
     if job.options.overwrite and directory.record() is not None:
         lease.take()  # actors of the run that was there write nothing from now on
         directory.clear()
+    if begins:
         directory.begin(record)
-    else:
-        if begins:
-            directory.begin(record)
-        _check_run(directory, lease)
-        lease.take()
+    _check_run(directory, lease)
+    lease.take()  # also from one that cleared at the same time, and was refused in `begin`
     _check_run(directory, lease)
     if not lease.may_write():
         raise _taken(directory)
@@ -129,7 +128,7 @@ def _execute(job: Job, directory: RunDirectory) -> None:
             progress=options.progress,
         )
     finally:
-        lease.release()
+        lease.end()
     write_report(
         job.output,
         storage_options=options_for(options.storage_options, "output"),

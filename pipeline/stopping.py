@@ -1,12 +1,17 @@
 """A run that is told to stop: it begins no shard any more and ends those in hand, for a while."""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipeline.storage import one_line, store_errors
+
 GRACE_SECONDS = 60.0  # for the shards in hand; schedulers kill after about as long
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -30,12 +35,22 @@ def stoppable(
         asked.set()
         awake.set()
 
+    def tell() -> None:
+        try:
+            stop()
+        except store_errors() as error:
+            _log.warning(
+                "told to stop, but the output is out of reach, so shards are still begun; the run "
+                "ends %.0f seconds after the signal, or at once at a second one (%s: %s)",
+                *(grace, type(error).__name__, one_line(error)),
+            )
+
     def watch() -> None:
         awake.wait()
         if over.is_set():
             return
         # Beside the clock: a store that is out of reach takes its time.
-        threading.Thread(target=stop, daemon=True).start()
+        threading.Thread(target=tell, daemon=True).start()
         if not over.wait(grace):
             os.kill(os.getpid(), signal.SIGINT)
 

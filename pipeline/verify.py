@@ -63,6 +63,7 @@ def verify(
                 lambda shard: look_through(
                     directory,
                     shard.index,
+                    run=str(record.get("run")),
                     planned=shard.rows,
                     failed=shard.index in failed,
                     layout=layout,
@@ -75,7 +76,7 @@ def verify(
         "readable": f"{len(facts)} parts in full, with checksums",
         "schema": f"{len(record['columns'])} columns, the same in all parts",
         "rows": f"{n_rows} rows and {n_errors} errors, as planned",
-        "stats": "as many rows and errors as there are",
+        "stats": "as many rows and errors as there are, none of another run",
     }
     for name, text in passed.items():
         yield _check(name, text, _problems(facts, name))

@@ -78,11 +78,18 @@ class PartFacts:
 
 
 def look_through(
-    directory: RunDirectory, shard: int, *, planned: int | None, failed: bool, layout: Layout
+    directory: RunDirectory,
+    shard: int,
+    *,
+    run: str,
+    planned: int | None,
+    failed: bool,
+    layout: Layout,
 ) -> PartFacts:
     """Read the files of a shard that is done.
 
     Args:
+        run: the id of the run, as run.json has it.
         planned: its rows in the plan.
         failed: whether there is a part of errors.
     """
@@ -110,7 +117,7 @@ def look_through(
         name = part_name("errors" if n_rows is not None else "data", shard)
         problems.append(Problem("readable", f"{name}: {one_line(error, length=120)}"))
     else:
-        problems += _miscounted(directory, shard, n_rows, kinds.total(), planned)
+        problems += _miscounted(directory, shard, n_rows, kinds.total(), planned, run)
     return PartFacts(n_rows or 0, kinds, hashes(ids), tuple(problems))
 
 
@@ -137,7 +144,7 @@ def _ids(column: pa.ChunkedArray, name: str, problems: list[Problem]) -> list[st
 
 
 def _miscounted(
-    directory: RunDirectory, shard: int, n_rows: int, n_errors: int, planned: int | None
+    directory: RunDirectory, shard: int, n_rows: int, n_errors: int, planned: int | None, run: str
 ) -> list[Problem]:
     problems = []
     if planned is not None and n_rows + n_errors != planned:
@@ -147,6 +154,12 @@ def _miscounted(
     try:
         stats: Any = json.loads(read_bytes(directory.fs, join(directory.path, name)))
         wrong = [f"{key} {stats[key]} for {n}" for key, n in found.items() if stats[key] != n]
+        if stats.get("run", run) != run:  # older ones do not say
+            data = part_name("data", shard)
+            wrong.append(
+                f"of another run, which wrote while this one began; next: delete {data}, then the "
+                "same command again"
+            )
     except (*store_errors(), ValueError, KeyError, TypeError) as error:
         wrong = [f"{type(error).__name__}: {one_line(error, length=120)}"]
     if wrong:

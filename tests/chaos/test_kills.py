@@ -86,8 +86,8 @@ def test_a_lost_head_ends_the_run_in_one_line_and_the_same_command_goes_on(work,
 
 @pytest.mark.parametrize("seed", rounds(6, short=1))
 def test_two_runs_that_start_at_once_on_one_output(work, photos, tiny_model, tmp_path, seed):
-    """With the same options, or with other ones, or one of them to replace what is there: each
-    ends, and what is there in the end is the output of one run alone."""
+    """With the same options, or with other ones, or one of them to replace what is there: one
+    does its work, and what is there in the end is the output of that run alone."""
     chance = random.Random(seed)
     output = tmp_path / "run"
     other = completing(photos, tiny_model, seed=6)
@@ -100,10 +100,8 @@ def test_two_runs_that_start_at_once_on_one_output(work, photos, tiny_model, tmp
             time.sleep(chance.choice([0, 0, 0.5, 6]))
         codes = [run.wait() for run in runs]
     said = [run.log() for run in runs]
-    assert 0 in codes or 2 in codes, said
+    assert 0 in codes, said
     words = work.words if json.loads((output / "run.json").read_text())["seed"] == 5 else other
-    if codes.count(0) < 1:
-        finish(*words, f"--output={output}", log=tmp_path / "log")
     whole = work.parts
     if words is other:
         finish(*other, f"--output={tmp_path / 'alone'}", log=tmp_path / "log")

@@ -5,6 +5,8 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import BAD, GOOD
@@ -15,6 +17,7 @@ from pipeline.lease import Lease
 from pipeline.parts import WriteParts
 from pipeline.rounds import RunFailed
 from pipeline.run_directory import RunDirectory, new_record
+from pipeline.storage import UsageError
 
 
 @pytest.fixture
@@ -34,6 +37,10 @@ def failing(capsys, job: str, **options: object) -> tuple[int, str]:
     with pytest.raises(SystemExit) as stopped:
         igpt(job, **options)
     return int(stopped.value.code), capsys.readouterr().err
+
+
+def hidden(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name.startswith(".")}
 
 
 def at_part(monkeypatch, number: int, act) -> None:
@@ -63,7 +70,7 @@ def test_a_run_that_is_told_to_stop_ends_its_shard_and_the_same_command_goes_on(
     assert code == 1
     assert line.startswith("igpt: interrupted: 3 of 8 shards are done and kept; next: igpt")
     assert len(parts(tmp_path / "run")) == 3
-    assert not (tmp_path / "run" / ".owner").exists()
+    assert hidden(tmp_path / "run") == {".owner"}
     igpt("quantize", **options)
     igpt("quantize", **options | {"output": tmp_path / "other"})
     assert parts(tmp_path / "run") == parts(tmp_path / "other")
@@ -134,6 +141,53 @@ def test_a_run_that_was_planned_while_another_began_is_refused_and_touches_nothi
     assert (directory.record() or {})["job"] == "score"
     assert (tmp_path / "run" / "data" / "part-000000.parquet").read_bytes() == b"theirs"
     assert not (tmp_path / "run" / "plan.parquet").exists()
+
+
+def test_of_two_runs_that_replace_one_at_the_same_time_one_goes_on(tmp_path, monkeypatch):
+    """Past bug: one had the lease and the other run.json, and both were refused."""
+    directory = RunDirectory.at(str(tmp_path), {})
+    directory.begin(new_record("quantize", command="", options={}))
+    job = SimpleNamespace(options=SimpleNamespace(storage_options=None, overwrite=True))
+    first, second = (new_record("quantize", command=name, options={}) for name in "ab")
+    clear, begin = RunDirectory.clear, RunDirectory.begin
+    refused = []
+
+    def begin_after_the_first(self, record):
+        if record is second:
+            begin(self, first)
+        begin(self, record)
+
+    def clear_both(self):
+        """The first has the lease; the second takes it, and both clear."""
+        monkeypatch.setattr(RunDirectory, "clear", clear)
+        with pytest.raises(UsageError, match="another run began") as error:
+            run_job._claim(job, directory, second, begins=True)
+        refused.append(error)
+
+    monkeypatch.setattr(RunDirectory, "begin", begin_after_the_first)
+    monkeypatch.setattr(RunDirectory, "clear", clear_both)
+    lease = run_job._claim(job, directory, first, begins=True)
+    assert refused
+    assert lease.may_begin()
+    assert (directory.record() or {})["run"] == lease.run == first["run"]
+
+
+def test_a_run_that_replaces_another_goes_by_its_own_plan(
+    in_process, options, tmp_path, monkeypatch
+):
+    """Past bug: not where the other one, which had just begun, wrote its own once more."""
+    igpt("quantize", **options)
+    theirs = RunDirectory.at(str(tmp_path / "run"), {}).plan()
+    assert theirs is not None
+    begin = RunDirectory.begin
+
+    def begin_beside(self, record):
+        self.write_plan(theirs)
+        begin(self, record)
+
+    monkeypatch.setattr(RunDirectory, "begin", begin_beside)
+    igpt("quantize", **options | {"shard_size": 6, "overwrite": True})
+    assert len(parts(tmp_path / "run")) == 4
 
 
 def test_a_part_that_is_written_while_a_run_with_other_results_begins_is_taken_back(

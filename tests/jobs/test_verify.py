@@ -270,6 +270,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "stats",
         "stats/part-000001.json",
     ),
+    "another run's": (
+        lambda run: rewrite_json(part(run, 1, "stats"), run="another"),
+        "stats",
+        "of another run, which wrote while this one began; next: delete data/part-000001.parquet",
+    ),
     "one id twice": (repeat_an_id, "ids", "data/part-000000.parquet and data/part-000002.parquet"),
     "good and bad": (name_a_good_row_as_bad, "ids", "2 times"),
     "no id": (lose_an_id, "ids", "data/part-000000.parquet: 1 rows without an id"),
@@ -297,6 +302,16 @@ def test_damage_is_found_and_named(run, name, capsys):
     assert code == 1
     assert checks[check].startswith("FAILED")
     assert says in checks[check]
+
+
+def test_stats_that_do_not_say_of_which_run_they_are_pass(run, capsys):
+    """As an older igpt wrote them."""
+    path = part(run, 1, "stats")
+    stats = json.loads(path.read_text())
+    assert stats.pop("run") == json.loads((run / "run.json").read_text())["run"]
+    path.write_text(json.dumps(stats))
+    code, _ = verified(capsys, run)
+    assert code == 0
 
 
 def test_every_flipped_bit_that_changes_a_value_is_found(run, capsys):

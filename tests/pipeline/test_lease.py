@@ -4,8 +4,10 @@ import pickle
 
 import pytest
 
-from pipeline.layout import LEASE_FILE
+from pipeline.layout import LEASE_FILE, stop_file
 from pipeline.lease import Lease
+from pipeline.run_directory import RunDirectory
+from pipeline.storage import exists, join
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -35,17 +37,67 @@ def test_a_run_that_stops_begins_nothing_and_writes_what_it_has(output):
     lease.take()
     lease.stop()
     assert rights(lease) == (False, True, False)
-    lease.release()
-    assert rights(lease) == (False, False, False)
+    assert not pickle.loads(pickle.dumps(lease)).may_begin()
+    lease.end()
+    assert rights(lease) == (False, True, False)
+    resumed = Lease(output, {}, "one")
+    resumed.take()
+    assert rights(resumed) == (True, True, False)
 
 
-def test_only_who_has_it_can_stop_or_release_it(output):
+@pytest.mark.parametrize("act", [Lease.stop, Lease.end])
+def test_a_run_that_stops_or_ends_while_another_takes_it_leaves_it_to_that_one(
+    output, act, monkeypatch
+):
+    """Past bug: it looked whether it still had the lease, and then wrote over the other one's, or
+    deleted it; both gave way then, and nobody worked."""
     first, second = Lease(output, {}, "one"), Lease(output, {}, "one")
     first.take()
-    second.take()
-    first.stop()
-    first.release()
+    read = Lease._read
+    taken = []
+
+    def taken_after_each_look(self, *name):
+        found = read(self, *name)
+        if self is first and not taken:
+            taken.append(second.take())
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "_read", taken_after_each_look)
+        act(first)
+    if not taken:  # it did not even look
+        second.take()
+        act(first)
     assert rights(second) == (True, True, False)
+    assert rights(first) == (False, False, False)
+
+
+def test_what_is_left_of_drivers_that_were_told_to_stop_is_nobodys_file(output):
+    """Of one that was killed before it ended, too."""
+    directory = RunDirectory.at(output, {})
+    killed, ended = Lease(output, {}, "one"), Lease(output, {}, "one")
+    for lease in (killed, ended):
+        lease.take()
+        lease.stop()
+    ended.end()
+    ended.end()  # of nothing
+    names = {path.rpartition("/")[2] for path in directory.fs.ls(directory.path, detail=False)}
+    assert names == {LEASE_FILE, stop_file(killed.holder)}
+    directory.check_free()
+    directory.clear()
+    assert not exists(directory.fs, join(directory.path, stop_file(killed.holder)))
+    assert rights(ended) == (True, True, False)  # to clear is not to take
+
+
+def test_an_end_out_of_reach_is_no_error(output, monkeypatch):
+    lease = Lease(output, {}, "one")
+    lease.take()
+
+    def fail(*_: object) -> None:
+        raise OSError("out of reach")
+
+    monkeypatch.setattr(type(lease._place[0]), "rm_file", fail)
+    lease.end()
 
 
 def test_an_actor_gets_it_as_it_is_and_a_log_gets_no_secret(output):
@@ -57,5 +109,6 @@ def test_an_actor_gets_it_as_it_is_and_a_log_gets_no_secret(output):
     assert "hush" not in repr(lease)
 
 
-def test_its_file_is_hidden_from_listings():
+def test_its_files_are_hidden_from_listings():
     assert LEASE_FILE.startswith(".")
+    assert stop_file("a").startswith(".")

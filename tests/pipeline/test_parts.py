@@ -17,8 +17,9 @@ from PIL import Image
 from igpt_core.checkpoint import load_palette
 from pipeline import parts, rows
 from pipeline.blocks import tokens_array, with_seconds
-from pipeline.layout import finished_shards, part_name, shards_with_errors
-from pipeline.parts import SUMMARY, WriteParts
+from pipeline.layout import FOLDERS, finished_shards, part_name, shards_with_errors
+from pipeline.lease import Lease
+from pipeline.parts import SUMMARY, GaveWay, WriteParts
 from pipeline.storage import open_location
 
 N = SIDE**2
@@ -59,10 +60,12 @@ def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
     return with_seconds(pa.table(columns), "read", 1.5)
 
 
-def writer(output: Path, palette: str, job: str = "quantize") -> WriteParts:
+def writer(
+    output: Path, palette: str, job: str = "quantize", *, lease: Lease | None = None
+) -> WriteParts:
     return WriteParts(
         output=str(output),
-        lease=None,
+        lease=lease,
         job=job,
         schema=rows.schema_for(job, COLUMNS[job], passthrough=LABEL),
         image_size=SIDE,
@@ -281,3 +284,107 @@ def test_only_whole_parts_count_as_done(tmp_path):
     fs, path = open_location(str(tmp_path))
     assert finished_shards(fs, path) == {3, 1234567}
     assert shards_with_errors(fs, path) == set()
+
+
+# --- another run takes over meanwhile -------------------------------------------------------------
+
+MOMENTS = [
+    f"{when} {folder}" for folder in ("errors", "stats", "data") for when in ("before", "after")
+]
+
+
+def overtaken(
+    output: Path, palette: str, moment: str, monkeypatch, *, shard_done: bool, run: str = "two"
+) -> bool:
+    """A run writes a shard of a good and a bad row; at a moment another one takes over and, where
+    it has done the shard already, has written it with two good rows. Whether the first gave way."""
+    first, second = Lease(str(output), {}, "one"), Lease(str(output), {}, run)
+    first.take()
+    write = parts.write_atomic
+    when, at = moment.split()
+
+    def take_over() -> None:
+        monkeypatch.setattr(parts, "write_atomic", write)
+        second.take()
+        if shard_done:
+            writer(output, palette, lease=second)(block(0, [True, True]))
+
+    def watched(fs: object, path: str, payload: bytes) -> None:
+        if f"/{at}/" not in path:
+            write(fs, path, payload)
+        elif when == "before":
+            take_over()
+            write(fs, path, payload)
+        else:
+            write(fs, path, payload)
+            take_over()
+
+    monkeypatch.setattr(parts, "write_atomic", watched)
+    try:
+        writer(output, palette, lease=first)(block(0, [True, False]))
+    except GaveWay:
+        return True
+    return False
+
+
+def run_of(output: Path) -> str:
+    return str(json.loads((output / part_name("stats", 0)).read_text())["run"])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_is_left_for_a_run_that_has_not_come_to_the_shard(
+    tiny_model, tmp_path, moment, monkeypatch
+):
+    """Past bug: its errors and stats were left."""
+    assert overtaken(tmp_path, tiny_model, moment, monkeypatch, shard_done=False)
+    assert content(tmp_path, *(f for f in FOLDERS if (tmp_path / f).exists())) == {}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_a_run_has_done_is_kept_or_what_lies_over_it_can_be_told(
+    tiny_model, tmp_path, moment, monkeypatch
+):
+    """Past bug: `rm_file` took the part of a run that had ended."""
+    assert overtaken(tmp_path, tiny_model, moment, monkeypatch, shard_done=True)
+    assert run_of(tmp_path) == ("two" if moment in ("after stats", "after data") else "one")
+    if run_of(tmp_path) == "two":
+        assert pq.read_table(tmp_path / part_name("data", 0))["id"].to_pylist() == ["0-0", "0-1"]
+        assert not (tmp_path / part_name("errors", 0)).exists()
+    else:  # `igpt verify` says so
+        assert (tmp_path / part_name("data", 0)).exists()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_resumed_meanwhile_keeps_what_both_wrote(
+    tiny_model, tmp_path, moment, monkeypatch
+):
+    gave_way = overtaken(tmp_path, tiny_model, moment, monkeypatch, shard_done=True, run="one")
+    assert gave_way == (not moment.endswith("data"))  # it was done then, whoever did it
+    assert (tmp_path / part_name("data", 0)).exists()
+    assert run_of(tmp_path) == "one"
+
+
+def test_the_lease_is_asked_after_the_results_are_made(tiny_model, tmp_path, monkeypatch):
+    """Past bug: it was asked before, and pictures take seconds."""
+    first, second = Lease(str(tmp_path), {}, "one"), Lease(str(tmp_path), {}, "two")
+    first.take()
+    made = WriteParts.results
+
+    def slowly(self, good):
+        second.take()
+        return made(self, good)
+
+    monkeypatch.setattr(WriteParts, "results", slowly)
+    with pytest.raises(GaveWay):
+        writer(tmp_path, tiny_model, lease=first)(block(0, [True, False]))
+    assert not any((tmp_path / folder).exists() for folder in FOLDERS)
+
+
+def test_the_run_stands_in_the_stats_and_in_no_part(tiny_model, tmp_path):
+    for run in ("one", "two"):
+        lease = Lease(str(tmp_path / run), {}, run)
+        lease.take()
+        writer(tmp_path / run, tiny_model, lease=lease)(block(0, [True, False]))
+        assert run_of(tmp_path / run) == run
+    folders = ("data", "errors")
+    assert content(tmp_path / "one", *folders) == content(tmp_path / "two", *folders)

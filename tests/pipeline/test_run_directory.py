@@ -152,6 +152,20 @@ def test_a_clearing_that_stops_leaves_a_run(directory, monkeypatch):
     assert directory.record() is not None
 
 
+def test_two_that_clear_at_once_do_not_stop_at_what_the_other_has_deleted(directory, monkeypatch):
+    directory.begin(new_record("complete", command="", options={}))
+    put(directory, "data/part-000000.parquet")
+    remove = type(directory.fs).rm
+
+    def remove_twice(fs: object, path: str, recursive: bool = False) -> None:
+        remove(fs, path, recursive=recursive)
+        remove(fs, path, recursive=recursive)
+
+    monkeypatch.setattr(type(directory.fs), "rm", remove_twice)
+    directory.clear()
+    assert names(directory) == set()
+
+
 def test_the_same_run_is_resumed():
     refuse_other_run(
         "out", {"seed": 7, "limit": None, "shard_size": 32}, {"seed": 7, "limit": None}

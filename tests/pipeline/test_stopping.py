@@ -45,14 +45,20 @@ def test_the_second_interrupts(number):
         ended_by(lambda: None, signal.SIGTERM, number)
 
 
-def test_the_end_of_the_grace_interrupts_even_where_stopping_fails(monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+def test_the_end_of_the_grace_interrupts_even_where_stopping_fails(monkeypatch, caplog):
+    """Past bug: then the thread died with a traceback."""
+    died = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
 
     def fail() -> None:
-        raise OSError("out of reach")
+        raise OSError("no route\nto host")
 
     with pytest.raises(KeyboardInterrupt):
-        ended_by(fail, signal.SIGTERM, grace=0.1)
+        ended_by(fail, signal.SIGTERM, grace=0.2)
+    assert not died
+    (line,) = caplog.messages
+    assert line.startswith("told to stop, but the output is out of reach")
+    assert line.endswith("(OSError: no route to host)")
 
 
 def test_without_a_signal_nothing_is_called_and_the_handlers_come_back():
