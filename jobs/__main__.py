@@ -29,9 +29,10 @@ from jobs import (
     train,
     verify,
 )
+from pipeline.masking import masked
 from pipeline.rounds import RunFailed
 from pipeline.run import OverErrorBudget
-from pipeline.storage import UsageError, masked
+from pipeline.storage import UsageError
 
 COMMANDS = (
     demo.COMMAND,

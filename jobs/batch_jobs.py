@@ -7,9 +7,10 @@ from jobs import classify, complete, embed, quantize, sample, score
 from jobs.command import parse
 from pipeline.definition import BatchJob
 from pipeline.layout import RUN_FILE
+from pipeline.masking import is_masked
 from pipeline.options import RunOptions
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import UsageError, is_masked
+from pipeline.storage import UsageError
 
 BATCH_JOBS: dict[str, BatchJob] = {
     job.name: job

@@ -5,6 +5,7 @@ from pydantic import Field
 
 from igpt_core.checkpoint import load_palette
 from jobs.command import command
+from pipeline.masking import masked
 from pipeline.options import Options, StorageOptions
 from pipeline.report import write_report
 from pipeline.run_directory import RunDirectory
@@ -29,7 +30,7 @@ def run(options: ReportOptions) -> None:
         options_for(options.storage_options, "model"),
     )
     write_report(location, palette=palette, storage_options=output_options)
-    click.echo(f"{location}/report.html")
+    click.echo(masked(f"{location}/report.html"))
 
 
 COMMAND = command(

@@ -8,6 +8,7 @@ from pydantic import Field
 from jobs.batch_jobs import recorded_job
 from jobs.command import command
 from pipeline.layout import shards_with_errors
+from pipeline.masking import masked
 from pipeline.options import RayOptions, StorageOptions
 from pipeline.run_directory import RunDirectory
 from pipeline.run_job import run_job
@@ -33,9 +34,11 @@ def run(options: RetryOptions) -> None:
     if failed:
         run_job(job, recorded, again=failed)
     elif options.json_lines:
-        click.echo(json.dumps({"event": "done", "output": directory.location, "retried": 0}))
+        click.echo(
+            json.dumps({"event": "done", "output": masked(directory.location), "retried": 0})
+        )
     elif not options.quiet:
-        click.echo(f"{directory.location}: no part has errors, nothing to retry")
+        click.echo(f"{masked(directory.location)}: no part has errors, nothing to retry")
 
 
 COMMAND = command(

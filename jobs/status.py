@@ -8,6 +8,7 @@ import click
 from pydantic import Field
 
 from jobs.command import command
+from pipeline.masking import masked
 from pipeline.options import Options, StorageOptions
 from pipeline.progress import duration
 from pipeline.run_directory import RunDirectory
@@ -25,7 +26,7 @@ def run(options: StatusOptions) -> None:
     directory = RunDirectory.at(location, options_for(options.storage_options, "output"))
     status = read_status(directory)
     if options.json_lines:
-        click.echo(json.dumps({"output": directory.location, **dataclasses.asdict(status)}))
+        click.echo(json.dumps({"output": masked(directory.location), **dataclasses.asdict(status)}))
     else:
         for name, text in _lines(status, directory.location).items():
             click.echo(f"{name:7} {text}")

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.storage import UsageError, masked
+from pipeline.masking import masked
+from pipeline.storage import UsageError
 
 # Options of filesystems whose text is no secret. Of others nobody here knows what they hold.
 _HARMLESS = {

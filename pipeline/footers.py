@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.listing import InputFile
+from pipeline.masking import one_line
 from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
-from pipeline.storage import UsageError, is_local, one_line, open_location, store_errors
+from pipeline.storage import UsageError, is_local, open_location, store_errors
 
 _FOOTER_THREADS = 32
 _FOOTER_ROUND = 512

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt_core.pixels import Crop, ImageError, load_pixels
+from pipeline.masking import masked, one_line
 from pipeline.rows import RowError
 from pipeline.storage import (
     UsageError,
     absolute,
     join,
     kind,
-    masked,
-    one_line,
     open_location,
     read_bytes,
     store_errors,

@@ -27,13 +27,13 @@ from pipeline.layout import (
     is_stop_file,
     part_name,
 )
+from pipeline.masking import one_line
 from pipeline.parts import parquet_bytes
 from pipeline.shards import Plan
 from pipeline.storage import (
     UsageError,
     exists,
     join,
-    one_line,
     open_location,
     read_bytes,
     store_errors,

@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.listing import InputFile
+from pipeline.masking import one_line
 from pipeline.rows import TOKENS
-from pipeline.storage import UsageError, one_line, open_location, read_bytes, store_errors
+from pipeline.storage import UsageError, open_location, read_bytes, store_errors
 
 _DATA = re.compile(r"data/part-\d{6,}\.parquet")
 

@@ -11,6 +11,7 @@ from pipeline.definition import Batch, BatchJob
 from pipeline.job import Job, allotment_for
 from pipeline.job_record import dependencies, record_of
 from pipeline.lease import Lease
+from pipeline.masking import masked
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report import write_report
 from pipeline.run import execute
@@ -135,6 +136,6 @@ def _execute(job: Job, directory: RunDirectory) -> None:
         palette=job.definition.quantizer.palette,
     )
     if options.json_lines:
-        print(json.dumps({"event": "done", "output": job.output, **report}), flush=True)
+        print(json.dumps({"event": "done", "output": masked(job.output), **report}), flush=True)
     else:
-        print(f"{job.output}/report.html", flush=True)
+        print(masked(f"{job.output}/report.html"), flush=True)

@@ -14,9 +14,9 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.lease import Lease
+from pipeline.masking import masked_traceback, one_line
 from pipeline.metrics import IdleShare
 from pipeline.patience import SHARD_PAUSES, patiently
-from pipeline.storage import masked_traceback, one_line
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.storage import one_line, store_errors
+from pipeline.masking import one_line
+from pipeline.storage import store_errors
 
 GRACE_SECONDS = 60.0  # for the shards in hand; schedulers kill after about as long
 

@@ -7,7 +7,6 @@ Paths without a protocol are local files. Everything else goes through fsspec, s
 import errno
 import os
 import re
-import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from igpt_core.errors import library_errors
 from igpt_core.model_files import EMBEDDED, is_hub_id
+from pipeline.masking import masked, one_line
 from pipeline.patience import patiently
 
 Result = TypeVar("Result")
@@ -45,42 +45,6 @@ class UsageError(Exception):
 
     The message is one line: what was expected, what was found, the next move.
     """
-
-
-_SIGNATURE = r"[^\s'\"]+(?<![:;,])"  # without what ends the clause that it stands in
-# urllib3 leaves the host out: "Max retries exceeded with url: /image.png?..."
-_QUERY = re.compile(rf"((?:\w://|\burl: /)[^\s?'\"]*)\?{_SIGNATURE}")
-_WEB_QUERY = re.compile(rf"(https?://[^\s?'\"]*)\?{_SIGNATURE}")
-_MASKED_QUERY = re.compile(r"https?://[^\s?'\"]*\?\*\*\*")
-_LOGIN = re.compile(r"://[^/\s]+@")  # to the last @: a password may hold one
-
-
-def masked(text: str) -> str:
-    """Text that may hold locations, without logins and without the queries (signatures) of web
-    addresses: fit to be shown and written down."""
-    return _LOGIN.sub("://***@", _WEB_QUERY.sub(r"\1?***", text))
-
-
-def is_masked(text: str) -> bool:
-    """Whether `masked` left something out of a location, so that it leads nowhere."""
-    return "://***@" in text or _MASKED_QUERY.search(text) is not None
-
-
-def one_line(error: BaseException, *, length: int = 300) -> str:
-    """An exception's text on one line of at most `length` characters, without the queries
-    (signatures) and the logins that URLs in it hold."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = _without_secrets(text)
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def masked_traceback(error: BaseException) -> str:
-    """An exception's traceback, and those of what it was raised from, with the same left out."""
-    return _without_secrets("".join(traceback.format_exception(error)))
-
-
-def _without_secrets(text: str) -> str:
-    return _LOGIN.sub("://***@", _QUERY.sub(r"\1?***", text))
 
 
 def options_for(storage_options: Mapping[str, Any] | None, role: Role) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.listing import InputFile, format_extensions
-from pipeline.storage import UsageError, one_line, store_errors
+from pipeline.masking import one_line
+from pipeline.storage import UsageError, store_errors
 from pipeline.tar_members import MOST_BYTES, DamagedTar, open_tar, read_members
 
 # By the last extension of a field, as WebDataset's own decoder takes them.

@@ -13,9 +13,10 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 
 from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, failed, null_table, one_ahead
+from pipeline.masking import one_line
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.storage import one_line, store_errors
+from pipeline.storage import store_errors
 from pipeline.tar_heads import field_type, image_fields
 from pipeline.tar_members import DamagedTar, Member, TruncatedTar, open_tar, read_members
 

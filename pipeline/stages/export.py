@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from igpt_core.checkpoint import load_palette
 from pipeline.export_formats import EXPORTS, Contents, Part
 from pipeline.footers import parquet_errors
+from pipeline.masking import one_line
 from pipeline.shards import Shard, shards_in
-from pipeline.storage import join, one_line, open_location, read_bytes, write_atomic
+from pipeline.storage import join, open_location, read_bytes, write_atomic
 
 EXPORTED = pa.schema(
     [

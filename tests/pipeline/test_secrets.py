@@ -9,8 +9,8 @@ import pytest
 from yarl import URL
 
 from pipeline import stage
+from pipeline.masking import masked, one_line
 from pipeline.stage import Parcel, StageError, packed, unpacked
-from pipeline.storage import masked, one_line
 
 ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
 
