@@ -121,6 +121,7 @@ def test_complete_reads_and_writes_an_object_store_and_resumes_there(
     assert done["output"] == "s3://jobs/out/run"
     run = "jobs/out/run"
     assert {path.split("/")[-1] for path in fs.ls(run, detail=False)} == {
+        ".owner",
         *("run.json", "plan.parquet", "data", "errors", "stats"),
         *("report.json", "report.html", "contact_sheet.png", "README.md"),
     }
