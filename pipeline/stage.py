@@ -152,10 +152,11 @@ class _ReportingPacked(_Reporting):
         self._failed_in_a_row = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._failed_in_a_row:
+        parcels = list(unpacked(table))
+        if self._failed_in_a_row and any(parcel.failure is None for parcel in parcels):
             time.sleep(min(2 ** (self._failed_in_a_row - 1), _LONGEST_REST))
         begun = time.perf_counter()
-        result = packed([self._handed_on(parcel) for parcel in unpacked(table)])
+        result = packed(map(self._handed_on, parcels))
         waited, self._ended = begun - self._ended, time.perf_counter()
         self._idle.set(waited=waited, worked=self._ended - begun)
         return result

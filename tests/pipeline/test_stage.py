@@ -208,6 +208,24 @@ def test_what_no_shard_could_do_ends_the_run_at_once_in_the_stages_own_words(mon
     assert begun == [0]
 
 
+def test_an_actor_rests_after_failures_but_not_to_pass_on_what_failed_before_it(monkeypatch):
+    """Twice as long each time, up to half a minute, until it has done a shard."""
+    rests: list[float] = []
+    monkeypatch.setattr("pipeline.stage.time.sleep", rests.append)
+    refuse = type("Refuse", (_ReportingPacked,), {"stage": Refuse})(error=GONE, at=(1,))
+
+    def hand(shard: int, failure: str | None = None) -> None:
+        block = pa.table({"shard": [shard]})
+        refuse(packed([Parcel(shard, None if failure else block, failure)]))
+
+    for _ in range(8):
+        hand(1)
+        hand(2, failure="Earlier: ValueError: no")
+    hand(3)
+    hand(3)
+    assert rests == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
 def test_an_error_at_the_start_of_a_stage_is_one_line(connected, capsys, monkeypatch):
     """As where a model is gone by the time that an actor starts. Past bug: the line was the end of
     what Ray adds to a message, advice about its settings."""
