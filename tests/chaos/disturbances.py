@@ -91,7 +91,7 @@ def _until(run: Driver, night: Night, parts: int) -> bool:
 
 
 NIGHTS = [
-    *rounds(20, drivers_die, short=2),
+    *rounds(20, drivers_die, short=1),
     *rounds(10, actors_die, short=1),
     *rounds(5, a_node_dies, short=1),
 ]
