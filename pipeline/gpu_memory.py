@@ -31,6 +31,7 @@ def free_gpu_bytes(*, progress: Mode) -> int:
             if progress == "text":
                 print("waiting for a free GPU of the cluster", file=sys.stderr, flush=True)
             if not _done(task, STALLED_SECONDS):
+                ray.cancel(task)  # never one that ends at that moment: Ray 2.60 ends the process
                 raise RunFailed(
                     "expected a free GPU of the cluster, found none in "
                     f"{STALLED_SECONDS / 3600:g} hours; next: the same command when one is free"
@@ -43,8 +44,6 @@ def free_gpu_bytes(*, progress: Mode) -> int:
             f"{type(cause).__name__}: {one_line(cause)}; next: mend torch or CUDA on the nodes "
             "that have GPUs, and give the same command again"
         ) from error
-    finally:
-        ray.cancel(task)
 
 
 def _done(task: ray.ObjectRef, seconds: float) -> bool:
