@@ -31,7 +31,7 @@ def free_gpu_bytes(*, progress: Mode) -> int:
             if progress == "text":
                 print("waiting for a free GPU of the cluster", file=sys.stderr, flush=True)
             if not _done(task, STALLED_SECONDS):
-                ray.cancel(task)  # never one that ends at that moment: Ray 2.60 ends the process
+                ray.cancel(task)  # here alone: for one that has just ended Ray 2.60 aborts us
                 raise RunFailed(
                     "expected a free GPU of the cluster, found none in "
                     f"{STALLED_SECONDS / 3600:g} hours; next: the same command when one is free"
