@@ -97,9 +97,8 @@ def _round(
         while (result := unheard(next, results, None)) is not None:
             yield from unpacked(result)
     finally:
-        with suppress(
-            ray.exceptions.RayError, ExecutionTimeoutError
-        ):  # of processes that are not needed any more
+        # Of processes that are not needed any more.
+        with suppress(ray.exceptions.RayError, ExecutionTimeoutError):
             unheard(results.close)
 
 
