@@ -131,6 +131,7 @@ def test_duckdb_pandas_and_datasets_open_the_output(completed, tmp_path):
     assert rows.features["tokens"].length == SIDE**2
 
 
+@pytest.mark.slow
 def test_actors_and_the_order_of_shards_change_no_byte(
     completed, photos, tiny_model, tmp_path, monkeypatch
 ):
@@ -146,6 +147,7 @@ def test_actors_and_the_order_of_shards_change_no_byte(
         assert parts(output, folder) == parts(completed, folder)
 
 
+@pytest.mark.slow
 def test_another_shard_size_gives_the_same_rows(completed, photos, tiny_model, tmp_path):
     output = tmp_path / "other"
     igpt(*command(photos, tiny_model, output, **{"shard-size": 24}))
@@ -167,6 +169,7 @@ def test_a_finished_run_is_not_done_again_and_lost_parts_are(completed, photos, 
     assert changed == {lost}
 
 
+@pytest.mark.slow
 def test_another_seed_is_refused_and_overwrite_starts_anew(
     ray_session, photos, tiny_model, tmp_path, capsys
 ):

@@ -110,6 +110,7 @@ def local_parts(fs, model: str, folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "out" / "data").iterdir()}
 
 
+@pytest.mark.slow
 def test_complete_reads_and_writes_an_object_store_and_resumes_there(
     ray_session, s3, tiny_model, tmp_path, capsys, igpt
 ):
