@@ -12,10 +12,10 @@ from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 
 STORE_MIB = 80  # Ray takes no less than 75
-SHARDS, SHARD, ROW_MIB = 6, 4, 6
+SHARDS, SHARD, ROW_MIB = 4, 4, 12  # no two blocks fit into the store
 READERS = 3
 # Ray learns how large blocks are from the first ones. Where all readers are there before one
-# begins, each has been handed two shards by then.
+# begins, each has been handed a shard by then.
 AT_ONCE = {"RAY_DATA_DEFAULT_WAIT_FOR_MIN_ACTORS_S": "120"}
 
 
@@ -34,7 +34,7 @@ def large_rows(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_blocks_that_the_object_store_cannot_hold_change_no_byte(large_rows, tiny_model, tmp_path):
-    """Ray moves them to disk and back. Held together they would be 144 MiB, in a store of 80."""
+    """Ray moves them to disk and back. Held together they would be 192 MiB, in a store of 80."""
     words = ("quantize", f"--input={large_rows}", f"--model={tiny_model}", f"--shard-size={SHARD}")
     words, log = (*words, f"--cpu-actors={READERS}"), tmp_path / "log"
     finish(*words, f"--output={tmp_path / 'undisturbed'}", log=log)
@@ -46,8 +46,8 @@ def test_blocks_that_the_object_store_cannot_hold_change_no_byte(large_rows, tin
         said = memory_summary(cluster.address, stats_only=True)
     finally:
         cluster.shutdown()
-    assert _mebibytes("Spilled", said) > SHARD * ROW_MIB
-    assert _mebibytes("Restored", said) > SHARD * ROW_MIB
+    assert _mebibytes("Spilled", said) >= SHARD * ROW_MIB, said
+    assert _mebibytes("Restored", said) >= SHARD * ROW_MIB, said
     made = parts(tmp_path / "run")
     assert len(made) == SHARDS
     assert made == parts(tmp_path / "undisturbed")
