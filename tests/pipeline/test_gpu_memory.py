@@ -10,7 +10,7 @@ from ray import cloudpickle
 
 from pipeline import gpu_memory
 from pipeline.gpu_memory import free_gpu_bytes
-from pipeline.run import RunFailed
+from pipeline.rounds import RunFailed
 
 # Ray's workers cannot import the file of a test.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
