@@ -29,7 +29,7 @@ from jobs import (
     train,
     verify,
 )
-from pipeline.masking import masked
+from pipeline.masking import masked, one_line
 from pipeline.rounds import RunFailed
 from pipeline.run import OverErrorBudget
 from pipeline.storage import UsageError
@@ -85,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _stop(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; the same command goes on from here", FAILED)
+        _stop("interrupted; next: the same command again", FAILED)
     except Exception as error:
-        _stop(f"{type(error).__name__}: {' '.join(str(error).split())}", FAILED)
+        _stop(f"{type(error).__name__}: {one_line(error)}", FAILED)
 
 
 def _stop(message: str, code: int) -> None:

@@ -10,6 +10,7 @@ from pipeline.layout import RUN_FILE
 from pipeline.masking import is_masked
 from pipeline.options import RunOptions
 from pipeline.run_directory import RunDirectory
+from pipeline.run_job import FOUND
 from pipeline.storage import UsageError
 
 BATCH_JOBS: dict[str, BatchJob] = {
@@ -23,8 +24,6 @@ BATCH_JOBS: dict[str, BatchJob] = {
         classify.JOB,
     )
 }
-# What was found on the cluster of the run, and what results depend on: not to be found anew.
-_FOUND = ("device", "dtype", "batch_size")
 
 
 def recorded_job(
@@ -47,7 +46,7 @@ def recorded_job(
             f"{', '.join(BATCH_JOBS)}; next: the version of igpt that wrote it"
         )
     values = dict(record["options"])
-    found = {name: record["results"].get(name) for name in _FOUND}
+    found = {name: record["results"].get(name) for name in FOUND}
     values |= {name: value for name, value in found.items() if value is not None}
     values |= {"output": directory.location, "overwrite": False, **given}
     hidden = [name for name, value in values.items() if isinstance(value, str) and is_masked(value)]

@@ -1,11 +1,10 @@
 """Click commands made from options: a flag for each field of a pydantic model.
 
-A YAML file (`--config`) may give any of them; a flag beats the file.
+A YAML file (`--config`) may give any of them but --overwrite; a flag beats the file.
 """
 
 import inspect
 import json
-import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.definition import BatchJob
+from pipeline.masking import masked_traceback
 from pipeline.options import Options
 from pipeline.run_job import run_job
 from pipeline.storage import UsageError
@@ -52,9 +52,9 @@ def command(
         options = parse(model, values)
         try:
             run(options)
-        except Exception:
+        except Exception as error:
             if options.debug:
-                traceback.print_exc()
+                click.echo(masked_traceback(error), err=True)
             raise
 
     fields = model.model_fields
@@ -151,6 +151,11 @@ def _from_file(path: str) -> dict[str, Any]:
         raise UsageError(f"cannot read --config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"--config {path} must hold `option: value` lines, found a {type(values)}")
+    if "overwrite" in values:
+        raise UsageError(
+            f"--config {path} must not hold overwrite, which would clear what is done each time "
+            "the command resumes; next: --overwrite as a flag"
+        )
     return values
 
 

@@ -27,7 +27,6 @@ _HEAD_SECONDS = 10  # between two looks at whether the head is there
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
 # CPU, and than spot machines may be away.
 STALLED_SECONDS = 6 * 3600
-_INIT_DEATHS = 3  # a new node may not be ready for the first actor that starts there
 
 
 @contextmanager
@@ -47,7 +46,6 @@ def connected(address: str | None) -> Iterator[None]:
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a task's output stays one block: a shard stays whole
     context.max_errored_blocks = 0
-    context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.execution_no_progress_timeout_s = STALLED_SECONDS
     try:
         with _watching_head():

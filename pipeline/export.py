@@ -20,7 +20,7 @@ from pipeline.listing import InputFile
 from pipeline.masking import masked
 from pipeline.progress import Mode, Progress
 from pipeline.rounds import RunFailed, consume
-from pipeline.run_directory import RunDirectory, refuse_other_run
+from pipeline.run_directory import RunDirectory, refuse_other_run, resuming
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.stage import Stage
 from pipeline.storage import UsageError, exists, join, read_bytes, uri_of
@@ -64,7 +64,7 @@ def find_run(location: str, options: Mapping[str, Any]) -> FinishedRun:
         raise UsageError(
             f"expected a finished run, found {len(indices)} parts "
             f"{'and no report.json' if report is None else 'of ' + str(report['shards'])} in "
-            f"{location}; next: the run's own command again: {record['command']}"
+            f"{location}; next: the command that resumes it: {resuming(record['command'])}"
         )
     names = [part_name("data", index) for index in indices]
     paths = (join(directory.path, name) for name in names)

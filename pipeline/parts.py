@@ -21,7 +21,7 @@ from pipeline.layout import FOLDERS, part_name
 from pipeline.lease import Lease
 from pipeline.nats import NatsHistogram, has_nats
 from pipeline.results import RESULTS, pictures
-from pipeline.storage import exists, join, open_location, read_bytes, write_atomic
+from pipeline.storage import join, open_location, read_bytes, write_atomic
 
 STAGES = ("read", "decode", "model", "write")
 ROW_GROUP_ROWS = 1024
@@ -194,16 +194,24 @@ class WriteParts:
         ]
 
     def _write_errors(self, shard: int, bad: pa.Table) -> None:
-        path = self._path("errors", shard)
+        path, payload = self._path("errors", shard), None
         if bad.num_rows:
             errors = pa.table([bad[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS)
             for row in errors.slice(0, _LOGGED_ERRORS).to_pylist():
                 _log.warning("shard %d, %s: %s: %s", shard, row["id"], row["error"], row["message"])
             if bad.num_rows > _LOGGED_ERRORS:
                 _log.warning("shard %d: %d bad rows, all in %s", shard, bad.num_rows, path)
-            write_atomic(self._fs, path, parquet_bytes(errors))
-        elif exists(self._fs, path):  # of an earlier attempt at this shard
+            payload = parquet_bytes(errors)
+        if payload == self._content("errors", shard):
+            return
+        # An earlier attempt at this shard had other errors: its results lack rows, or hold some
+        # that are errors now. Where this attempt got no further they would count as done.
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path("data", shard))
+        if payload is None:
             self._fs.rm_file(path)
+        else:
+            write_atomic(self._fs, path, payload)
 
 
 _ERROR_COLUMNS = (

@@ -65,7 +65,7 @@ def consume(
         back: set[int] = set()
         blocks = {index: table.slice(row_of[index], 1) for index in order}
         try:
-            with closing(_round(blocks, stages, lease)) as parcels:
+            with closing(_round(blocks, stages, lease, proven=work.begun)) as parcels:
                 for parcel in parcels:
                     back.add(parcel.shard)
                     if parcel.block is not None:
@@ -86,10 +86,10 @@ def consume(
 
 
 def _round(
-    blocks: Mapping[int, pa.Table], stages: Sequence[Stage], lease: Lease | None
+    blocks: Mapping[int, pa.Table], stages: Sequence[Stage], lease: Lease | None, *, proven: bool
 ) -> Generator[Parcel, None, None]:
     """The blocks through the stages once, as Ray does it. Raises RayError."""
-    dataset = chain(blocks, stages, lease=lease)
+    dataset = chain(blocks, stages, lease=lease, proven=proven)
     results: Any = iter(
         dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
@@ -114,7 +114,8 @@ class _Work:
         self._failures: dict[int, str] = {}
         self._deadly: set[int] = set()  # of the failures: shards that their process died of
         self._in_a_row = self._in_vain = 0
-        self._begun = self._tried_again = False
+        self._tried_again = False
+        self.begun = False  # whether a shard is done
 
     def next_round(self) -> list[int]:
         """The shards to hand out; none: all are done or have failed twice."""
@@ -127,7 +128,7 @@ class _Work:
 
     def is_done(self, shard: int) -> None:
         self._failures.pop(shard, None)
-        self._begun, self._in_a_row = True, 0
+        self.begun, self._in_a_row = True, 0
 
     def has_failed(self, shard: int, reason: str) -> None:
         """Raises RunFailed where that happens too often."""
@@ -139,8 +140,7 @@ class _Work:
 
     def broke_off(self, order: Sequence[int], back: Collection[int], error: Exception) -> None:
         """A round ended with an error of Ray's. Raises RunFailed where it is no use to go on."""
-        reported = _reported(error)
-        if reported and not self._begun:
+        if not back and (reported := _reported(error)):  # actors could not start
             raise RunFailed(f"a stage failed: {reported}") from error
         left = _suspects_last(order, back)
         if left:
@@ -148,12 +148,10 @@ class _Work:
         if back:
             self._rounds.extend([left] if left else [])
         elif len(left) == 1:
-            self._begun = True
             self._deadly.add(left[0])
-            cause = reported or f"a process that died each time: {_begin(error)}"
-            self.has_failed(left[0], cause)
+            self.has_failed(left[0], f"a process that died each time: {_begin(error)}")
         else:
-            self._in_vain += not self._begun
+            self._in_vain += not (self.begun or self._deadly)
             if self._in_vain == _HOPELESS_ROUNDS:
                 raise RunFailed(f"a stage failed: processes died, {_begin(error)}") from error
             half = len(left) // 2  # what was handed out first is the likelier reason

@@ -11,15 +11,16 @@ import pyarrow.parquet as pq
 
 from pipeline.layout import REPORT_FILE, part_name, shards_with_errors
 from pipeline.lease import Lease
+from pipeline.masking import one_line
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Mode, Progress
 from pipeline.rounds import RunFailed, StageGaveUp, consume
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, resuming
 from pipeline.run_record import row_count
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Stage
 from pipeline.stopping import stoppable
-from pipeline.storage import join, read_bytes
+from pipeline.storage import join, read_bytes, store_errors
 
 _THREADS = 32
 
@@ -53,6 +54,9 @@ def execute(
         OverErrorBudget: as soon as it is sure that the budget cannot be met. Where the plan does
             not know all rows, it goes by those of the shards that are done, once a tenth is.
     """
+    record = directory.record()
+    assert record is not None
+    next_move = f"next: {resuming(record['command'])}"
     finished = directory.finished()
     pending = [shard for shard in plan.shards if shard.index not in finished]
     failures = _errors_by_kind(directory, finished)
@@ -68,14 +72,14 @@ def execute(
     _check_budget(clock, max_error_fraction)
     if pending:
         clock.show()
-        metrics = RunMetrics((directory.record() or {}).get("job", ""))
+        metrics = RunMetrics(record["job"])
         work = consume(plan, pending, stages, lease=lease)
-        with closing(clock), _given_way(directory, plan, lease), closing(work):
+        with closing(clock), _given_way(directory, plan, lease, next_move), closing(work):
             for summary in work:
                 clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
                 metrics.add(summary)
                 _check_budget(clock, max_error_fraction)
-    _check_complete(directory, plan)
+    _check_complete(directory, plan, next_move)
     _check_budget(clock, max_error_fraction)
     clock.show(final=True)
     earlier = directory.report()
@@ -98,29 +102,48 @@ def execute(
 
 
 @contextmanager
-def _given_way(directory: RunDirectory, plan: Plan, lease: Lease) -> Iterator[None]:
+def _given_way(directory: RunDirectory, plan: Plan, lease: Lease, next_move: str) -> Iterator[None]:
     """What a run that was told to stop, or that another has replaced, ends with."""
     with stoppable(lease.stop) as stopped:
         try:
             yield
         except KeyboardInterrupt:
-            if not stopped.is_set() and lease.may_write():
+            if not stopped.is_set() and not _overtaken(lease):
                 raise
         except StageGaveUp:  # it says itself what to do
             raise
         except RunFailed as error:
-            if not stopped.is_set() and lease.may_write():
-                kept = f"what is done is kept; next: {directory.resuming()}"
-                raise RunFailed(f"{error}; {kept}") from error
-    done = len(directory.finished() & {shard.index for shard in plan.shards})
-    if stopped.is_set() and done < len(plan.shards):
-        raise RunFailed(
-            f"interrupted: {done} of {len(plan.shards)} shards are done and kept; "
-            f"next: {directory.resuming()}"
-        )
-    if not lease.may_write():
+            if not stopped.is_set() and not _overtaken(lease):
+                raise RunFailed(f"{error}; what is done is kept; {next_move}") from error
+    if stopped.is_set():
+        _check_all_done(directory, plan, next_move)
+    if _overtaken(lease):
         raise RunFailed(
             f"another run, started later, has taken over {directory.location}; this one gives way"
+        )
+
+
+def _overtaken(lease: Lease) -> bool:
+    """Whether the run directory is another run's; where nobody can tell, it is not: what the run
+    has to say comes first."""
+    try:
+        return not lease.may_write()
+    except store_errors():
+        return False
+
+
+def _check_all_done(directory: RunDirectory, plan: Plan, next_move: str) -> None:
+    """Raises RunFailed where the run was told to stop before all was done."""
+    try:
+        done = len(directory.finished() & {shard.index for shard in plan.shards})
+    except store_errors() as error:
+        raise RunFailed(
+            f"interrupted, and {directory.location} is out of reach: {one_line(error)}; what is "
+            f"done is kept; {next_move}"
+        ) from error
+    if done < len(plan.shards):
+        raise RunFailed(
+            f"interrupted: {done} of {len(plan.shards)} shards are done and kept; {next_move}"
         )
 
 
@@ -136,7 +159,7 @@ def _check_budget(clock: Progress, fraction: float) -> None:
             f"{clock.errors} of {expected or clock.done:.0f} images are bad, more than "
             f"--max-error-fraction allows ({allowed:.0f}); they are listed in errors/; next: the "
             "same command with a higher --max-error-fraction and without --overwrite, or mend the "
-            "input and start anew with --overwrite"
+            "images and do them again with igpt retry-failed"
         )
 
 
@@ -154,12 +177,12 @@ def _rows_done(directory: RunDirectory, shards: Sequence[Shard]) -> int:
         return sum(known) + sum(counted)
 
 
-def _check_complete(directory: RunDirectory, plan: Plan) -> None:
+def _check_complete(directory: RunDirectory, plan: Plan, next_move: str) -> None:
     missing = {shard.index for shard in plan.shards} - directory.finished()
     if missing:
         raise RunFailed(
             f"{len(missing)} of {len(plan.shards)} shards are missing, the first is "
-            f"{part_name('data', min(missing))}; next: {directory.resuming()}"
+            f"{part_name('data', min(missing))}; {next_move}"
         )
 
 

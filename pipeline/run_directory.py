@@ -118,14 +118,16 @@ class RunDirectory:
                     self.fs.rm(path, recursive=name in FOLDERS)
 
     def forget(self, shards: Collection[int]) -> None:
-        """Delete what these shards left, so that they are to be done again. The report goes first
-        and the results next: stopped in between, it is a run that resumes."""
+        """Delete the results of these shards, so that they are to be done again. The report goes
+        first: stopped in between, it is a run that resumes.
+
+        Errors and stats stay until the writer of the new results replaces them: an actor that
+        still writes the old results, for a driver that was overtaken, ends with a whole part.
+        """
         if not shards:
             return
         self._delete({REPORT_FILE}.__contains__, "")
-        for folder in FOLDERS:  # data first
-            names = {part_name(folder, shard) for shard in shards}
-            self._delete(names.__contains__, folder)
+        self._delete({part_name("data", shard) for shard in shards}.__contains__, "data")
 
     def _delete(self, chosen: Callable[[str], bool], folder: str) -> None:
         """The files of a folder whose names, relative to the run directory, are chosen."""
@@ -152,10 +154,6 @@ class RunDirectory:
         """Raises UsageError where nothing can be written."""
         with self.reached():
             write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(plan.to_table()))
-
-    def resuming(self) -> str:
-        """The command that goes on with the run. Raises UsageError as `record` does."""
-        return resuming((self.record() or {})["command"])
 
     def plan(self) -> Plan | None:
         """The plan that was made when the run began; None where it got no further."""

@@ -10,6 +10,7 @@ from pipeline.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.listing import InputFile
 from pipeline.masking import one_line
 from pipeline.rows import TOKENS
+from pipeline.run_directory import resuming
 from pipeline.storage import UsageError, open_location, read_bytes, store_errors
 
 _DATA = re.compile(r"data/part-\d{6,}\.parquet")
@@ -68,7 +69,7 @@ def find_run(files: Sequence[InputFile], text: str, options: Mapping[str, Any]) 
         raise UsageError(
             f"expected a finished run at {text}, found {len(parts)}{of} parts"
             f"{' and no ' + REPORT_FILE if report is None else ''}; next: the command that "
-            f"resumes it: {record['command']}"
+            f"resumes it: {resuming(record['command'])}"
         )
     passthrough = list(record.get("passthrough", []))
     columns = [column["name"] for column in record["columns"]]

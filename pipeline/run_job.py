@@ -14,9 +14,14 @@ from pipeline.lease import Lease
 from pipeline.masking import masked
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report import write_report
+from pipeline.rounds import RunFailed
 from pipeline.run import execute
-from pipeline.run_directory import RunDirectory, refuse_other_run
+from pipeline.run_directory import RunDirectory, refuse_other_run, resuming
 from pipeline.storage import UsageError, absolute, options_for
+
+# Options that are found on the cluster where they are not given. Results depend on them, and at a
+# resume the cluster may be another, or not have its GPUs yet.
+FOUND = ("device", "dtype", "batch_size")
 
 
 def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ()) -> None:
@@ -37,9 +42,10 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
     plan = None if begins else directory.plan()
     source = kind.find_source(options) if plan is None else None
     if recorded is not None and not begins and isinstance(options, ModelOptions):
-        # Where it is not given it is found, in memory that may be another's today.
-        found = options.batch_size or recorded["results"].get("batch_size")
-        options = options.model_copy(update={"batch_size": found})
+        found = {name: recorded["results"].get(name) for name in FOUND}
+        given = {name: getattr(options, name) for name in FOUND}
+        given = {name: value for name, value in given.items() if value not in (None, "auto")}
+        options = options.model_copy(update=found | given)
     definition = kind.define(options)
     with cluster.connected(options.address):
         _say_what_must_come(options)
@@ -48,8 +54,8 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
         size = options.shard_size
         if recorded is not None and not begins:
             # Where the size of shards is not given it is found, so it is what was found then.
-            given = {} if size is None else {"shard_size": size}
-            refuse_other_run(directory.location, recorded["results"], wanted | given)
+            wanted |= {} if size is None else {"shard_size": size}
+            refuse_other_run(directory.location, recorded["results"], wanted)
             size = recorded["results"]["shard_size"]
         if source is not None:
             quantizer = definition.quantizer
@@ -61,15 +67,18 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
         assert plan is not None
         allotment = allotment_for(options, batch)
         job = Job(kind.name, options, definition, directory.location, plan, batch, allotment)
-        record = record_of(job, wanted) if begins else recorded
-        job = replace(job, lease=_claim(job, directory, record or {}, begins=begins))
+        record = record_of(job, wanted) if recorded is None or options.overwrite else recorded
+        job = replace(job, lease=_claim(job, directory, record, begins=begins))
         if source is not None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
             there = None if options.overwrite else directory.plan()
             job = job if there is None else replace(job, plan=there)
             directory.write_plan(job.plan)
         directory.forget(again)
-        _execute(job, directory)
+        try:
+            _execute(job, directory)
+        except KeyboardInterrupt:
+            raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
 
 
 def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begins: bool) -> Lease:

@@ -21,6 +21,11 @@ from pipeline.patience import SHARD_PAUSES, patiently
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}
 _LONGEST_REST = 30  # seconds
+# A node whose GPU is broken is the free one on which Ray starts the actor that could not start
+# there, again and again, while the others work. So many starts, for each actor, may fail one after
+# the other: where the stages have done no shard yet, and later.
+_FAILED_STARTS, _FAILED_STARTS_LATER = 3, 100
+_START_REST = 10.0  # seconds until the next one
 
 _log = logging.getLogger(__name__)
 
@@ -144,9 +149,14 @@ class _ReportingPacked(_Reporting):
     """
 
     lease: ClassVar[Lease | None] = None
+    start_rest: ClassVar[float] = 0.0  # seconds, after a start that failed
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        try:
+            super().__init__(**arguments)
+        except StageError:
+            time.sleep(self.start_rest)
+            raise
         self._idle = IdleShare(self.stage.__name__)
         self._ended = time.perf_counter()
         self._failed_in_a_row = 0
@@ -180,13 +190,19 @@ class _ReportingPacked(_Reporting):
 
 
 def chain(
-    blocks: Mapping[int, pa.Table], stages: Sequence[Stage], *, lease: Lease | None = None
+    blocks: Mapping[int, pa.Table],
+    stages: Sequence[Stage],
+    *,
+    lease: Lease | None = None,
+    proven: bool = False,
 ) -> Dataset:
     """The stages over the blocks, each block kept whole from end to end.
 
     Args:
         blocks: by shard, in the order in which they are handed out.
         lease: asked before each stage of a shard but the last.
+        proven: whether these stages have done a shard: an actor that cannot start is then more
+            likely its node's fault than theirs, and the others get on without it for longer.
 
     Returns:
         What the last stage makes of each block, as `packed` has it.
@@ -194,11 +210,16 @@ def chain(
     # from_arrow would have a task look at each block: an autoscaler would bring nodes for them.
     parcels = packed(Parcel(*item) for item in blocks.items()).to_pylist()
     dataset = ray.data.from_items(parcels, override_num_blocks=len(parcels))
-    for stage in stages:
-        actors = min(stage.resources.actors, len(blocks))
+    n_actors = [min(stage.resources.actors, len(blocks)) for stage in stages]
+    # A lone actor that cannot start has nobody to leave the work to.
+    rest = _START_REST if proven or max(n_actors) > 1 else 0.0
+    for stage, actors in zip(stages, n_actors, strict=True):
         # What a model has done is written also by a run that stops; what was only read is left.
-        traits = {"stage": stage.cls, "lease": None if stage is stages[-1] else lease}
+        lent = None if stage is stages[-1] else lease
+        traits = {"stage": stage.cls, "lease": lent, "start_rest": rest}
         dataset = _mapped(dataset, stage, _ReportingPacked, traits, batch_size=1, actors=actors)
+    starts = _FAILED_STARTS_LATER if proven else _FAILED_STARTS
+    dataset.context.max_consecutive_actor_init_deaths = starts * max(n_actors)
     return dataset
 
 

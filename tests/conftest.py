@@ -115,7 +115,7 @@ def ray_session():
 class _InProcess:
     """What `stage.chain` gives, but the stages are called here, one block after the other."""
 
-    def __init__(self, blocks, stages, *, lease=None):
+    def __init__(self, blocks, stages, *, lease=None, proven=False):
         self._blocks, self._stages, self._lease = blocks, stages, lease
 
     def iter_batches(self, **_):

@@ -133,6 +133,12 @@ def test_a_wrong_name_in_the_file_is_refused(tmp_path, capsys):
     assert "--inptu is not an option" in line
 
 
+def test_a_file_cannot_start_anew_at_each_resume(tmp_path, capsys):
+    (tmp_path / "job.yaml").write_text("input: photos\noverwrite: true\n")
+    line = refusal(capsys, "complete", f"--config={tmp_path / 'job.yaml'}", "--output=x")
+    assert "must not hold overwrite" in line
+
+
 def test_json_lines_end_with_the_result(ray_session, image_folder, tiny_model, tmp_path, capsys):
     words = ["complete", "--input", image_folder, "--model", tiny_model, "--json"]
     main([str(word) for word in [*words, "--output", tmp_path / "out"]])

@@ -12,7 +12,8 @@ import pytest
 from conftest import BAD, GOOD
 from runs import igpt, parts
 
-from pipeline import models, rounds, run, run_job
+from jobs.__main__ import main
+from pipeline import cluster, models, rounds, run, run_job
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
 from pipeline.rounds import RunFailed
@@ -91,6 +92,79 @@ def test_a_run_that_failed_says_how_to_go_on_and_not_how_to_start_anew(
     assert code == 1
     kept = "what is done is kept; next: igpt quantize --output=out"
     assert line == f"igpt: 1 of 8 shards failed; {kept}\n"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_last_words_are_said_also_where_the_store_is_gone(
+    in_process, options, monkeypatch, capsys, stopped
+):
+    """Past bug: the store's error was said in place of what failed and of the command that goes on;
+    and a run that was told to stop ended with exit code 2."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("the token has expired")
+
+    def consume(*rest, **named):
+        yield from rounds.consume(*rest, **named)
+        for place, name in ((Lease, "_read"), (RunDirectory, "finished"), (RunDirectory, "record")):
+            monkeypatch.setattr(place, name, refuse)
+        if stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RunFailed("1 of 8 shards failed")
+
+    monkeypatch.setattr(run, "consume", consume)
+    monkeypatch.setattr(sys, "argv", ["igpt", "quantize", "--overwrite", "--output=out"])
+    code, line = failing(capsys, "quantize", **options)
+    assert code == 1
+    kept = "what is done is kept; next: igpt quantize --output=out"
+    away = f"interrupted, and {options['output']} is out of reach: the token has expired"
+    assert line == f"igpt: {away if stopped else '1 of 8 shards failed'}; {kept}\n"
+
+
+def test_a_run_that_is_interrupted_in_its_report_goes_on_without_starting_anew(
+    in_process, options, monkeypatch, capsys
+):
+    """Past bug: "the same command", which with --overwrite cleared all that was done."""
+
+    def interrupted(*_: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_job, "write_report", interrupted)
+    monkeypatch.setattr(sys, "argv", ["igpt", "quantize", "--overwrite", "--output=out"])
+    code, line = failing(capsys, "quantize", **options, overwrite=True)
+    assert (code, line) == (1, "igpt: interrupted; next: igpt quantize --output=out\n")
+
+
+@pytest.mark.parametrize("job", ["complete", "export"])
+def test_who_needs_a_finished_run_says_how_it_is_finished_and_not_how_to_start_anew(
+    in_process, options, tmp_path, monkeypatch, capsys, job
+):
+    monkeypatch.setattr(sys, "argv", ["igpt", "quantize", "--overwrite", "--output=out"])
+    igpt("quantize", **options)
+    (tmp_path / "run" / "report.json").unlink()
+    capsys.readouterr()
+    words = {
+        "complete": [f"--input={tmp_path}/run", f"--model={options['model']}"],
+        "export": [f"{tmp_path}/run", "--to=npy"],
+    }
+    with pytest.raises(SystemExit):
+        main([job, *words[job], f"--output={tmp_path}/next"])
+    said = capsys.readouterr().err
+    assert said.endswith("next: the command that resumes it: igpt quantize --output=out\n")
+
+
+def test_what_was_found_on_the_cluster_is_not_found_anew(
+    in_process, options, tmp_path, monkeypatch, capsys
+):
+    """Past bug: the same command was refused on a cluster that has a GPU now, or has none yet."""
+    igpt("embed", **options, pool="mean")
+    before = parts(tmp_path / "run")
+    (tmp_path / "run" / "data" / "part-000003.parquet").unlink()
+    for gpus, empty in ((1, False), (0, True)):
+        monkeypatch.setattr(cluster, "gpus", lambda found=gpus: found)
+        monkeypatch.setattr(cluster, "is_empty", lambda found=empty: found)
+        igpt("embed", **options, pool="mean")
+        assert parts(tmp_path / "run") == before
 
 
 def test_a_run_that_is_told_to_stop_at_its_last_shard_ends_well(

@@ -234,6 +234,32 @@ def test_errors_of_an_earlier_attempt_are_removed(tiny_model, tmp_path):
     assert pq.read_table(tmp_path / "data").num_rows == 2
 
 
+@pytest.mark.parametrize("attempts", [[False, True], [True, False]])
+def test_a_later_attempt_with_other_errors_that_is_cut_short_leaves_a_shard_to_be_done(
+    tiny_model, tmp_path, monkeypatch, attempts
+):
+    """Past bug: results beside the errors of another attempt counted as done, with a row in neither
+    of them or in both."""
+    write = writer(tmp_path, tiny_model)
+    first, second = (block(2, [True, good]) for good in attempts)
+    write(first)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "_figures", lambda *_: {})
+        patch.setattr(parts.json, "dumps", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(second)
+    fs, path = open_location(str(tmp_path))
+    assert finished_shards(fs, path) == set()
+    write(second)
+    writer(tmp_path / "other", tiny_model)(second)
+    folders = [folder for folder in ("data", "errors") if (tmp_path / "other" / folder).exists()]
+    assert content(tmp_path, *folders) == content(tmp_path / "other", *folders)
+
+
 def test_writing_again_writes_the_same_bytes(tiny_model, tmp_path):
     """Also by another writer, and whatever pieces the block lies in."""
     given = block(2, [True, False, True, True], samples=2)

@@ -26,8 +26,12 @@ class Cluster:
         self._fails, self._deadly = fails, deadly
         self.tries: dict[int, int] = {}
         self.rounds = 0
+        self.done: set[int] = set()
 
-    def __call__(self, blocks: Mapping[int, pa.Table], stages: object, lease: object):
+    def __call__(
+        self, blocks: Mapping[int, pa.Table], stages: object, lease: object, *, proven: bool
+    ):
+        assert proven == bool(self.done)
         self.rounds += 1
         order = list(blocks)
         for place, shard in enumerate(order):
@@ -43,6 +47,7 @@ class Cluster:
         n = self.tries[shard] = self.tries.get(shard, 0) + 1
         if self._fails(shard, n):
             return Parcel(shard, failure=REASON)
+        self.done.add(shard)
         return Parcel(shard, pa.table({"shard": [shard]}))
 
 
@@ -119,7 +124,7 @@ def test_a_cluster_on_which_processes_begin_to_die_is_given_up(run):
 
 
 def raising(error: Exception) -> Callable:
-    def refused(*_: object):
+    def refused(*_: object, **named: object):
         raise error
         yield
 
@@ -130,6 +135,35 @@ def test_a_failure_at_the_start_of_a_stage_ends_the_run_before_anything_is_done(
     error = ray.exceptions.RayError(f"...\npipeline.stage.StageError: {REASON}\n  advice")
     monkeypatch.setattr(Cluster, "__call__", raising(error))
     assert run(3)[:2] == ([], f"a stage failed: {REASON}")
+
+
+def test_a_node_where_no_actor_can_start_does_not_end_a_run_that_gets_on(run, monkeypatch):
+    error = ray.exceptions.RayError(f"...\npipeline.stage.StageError: {REASON}\n  advice")
+    tried = Cluster.__call__
+
+    def ends_early(self, blocks, *rest, **named):
+        first = dict(list(blocks.items())[:2])
+        yield from tried(self, first, *rest, **named)
+        if len(blocks) > len(first):
+            raise error
+
+    monkeypatch.setattr(Cluster, "__call__", ends_early)
+    done, message, cluster = run(5)
+    assert (done, message, cluster.rounds) == ([0, 1, 2, 3, 4], "", 3)
+
+
+def test_a_cluster_on_which_no_actor_can_start_any_more_ends_the_run(run, monkeypatch):
+    error = ray.exceptions.RayError(f"...\npipeline.stage.StageError: {REASON}\n  advice")
+    tried = Cluster.__call__
+
+    def breaks(self, blocks, *rest, **named):
+        if not self.done:
+            yield from tried(self, dict(list(blocks.items())[:2]), *rest, **named)
+        raise error
+
+    monkeypatch.setattr(Cluster, "__call__", breaks)
+    done, message, _ = run(5)
+    assert (done, message) == ([0, 1], f"a stage failed: {REASON}")
 
 
 def test_a_run_that_stood_still_as_long_as_it_may_ends(run, monkeypatch):

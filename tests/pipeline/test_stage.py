@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,23 @@ class Stumble:
         except FileExistsError:
             return
         raise GONE
+
+
+class StartOnce:
+    """Starts where no other has: each actor after the first is on a node with a broken GPU. Its
+    first block takes some seconds."""
+
+    def __init__(self, *, folder: str, seconds: float) -> None:
+        self._seconds = seconds
+        marker = Path(folder) / str(len(os.listdir(folder)))
+        marker.touch(exist_ok=False)
+        if marker.name != "0":
+            raise RuntimeError("no GPU")
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        time.sleep(self._seconds)
+        self._seconds = 0
+        return block
 
 
 class Die:
@@ -248,6 +266,20 @@ def test_a_shard_that_kills_its_process_each_time_is_named_and_the_others_go_on(
     )
     assert found == [(0, 1), (1, 2), (3, 4), (4, 5)]
     assert message.startswith("1 of 5 shards failed: 2; 2 because of a process that died each time")
+
+
+@pytest.mark.slow
+def test_a_place_where_no_actor_can_start_does_not_end_the_run(connected, tmp_path, monkeypatch):
+    """Past bug: Ray starts the actor there again at once, and after four times the run was over,
+    before another one had done its first shard."""
+    monkeypatch.setattr("pipeline.stage._START_REST", 6.0)
+    start = Stage(
+        StartOnce, {"folder": str(tmp_path), "seconds": 20.0}, replace(RESOURCES, actors=2)
+    )
+    plan = plan_of(1, 2, 3)
+    done = consume(plan, plan.shards, [stage(Widen), start, stage(Count)])
+    assert sorted((row["shard"], row["rows"]) for row in done) == [(0, 1), (1, 2), (2, 3)]
+    assert len(list(tmp_path.iterdir())) > 2
 
 
 WITH_A_GPU = """
