@@ -8,13 +8,17 @@ _SIGNATURE = r"[^\s'\"]+(?<![:;,])"  # without what ends the clause that it stan
 _QUERY = re.compile(rf"((?:\w://|\burl: /)[^\s?'\"]*)\?{_SIGNATURE}")
 _WEB_QUERY = re.compile(rf"(https?://[^\s?'\"]*)\?{_SIGNATURE}")
 _MASKED_QUERY = re.compile(r"https?://[^\s?'\"]*\?\*\*\*")
-_LOGIN = re.compile(r"://[^/\s]+@")  # to the last @: a password may hold one
+# To the last @: a password may hold one. A name alone is no secret (`abfs://container@account`,
+# `sftp://me@host`), but for web addresses, where it may be a token.
+_LOGIN = re.compile(
+    r"((?<![a-z])(?:https?|ftps?)://)[^/\s]+@|(://)[^/\s:]*:[^/\s]*@", re.IGNORECASE
+)
 
 
 def masked(text: str) -> str:
     """Text that may hold locations, without logins and without the queries (signatures) of web
     addresses: fit to be shown and written down."""
-    return _LOGIN.sub("://***@", _WEB_QUERY.sub(r"\1?***", text))
+    return _without_logins(_WEB_QUERY.sub(r"\1?***", text))
 
 
 def is_masked(text: str) -> bool:
@@ -36,4 +40,8 @@ def masked_traceback(error: BaseException) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    return _LOGIN.sub("://***@", _QUERY.sub(r"\1?***", text))
+    return _without_logins(_QUERY.sub(r"\1?***", text))
+
+
+def _without_logins(text: str) -> str:
+    return _LOGIN.sub(r"\1\2***@", text)

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TextIO
 
 Mode = Literal["text", "json", "quiet"]
 
@@ -88,20 +89,16 @@ class Progress:
             return
         self._shown, self._said = now, self.done
         if self._mode == "json":
-            print(json.dumps({"event": "progress", **self._figures()}), flush=True)
+            _say(json.dumps({"event": "progress", **self._figures()}), sys.stdout)
             return
         self._open = self._on_terminal and not final
-        print(
-            self._sentence().ljust(79) if self._on_terminal else self._sentence(),
-            end="\r" if self._open else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = self._sentence().ljust(79) if self._on_terminal else self._sentence()
+        _say(text, sys.stderr, end="\r" if self._open else "\n")
 
     def close(self) -> None:
         """End the line on a terminal, so that what is said next does not lie over it."""
         if self._open:
-            print(file=sys.stderr, flush=True)
+            _say("", sys.stderr)
         self._open = False
 
     def _figures(self) -> dict[str, Any]:
@@ -136,6 +133,12 @@ class Progress:
             return text if finished else f"{text}, starting"
         text += f", {self.rate:.1f} images/s"
         return text if finished else f"{text}, about {duration(self._left())} left"
+
+
+def _say(text: str, stream: TextIO, *, end: str = "\n") -> None:
+    # The terminal may be gone, the disk of the log full: no reason to end the run.
+    with suppress(OSError):
+        print(text, end=end, file=stream, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -80,6 +80,7 @@ def execute(
                 metrics.add(summary)
                 _check_budget(clock, max_error_fraction)
     _check_complete(directory, plan, next_move)
+    directory.delete_leftovers()
     _check_budget(clock, max_error_fraction)
     clock.show(final=True)
     earlier = directory.report()

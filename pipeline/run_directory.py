@@ -33,6 +33,8 @@ from pipeline.shards import Plan
 from pipeline.storage import (
     UsageError,
     exists,
+    has_temporaries,
+    is_temporary,
     join,
     open_location,
     read_bytes,
@@ -91,7 +93,7 @@ class RunDirectory:
         except (FileNotFoundError, NotADirectoryError):
             names = []
         names = [name.rpartition("/")[2] for name in names]
-        names = [name for name in names if name != LEASE_FILE and not is_stop_file(name)]
+        names = [name for name in names if not _is_unseen(name)]
         if self.fs.isfile(self.path):
             raise UsageError(f"expected --output to be a folder, found a file at {self.location}")
         if names:
@@ -136,6 +138,16 @@ class RunDirectory:
             paths = self.fs.ls(join(self.path, folder).rstrip("/"), detail=False)
             there = [p for p in paths if chosen(join(folder, p.rpartition("/")[2]).lstrip("/"))]
             list(pool.map(self.fs.rm_file, there))
+
+    def delete_leftovers(self) -> None:
+        """Delete what killed writers left under temporary names, for the run that has the lease,
+        once its shards are done: only a run that was replaced may still write then, or one that
+        begins, which writes again. What cannot be deleted stays: `igpt verify` names it."""
+        if not has_temporaries(self.fs):
+            return
+        for folder in ("", *FOLDERS):
+            with suppress(*store_errors()):
+                self._delete(is_temporary, folder)
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Write run.json, which makes it a run directory.
@@ -186,6 +198,11 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomic(self.fs, join(self.path, name), _json_bytes(content))
+
+
+def _is_unseen(name: str) -> bool:
+    """Whether a file of this name may lie where a run is to begin: a driver was killed there."""
+    return name == LEASE_FILE or is_stop_file(name) or is_temporary(name)
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +29,8 @@ ROLES: tuple[Role, ...] = ("input", "output", "model")
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(?:://|::)")
 # Filesystems that show a file while it is being written; the others publish it at the end.
 _NOT_ATOMIC = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webHDFS"}
+# What is written to before a file has its name: hidden, and no .parquet or .json.
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]+\.tmp")
 # Filesystems that make a request again by themselves; trying theirs again would take minutes.
 _PATIENT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 # s3fs would ask for the size first, to read large objects in pieces: two requests for each image.
@@ -180,16 +183,15 @@ def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
     """Writes a file that readers see whole or not at all; replaces what was there.
 
     Local: a temporary name beside it, fsync, rename. Object stores: one PUT or one completed
-    multi-part upload. Temporary names never end in .parquet or .json.
+    multi-part upload.
     """
-    folder, slash, name = path.rpartition("/")
-    temporary = f"{folder}{slash}.{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    temporary = _temporary_for(path)
 
     def write() -> None:
         if is_local(fs):
             _write_local(temporary, path, payload)
-        elif protocols(fs) & _NOT_ATOMIC:
-            fs.makedirs(folder, exist_ok=True)
+        elif has_temporaries(fs):
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             fs.pipe_file(temporary, payload)
             if fs.exists(path):  # rename does not replace on these: a gap, never half a file
                 fs.rm_file(path)
@@ -197,7 +199,25 @@ def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
         else:
             fs.pipe_file(path, payload)
 
-    asked(fs, write)
+    try:
+        asked(fs, write)
+    except FileNotFoundError:  # a run that ended took it for what a killed writer had left
+        asked(fs, write)
+
+
+def has_temporaries(fs: AbstractFileSystem) -> bool:
+    """Whether a writer that is killed may leave a file under a temporary name."""
+    return is_local(fs) or bool(protocols(fs) & _NOT_ATOMIC)
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a file has the name of one that `write_atomic` or `write_new` has not finished."""
+    return _TEMPORARY.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def _temporary_for(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}.{name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
 def write_new(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
@@ -207,7 +227,7 @@ def write_new(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
     not kept apart.
     """
     if is_local(fs):
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = _temporary_for(path)
         _write_local(temporary, temporary, payload)
         create: Callable[[], None] = partial(os.link, temporary, path)
     else:
@@ -225,7 +245,8 @@ def write_new(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
         write_atomic(fs, path, payload)
     finally:
         if is_local(fs):
-            os.remove(temporary)
+            with suppress(FileNotFoundError):  # taken for a leftover too
+                os.remove(temporary)
 
 
 def asked(fs: AbstractFileSystem, request: Callable[[], Result]) -> Result:

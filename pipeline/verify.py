@@ -16,11 +16,14 @@ from pipeline.layout import FOLDERS, PLAN_FILE, REPORT_FILE, part_name, shards_w
 from pipeline.masking import is_masked, one_line
 from pipeline.run_directory import RunDirectory
 from pipeline.shards import Plan
-from pipeline.storage import UsageError, join, read_bytes, store_errors
+from pipeline.storage import UsageError, is_temporary, join, read_bytes, store_errors
 from pipeline.unique_ids import MOST, repeated_ids
 from pipeline.verify_parts import Layout, PartFacts, look_through, unique_ids
 
 _THREADS = 8
+_KILLED = (
+    "of a writer that was killed or is at work; next: the same command again, which deletes it"
+)
 _RECORDED = ("job", "options", "results", "columns", "passthrough", "palette", "image_size")
 
 
@@ -123,11 +126,11 @@ def _plan(directory: RunDirectory, record: Mapping[str, Any]) -> tuple[Plan | No
 
 def _extra(directory: RunDirectory, planned: set[int]) -> list[str]:
     """Files that no shard of the plan has, and temporary ones of a writer that was killed."""
-    extra = [name for name in _names(directory, "") if name.startswith(".") and ".tmp" in name]
+    extra = [name for name in _names(directory, "") if is_temporary(name)]
     for folder in FOLDERS:
         expected = {part_name(folder, shard) for shard in planned}
         extra += sorted({f"{folder}/{n}" for n in _names(directory, folder)} - expected)
-    return extra
+    return [f"{name}, {_KILLED}" if is_temporary(name) else name for name in extra]
 
 
 def _names(directory: RunDirectory, folder: str) -> list[str]:

@@ -99,6 +99,7 @@ def test_options_of_a_filesystem_that_are_no_secrets_travel():
         "output": {"endpoint_url": "http://minio:9000", "max_concurrency": 4, "key": None},
     }
     refuse_credentials({"storage_options": options, "input": "s3://bucket/a@b?.png"})
+    refuse_credentials({"input": "abfs://photos@account.dfs.core.windows.net/in"})
 
 
 def test_a_job_is_handed_over_as_it_was_meant(taken, tmp_path, monkeypatch, capsys):

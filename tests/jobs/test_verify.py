@@ -228,7 +228,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "half-written file": (
         lambda run: (run / "data" / ".part-000001.parquet.7-a1.tmp").write_bytes(b"PAR1"),
         "extra files",
-        "data/.part-000001.parquet.7-a1.tmp",
+        "data/.part-000001.parquet.7-a1.tmp, of a writer that was killed or is at work; next: the "
+        "same command again, which deletes it",
     ),
     "truncated": (lambda run: cut_short(part(run, 2)), "readable", "data/part-000002.parquet"),
     "empty": (lambda run: part(run, 2).write_bytes(b""), "readable", "data/part-000002.parquet"),

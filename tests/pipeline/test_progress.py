@@ -1,6 +1,8 @@
 """Progress: its figures and its estimate, in words and as JSON lines, against a clock of ours."""
 
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -127,6 +129,24 @@ def test_on_a_terminal_what_comes_after_a_closed_line_is_not_written_over_it(ter
     terminal.close()
     terminal.show(final=True)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("reason", [errno.EIO, errno.ENOSPC, errno.EPIPE])
+def test_a_line_that_cannot_be_written_does_not_end_the_run(reason, terminal, clock, monkeypatch):
+    """Past bug: the terminal was closed, or the disk of the log was full."""
+
+    def fail(*_: object) -> int:
+        raise OSError(reason, os.strerror(reason))
+
+    lines = Progress(total=10, done=0, errors=0, shards=2, shards_done=0, mode="json")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.write", fail)
+    for run in (terminal, lines):
+        clock.now += 60
+        run.add(shard(5, seconds=1))
+        run.close()
+        run.show(final=True)
+    assert (terminal.done, lines.done) == (10, 5)
 
 
 def test_quiet_says_nothing(clock, capsys):

@@ -1,15 +1,20 @@
 """The run directory: claimed, recorded, compared, cleared; on a disk and in an object store."""
 
 import json
+import os
+from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 import pytest
 
 from pipeline import run_directory
 from pipeline.layout import LEASE_FILE
+from pipeline.lease import Lease
+from pipeline.run import execute
 from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
-from pipeline.storage import UsageError
+from pipeline.storage import UsageError, join, write_atomic
 
 PLAN = Plan(
     format="images",
@@ -111,6 +116,91 @@ def test_nothing_and_an_empty_folder_are_free(directory):
     directory.check_free()
     put(directory, LEASE_FILE)  # of a driver that was killed after it had cleared the folder
     directory.check_free()
+
+
+@pytest.fixture
+def killed(monkeypatch) -> Callable[[Callable[[], object]], None]:
+    """Has a writer on a local disk killed before its file has its name."""
+
+    def die(*_: object) -> None:
+        raise _Killed
+
+    def kill(write: Callable[[], object]) -> None:
+        with monkeypatch.context() as patch:
+            for name in ("replace", "link", "remove"):
+                patch.setattr(os, name, die)
+            with pytest.raises(_Killed):
+                write()
+
+    return kill
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_where_a_driver_was_killed_at_its_start_is_free(tmp_path, killed):
+    """Past bug: the same command found 1 other file."""
+    directory = RunDirectory.at(str(tmp_path), {})
+    record = new_record("complete", command="", options={})
+    killed(lambda: directory.begin(record))
+    killed(Lease(str(tmp_path), {}, "one").take)
+    assert len(names(directory)) == 2
+    directory.check_free()
+    directory.begin(record)
+    directory.delete_leftovers()
+    assert names(directory) == {"run.json"}
+
+
+def test_what_killed_writers_left_is_deleted_and_nothing_else(tmp_path, killed):
+    directory = RunDirectory.at(str(tmp_path), {})
+    directory.begin(new_record("complete", command="", options={}))
+    kept = ["data/part-000000.parquet", "data/.notes.tmp", ".x.tmp", "pictures/.a.png.1-ab.tmp"]
+    for name in kept:
+        put(directory, name)
+    for name in (
+        "data/part-000001.parquet",
+        "errors/part-000001.parquet",
+        "stats/part-000001.json",
+    ):
+        killed(partial(write_atomic, directory.fs, join(directory.path, name), b"PAR1"))
+    killed(partial(directory.write_plan, PLAN))
+    assert len(names(directory)) == 1 + len(kept) + 4
+    directory.delete_leftovers()
+    assert names(directory) == {"run.json", *kept}
+
+
+def test_a_run_whose_shards_are_all_done_has_no_leftovers(tmp_path, killed):
+    """Past bug: nothing ever deleted them, so the run ended with exit code 0 and `igpt verify` of
+    it with 1. The same command also clears a run that has its report."""
+    directory = RunDirectory.at(str(tmp_path), {})
+    lease = Lease(str(tmp_path), {}, "one")
+    lease.take()
+    parts = {"data/part-000000.parquet", "data/part-000001.parquet"}
+    for name in parts:
+        put(directory, name)
+    for _ in range(2):
+        killed(partial(write_atomic, directory.fs, join(directory.path, min(parts)), b"PAR1"))
+        execute(directory, PLAN, [], lease=lease, max_error_fraction=0, progress="quiet")
+        assert names(directory) == {LEASE_FILE, "report.json", *parts}
+
+
+def test_leftovers_that_cannot_be_deleted_do_not_end_the_run(tmp_path, killed, monkeypatch):
+    directory = RunDirectory.at(str(tmp_path), {})
+    killed(partial(directory.write_plan, PLAN))
+
+    def forbid(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(type(directory.fs), "rm_file", forbid)
+    directory.delete_leftovers()
+    assert len(names(directory)) == 1
+
+
+def test_no_store_is_asked_for_leftovers_that_it_cannot_have(monkeypatch):
+    directory = RunDirectory.at("memory://leftovers", {})
+    monkeypatch.setattr(type(directory.fs), "ls", lambda *_, **__: pytest.fail("was asked"))
+    directory.delete_leftovers()
 
 
 def test_other_files_and_a_file_in_the_way_are_not_free(directory):

@@ -9,7 +9,7 @@ import pytest
 from yarl import URL
 
 from pipeline import stage
-from pipeline.masking import masked, one_line
+from pipeline.masking import is_masked, masked, one_line
 from pipeline.stage import Parcel, StageError, packed, unpacked
 
 ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
@@ -22,11 +22,34 @@ ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
         ("ftp://user:p@ssword@host/photos", "ftp://***@host/photos"),
         (f"{ADDRESS}: cannot be fetched", "https://***@store/a.png?***: cannot be fetched"),
         ("s3://bucket/image-?.png", "s3://bucket/image-?.png"),
-        ("hf://datasets/owner/name@main/a.png", "hf://datasets/owner/name@main/a.png"),
+        ("https://TOKEN@host/photos", "https://***@host/photos"),
+        ("simplecache::HTTP://TOKEN@host/a.tar", "simplecache::HTTP://***@host/a.tar"),
+        ("ftp://TOKEN@host/photos", "ftp://***@host/photos"),
+        ("sftp://me@firm.org:pass@host/photos", "sftp://***@host/photos"),
+        ("s3://:SECRET@host/photos", "s3://***@host/photos"),
+        ("sftp://me@host/a,sftp://me:pass@host/b", "sftp://me@host/a,sftp://***@host/b"),
     ],
 )
 def test_a_location_that_is_shown(text, expected):
     assert masked(text) == masked(expected) == expected
+    assert is_masked(expected) == ("***" in expected)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "abfs://photos@account.dfs.core.windows.net/in",
+        "abfss://photos@account.dfs.core.windows.net:443/in,abfs://b@account/c",
+        "sftp://me@host:22/photos",
+        "hf://datasets/owner/name@main/a.png",
+        "s3://bucket/a@b.png",
+    ],
+)
+def test_a_location_without_a_secret_is_kept_whole(location):
+    """Past bug: Azure's `container@account` was taken for a login, and so the command that resumes
+    the run led nowhere."""
+    assert masked(location) == one_line(OSError(location)) == location
+    assert not is_masked(location)
 
 
 def test_an_address_without_its_host():

@@ -10,6 +10,7 @@ from fsspec.registry import known_implementations
 from moto.server import ThreadedMotoServer
 
 from pipeline import storage, walking
+from pipeline.run_directory import RunDirectory
 from pipeline.storage import UsageError, open_location, read_bytes, write_atomic, write_new
 from pipeline.walking import glob_files, list_files
 
@@ -299,6 +300,40 @@ def test_a_failed_local_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
 
 
+def test_a_writer_whose_temporary_file_is_taken_for_a_leftover_writes_again(tmp_path, monkeypatch):
+    """A run that ends deletes leftovers while another one, just started, takes its place."""
+    fs, root = open_location(str(tmp_path))
+    for name, write in (("replace", write_atomic), ("link", write_new)):
+        call, taken = getattr(os, name), []
+
+        def call_late(source, target, call=call, taken=taken):
+            if not taken:
+                taken.append(source)
+                os.remove(source)
+            call(source, target)
+
+        monkeypatch.setattr(os, name, call_late)
+        write(fs, f"{root}/{name}.json", b"whole")
+        assert (tmp_path / f"{name}.json").read_bytes() == b"whole"
+        assert storage.is_temporary(taken[0])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("data/.part-000001.parquet.7-a1b2c3d4.tmp", True),
+        ("..owner.12345-a1b2c3d4.tmp", True),
+        (".notes.tmp", False),
+        ("notes.12-ab.tmp", False),
+        (".part-000001.parquet.7-a1b2c3d4.tmp.parquet", False),
+        (".part.7-a1.tmp/part-000001.parquet", False),
+    ],
+)
+def test_what_is_a_temporary_name(name, expected):
+    assert storage.is_temporary(name) is expected
+
+
 class _Ftp(MemoryFileSystem):
     """A filesystem whose readers see files that are being written."""
 
@@ -322,6 +357,8 @@ def test_filesystems_that_show_half_files_get_a_temporary_name():
         write_atomic(fs, "/out/data/part.parquet", b"newer")
     assert fs.cat_file("/out/data/part.parquet") == b"new"
     assert list_files(fs, "/out") == ["/out/data/part.parquet"]
+    RunDirectory("/out", fs, "/out").delete_leftovers()
+    assert fs.ls("/out/data", detail=False) == ["/out/data/part.parquet"]
 
 
 def test_of_two_writers_of_a_new_file_the_first_has_it(place):
