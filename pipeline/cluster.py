@@ -193,7 +193,10 @@ def allot(
 ) -> Allotment:
     """Shares of the cluster's CPUs, such that all actors of the job fit at once.
 
-    On a cluster without a CPU each actor asks for a whole one, so that as many come.
+    Where machines have to come for the job, as there is no CPU yet, or fewer GPUs than it asks for
+    and too few CPUs for its readers, each actor asks for a whole CPU, so that as many come: shares
+    would all fit on the first machine. Elsewhere Ray does not say whether any would come, and a job
+    that asked for them might wait in vain.
 
     Args:
         device: of the model stage, None where the job has none.
@@ -205,14 +208,16 @@ def allot(
         raise UsageError(
             f"--model-actors {model_actors} need as many GPUs, the cluster has {gpus()}"
         )
-    n_cpus, empty = cpus(), is_empty()
+    n_cpus = cpus()
     n_model = 0 if device is None else (model_actors or auto_model_actors(device))
     by_cpus = (n_cpus - 1) if device != "cpu" else n_cpus // 4
-    n_reading = cpu_actors or max(1, n_model if empty else by_cpus)
+    awaits_gpus = device == "cuda" and n_model > gpus() and (cpu_actors or n_model) > by_cpus
+    awaits = is_empty() or awaits_gpus
+    n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
     n_writing = max(1, n_reading // 4)
     # Those with a GPU claim no CPU: on a node whose CPUs readers took first they could never start.
     n_claiming = n_reading + n_writing + (n_model if device == "cpu" else 0)
-    share = 1.0 if empty else min(1.0, _SHARE_OF_CPUS * n_cpus / n_claiming)
+    share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_claiming)
     share = int(share * 1000) / 1000 if claim_cpus else 0.0
     on_gpu = device == "cuda"
     return Allotment(

@@ -1,9 +1,7 @@
 """What planning must know of tars (WebDataset): the fields of the first samples and, for a limit,
 how many samples there are. No tar is read further than that."""
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +10,7 @@ import pyarrow as pa
 from pipeline.listing import InputFile, format_extensions
 from pipeline.masking import one_line
 from pipeline.storage import UsageError, store_errors
-from pipeline.tar_members import MOST_BYTES, DamagedTar, open_tar, read_members
+from pipeline.tar_members import DAMAGE, MOST_BYTES, open_tar, read_members
 
 # By the last extension of a field, as WebDataset's own decoder takes them.
 _INTEGERS = {"cls", "cls2", "class", "count", "index", "inx", "id"}
@@ -20,7 +18,6 @@ _TEXTS = {"txt", "text", "transcript", "json", "jsn"}
 
 _PEEKED_SAMPLES = 32
 _PEEKED_TARS = 16
-_CUT = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def image_fields(fields: Iterable[str]) -> list[str]:
@@ -89,7 +86,7 @@ def _peek(file: InputFile, options: Mapping[str, Any]) -> dict[str, list[str]]:
             samples.setdefault(key, []).append(field)
             if size > MOST_BYTES:  # what lies behind is too far away
                 break
-    except _CUT:
+    except DAMAGE:
         pass
     return samples
 
@@ -99,7 +96,7 @@ def _heads(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, s
         with open_tar(file.path, options) as opened:
             for key, field, member in read_members(opened):
                 yield key, field, member.size
-    except _CUT:
+    except DAMAGE:
         raise
     except store_errors() as error:
         raise UsageError(
@@ -128,7 +125,7 @@ def count_samples(
                 if len(keys) == left:
                     break
             rows = max(len(keys), 1)  # a tar without samples is an error, and that is a row
-        except _CUT:
+        except DAMAGE:
             pass
         counted.append((file, rows))
         left -= len(keys) + 1 if rows is None else rows

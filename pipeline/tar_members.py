@@ -5,6 +5,7 @@ Only headers are read, and nothing is ever unpacked under a name that stands in 
 
 import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
@@ -25,6 +26,10 @@ class DamagedTar(Exception):
 
 class TruncatedTar(DamagedTar):
     """A tar ends before its end marker."""
+
+
+# What is raised over bytes that are damaged or cut short, as none of a store's own errors is.
+DAMAGE = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Member(NamedTuple):

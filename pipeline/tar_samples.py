@@ -3,7 +3,6 @@
 import gzip
 import io
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,12 +12,19 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 
 from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, failed, null_table, one_ahead
-from pipeline.masking import one_line
+from pipeline.masking import masked, one_line
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage import store_errors
 from pipeline.tar_heads import field_type, image_fields
-from pipeline.tar_members import DamagedTar, Member, TruncatedTar, open_tar, read_members
+from pipeline.tar_members import (
+    DAMAGE,
+    DamagedTar,
+    Member,
+    TruncatedTar,
+    open_tar,
+    read_members,
+)
 
 MOST_UNPACKED = 16 << 30  # of a packed tar, which may be made to fill the disk
 
@@ -42,11 +48,20 @@ class BadSample(Exception):
         self.row_error = RowError(STAGE, error, message)
 
 
+class UnreadableTar(OSError):
+    """A store does not hand out a tar, or only its beginning. The message is one line, with the
+    tar's location."""
+
+
 def read_tars(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
     """A sample is a row, in the order in which the samples begin; its id is `file#key`, or what
     the id column holds. Its members may lie anywhere in the tar.
 
     A tar that is cut, damaged or empty gives one more row, with the error, named like the file.
+
+    Raises UnreadableTar where a tar is gone, forbidden or breaks off with an error of its store,
+    also when the tars before it in the shard were read: the shard is all or nothing. No row stands
+    for that tar, as nobody knows how many it would be.
     """
 
     def chunks() -> Iterator[Chunk]:
@@ -84,14 +99,13 @@ def _chunk(rows: list[_Row], schema: pa.Schema) -> Chunk:
 
 
 def _read_tar(piece: FileSlice, options: ReadOptions) -> Iterator[_Row]:
-    """The rows of a whole tar, and at last what is wrong with it."""
-    with ExitStack() as stack:
+    """The rows of a whole tar, and at last what is wrong with its bytes. Raises UnreadableTar."""
+    with _named(piece.path), ExitStack() as stack:
         try:
             stream = stack.enter_context(open_tar(piece.path, options.storage_options))
-        except (*store_errors(), EOFError, zlib.error) as failure:
+        except DAMAGE as failure:
             yield _Row(piece.name, piece.path, RowError.of(STAGE, failure), {})
             return
-        # An error of the local disk is none of the tar: it is not caught, and ends the run.
         file, damage = stack.enter_context(_at_hand(stream))
         samples: dict[str, dict[str, Member]] = {}
         key = ""
@@ -114,6 +128,17 @@ def _read_tar(piece: FileSlice, options: ReadOptions) -> Iterator[_Row]:
 
 
 @contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Makes an error of a store, or of the disk that a tar is copied to, say which tar it is of."""
+    try:
+        yield
+    except store_errors() as error:
+        raise UnreadableTar(
+            f"cannot read the tar {masked(path)}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+@contextmanager
 def _at_hand(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]]:
     """A file of this machine with the bytes of a stream, as far as they can be read: members may
     come in any order, and neither a packed file nor a store can be read here and there."""
@@ -127,7 +152,7 @@ def _at_hand(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]]:
 
 
 def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
-    """Returns why it ended early."""
+    """Returns what is wrong with the bytes that it ended early at."""
     packed = isinstance(stream, gzip.GzipFile)
     # read would lose what it has got before an error
     read = stream.read1 if isinstance(stream, gzip.GzipFile) else stream.read
@@ -136,7 +161,7 @@ def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
             block = read(_BLOCK)
         except EOFError as failure:
             return RowError.of(STAGE, TruncatedTar(f"the tar is cut short: {failure}"))
-        except (*store_errors(), zlib.error) as failure:
+        except DAMAGE as failure:
             return RowError.of(STAGE, failure)
         if not block:
             return None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -109,3 +110,27 @@ def test_the_budget_is_judged_by_all_rows_once_they_are_known(
         assert not (output / "report.json").exists()
     quantize(tars, tiny_model, output, "--max-error-fraction", "0.29", "--quiet")
     assert json.loads((output / "report.json").read_text())["errors"] == 4
+
+
+@pytest.mark.slow
+def test_a_tar_that_is_gone_fails_its_shard_and_the_others_are_done(
+    ray_session, tars, tiny_model, tmp_path, capsys
+):
+    """Past bug: it was one bad image, and the run ended well without all the others of the tar."""
+    folder, output = tmp_path / "tars", tmp_path / "run"
+    shutil.copytree(tars, folder)
+    words = ("--max-error-fraction", "0.5", "--quiet")
+    quantize(folder, tiny_model, output, *words)
+    before = {path.name: path.read_bytes() for path in (output / "data").iterdir()}
+    shutil.rmtree(output / "data")
+    (folder / "a-000.tar").rename(tmp_path / "away.tar")
+    with pytest.raises(SystemExit) as stopped:
+        quantize(folder, tiny_model, output, *words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert "1 of 3 shards failed: 0; " in line
+    assert f"cannot read the tar {folder}/a-000.tar: FileNotFoundError" in line
+    assert len(list((output / "data").iterdir())) == 2
+    (tmp_path / "away.tar").rename(folder / "a-000.tar")
+    quantize(folder, tiny_model, output, *words)
+    assert {path.name: path.read_bytes() for path in (output / "data").iterdir()} == before

@@ -68,6 +68,36 @@ def test_on_a_cluster_without_workers_each_actor_asks_for_a_whole_cpu(machine, d
 
 
 @pytest.mark.parametrize(
+    ("cpus", "gpus", "cpu_actors", "readers", "writers", "share"),
+    [
+        (4, 1, 32, 32, 8, 1.0),  # a machine that the job before has left
+        (4, 1, None, 8, 2, 1.0),
+        (64, 1, None, 63, 15, 0.738),  # CPUs enough are there for all GPUs
+        (64, 8, 100, 100, 25, 0.46),  # nothing has to come, and nobody knows whether it could
+    ],
+)
+def test_a_job_that_awaits_gpus_asks_for_cpus_to_feed_them(
+    machine, cpus, gpus, cpu_actors, readers, writers, share
+):
+    """Past bug: 40 actors fitted on the one machine that was still up, and fed eight GPUs."""
+    machine(cpus=cpus, gpus=gpus)
+    shares = allot(device="cuda", cpu_actors=cpu_actors, model_actors=8, grows=True)
+    assert (shares.reading.actors, shares.writing.actors) == (readers, writers)
+    assert (shares.reading.num_cpus, shares.writing.num_cpus) == (share, share)
+    assert (shares.model.actors, shares.model.num_cpus, shares.model.num_gpus) == (8, 0, 1)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_job_that_awaits_no_gpus_fits_into_the_cpus_that_are_there(machine, device):
+    """Whether a cluster that was joined grows, Ray does not say: on one that does not, actors of a
+    whole CPU would wait for ever."""
+    machine(cpus=2)
+    shares = allot(device=device, cpu_actors=1, model_actors=1, grows=True)
+    claimed = [shares.reading, shares.writing, *([shares.model] if device else [])]
+    assert sum(stage.actors * stage.num_cpus for stage in claimed) < 2
+
+
+@pytest.mark.parametrize(
     ("address", "environment", "grows"),
     [
         (None, "", False),

@@ -176,13 +176,14 @@ def test_a_run_whose_shards_are_all_done_has_no_leftovers(tmp_path, killed):
     directory = RunDirectory.at(str(tmp_path), {})
     lease = Lease(str(tmp_path), {}, "one")
     lease.take()
+    directory.begin({"format": 1, "run": "one", "job": "quantize", "command": "igpt quantize"})
     parts = {"data/part-000000.parquet", "data/part-000001.parquet"}
     for name in parts:
         put(directory, name)
     for _ in range(2):
         killed(partial(write_atomic, directory.fs, join(directory.path, min(parts)), b"PAR1"))
         execute(directory, PLAN, [], lease=lease, max_error_fraction=0, progress="quiet")
-        assert names(directory) == {LEASE_FILE, "report.json", *parts}
+        assert names(directory) == {LEASE_FILE, "run.json", "report.json", *parts}
 
 
 def test_leftovers_that_cannot_be_deleted_do_not_end_the_run(tmp_path, killed, monkeypatch):

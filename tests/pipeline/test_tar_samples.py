@@ -1,21 +1,26 @@
 """Tars in WebDataset's layout: every sample is a row, whatever the order, damage or ill will."""
 
+import errno
 import gzip
 import io
+import os
 import random
 import tarfile
 import tracemalloc
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import tar_heads, tar_members, tar_samples
+from pipeline.patience import is_of_the_node, is_passing
 from pipeline.planning import find_source
 from pipeline.rows import RowError
-from pipeline.shards import Plan
+from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.sources import read_shard
 from pipeline.storage import UsageError, open_location, write_atomic
+from pipeline.tar_samples import UnreadableTar
 
 
 def packed(members, *, format=tarfile.GNU_FORMAT):
@@ -513,15 +518,101 @@ def test_names_that_nest_without_end_are_damage(tmp_path):
         (b"\x1f\x8b" + b"text" * 9, "BadGzipFile"),
         (gzip.compress(packed([])), "EmptyTar"),
         (gzip.compress(b"text" * 1000), "DamagedTar"),
-        (None, "FileNotFoundError"),
     ],
 )
 def test_a_tar_without_samples_is_one_error_that_names_it(tmp_path, payload, error):
     (tmp_path / "a.tar").write_bytes(packed([("1.jpg", b"1")]))
-    (tmp_path / "b.tar").write_bytes(payload or b"")
-    plan = plan_of(tmp_path)
-    if payload is None:
-        (tmp_path / "b.tar").unlink()
-    rows = rows_of(plan)
+    (tmp_path / "b.tar").write_bytes(payload)
+    rows = rows_of(plan_of(tmp_path))
     assert good(rows) == {"a.tar#1": b"1"}
     assert errors(rows) == {"b.tar": error}
+
+
+# --- tars that a store does not hand out ----------------------------------------------------------
+
+
+class Breaking(io.RawIOBase):
+    """A file of which a disk or a store gives no byte from `at` on."""
+
+    def __init__(self, payload, at):
+        self._file, self._at = io.BytesIO(payload), at
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=0):
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer):
+        if self._file.tell() + len(buffer) > self._at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self._file.readinto(buffer)
+
+
+@pytest.mark.parametrize("at", [0, 15_000])
+@pytest.mark.parametrize("kind", ["of this machine", "of a store", "packed"])
+def test_a_tar_that_cannot_be_read_on_ends_the_shard(tmp_path, monkeypatch, kind, at):
+    """Past bug: it was one bad row, the shard was done, and the run ended well without the rest."""
+    payload = packed(samples(40).items())
+    payload = gzip.compress(payload, 0) if kind == "packed" else payload
+    (tmp_path / "t.tar").write_bytes(payload)
+    plan = plan_of(tmp_path / "t.tar")
+
+    def broken(path, mode):
+        raw = Breaking(payload, at)
+        return io.BufferedReader(raw, 512) if kind == "of this machine" else raw
+
+    monkeypatch.setattr(tar_samples, "_BLOCK", 4096)
+    monkeypatch.setattr(tar_members, "open", broken, raising=False)
+    with pytest.raises(UnreadableTar) as caught:
+        rows_of(plan)
+    name = tmp_path / "t.tar"
+    assert str(caught.value) == (
+        f"cannot read the tar {name}: OSError: [Errno 5] Input/output error"
+    )
+
+
+def test_a_tar_that_is_gone_ends_its_shard_with_the_tars_before_it(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tar").write_bytes(packed(samples(3).items()))
+    planned = plan_of(tmp_path)
+    assert len(planned.shards) == 2
+    together = tuple(piece for shard in planned.shards for piece in shard.slices)
+    (tmp_path / "b.tar").unlink()
+    with pytest.raises(UnreadableTar, match=r"read the tar .*/b\.tar: FileNotFoundError: .*\Z"):
+        list(read_shard(Shard(0, together), format="webdataset"))
+    limited = FileSlice(together[1].path, "b.tar", 0, 2)
+    with pytest.raises(UnreadableTar):
+        list(read_shard(Shard(0, (limited,)), format="webdataset"))
+
+
+def test_the_message_of_a_forbidden_tar_holds_no_secret(monkeypatch):
+    location = "https://user:hunter2@host/b.tar?Signature=hunter2"
+
+    def forbidden(path, mode):
+        raise PermissionError(f"403, message='Forbidden', url='{path}'")
+
+    there = SimpleNamespace(open=forbidden), location
+    monkeypatch.setattr(tar_members, "open_location", lambda *_: there)
+    with pytest.raises(UnreadableTar) as caught:
+        list(read_shard(Shard(0, (FileSlice(location, "b.tar", 0, None),)), format="webdataset"))
+    assert str(caught.value) == (
+        "cannot read the tar https://***@host/b.tar?***: PermissionError: 403, "
+        "message='Forbidden', url='https://***@host/b.tar?***'"
+    )
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.ENOSPC])
+def test_a_fault_that_passes_and_a_full_disk_are_known_by_their_cause(monkeypatch, error):
+    def fails(path, mode):
+        raise OSError(error, os.strerror(error))
+
+    there = SimpleNamespace(open=fails), "b.tar"
+    monkeypatch.setattr(tar_members, "open_location", lambda *_: there)
+    with pytest.raises(UnreadableTar) as caught:
+        list(read_shard(Shard(0, (FileSlice("b.tar", "b.tar", 0, None),)), format="webdataset"))
+    assert is_passing(caught.value) == (error == errno.ESTALE)
+    assert is_of_the_node(caught.value) == (error == errno.ENOSPC)
