@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from igpt_core.probe import LinearProbe
+from pipeline.atomic import write_atomic
 from pipeline.embeddings import Embeddings
-from pipeline.storage import UsageError, join, open_location, write_atomic
+from pipeline.storage import UsageError, join, open_location
 
 RESULT_FILE = "probe.json"
 PROBE_FILE = "probe.npz"

@@ -9,9 +9,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 from moto.server import ThreadedMotoServer
 
-from pipeline import storage, walking
+from pipeline import atomic, storage, walking
+from pipeline.atomic import write_atomic, write_new
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import UsageError, open_location, read_bytes, write_atomic, write_new
+from pipeline.storage import UsageError, open_location, read_bytes
 from pipeline.walking import glob_files, list_files
 
 
@@ -315,7 +316,7 @@ def test_a_writer_whose_temporary_file_is_taken_for_a_leftover_writes_again(tmp_
         monkeypatch.setattr(os, name, call_late)
         write(fs, f"{root}/{name}.json", b"whole")
         assert (tmp_path / f"{name}.json").read_bytes() == b"whole"
-        assert storage.is_temporary(taken[0])
+        assert atomic.is_temporary(taken[0])
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -331,7 +332,7 @@ def test_a_writer_whose_temporary_file_is_taken_for_a_leftover_writes_again(tmp_
     ],
 )
 def test_what_is_a_temporary_name(name, expected):
-    assert storage.is_temporary(name) is expected
+    assert atomic.is_temporary(name) is expected
 
 
 class _Ftp(MemoryFileSystem):
@@ -377,7 +378,7 @@ def test_of_two_writers_at_the_same_moment_one_has_a_new_file(place, monkeypatch
     path = f"{root}/run.json"
     write_new(fs, path, b"first")
     seen = iter([False, True])
-    monkeypatch.setattr(storage, "exists", lambda *_: next(seen))
+    monkeypatch.setattr(atomic, "exists", lambda *_: next(seen))
     with pytest.raises(FileExistsError):
         write_new(fs, path, b"second")
     assert storage.read_bytes(fs, path) == b"first"
