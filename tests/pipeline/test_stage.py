@@ -218,7 +218,7 @@ def test_what_no_shard_could_do_ends_the_run_at_once_in_the_stages_own_words(mon
             begun.append(index)
             yield refuse(packed([Parcel(index, pa.table({"shard": [index]}))]))
 
-    def in_process(blocks, stages, *, lease):
+    def in_process(blocks, stages, *, lease, proven):
         return SimpleNamespace(iter_batches=lambda **_: batches(blocks))
 
     monkeypatch.setattr(rounds, "chain", in_process)
