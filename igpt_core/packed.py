@@ -30,7 +30,8 @@ class PackedProduct(nn.Module):
 
 
 def packed(model: Model) -> Model:
-    """The model with packed weights, for inference on a CPU; itself where packing does not apply.
+    """The model with packed weights, for inference on a CPU; itself where packing does not apply or
+    is done already.
 
     A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
     layout at every call, which doubles that; here it is done once. In float32 it also makes a
@@ -40,6 +41,8 @@ def packed(model: Model) -> Model:
     The result shares all other parameters with the model and does not follow a later change of
     its weights.
     """
+    if not any(isinstance(module, Conv1D | nn.Linear) for module in model.modules()):
+        return model  # packed already, or nothing to pack
     if not _onednn_serves(next(model.parameters())):
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from igpt_core.model import load_model, random_model
+from igpt_core.packed import packed
 from pipeline.stages.device_faults import within_memory
 
 RANDOM = "random:"
@@ -39,7 +40,11 @@ class Computing:
     model_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def load(self, head: Literal["causal", "classification"] | None) -> Any:
-        """The model, as `load_model` gives it."""
+        """The model, as `load_model` gives it, for inference: on a CPU its weights are packed.
+
+        So a row's results do not depend on its place in a batch, which they do with MKL's products
+        for some numbers of rows and columns (see `packed`).
+        """
         if self.device == "cpu":
             # One thread an actor: actors do not fight, and sums have one order whatever the number
             # of actors is.
@@ -48,14 +53,15 @@ class Computing:
         if self.model.startswith(RANDOM):
             untrained = random_model(self.model.removeprefix(RANDOM), seed=0)
             chosen = untrained if head == "causal" else untrained.transformer
-            return chosen.to(self.device, dtype)
-        return load_model(
+            return packed(chosen.to(self.device, dtype))
+        model = load_model(
             self.model,
             device=self.device,
             dtype=dtype,
             head=head,
             storage_options=self.model_options,
         )
+        return packed(model)
 
     def in_batches(
         self, compute: Callable[..., Result], *arrays: NDArray[Any]

@@ -79,6 +79,12 @@ def test_a_packed_model_gives_the_same_logits_and_leaves_the_model_alone(
 
 
 @onednn
+def test_a_packed_model_is_not_packed_again() -> None:
+    twin = packed(make_model())
+    assert packed(twin) is twin
+
+
+@onednn
 def test_without_onednn_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     # 68 draws with noise of 32 bits: logits that differ by 1e-5 change one with odds of 1e-3 over
     # random weights; these are fixed.

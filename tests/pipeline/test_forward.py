@@ -9,6 +9,7 @@ from conftest import SIDE
 from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForImageClassification, load_model
+from igpt_core.packed import packed
 from igpt_core.sampling import row_seed
 from pipeline import rows
 from pipeline.blocks import tokens_array
@@ -53,7 +54,9 @@ def full(classifier) -> dict[str, dict[str, object]]:
 
 
 def test_results_are_those_of_the_core(full, classifier):
-    model = load_model(classifier, device="cpu", dtype=torch.float32, head="classification")
+    model = packed(
+        load_model(classifier, device="cpu", dtype=torch.float32, head="classification")
+    )
     tokens = torch.tensor(tokens_block(IDS)[rows.ROW_TOKENS].to_pylist())
     with torch.no_grad():
         logits = torch.cat([model(tokens[:4]).logits, model(tokens[4:]).logits])
