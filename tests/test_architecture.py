@@ -8,7 +8,6 @@ import ast
 import re
 import sys
 import types
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -228,21 +227,26 @@ def test_public_names_that_others_rely_on():
     assert not set(promised.split()) - set(igpt_core.__all__)
 
 
-def test_readme_names_every_file():
-    """As often as there are files of a name: two jobs may share one with a stage."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    named = Counter(re.findall(r"(?<![\w.])\w+\.py\b", text))
-    there = Counter(path.name for path in files(*LAYERS) if path.stat().st_size)
-    assert there, "no files found"
-    missing = {name: n - named[name] for name, n in there.items() if named[name] < n}
-    assert not missing, f"not in README.md: {missing}"
+def tree_of_the_page():
+    """Paths of the files in the tree of docs/architecture.md: two spaces of indentation a level."""
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("```")[1]
+    folders, found = [], []
+    for line in text.splitlines():
+        name = line.split()[0] if line.strip() else ""
+        depth = (len(line) - len(line.lstrip())) // 2
+        if name.endswith("/"):
+            folders = [*folders[:depth], name]
+        elif name.endswith(".py"):
+            assert len(line.split()) > 1, f"{line}: a clause is missing"
+            found.append("".join(folders[:depth]) + name)
+    return found
 
 
-def test_what_readme_names_exists():
-    text = (ROOT / "README.md").read_text("utf-8")
-    named = set(re.findall(r"(?<![\w.])\w+\.py\b", text))
-    there = {path.name for path in files(*LAYERS, "benchmarks", "tests")}
-    assert not named - there
+def test_the_page_of_the_architecture_names_every_file_once():
+    there = [
+        path.relative_to(ROOT).as_posix() for path in files(*LAYERS) if path.name != "__init__.py"
+    ]
+    assert sorted(tree_of_the_page()) == sorted(there)
 
 
 def test_tests_are_no_package():
