@@ -29,10 +29,8 @@ from jobs import (
     train,
     verify,
 )
+from pipeline.errors import IgptError, RunFailed, UsageError
 from pipeline.masking import masked, one_line
-from pipeline.rounds import RunFailed
-from pipeline.run import OverErrorBudget
-from pipeline.storage import UsageError
 
 COMMANDS = (
     demo.COMMAND,
@@ -56,10 +54,6 @@ COMMANDS = (
     submit.COMMAND,
 )
 
-FAILED = 1
-USAGE_ERROR = 2
-OVER_BUDGET = 3
-
 
 @click.group(
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
@@ -76,18 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers end a run so
     try:
         igpt.main(words, prog_name="igpt", standalone_mode=False)
-    except (UsageError, CheckpointError) as error:
-        _stop(str(error), USAGE_ERROR)
-    except OverErrorBudget as error:
-        _stop(str(error), OVER_BUDGET)
-    except RunFailed as error:
-        _stop(str(error), FAILED)
+    except IgptError as error:
+        _stop(str(error), error.exit_code)
+    except CheckpointError as error:
+        _stop(str(error), UsageError.exit_code)
     except click.ClickException as error:
         _stop(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; next: the same command again", FAILED)
+        _stop("interrupted; next: the same command again", RunFailed.exit_code)
     except Exception as error:
-        _stop(f"{type(error).__name__}: {one_line(error)}", FAILED)
+        _stop(f"{type(error).__name__}: {one_line(error)}", RunFailed.exit_code)
 
 
 def _stop(message: str, code: int) -> None:

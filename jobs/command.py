@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.definition import BatchJob
+from pipeline.errors import UsageError
 from pipeline.masking import masked_traceback
 from pipeline.options import Options
 from pipeline.run_job import run_job
-from pipeline.storage import UsageError
 
 WIDTH = 100
 

@@ -8,12 +8,13 @@ from pydantic import BeforeValidator, Field
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.definition import BatchJob, Definition, find_input
+from pipeline.errors import UsageError
 from pipeline.masks import find_mask
 from pipeline.models import model_of, painting_batches
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
 from pipeline.planning import Source
 from pipeline.stages.generate import Complete
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import options_for
 
 
 class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):

@@ -9,10 +9,10 @@ from igpt_core.features import chosen_layers
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.definition import BatchJob, Definition
+from pipeline.errors import UsageError
 from pipeline.models import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Embed
-from pipeline.storage import UsageError
 
 
 class EmbedOptions(ModelOptions, ImageJobOptions):

@@ -7,9 +7,9 @@ from ray.data import Dataset
 
 from jobs.batch_jobs import BATCH_JOBS
 from jobs.command import parse
+from pipeline.errors import UsageError
 from pipeline.on_dataset import map_images
 from pipeline.options import ImageJobOptions
-from pipeline.storage import UsageError
 
 JOBS = tuple(name for name, job in BATCH_JOBS.items() if issubclass(job.options, ImageJobOptions))
 # Of what is around a job: where rows come from and where they go is the data set's affair.

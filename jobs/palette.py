@@ -9,11 +9,12 @@ from igpt_core.palette import Palette
 from jobs.command import command
 from pipeline import cluster
 from pipeline.colors import count_colors
+from pipeline.errors import UsageError
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
 from pipeline.planning import find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import CountColors
-from pipeline.storage import UsageError, local_output, options_for
+from pipeline.storage import local_output, options_for
 
 SHARD_SIZE = 4096
 

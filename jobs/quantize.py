@@ -5,9 +5,10 @@ from pydantic import Field
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.definition import BatchJob, Definition
+from pipeline.errors import UsageError
 from pipeline.models import find_quantizer
 from pipeline.options import ImageJobOptions
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import options_for
 
 
 class QuantizeOptions(ImageJobOptions):

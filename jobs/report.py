@@ -5,11 +5,12 @@ from pydantic import Field
 
 from igpt_core.checkpoint import load_palette
 from jobs.command import command
+from pipeline.errors import UsageError
 from pipeline.masking import masked
 from pipeline.options import Options, StorageOptions
 from pipeline.report import write_report
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import UsageError, absolute, options_for
+from pipeline.storage import absolute, options_for
 
 
 class ReportOptions(StorageOptions, Options):

@@ -19,11 +19,10 @@ from jobs import (
 )
 from jobs.command import JobCommand, command, words_of
 from pipeline.credentials import refuse_credentials
+from pipeline.errors import RunFailed, UsageError
 from pipeline.follow import follow
 from pipeline.job_record import in_any_folder
 from pipeline.options import RayOptions
-from pipeline.rounds import RunFailed
-from pipeline.storage import UsageError
 from pipeline.submit import Cluster, check_versions, find_cluster
 
 _JOBS = (

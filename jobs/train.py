@@ -9,8 +9,9 @@ from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.objectives import NextPixel
 from igpt_core.training import evaluate
 from jobs.command import command
+from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import options_for
 from pipeline.train import check_options, find_images, run_training
 from pipeline.training_images import TrainingImages
 

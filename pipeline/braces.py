@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from pipeline.storage import UsageError
+from pipeline.errors import UsageError
 
 MOST_NAMES = 1_000_000
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline import cluster, rows
+from pipeline.errors import UsageError
 from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.planning import Source, find_source
 from pipeline.stage import Stage
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import options_for
 
 if TYPE_CHECKING:
     from pipeline.job import Job

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.storage import UsageError
+from pipeline.errors import UsageError
 
 # In scikit-image's wheel, so no network is needed; `camera` is grey.
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "grass", "motorcycle_left")

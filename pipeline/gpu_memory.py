@@ -5,9 +5,9 @@ import sys
 import ray
 
 from pipeline.cluster import STALLED_SECONDS, unheard
+from pipeline.errors import RunFailed
 from pipeline.masking import one_line
 from pipeline.progress import Mode
-from pipeline.rounds import RunFailed
 
 _SILENT_SECONDS = 15.0  # a worker starts and loads torch; who waits for longer learns for what
 

@@ -10,8 +10,9 @@ from fsspec import AbstractFileSystem
 from PIL import Image
 
 from pipeline.braces import expand, split_list
+from pipeline.errors import UsageError
 from pipeline.masking import one_line
-from pipeline.storage import UsageError, absolute, kind, open_location, store_errors, uri_of
+from pipeline.storage import absolute, kind, open_location, store_errors, uri_of
 from pipeline.walking import glob_files, has_magic, list_files, list_folder
 
 # Pillow recognizes these but cannot decode them.

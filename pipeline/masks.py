@@ -10,17 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igpt_core.pixels import Crop, ImageError, load_pixels
+from pipeline.errors import UsageError
 from pipeline.masking import masked, one_line
 from pipeline.rows import RowError
-from pipeline.storage import (
-    UsageError,
-    absolute,
-    join,
-    kind,
-    open_location,
-    read_bytes,
-    store_errors,
-)
+from pipeline.storage import absolute, join, kind, open_location, read_bytes, store_errors
 
 STAGE = "mask"
 

@@ -13,11 +13,12 @@ from igpt_core.model_files import EMBEDDED, pinned
 from igpt_core.palette import Palette
 from pipeline import cluster
 from pipeline.batch_sizes import CPU, Memory, forward_images, painting_images
+from pipeline.errors import UsageError
 from pipeline.gpu_memory import free_gpu_bytes
 from pipeline.options import ModelOptions
 from pipeline.progress import Mode
 from pipeline.stages.batches import RANDOM
-from pipeline.storage import UsageError, absolute_model, options_for
+from pipeline.storage import absolute_model, options_for
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from ray.data import Dataset
 
 from pipeline.definition import Batch, BatchJob
+from pipeline.errors import UsageError
 from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions
 from pipeline.parts import WriteParts
@@ -10,7 +11,7 @@ from pipeline.shards import Plan
 from pipeline.stage import Stage, over
 from pipeline.stages.images import ReadImages
 from pipeline.stages.user_rows import FinishRows, TokenizeRows
-from pipeline.storage import UsageError, options_for
+from pipeline.storage import options_for
 
 _BATCHES = 4  # model batches that a stage is handed at once
 _ROWS = 256  # the same of a job without a model

@@ -18,6 +18,7 @@ from igpt_core.checkpoint import load_palette
 from pipeline import rows
 from pipeline.atomic import write_atomic
 from pipeline.blocks import by_shard, tokens_of
+from pipeline.errors import Superseded
 from pipeline.layout import FOLDERS, part_name
 from pipeline.lease import Lease
 from pipeline.nats import NatsHistogram, has_nats
@@ -41,10 +42,6 @@ SUMMARY = pa.schema(
         pa.field("finished", pa.float64()),  # unix seconds
     ]
 )
-
-
-class GaveWay(Exception):
-    """A run directory is another run's now."""
 
 
 class WriteParts:
@@ -128,15 +125,15 @@ class WriteParts:
         return join(self._output, part_name(folder, shard))
 
     def _check_lease(self, shard: int, *, stats: bytes | None = None) -> None:
-        """Raises GaveWay where the lease is gone; `stats`: what was written until now."""
+        """Raises Superseded where the lease is gone; `stats`: what was written until now."""
         if self._lease is None or self._lease.may_write():
             return
         if stats is not None and self._lease.is_of_another_run():
             self._take_back(shard, stats)
         raise self._gave_way(shard)
 
-    def _gave_way(self, shard: int) -> GaveWay:
-        return GaveWay(f"another run works at {self._output} now; shard {shard} is left to it")
+    def _gave_way(self, shard: int) -> Superseded:
+        return Superseded(f"another run works at {self._output} now; shard {shard} is left to it")
 
     def _take_back(self, shard: int, stats: bytes, payload: bytes | None = None) -> None:
         """Out of the directory of a run with other results goes what this one wrote, where that

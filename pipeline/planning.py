@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import UsageError
 from pipeline.footers import (
     choose_image_column,
     choose_tokens_column,
@@ -17,7 +18,6 @@ from pipeline.listing import InputFile, choose_format, find_files
 from pipeline.rows import ID, TOKENS
 from pipeline.run_input import find_run
 from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
-from pipeline.storage import UsageError
 from pipeline.tar_heads import count_samples, first_fields
 
 

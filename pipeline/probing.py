@@ -12,7 +12,8 @@ from typing import Any
 from igpt_core.probe import LinearProbe
 from pipeline.atomic import write_atomic
 from pipeline.embeddings import Embeddings
-from pipeline.storage import UsageError, join, open_location
+from pipeline.errors import UsageError
+from pipeline.storage import join, open_location
 
 RESULT_FILE = "probe.json"
 PROBE_FILE = "probe.npz"

@@ -17,6 +17,7 @@ from igpt_core.errors import CheckpointError
 from pipeline import rows
 from pipeline.cluster import Allotment
 from pipeline.definition import Batch, BatchJob
+from pipeline.errors import UsageError
 from pipeline.footers import parquet_errors
 from pipeline.job import Job
 from pipeline.job_record import dependencies
@@ -28,7 +29,7 @@ from pipeline.parts import WriteParts, parquet_bytes
 from pipeline.run_directory import RunDirectory, differences
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Resources
-from pipeline.storage import UsageError, join, read_bytes, store_errors
+from pipeline.storage import join, read_bytes, store_errors
 
 _HERE = Allotment(Resources(), Resources(), Resources())
 

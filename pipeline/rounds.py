@@ -12,6 +12,7 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster import STALLED_SECONDS, unheard
+from pipeline.errors import RunFailed, StageGaveUp
 from pipeline.lease import Lease
 from pipeline.masking import one_line
 from pipeline.shards import Plan, Shard
@@ -28,14 +29,6 @@ _ROUND = 20_000
 _NAMED = 10  # shards that failed
 
 _log = logging.getLogger(__name__)
-
-
-class RunFailed(Exception):
-    """The run stopped before its end (exit code 1). The message is one line."""
-
-
-class StageGaveUp(RunFailed):
-    """A stage can do no shard with the options of this run. The message says what to do."""
 
 
 def consume(

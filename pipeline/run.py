@@ -9,12 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.errors import OverErrorBudget, RunFailed, StageGaveUp
 from pipeline.layout import REPORT_FILE, part_name, shards_with_errors
 from pipeline.lease import Lease
 from pipeline.masking import one_line
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Mode, Progress
-from pipeline.rounds import RunFailed, StageGaveUp, consume
+from pipeline.rounds import consume
 from pipeline.run_directory import RunDirectory, resuming
 from pipeline.run_record import row_count
 from pipeline.shards import Plan, Shard
@@ -23,10 +24,6 @@ from pipeline.stopping import stoppable
 from pipeline.storage import join, read_bytes, store_errors
 
 _THREADS = 32
-
-
-class OverErrorBudget(Exception):
-    """More bad images than allowed (exit code 3). The message is one line."""
 
 
 def execute(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.atomic import has_temporaries, is_temporary, write_atomic, write_new
+from pipeline.errors import UsageError
 from pipeline.layout import (
     FOLDERS,
     FORMAT,
@@ -31,7 +32,7 @@ from pipeline.layout import (
 from pipeline.masking import one_line
 from pipeline.parts import parquet_bytes
 from pipeline.shards import Plan
-from pipeline.storage import UsageError, exists, join, open_location, read_bytes, store_errors
+from pipeline.storage import exists, join, open_location, read_bytes, store_errors
 
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _THREADS = 32

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.storage import UsageError
+from pipeline.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)

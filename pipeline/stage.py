@@ -13,6 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.annotations import RayDeprecationWarning
 
+from pipeline.errors import EndOfRun
 from pipeline.lease import Lease
 from pipeline.masking import masked_traceback, one_line
 from pipeline.metrics import IdleShare
@@ -107,11 +108,6 @@ def unpacked(table: pa.Table) -> Iterator[Parcel]:
 
 class StageError(Exception):
     """A stage's error as one line, which can be found again in the text that Ray makes of it."""
-
-
-class EndOfRun(Exception):
-    """What a stage cannot do for any shard with the options of this run. The message is one line
-    and says what to do."""
 
 
 class _Reporting:

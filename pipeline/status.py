@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
+from pipeline.errors import UsageError
 from pipeline.layout import PLAN_FILE, RUN_FILE, part_name, shard_of, shards_with_errors
 from pipeline.parts import spread
 from pipeline.run_directory import RunDirectory, resuming
-from pipeline.storage import UsageError, exists, join, read_bytes
+from pipeline.storage import exists, join, read_bytes
 from pipeline.throughput import Span, working_seconds
 
 SAMPLE = 256  # parts that are looked into at most, however many there are

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from igpt_core.errors import library_errors
 from igpt_core.model_files import EMBEDDED, is_hub_id
+from pipeline.errors import UsageError
 from pipeline.masking import masked, one_line
 from pipeline.patience import patiently
 
@@ -33,13 +34,6 @@ def store_errors() -> tuple[type[Exception], ...]:
     """What an unreachable or forbidden location raises: filesystems let the errors of the libraries
     below them through, and which of those are loaded changes."""
     return (OSError, *library_errors())
-
-
-class UsageError(Exception):
-    """A mistake in the command or its input, found before work begins (exit code 2).
-
-    The message is one line: what was expected, what was found, the next move.
-    """
 
 
 def options_for(storage_options: Mapping[str, Any] | None, role: Role) -> dict[str, Any]:

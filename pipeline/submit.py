@@ -17,12 +17,11 @@ from packaging.specifiers import SpecifierSet
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.cluster import keep_ray_quiet
+from pipeline.errors import RunFailed, UsageError
 from pipeline.job_record import SUBMITTED_WITH
 from pipeline.masking import masked, one_line
 from pipeline.package import packaged
-from pipeline.rounds import RunFailed
 from pipeline.stopping import GRACE_SECONDS
-from pipeline.storage import UsageError
 
 _PORT = 8265  # of Ray's job server, where an address does not say
 _REQUEST_SECONDS = 20

@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import UsageError
 from pipeline.listing import InputFile, format_extensions
 from pipeline.masking import one_line
-from pipeline.storage import UsageError, store_errors
+from pipeline.storage import store_errors
 from pipeline.tar_members import DAMAGE, MOST_BYTES, open_tar, read_members
 
 # By the last extension of a field, as WebDataset's own decoder takes them.

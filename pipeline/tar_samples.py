@@ -17,14 +17,7 @@ from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage import store_errors
 from pipeline.tar_heads import field_type, image_fields
-from pipeline.tar_members import (
-    DAMAGE,
-    DamagedTar,
-    Member,
-    TruncatedTar,
-    open_tar,
-    read_members,
-)
+from pipeline.tar_members import DAMAGE, DamagedTar, Member, TruncatedTar, open_tar, read_members
 
 MOST_UNPACKED = 16 << 30  # of a packed tar, which may be made to fill the disk
 

@@ -14,9 +14,9 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.blocks import tokens_of
+from pipeline.errors import UsageError
 from pipeline.planning import find_source
 from pipeline.stages.images import ReadImages
-from pipeline.storage import UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pipeline.stage import EndOfRun
+from pipeline.errors import DoesNotFit
 
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
-
-
-class DoesNotFit(EndOfRun):
-    """A model batch needs more memory than the device has. The message names one that fits."""
 
 
 def within_memory(

@@ -16,8 +16,8 @@ from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
 from jobs.on_dataset import on_dataset
 from pipeline import rows
+from pipeline.errors import UsageError
 from pipeline.stages.user_rows import TokenizeRows
-from pipeline.storage import UsageError
 
 OPTIONS = {"device": "cpu", "batch_size": 8}
 

@@ -14,11 +14,10 @@ from runs import igpt, parts
 
 from jobs.__main__ import main
 from pipeline import cluster, models, rounds, run, run_job
+from pipeline.errors import RunFailed, UsageError
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
-from pipeline.rounds import RunFailed
 from pipeline.run_directory import RunDirectory, new_record
-from pipeline.storage import UsageError
 
 
 @pytest.fixture

@@ -21,11 +21,10 @@ from jobs.submit import COMMAND
 from pipeline import follow as following
 from pipeline import submit as submitting
 from pipeline.credentials import refuse_credentials
+from pipeline.errors import RunFailed, UsageError
 from pipeline.follow import follow
 from pipeline.job_record import SUBMITTED_WITH, command_line
 from pipeline.package import PACKAGES, is_needed, packaged
-from pipeline.rounds import RunFailed
-from pipeline.storage import UsageError
 from pipeline.submit import Cluster, check_versions, find_cluster, server_url
 
 SECRET = "s3cr3t-k3y"

@@ -9,8 +9,9 @@ from igpt_core.config import VARIANTS
 from igpt_core.kv_cache import KVCache
 from igpt_core.model import random_model
 from pipeline.batch_sizes import CPU, Memory, forward_images, painting_images
+from pipeline.errors import DoesNotFit
 from pipeline.stages import device_faults
-from pipeline.stages.device_faults import DoesNotFit, within_memory
+from pipeline.stages.device_faults import within_memory
 
 GIB = 1 << 30
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import braces
 from pipeline.braces import expand, split_list
-from pipeline.storage import UsageError
+from pipeline.errors import UsageError
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the reference is bash")

@@ -6,9 +6,9 @@ import pytest
 
 from pipeline import cluster
 from pipeline.cluster import allot, shard_size
+from pipeline.errors import UsageError
 from pipeline.models import find_compute
 from pipeline.options import ModelOptions
-from pipeline.storage import UsageError
 
 
 @pytest.fixture

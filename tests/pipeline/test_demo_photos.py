@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline import demo_photos
 from pipeline.demo_photos import PHOTOS, TILES, write_tiles
-from pipeline.storage import UsageError
+from pipeline.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from PIL import Image
 
 from igpt_core.palette import Palette
 from pipeline import rows
+from pipeline.errors import UsageError
 from pipeline.export import claim, find_palette, find_run, pending_parts
 from pipeline.export_formats import EXPORTS
 from pipeline.run_directory import RunDirectory
 from pipeline.stages.export import ExportParts
-from pipeline.storage import UsageError
 
 SIDE = 4
 PALETTE = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))

@@ -54,9 +54,7 @@ def full(classifier) -> dict[str, dict[str, object]]:
 
 
 def test_results_are_those_of_the_core(full, classifier):
-    model = packed(
-        load_model(classifier, device="cpu", dtype=torch.float32, head="classification")
-    )
+    model = packed(load_model(classifier, device="cpu", dtype=torch.float32, head="classification"))
     tokens = torch.tensor(tokens_block(IDS)[rows.ROW_TOKENS].to_pylist())
     with torch.no_grad():
         logits = torch.cat([model(tokens[:4]).logits, model(tokens[4:]).logits])

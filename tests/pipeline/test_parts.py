@@ -17,9 +17,10 @@ from PIL import Image
 from igpt_core.checkpoint import load_palette
 from pipeline import parts, rows
 from pipeline.blocks import tokens_array, with_seconds
+from pipeline.errors import Superseded
 from pipeline.layout import FOLDERS, finished_shards, part_name, shards_with_errors
 from pipeline.lease import Lease
-from pipeline.parts import SUMMARY, GaveWay, WriteParts
+from pipeline.parts import SUMMARY, WriteParts
 from pipeline.storage import open_location
 
 N = SIDE**2
@@ -348,7 +349,7 @@ def overtaken(
     monkeypatch.setattr(parts, "write_atomic", watched)
     try:
         writer(output, palette, lease=first)(block(0, [True, False]))
-    except GaveWay:
+    except Superseded:
         return True
     return False
 
@@ -401,7 +402,7 @@ def test_the_lease_is_asked_after_the_results_are_made(tiny_model, tmp_path, mon
         return made(self, good)
 
     monkeypatch.setattr(WriteParts, "results", slowly)
-    with pytest.raises(GaveWay):
+    with pytest.raises(Superseded):
         writer(tmp_path, tiny_model, lease=first)(block(0, [True, False]))
     assert not any((tmp_path / folder).exists() for folder in FOLDERS)
 

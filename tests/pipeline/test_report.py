@@ -33,10 +33,10 @@ from PIL import Image
 from igpt_core.palette import Palette
 from pipeline import rows
 from pipeline.contact_sheet import draw_sheet
+from pipeline.errors import UsageError
 from pipeline.labels import duration, rate, shortened
 from pipeline.report import write_report
 from pipeline.sheet_rows import Entry, Picture, read_entries
-from pipeline.storage import UsageError
 
 # --- the page -------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline import rounds
-from pipeline.rounds import RunFailed, _suspects_last, consume
+from pipeline.errors import RunFailed
+from pipeline.rounds import _suspects_last, consume
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.stage import Parcel, Resources, Stage
 

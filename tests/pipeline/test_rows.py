@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dat
 from PIL import Image as PillowImage
 
 from pipeline import rows
-from pipeline.storage import UsageError
+from pipeline.errors import UsageError
 
 N = 4  # positions: images of 2 x 2
 COLORS = [(255, 0, 0), (0, 0, 255)]

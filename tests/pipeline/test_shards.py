@@ -10,11 +10,11 @@ import pytest
 from datasets import ClassLabel, Features, Image, Value
 
 from pipeline import footers
+from pipeline.errors import UsageError
 from pipeline.listing import format_extensions
 from pipeline.planning import find_source
 from pipeline.rows import hub_features
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
-from pipeline.storage import UsageError
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

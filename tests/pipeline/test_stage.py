@@ -19,9 +19,10 @@ from ray import cloudpickle
 from ray.data import DataContext
 
 from pipeline import cluster, rounds
-from pipeline.rounds import RunFailed, consume
+from pipeline.errors import EndOfRun, RunFailed
+from pipeline.rounds import consume
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
-from pipeline.stage import EndOfRun, Parcel, Resources, Stage, _ReportingPacked, packed
+from pipeline.stage import Parcel, Resources, Stage, _ReportingPacked, packed
 
 # Ray's workers cannot import the file of a test.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -287,6 +288,7 @@ import sys
 sys.path.insert(0, {folder!r})
 import json, ray
 from test_stage import *
+from pipeline.errors import EndOfRun, RunFailed
 
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
 uncounted = Plan("webdataset", 1, tuple(Shard(i, (FileSlice("f", str(n), 0, None),))

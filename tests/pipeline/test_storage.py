@@ -11,8 +11,9 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import atomic, storage, walking
 from pipeline.atomic import write_atomic, write_new
+from pipeline.errors import UsageError
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import UsageError, open_location, read_bytes
+from pipeline.storage import open_location, read_bytes
 from pipeline.walking import glob_files, list_files
 
 

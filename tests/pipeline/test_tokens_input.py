@@ -11,10 +11,10 @@ from datasets import ClassLabel, Features, List, Value
 
 from igpt_core.checkpoint import load_palette
 from pipeline import rows
+from pipeline.errors import UsageError
 from pipeline.planning import find_source
 from pipeline.rows import hub_features
 from pipeline.stages.images import ReadImages
-from pipeline.storage import UsageError
 from pipeline.training_images import read_images
 
 N = SIDE**2

@@ -18,8 +18,8 @@ from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.objectives import NextPixel
 from igpt_core.palette import Palette
 from pipeline import train
+from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
-from pipeline.storage import UsageError
 from pipeline.train import check_options, run_training, training_config
 from pipeline.training_images import TrainingImages
 

@@ -14,7 +14,7 @@ from conftest import BAD, GOOD, SIDE, encoded, photo
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
-from pipeline.storage import UsageError
+from pipeline.errors import UsageError
 from pipeline.training_images import Labels, read_images
 
 
