@@ -1,6 +1,5 @@
 """What several test files share: a tiny model, small images good and bad, one Ray session."""
 
-import io
 import os
 
 import numpy as np
@@ -8,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 # A palette's table is cached by its fingerprint: not in the home of whoever runs the tests.
 os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".cache"))
@@ -17,25 +15,9 @@ from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
+from pictures import SIDE, encoded, photo
 from pipeline import rounds
 from pipeline.stage import NOT_BEGUN, Parcel, packed
-
-SIDE = 8
-
-
-def photo(seed: int, *, size=(40, 30)) -> Image.Image:
-    """A smooth colour gradient with noise: unlike any other seed's."""
-    rng = np.random.default_rng(seed)
-    corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
-    smooth = Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR)
-    noise = rng.integers(-20, 21, (*size[::-1], 3))
-    return Image.fromarray(np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, format: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +51,6 @@ def photos(tmp_path_factory) -> str:
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     (folder / "notes.txt").write_text("skipped")
     return str(folder)
-
-
-GOOD = 20
-BAD = {"truncated.jpg", "text.png", "empty.png", "dangling.png"}
 
 
 @pytest.fixture(scope="session")

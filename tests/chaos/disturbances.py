@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from drivers import Driver, driver, finish, kill_one, rounds, workers
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+
+from drivers import Driver, driver, finish, kill_one, rounds, workers
 
 _NODE = {"num_cpus": 2, "object_store_memory": 128 << 20, "include_dashboard": False}
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE, encoded, photo
-from drivers import driver, workers
 from PIL import Image
 
+from drivers import driver, workers
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
+from pictures import SIDE, encoded, photo
 
 GOOD, BAD = 1_000, 10_000
 MOST_BYTES = 1_500 << 20  # of an actor; the largest image that is taken has 178 million pixels

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import encoded, photo
+from moto.server import ThreadedMotoServer
+
 from disturbances import NIGHTS, Night, drivers_die
 from drivers import finish
 from faulty_proxy import FAULTS, READ_TIMEOUT, FaultyProxy
-from moto.server import ThreadedMotoServer
-
+from pictures import encoded, photo
 from pipeline.storage import open_location
 
 IMAGES, SHARD = 40, 3

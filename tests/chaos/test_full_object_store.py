@@ -6,10 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded, photo
-from drivers import finish, parts
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
+
+from drivers import finish, parts
+from pictures import encoded, photo
 
 STORE_MIB = 80  # Ray takes no less than 75
 SHARDS, SHARD, ROW_MIB = 4, 4, 12  # no two blocks fit into the store

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import encoded, photo
+
 from disturbances import NIGHTS, Night
 from drivers import done, driver, finish, head, parts, rounds
+from pictures import encoded, photo
 
 IMAGES, BAD, SHARD = 60, 5, 3
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from bundle_writer import openai_variables, write_bundle
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
+from bundle_writer import openai_variables, write_bundle
 from igpt_core import (
     CheckpointError,
     ImageGPTConfig,

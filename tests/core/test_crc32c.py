@@ -2,10 +2,10 @@
 
 import time
 
-import bundle_writer
 import numpy as np
 import pytest
 
+import bundle_writer
 from igpt_core import crc32c as module
 from igpt_core.crc32c import crc32c, masked_crc32c
 

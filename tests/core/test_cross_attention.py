@@ -10,6 +10,9 @@ import math
 
 import pytest
 import torch
+
+import igpt_core
+from igpt_core import ImageGPTConfig
 from parity import (
     BARE,
     CAUSAL,
@@ -19,9 +22,6 @@ from parity import (
     draw_weights,
     one_thread,  # noqa: F401
 )
-
-import igpt_core
-from igpt_core import ImageGPTConfig
 
 ROWS, STATES = 3, 7
 

@@ -8,6 +8,8 @@ import weakref
 
 import pytest
 import torch
+
+from igpt_core import chosen_layers, pooled_features
 from parity import (
     BARE,
     CAUSAL,
@@ -17,8 +19,6 @@ from parity import (
     one_thread,  # noqa: F401
     pair,
 )
-
-from igpt_core import chosen_layers, pooled_features
 
 ROWS = 3
 

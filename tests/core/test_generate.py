@@ -8,6 +8,9 @@ import math
 
 import pytest
 import torch
+
+from igpt_core import ImageGPTConfig, SamplingConfig, complete
+from igpt_core.model import ImageGPTForCausalImageModeling
 from parity import (
     CAUSAL,
     SHAPES,
@@ -15,9 +18,6 @@ from parity import (
     one_thread,  # noqa: F401
     pair,
 )
-
-from igpt_core import ImageGPTConfig, SamplingConfig, complete
-from igpt_core.model import ImageGPTForCausalImageModeling
 
 SHAPE = SHAPES["small"]
 

@@ -5,6 +5,9 @@ References and tolerances: parity.py.
 
 import pytest
 import torch
+
+from igpt_core import VARIANTS, ImageGPTConfig, SamplingConfig, complete, random_model, token_nll
+from igpt_core.decoding import decode_step, prefill
 from parity import (
     SHAPES,
     assert_equal_up_to_rounding,
@@ -12,9 +15,6 @@ from parity import (
     one_thread,  # noqa: F401
     pair,
 )
-
-from igpt_core import VARIANTS, ImageGPTConfig, SamplingConfig, complete, random_model, token_nll
-from igpt_core.decoding import decode_step, prefill
 
 
 @pytest.fixture(params=list(SHAPES))

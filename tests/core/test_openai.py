@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from bundle_writer import openai_variables, write_bundle
 from fsspec.implementations.memory import MemoryFileSystem
 
+from bundle_writer import openai_variables, write_bundle
 from igpt_core import CheckpointError, ImageGPTForCausalImageModeling
 from igpt_core.openai import is_openai, read_openai
 

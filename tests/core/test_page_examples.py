@@ -7,7 +7,6 @@ the second.
 import numpy as np
 import pytest
 import torch
-from conftest import SIDE, photo
 from PIL import Image
 
 from igpt_core import (
@@ -17,6 +16,7 @@ from igpt_core import (
     ImageGPTImageProcessor,
     ImageGPTModel,
 )
+from pictures import SIDE, photo
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,10 @@ import copy
 
 import pytest
 import torch
+
+from igpt_core import KVCache, TrainingConfig, token_nll
+from igpt_core.objectives import NextPixel
+from igpt_core.training import make_optimizer, train_step
 from parity import (
     BARE,
     CAUSAL,
@@ -19,10 +23,6 @@ from parity import (
     one_thread,  # noqa: F401
     pair,
 )
-
-from igpt_core import KVCache, TrainingConfig, token_nll
-from igpt_core.objectives import NextPixel
-from igpt_core.training import make_optimizer, train_step
 
 
 @pytest.fixture(params=list(SHAPES))

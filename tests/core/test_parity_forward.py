@@ -6,6 +6,9 @@ test_cross_attention.py. Caches given back: test_parity_cache.py.
 
 import pytest
 import torch
+
+from igpt_core import ImageGPTConfig, ImageGPTModel
+from igpt_core.layers import ACTIVATIONS
 from parity import (
     BARE,
     CAUSAL,
@@ -19,9 +22,6 @@ from parity import (
     one_thread,  # noqa: F401
     pair,
 )
-
-from igpt_core import ImageGPTConfig, ImageGPTModel
-from igpt_core.layers import ACTIVATIONS
 
 ROWS = 3
 

@@ -8,6 +8,10 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
+
+import igpt_core
+from igpt_core import VARIANTS, ImageGPTConfig, ImageGPTForCausalImageModeling
 from parity import (
     BARE,
     CAUSAL,
@@ -20,10 +24,6 @@ from parity import (
     one_thread,  # noqa: F401
     pair,
 )
-from safetensors.torch import load_file
-
-import igpt_core
-from igpt_core import VARIANTS, ImageGPTConfig, ImageGPTForCausalImageModeling
 
 FIELDS = {
     "plain": {},

@@ -4,12 +4,12 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import bundle_writer
 import numpy as np
 import pytest
 import torch
-from bundle_writer import DTYPES, block, entry, header, masked, table, write_bundle
 
+import bundle_writer
+from bundle_writer import DTYPES, block, entry, header, masked, table, write_bundle
 from igpt_core.model_files import CheckpointError
 from igpt_core.tf_bundle import data_name, read_index, read_tensor
 

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE, encoded, photo
 from PIL import Image, PngImagePlugin
-from runs import errors, igpt, refusal, results
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
+from pictures import SIDE, encoded, photo
 from pipeline import patience
 from pipeline.stages.images import decoded
+from runs import errors, igpt, refusal, results
 
 
 def bomb(side: int) -> bytes:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SIDE
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
 from igpt_core.model import load_model
 from igpt_core.palette import Palette
 from jobs.__main__ import main
+from pictures import SIDE
 from pipeline.planning import find_source
 
 

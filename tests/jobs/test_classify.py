@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from conftest import BAD, GOOD, SIDE
 from datasets import load_dataset
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
@@ -20,6 +19,7 @@ from igpt_core.model import ImageGPTForImageClassification
 from igpt_core.palette import Palette
 from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
+from pictures import BAD, GOOD, SIDE
 
 NAMES = {0: "cat", 1: "dog", 2: "frog"}
 

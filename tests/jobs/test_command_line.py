@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import SIDE, encoded, photo
 from safetensors.torch import load_file, save_file
 
 from igpt_core.config import ImageGPTConfig
 from jobs.__main__ import COMMANDS, igpt, main
+from pictures import SIDE, encoded, photo
 from pipeline.run_directory import RunDirectory
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import BAD, GOOD, SIDE
 from datasets import load_dataset
 from PIL import Image
 
@@ -27,6 +26,7 @@ from igpt_core.model import load_model
 from igpt_core.pixels import load_pixels
 from igpt_core.sampling import SamplingConfig, row_seed
 from jobs.__main__ import main
+from pictures import BAD, GOOD, SIDE
 from pipeline import rounds
 
 GIVEN = SIDE * SIDE // 2

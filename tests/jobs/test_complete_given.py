@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SIDE, photo
 from datasets import load_dataset
 from PIL import Image
-from runs import columns, errors, igpt, parts, refusal, results, tokens_of_files
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.decoding import complete
 from igpt_core.model import load_model
 from igpt_core.sampling import SamplingConfig, row_seed
 from jobs.complete import prompt_length
+from pictures import SIDE, photo
+from runs import columns, errors, igpt, parts, refusal, results, tokens_of_files
 
 N = SIDE**2
 COMMON = {"seed": 7, "samples": 2, "batch_size": 8, "device": "cpu"}

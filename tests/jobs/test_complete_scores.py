@@ -5,7 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from conftest import SIDE
+
+from pictures import SIDE
 from runs import columns, igpt, nats_by_transformers, refusal, results
 
 GIVEN = 20

@@ -9,12 +9,12 @@ from pathlib import Path
 import huggingface_hub.constants as constants
 import pyarrow.parquet as pq
 import pytest
-from bundle_writer import openai_variables, write_bundle
-from conftest import encoded, photo
 from safetensors.torch import load_file
 
+from bundle_writer import openai_variables, write_bundle
 from igpt_core import Palette, load_palette
 from jobs.__main__ import main
+from pictures import encoded, photo
 from pipeline.models import find_model, find_quantizer
 from pipeline.storage import absolute_model
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import BAD, GOOD
 from datasets import load_dataset
+
+from pictures import BAD, GOOD
 from runs import columns, errors, igpt, parts, reference, refusal, results, started, tokens_of_files
 
 COMMON = {"batch_size": 8, "shard_size": 16, "max_error_fraction": 0.5, "device": "cpu"}

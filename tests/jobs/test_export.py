@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOOD, SIDE
 from datasets import load_dataset
 from moto.server import ThreadedMotoServer
 
 from igpt_core.checkpoint import load_palette
 from jobs.__main__ import main
+from pictures import GOOD, SIDE
 from pipeline.storage import open_location
 
 

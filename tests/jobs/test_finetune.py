@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from conftest import SIDE, encoded
 from PIL import Image
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
@@ -19,6 +18,7 @@ from igpt_core.model import ImageGPTForCausalImageModeling, load_model
 from igpt_core.palette import Palette
 from igpt_core.training import accuracy
 from jobs.__main__ import main
+from pictures import SIDE, encoded
 from pipeline import train
 from pipeline.training_images import read_images
 

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import GOOD, SIDE, photo
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray
 
@@ -15,6 +14,7 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
 from jobs.on_dataset import on_dataset
+from pictures import GOOD, SIDE, photo
 from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.stages.user_rows import TokenizeRows

@@ -4,9 +4,9 @@ import json
 import tarfile
 
 import pytest
-from conftest import BAD, GOOD, encoded, photo
 
 from jobs.__main__ import main
+from pictures import BAD, GOOD, encoded, photo
 from pipeline import estimate as estimates
 from pipeline.estimate import Estimate, StageSpeed
 

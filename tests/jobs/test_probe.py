@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded
 from PIL import Image
-from runs import igpt, refusal
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from igpt_core import LinearProbe
+from pictures import encoded
+from runs import igpt, refusal
 
 NAMES = ["red", "green", "blue"]
 

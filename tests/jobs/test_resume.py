@@ -9,15 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import BAD, GOOD
-from runs import igpt, parts
 
 from jobs.__main__ import main
+from pictures import BAD, GOOD
 from pipeline import cluster, models, rounds, run, run_job
 from pipeline.errors import RunFailed, UsageError
 from pipeline.lease import Lease
 from pipeline.parts import WriteParts
 from pipeline.run_directory import RunDirectory, new_record
+from runs import igpt, parts
 
 
 @pytest.fixture

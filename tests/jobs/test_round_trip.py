@@ -10,13 +10,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE, encoded, photo
 from datasets import load_dataset
 from PIL import Image
-from runs import igpt
 
 from igpt_core.checkpoint import load_palette
 from jobs.__main__ import main
+from pictures import SIDE, encoded, photo
+from runs import igpt
 
 ROWS = 5
 LABELS = [0, 1, 2, 1, 0]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE, encoded, photo
 from moto.server import ThreadedMotoServer
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from igpt_core.sampling import SamplingConfig
 from jobs.__main__ import main
+from pictures import SIDE, encoded, photo
 from pipeline import rows
 from pipeline.parts import WriteParts
 from pipeline.planning import find_source

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SIDE
 from datasets import load_dataset
 from PIL import Image
-from runs import columns, igpt, nats_by_transformers, parts, refusal, results
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.decoding import complete
 from igpt_core.model import load_model
 from igpt_core.sampling import SamplingConfig, row_seed
+from pictures import SIDE
+from runs import columns, igpt, nats_by_transformers, parts, refusal, results
 
 COUNT = 9
 COMMON = {"seed": 7, "batch_size": 4, "shard_size": 4, "top_k": 20, "device": "cpu"}

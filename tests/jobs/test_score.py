@@ -9,8 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import BAD, GOOD, SIDE
 from datasets import load_dataset
+
+from igpt_core.checkpoint import load_palette, save_checkpoint
+from igpt_core.config import ImageGPTConfig
+from igpt_core.model import ImageGPTForImageClassification
+from pictures import BAD, GOOD, SIDE
 from runs import (
     columns,
     errors,
@@ -21,10 +25,6 @@ from runs import (
     results,
     tokens_of_files,
 )
-
-from igpt_core.checkpoint import load_palette, save_checkpoint
-from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForImageClassification
 
 COMMON = {"batch_size": 8, "shard_size": 16, "max_error_fraction": 0.5, "device": "cpu"}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import BAD, GOOD, encoded, photo
 
 from jobs.__main__ import main
+from pictures import BAD, GOOD, encoded, photo
 from pipeline import status as pipeline_status
 
 

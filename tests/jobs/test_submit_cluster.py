@@ -19,10 +19,10 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from conftest import photo
-from runs import parts
 
+from pictures import photo
 from pipeline.submit import find_cluster
+from runs import parts
 
 IMAGES = 40
 TOKEN = "t0ken-of-the-cluster-0123456789abcdef"

@@ -10,12 +10,12 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE, encoded, photo
 from datasets import load_dataset
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
+from pictures import SIDE, encoded, photo
 
 
 def pack(path: Path, members: dict[str, bytes]) -> None:

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SIDE, encoded, photo
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForImageClassification
 from jobs.__main__ import main
+from pictures import SIDE, encoded, photo
 from pipeline.parts import parquet_bytes
 
 Outcome = tuple[int, dict[str, str]]

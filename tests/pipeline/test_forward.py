@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import SIDE
 
 from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForImageClassification, load_model
 from igpt_core.packed import packed
 from igpt_core.sampling import row_seed
+from pictures import SIDE
 from pipeline import rows
 from pipeline.blocks import tokens_array
 from pipeline.stages.batches import Computing, in_place

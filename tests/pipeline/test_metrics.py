@@ -6,9 +6,9 @@ import urllib.request
 
 import pytest
 import ray
-from conftest import BAD, GOOD
 
 from jobs.__main__ import main
+from pictures import BAD, GOOD
 
 
 def exported() -> dict[str, list[tuple[str, float]]]:

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE
 
+from pictures import SIDE
 from pipeline import rows
 from pipeline.blocks import tokens_array, with_seconds
 from pipeline.nats import NatsHistogram, has_nats, to_bits

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE
 from datasets import load_dataset
 from PIL import Image
 
 from igpt_core.checkpoint import load_palette
+from pictures import SIDE
 from pipeline import parts, rows
 from pipeline.blocks import tokens_array, with_seconds
 from pipeline.errors import Superseded

@@ -10,6 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
+
+from igpt_core.palette import Palette
 from made_runs import (
     COLUMNS,
     COMMAND,
@@ -28,9 +31,6 @@ from made_runs import (
     tokens_for,
     written,
 )
-from PIL import Image
-
-from igpt_core.palette import Palette
 from pipeline import rows
 from pipeline.contact_sheet import draw_sheet
 from pipeline.errors import UsageError

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
 from made_runs import (
     COLUMNS,
     PALETTE,
@@ -25,9 +28,6 @@ from made_runs import (
     tokens_for,
     written,
 )
-from numpy.typing import NDArray
-from PIL import Image
-
 from pipeline import rows
 from pipeline.bar_chart import nice_step, ticks
 from pipeline.contact_sheet import draw_sheet

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import BAD, GOOD, SIDE, encoded, photo
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.decoding import complete
 from igpt_core.model import load_model
 from igpt_core.pixels import load_pixels
 from igpt_core.sampling import SamplingConfig, row_seed
+from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline import rows
 from pipeline.blocks import tokens_array
 from pipeline.planning import find_source

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SIDE, encoded, photo
 from datasets import ClassLabel, Features, List, Value
 
 from igpt_core.checkpoint import load_palette
+from pictures import SIDE, encoded, photo
 from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.planning import find_source

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import BAD, GOOD, SIDE, encoded, photo
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
+from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline.errors import UsageError
 from pipeline.training_images import Labels, read_images
 

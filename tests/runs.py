@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from conftest import SIDE
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from jobs.__main__ import main
+from pictures import SIDE
 
 START = 32  # the start token of the tiny model: after its 32 colours
 
