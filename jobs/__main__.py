@@ -30,7 +30,7 @@ from jobs import (
     verify,
 )
 from pipeline.errors import IgptError, RunFailed, UsageError
-from pipeline.masking import masked, one_line
+from pipeline.storage.redact import masked, one_line
 
 COMMANDS = (
     demo.COMMAND,

@@ -8,10 +8,10 @@ from jobs.command import parse
 from pipeline.definition import BatchJob
 from pipeline.errors import UsageError
 from pipeline.layout import RUN_FILE
-from pipeline.masking import is_masked
 from pipeline.options import RunOptions
 from pipeline.run_directory import RunDirectory
 from pipeline.run_job import FOUND
+from pipeline.storage.redact import is_masked
 
 BATCH_JOBS: dict[str, BatchJob] = {
     job.name: job

@@ -18,9 +18,9 @@ from pydantic.fields import FieldInfo
 
 from pipeline.definition import BatchJob
 from pipeline.errors import UsageError
-from pipeline.masking import masked_traceback
 from pipeline.options import Options
 from pipeline.run_job import run_job
+from pipeline.storage.redact import masked_traceback
 
 WIDTH = 100
 

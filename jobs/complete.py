@@ -14,7 +14,7 @@ from pipeline.models import model_of, painting_batches
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
 from pipeline.planning import Source
 from pipeline.stages.generate import Complete
-from pipeline.storage import options_for
+from pipeline.storage.filesystem import options_for
 
 
 class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):

@@ -9,7 +9,7 @@ from pydantic import Field
 from igpt_core.convert import Converted, convert_checkpoint
 from jobs.command import command
 from pipeline.options import StorageOptions
-from pipeline.storage import absolute_model, local_output, options_for
+from pipeline.storage.filesystem import absolute_model, local_output, options_for
 
 
 class ConvertOptions(StorageOptions):

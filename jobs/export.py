@@ -14,7 +14,7 @@ from pipeline.options import RayOptions, StorageOptions
 from pipeline.run_directory import RunDirectory
 from pipeline.stage import Stage
 from pipeline.stages.export import ExportParts
-from pipeline.storage import absolute, absolute_model, options_for
+from pipeline.storage.filesystem import absolute, absolute_model, options_for
 
 
 class ExportOptions(RayOptions, StorageOptions):

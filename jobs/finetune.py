@@ -8,7 +8,7 @@ from igpt_core.training import accuracy
 from jobs.command import command
 from pipeline.models import Model, find_model
 from pipeline.options import TrainingOptions
-from pipeline.storage import options_for
+from pipeline.storage.filesystem import options_for
 from pipeline.train import check_options, find_images, run_training
 from pipeline.training_images import TrainingImages
 

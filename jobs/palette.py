@@ -14,7 +14,7 @@ from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
 from pipeline.planning import find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import CountColors
-from pipeline.storage import local_output, options_for
+from pipeline.storage.filesystem import local_output, options_for
 
 SHARD_SIZE = 4096
 

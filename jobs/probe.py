@@ -9,7 +9,7 @@ from jobs.command import command
 from pipeline.embeddings import read_embeddings
 from pipeline.options import ProgressOptions, StorageOptions
 from pipeline.probing import LayerAccuracy, check_packages, probe_layers, table, write_probe
-from pipeline.storage import absolute, options_for
+from pipeline.storage.filesystem import absolute, options_for
 
 
 class ProbeOptions(ProgressOptions, StorageOptions):

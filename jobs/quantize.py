@@ -8,7 +8,7 @@ from pipeline.definition import BatchJob, Definition
 from pipeline.errors import UsageError
 from pipeline.models import find_quantizer
 from pipeline.options import ImageJobOptions
-from pipeline.storage import options_for
+from pipeline.storage.filesystem import options_for
 
 
 class QuantizeOptions(ImageJobOptions):

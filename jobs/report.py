@@ -6,11 +6,11 @@ from pydantic import Field
 from igpt_core.checkpoint import load_palette
 from jobs.command import command
 from pipeline.errors import UsageError
-from pipeline.masking import masked
 from pipeline.options import Options, StorageOptions
 from pipeline.report import write_report
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import absolute, options_for
+from pipeline.storage.filesystem import absolute, options_for
+from pipeline.storage.redact import masked
 
 
 class ReportOptions(StorageOptions, Options):

@@ -8,12 +8,12 @@ import click
 from pydantic import Field
 
 from jobs.command import command
-from pipeline.masking import masked
 from pipeline.options import Options, StorageOptions
 from pipeline.progress import duration
 from pipeline.run_directory import RunDirectory
 from pipeline.status import SAMPLE, Status, read_status
-from pipeline.storage import absolute, options_for
+from pipeline.storage.filesystem import absolute, options_for
+from pipeline.storage.redact import masked
 
 
 class StatusOptions(StorageOptions, Options):

@@ -11,7 +11,7 @@ from igpt_core.training import evaluate
 from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
-from pipeline.storage import options_for
+from pipeline.storage.filesystem import options_for
 from pipeline.train import check_options, find_images, run_training
 from pipeline.training_images import TrainingImages
 

@@ -14,7 +14,7 @@ from pipeline.layout import RUN_FILE
 from pipeline.options import Options, StorageOptions
 from pipeline.replay import NotReplayed, replay
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import absolute, options_for
+from pipeline.storage.filesystem import absolute, options_for
 from pipeline.verify import Check, verify
 
 _SHOWN = 5  # places of a failed check

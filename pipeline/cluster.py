@@ -16,8 +16,8 @@ import ray
 from ray.data import DataContext
 
 from pipeline.errors import UsageError
-from pipeline.masking import one_line
 from pipeline.stage import Resources
+from pipeline.storage.redact import one_line
 
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.masking import masked
+from pipeline.storage.redact import masked
 
 # Options of filesystems whose text is no secret. Of others nobody here knows what they hold.
 _HARMLESS = {

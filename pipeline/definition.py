@@ -10,7 +10,7 @@ from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.planning import Source, find_source
 from pipeline.stage import Stage
-from pipeline.storage import options_for
+from pipeline.storage.filesystem import options_for
 
 if TYPE_CHECKING:
     from pipeline.job import Job

@@ -17,7 +17,7 @@ from pipeline.listing import find_files
 from pipeline.rows import embedding_name, hub_features
 from pipeline.run_directory import RunDirectory
 from pipeline.run_input import find_run
-from pipeline.storage import absolute, join, read_bytes
+from pipeline.storage.filesystem import absolute, join, read_bytes
 
 _THREADS = 16
 # What two runs must have in common for a probe of the one to be tried on the other.

@@ -14,7 +14,7 @@ from pipeline.parts import STAGES, spread
 from pipeline.planning import Source
 from pipeline.rounds import consume
 from pipeline.shards import Plan, Shard
-from pipeline.storage import open_location, options_for
+from pipeline.storage.filesystem import open_location, options_for
 
 NOWHERE = "memory://igpt-plan"  # parts of the trial lie in an actor's memory and go with it
 _MOST_SIZED = 256

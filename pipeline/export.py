@@ -18,13 +18,13 @@ from pipeline.export_formats import ARRAYS, EXPORTS, Contents
 from pipeline.footers import read_footers
 from pipeline.layout import part_name
 from pipeline.listing import InputFile
-from pipeline.masking import masked
 from pipeline.progress import Mode, Progress
 from pipeline.rounds import consume
 from pipeline.run_directory import RunDirectory, refuse_other_run, resuming
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.stage import Stage
-from pipeline.storage import exists, join, read_bytes, uri_of
+from pipeline.storage.filesystem import exists, join, read_bytes, uri_of
+from pipeline.storage.redact import masked
 
 FORMAT = 1
 EXPORT_FILE = "export.json"

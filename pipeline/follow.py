@@ -10,7 +10,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.errors import RunFailed
-from pipeline.masking import one_line
+from pipeline.storage.redact import one_line
 
 _PAUSE_SECONDS = 0.5
 _SILENT_SECONDS = 60  # after which the log is asked for anew: a dead connection says nothing

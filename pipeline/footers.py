@@ -11,9 +11,9 @@ from fsspec import AbstractFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.listing import InputFile
-from pipeline.masking import one_line
 from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
-from pipeline.storage import is_local, open_location, store_errors
+from pipeline.storage.filesystem import is_local, open_location, store_errors
+from pipeline.storage.redact import one_line
 
 _FOOTER_THREADS = 32
 _FOOTER_ROUND = 512

@@ -6,8 +6,8 @@ import ray
 
 from pipeline.cluster import STALLED_SECONDS, unheard
 from pipeline.errors import RunFailed
-from pipeline.masking import one_line
 from pipeline.progress import Mode
+from pipeline.storage.redact import one_line
 
 _SILENT_SECONDS = 15.0  # a worker starts and loads torch; who waits for longer learns for what
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, RowInput, null_table
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.storage import open_location, read_bytes
+from pipeline.storage.filesystem import open_location, read_bytes
 
 _READ_THREADS = 16
 _FILES_AHEAD = 32  # files read, or being read, that the caller has not asked for

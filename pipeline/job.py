@@ -17,7 +17,7 @@ from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
 from pipeline.stages.batches import Computing
 from pipeline.stages.images import ReadImages
-from pipeline.storage import options_for
+from pipeline.storage.filesystem import options_for
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pipeline import rows
 from pipeline.definition import Batch, Definition
 from pipeline.job import Job
 from pipeline.listing import absolute_input
-from pipeline.masking import masked
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory import new_record
-from pipeline.storage import absolute, absolute_model
+from pipeline.storage.filesystem import absolute, absolute_model
+from pipeline.storage.redact import masked
 
 SECRET_OPTIONS = {"storage_options"}
 # Options of the input on which results depend as they are.

@@ -4,7 +4,7 @@ import re
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage import asked, join
+from pipeline.storage.filesystem import asked, join
 
 FORMAT = 1  # of run directories
 FOLDERS = ("data", "errors", "stats")

@@ -17,10 +17,10 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from pipeline.atomic import write_atomic
 from pipeline.layout import LEASE_FILE, RUN_FILE, stop_file
-from pipeline.patience import patiently
-from pipeline.storage import join, open_location, read_bytes, store_errors
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import join, open_location, read_bytes, store_errors
+from pipeline.storage.retry import patiently
 
 
 @dataclass(frozen=True)

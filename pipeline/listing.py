@@ -11,9 +11,9 @@ from PIL import Image
 
 from pipeline.braces import expand, split_list
 from pipeline.errors import UsageError
-from pipeline.masking import one_line
-from pipeline.storage import absolute, kind, open_location, store_errors, uri_of
-from pipeline.walking import glob_files, has_magic, list_files, list_folder
+from pipeline.storage.filesystem import absolute, kind, open_location, store_errors, uri_of
+from pipeline.storage.redact import one_line
+from pipeline.storage.walk import glob_files, has_magic, list_files, list_folder
 
 # Pillow recognizes these but cannot decode them.
 _ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}

@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 
 from igpt_core.pixels import Crop, ImageError, load_pixels
 from pipeline.errors import UsageError
-from pipeline.masking import masked, one_line
 from pipeline.rows import RowError
-from pipeline.storage import absolute, join, kind, open_location, read_bytes, store_errors
+from pipeline.storage.filesystem import (
+    absolute,
+    join,
+    kind,
+    open_location,
+    read_bytes,
+    store_errors,
+)
+from pipeline.storage.redact import masked, one_line
 
 STAGE = "mask"
 

@@ -18,7 +18,7 @@ from pipeline.gpu_memory import free_gpu_bytes
 from pipeline.options import ModelOptions
 from pipeline.progress import Mode
 from pipeline.stages.batches import RANDOM
-from pipeline.storage import absolute_model, options_for
+from pipeline.storage.filesystem import absolute_model, options_for
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pipeline.shards import Plan
 from pipeline.stage import Stage, over
 from pipeline.stages.images import ReadImages
 from pipeline.stages.user_rows import FinishRows, TokenizeRows
-from pipeline.storage import options_for
+from pipeline.storage.filesystem import options_for
 
 _BATCHES = 4  # model batches that a stage is handed at once
 _ROWS = 256  # the same of a job without a model

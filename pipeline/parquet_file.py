@@ -18,7 +18,7 @@ from pipeline.chunks import CHUNK_BYTES
 from pipeline.footers import parquet_errors
 from pipeline.late_rows import GroupPages, LateRows
 from pipeline.row_batches import Strand, row_batches
-from pipeline.storage import is_local, open_location, store_errors
+from pipeline.storage.filesystem import is_local, open_location, store_errors
 from pipeline.thrift import ThriftError
 
 _CHUNK_ROWS = 256

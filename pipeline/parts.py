@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette
 from pipeline import rows
-from pipeline.atomic import write_atomic
 from pipeline.blocks import by_shard, tokens_of
 from pipeline.errors import Superseded
 from pipeline.layout import FOLDERS, part_name
 from pipeline.lease import Lease
 from pipeline.nats import NatsHistogram, has_nats
 from pipeline.results import RESULTS, pictures
-from pipeline.storage import join, open_location, read_bytes
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import join, open_location, read_bytes
 
 STAGES = ("read", "decode", "model", "write")
 ROW_GROUP_ROWS = 1024

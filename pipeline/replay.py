@@ -22,14 +22,14 @@ from pipeline.footers import parquet_errors
 from pipeline.job import Job
 from pipeline.job_record import dependencies
 from pipeline.layout import part_name
-from pipeline.masking import one_line
 from pipeline.models import Compute
 from pipeline.options import RunOptions
 from pipeline.parts import WriteParts, parquet_bytes
 from pipeline.run_directory import RunDirectory, differences
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Resources
-from pipeline.storage import join, read_bytes, store_errors
+from pipeline.storage.filesystem import join, read_bytes, store_errors
+from pipeline.storage.redact import one_line
 
 _HERE = Allotment(Resources(), Resources(), Resources())
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igpt_core.palette import Palette
-from pipeline.atomic import write_atomic
 from pipeline.contact_sheet import draw_sheet
 from pipeline.dataset_card import dataset_card
 from pipeline.errors import UsageError
@@ -13,7 +12,8 @@ from pipeline.report_page import HEADLINES, report_page
 from pipeline.run_directory import RunDirectory
 from pipeline.run_record import RunRecord, read_record
 from pipeline.sheet_rows import Entry, read_entries
-from pipeline.storage import join
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import join
 
 
 def write_report(

@@ -14,7 +14,7 @@ from pipeline.report_style import STYLE
 from pipeline.run_directory import resuming
 from pipeline.run_record import ErrorKind, RunRecord
 from pipeline.sheet_rows import Entry
-from pipeline.storage import join
+from pipeline.storage.filesystem import join
 
 HEADLINES = {
     "classify": "Classified images",

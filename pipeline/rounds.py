@@ -14,9 +14,9 @@ from ray.data.exceptions import ExecutionTimeoutError
 from pipeline.cluster import STALLED_SECONDS, unheard
 from pipeline.errors import RunFailed, StageGaveUp
 from pipeline.lease import Lease
-from pipeline.masking import one_line
 from pipeline.shards import Plan, Shard
 from pipeline.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
+from pipeline.storage.redact import one_line
 
 # Shards that fail one after the other, none between them done, for each actor: a disk is full then,
 # a store is gone or a model broken. Actors rest longer after each, so some time has passed.

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.masking import one_line
-from pipeline.patience import is_of_the_node, is_passing
+from pipeline.storage.redact import one_line
+from pipeline.storage.retry import is_of_the_node, is_passing
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 

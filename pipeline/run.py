@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from pipeline.errors import OverErrorBudget, RunFailed, StageGaveUp
 from pipeline.layout import REPORT_FILE, part_name, shards_with_errors
 from pipeline.lease import Lease
-from pipeline.masking import one_line
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Mode, Progress
 from pipeline.rounds import consume
@@ -21,7 +20,8 @@ from pipeline.run_record import row_count
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Stage
 from pipeline.stopping import stoppable
-from pipeline.storage import join, read_bytes, store_errors
+from pipeline.storage.filesystem import join, read_bytes, store_errors
+from pipeline.storage.redact import one_line
 
 _THREADS = 32
 

@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.errors import UsageError
 from pipeline.layout import (
     FOLDERS,
@@ -29,10 +28,11 @@ from pipeline.layout import (
     is_stop_file,
     part_name,
 )
-from pipeline.masking import one_line
 from pipeline.parts import parquet_bytes
 from pipeline.shards import Plan
-from pipeline.storage import exists, join, open_location, read_bytes, store_errors
+from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
+from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors
+from pipeline.storage.redact import one_line
 
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _THREADS = 32

@@ -9,10 +9,10 @@ from typing import Any
 from pipeline.errors import UsageError
 from pipeline.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.listing import InputFile
-from pipeline.masking import one_line
 from pipeline.rows import TOKENS
 from pipeline.run_directory import resuming
-from pipeline.storage import open_location, read_bytes, store_errors
+from pipeline.storage.filesystem import open_location, read_bytes, store_errors
+from pipeline.storage.redact import one_line
 
 _DATA = re.compile(r"data/part-\d{6,}\.parquet")
 

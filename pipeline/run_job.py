@@ -12,12 +12,12 @@ from pipeline.errors import RunFailed, UsageError
 from pipeline.job import Job, allotment_for
 from pipeline.job_record import dependencies, record_of
 from pipeline.lease import Lease
-from pipeline.masking import masked
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report import write_report
 from pipeline.run import execute
 from pipeline.run_directory import RunDirectory, refuse_other_run, resuming
-from pipeline.storage import absolute, options_for
+from pipeline.storage.filesystem import absolute, options_for
+from pipeline.storage.redact import masked
 
 # Options that are found on the cluster where they are not given. Results depend on them, and at a
 # resume the cluster may be another, or not have its GPUs yet.

@@ -19,7 +19,7 @@ from pipeline.layout import PLAN_FILE, REPORT_FILE, RUN_FILE, part_name
 from pipeline.nats import NatsHistogram
 from pipeline.rows import JOBS
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import exists, join, read_bytes
+from pipeline.storage.filesystem import exists, join, read_bytes
 from pipeline.throughput import Span, Throughput, throughput, working_seconds
 
 EXAMPLES = 5

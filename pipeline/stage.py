@@ -15,9 +15,9 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.errors import EndOfRun
 from pipeline.lease import Lease
-from pipeline.masking import masked_traceback, one_line
 from pipeline.metrics import IdleShare
-from pipeline.patience import SHARD_PAUSES, patiently
+from pipeline.storage.redact import masked_traceback, one_line
+from pipeline.storage.retry import SHARD_PAUSES, patiently
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}

@@ -15,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.layout import PLAN_FILE, RUN_FILE, part_name, shard_of, shards_with_errors
 from pipeline.parts import spread
 from pipeline.run_directory import RunDirectory, resuming
-from pipeline.storage import exists, join, read_bytes
+from pipeline.storage.filesystem import exists, join, read_bytes
 from pipeline.throughput import Span, working_seconds
 
 SAMPLE = 256  # parts that are looked into at most, however many there are

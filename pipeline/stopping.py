@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.masking import one_line
-from pipeline.storage import store_errors
+from pipeline.storage.filesystem import store_errors
+from pipeline.storage.redact import one_line
 
 GRACE_SECONDS = 60.0  # for the shards in hand; schedulers kill after about as long
 

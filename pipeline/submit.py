@@ -19,9 +19,9 @@ from ray.job_submission import JobSubmissionClient
 from pipeline.cluster import keep_ray_quiet
 from pipeline.errors import RunFailed, UsageError
 from pipeline.job_record import SUBMITTED_WITH
-from pipeline.masking import masked, one_line
 from pipeline.package import packaged
 from pipeline.stopping import GRACE_SECONDS
+from pipeline.storage.redact import masked, one_line
 
 _PORT = 8265  # of Ray's job server, where an address does not say
 _REQUEST_SECONDS = 20

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.listing import InputFile, format_extensions
-from pipeline.masking import one_line
-from pipeline.storage import store_errors
+from pipeline.storage.filesystem import store_errors
+from pipeline.storage.redact import one_line
 from pipeline.tar_members import DAMAGE, MOST_BYTES, open_tar, read_members
 
 # By the last extension of a field, as WebDataset's own decoder takes them.

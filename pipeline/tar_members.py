@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
-from pipeline.storage import is_local, open_location
+from pipeline.storage.filesystem import is_local, open_location
 
 MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in memory
 _MOST_TAR_BYTES = 1 << 42  # beyond what filesystems hold in a file

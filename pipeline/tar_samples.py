@@ -12,10 +12,10 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 
 from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, failed, null_table, one_ahead
-from pipeline.masking import masked, one_line
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.storage import store_errors
+from pipeline.storage.filesystem import store_errors
+from pipeline.storage.redact import masked, one_line
 from pipeline.tar_heads import field_type, image_fields
 from pipeline.tar_members import DAMAGE, DamagedTar, Member, TruncatedTar, open_tar, read_members
 

@@ -14,10 +14,10 @@ from igpt_core.checkpoint import save_checkpoint
 from igpt_core.objectives import JointClassification, NextPixel
 from igpt_core.palette import Palette
 from igpt_core.training import TrainingConfig, TrainingState, make_optimizer, train
-from pipeline.atomic import write_atomic
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
-from pipeline.storage import local_output, open_location, options_for
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import local_output, open_location, options_for
 from pipeline.training_images import TrainingImages, read_images
 
 Objective = TypeVar("Objective", NextPixel, JointClassification)

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette, model_fingerprint
 from igpt_core.errors import CheckpointError
-from pipeline.atomic import is_temporary
 from pipeline.errors import UsageError
 from pipeline.footers import parquet_errors
 from pipeline.layout import FOLDERS, PLAN_FILE, REPORT_FILE, part_name, shards_with_errors
-from pipeline.masking import is_masked, one_line
 from pipeline.run_directory import RunDirectory
 from pipeline.shards import Plan
-from pipeline.storage import join, read_bytes, store_errors
+from pipeline.storage.atomic import is_temporary
+from pipeline.storage.filesystem import join, read_bytes, store_errors
+from pipeline.storage.redact import is_masked, one_line
 from pipeline.unique_ids import MOST, repeated_ids
 from pipeline.verify_parts import Layout, PartFacts, look_through, unique_ids
 

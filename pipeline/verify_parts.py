@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pipeline import rows
 from pipeline.footers import parquet_errors
 from pipeline.layout import part_name
-from pipeline.masking import one_line
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import join, read_bytes, store_errors
+from pipeline.storage.filesystem import join, read_bytes, store_errors
+from pipeline.storage.redact import one_line
 from pipeline.unique_ids import hashes
 
 # An error for a row whose id an earlier row has: the one id that may stand in both.

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette
-from pipeline.atomic import write_atomic
 from pipeline.export_formats import EXPORTS, Contents, Part
 from pipeline.footers import parquet_errors
-from pipeline.masking import one_line
 from pipeline.shards import Shard, shards_in
-from pipeline.storage import join, open_location, read_bytes
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import join, open_location, read_bytes
+from pipeline.storage.redact import one_line
 
 EXPORTED = pa.schema(
     [

@@ -14,7 +14,7 @@ from disturbances import NIGHTS, Night, drivers_die
 from drivers import finish
 from faulty_proxy import FAULTS, READ_TIMEOUT, FaultyProxy
 from pictures import encoded, photo
-from pipeline.storage import open_location
+from pipeline.storage.filesystem import open_location
 
 IMAGES, SHARD = 40, 3
 SECRET = "fake-s3cr3t-of-chaos"

@@ -16,7 +16,7 @@ from igpt_core import Palette, load_palette
 from jobs.__main__ import main
 from pictures import encoded, photo
 from pipeline.models import find_model, find_quantizer
-from pipeline.storage import absolute_model
+from pipeline.storage.filesystem import absolute_model
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from moto.server import ThreadedMotoServer
 from igpt_core.checkpoint import load_palette
 from jobs.__main__ import main
 from pictures import GOOD, SIDE
-from pipeline.storage import open_location
+from pipeline.storage.filesystem import open_location
 
 
 def igpt(*words: object) -> None:

@@ -20,7 +20,7 @@ from pipeline.stages.batches import Computing
 from pipeline.stages.generate import Complete
 from pipeline.stages.images import ReadImages
 from pipeline.stages.painting import Drawing
-from pipeline.storage import open_location
+from pipeline.storage.filesystem import open_location
 
 SECRET = "fake-s3cr3t-k3y"
 IMAGES, SHARD = 7, 3

@@ -7,7 +7,7 @@ import pytest
 from pipeline.layout import LEASE_FILE, stop_file
 from pipeline.lease import Lease
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import exists, join
+from pipeline.storage.filesystem import exists, join
 
 
 @pytest.fixture(params=["local", "memory"])

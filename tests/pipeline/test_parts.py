@@ -21,7 +21,7 @@ from pipeline.errors import Superseded
 from pipeline.layout import FOLDERS, finished_shards, part_name, shards_with_errors
 from pipeline.lease import Lease
 from pipeline.parts import SUMMARY, WriteParts
-from pipeline.storage import open_location
+from pipeline.storage.filesystem import open_location
 
 N = SIDE**2
 GIVEN = N // 4

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 
 from pipeline import run_directory
-from pipeline.atomic import write_atomic
 from pipeline.errors import UsageError
 from pipeline.layout import LEASE_FILE
 from pipeline.lease import Lease
 from pipeline.run import execute
 from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
-from pipeline.storage import join
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import join
 
 PLAN = Plan(
     format="images",

@@ -15,14 +15,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import image_files, parquet_file
-from pipeline.atomic import write_atomic
 from pipeline.errors import UsageError
 from pipeline.listing import format_extensions
 from pipeline.planning import find_source
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.sources import SOURCES, read_shard
-from pipeline.storage import open_location
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import open_location
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -14,14 +14,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import tar_heads, tar_members, tar_samples
-from pipeline.atomic import write_atomic
 from pipeline.errors import UsageError
-from pipeline.patience import is_of_the_node, is_passing
 from pipeline.planning import find_source
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.sources import read_shard
-from pipeline.storage import open_location
+from pipeline.storage.atomic import write_atomic
+from pipeline.storage.filesystem import open_location
+from pipeline.storage.retry import is_of_the_node, is_passing
 from pipeline.tar_samples import UnreadableTar
 
 

@@ -9,12 +9,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 from moto.server import ThreadedMotoServer
 
-from pipeline import atomic, storage, walking
-from pipeline.atomic import write_atomic, write_new
 from pipeline.errors import UsageError
 from pipeline.run_directory import RunDirectory
-from pipeline.storage import open_location, read_bytes
-from pipeline.walking import glob_files, list_files
+from pipeline.storage import atomic
+from pipeline.storage import filesystem as storage
+from pipeline.storage import walk as walking
+from pipeline.storage.atomic import write_atomic, write_new
+from pipeline.storage.filesystem import open_location, read_bytes
+from pipeline.storage.walk import glob_files, list_files
 
 
 @pytest.fixture(scope="module")

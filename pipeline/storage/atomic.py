@@ -10,7 +10,7 @@ from functools import partial
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage import asked, exists, is_local, protocols, read_bytes
+from pipeline.storage.filesystem import asked, exists, is_local, protocols, read_bytes
 
 # Filesystems that show a file while it is being written; the others publish it at the end.
 _NOT_ATOMIC = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webHDFS"}

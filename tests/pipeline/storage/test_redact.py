@@ -9,8 +9,8 @@ import pytest
 from yarl import URL
 
 from pipeline import stage
-from pipeline.masking import is_masked, masked, one_line
 from pipeline.stage import Parcel, StageError, packed, unpacked
+from pipeline.storage.redact import is_masked, masked, one_line
 
 ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
 

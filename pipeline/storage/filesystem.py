@@ -16,8 +16,8 @@ from fsspec.implementations.local import LocalFileSystem
 from igpt_core.errors import library_errors
 from igpt_core.model_files import EMBEDDED, is_hub_id
 from pipeline.errors import UsageError
-from pipeline.masking import masked, one_line
-from pipeline.patience import patiently
+from pipeline.storage.redact import masked, one_line
+from pipeline.storage.retry import patiently
 
 Result = TypeVar("Result")
 Role = Literal["input", "output", "model"]

@@ -18,12 +18,12 @@ import pytest
 import requests
 from s3fs.errors import translate_boto_error
 
-from pipeline import patience
 from pipeline.chunks import ReadOptions
 from pipeline.image_files import read_image_files
-from pipeline.patience import is_passing, patiently
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
+from pipeline.storage import retry as patience
+from pipeline.storage.retry import is_passing, patiently
 
 # The HTTP library of huggingface_hub: httpx or httpx2.
 HTTPX = sys.modules[huggingface_hub.errors.HTTPError.__module__]

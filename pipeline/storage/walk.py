@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage import asked, is_local, protocols
+from pipeline.storage.filesystem import asked, is_local, protocols
 
 _MAGIC = re.compile(r"[*?\[]")
 _LISTING_THREADS = 32
