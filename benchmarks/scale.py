@@ -23,12 +23,12 @@ import pyarrow as pa
 from igpt_core.model_files import EMBEDDED
 from pipeline import cluster, rows
 from pipeline.blocks import tokens_array, with_seconds
-from pipeline.lease import Lease
 from pipeline.parts import WriteParts
 from pipeline.planning import Source
 from pipeline.rounds import consume
 from pipeline.run import execute
-from pipeline.run_directory import RunDirectory, new_record
+from pipeline.run_directory.directory import RunDirectory, new_record
+from pipeline.run_directory.lease import Lease
 from pipeline.stage import Resources, Stage
 from pipeline.stages.generate import NameSamples
 

@@ -7,9 +7,9 @@ from jobs import classify, complete, embed, quantize, sample, score
 from jobs.command import parse
 from pipeline.definition import BatchJob
 from pipeline.errors import UsageError
-from pipeline.layout import RUN_FILE
 from pipeline.options import RunOptions
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import RUN_FILE
 from pipeline.run_job import FOUND
 from pipeline.storage.redact import is_masked
 

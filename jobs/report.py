@@ -8,7 +8,7 @@ from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
 from pipeline.report import write_report
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import masked
 

@@ -10,10 +10,10 @@ from pydantic import Field
 from jobs.batch_jobs import recorded_job
 from jobs.command import command
 from pipeline.errors import UsageError
-from pipeline.layout import RUN_FILE
 from pipeline.options import Options, StorageOptions
 from pipeline.replay import NotReplayed, replay
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import RUN_FILE
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.verify import Check, verify
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.layout import part_name
 from pipeline.listing import find_files
 from pipeline.rows import embedding_name, hub_features
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import part_name
 from pipeline.run_input import find_run
 from pipeline.storage.filesystem import absolute, join, read_bytes
 

@@ -16,11 +16,11 @@ from pipeline import rows
 from pipeline.errors import RunFailed, UsageError
 from pipeline.export_formats import ARRAYS, EXPORTS, Contents
 from pipeline.footers import read_footers
-from pipeline.layout import part_name
 from pipeline.listing import InputFile
 from pipeline.progress import Mode, Progress
 from pipeline.rounds import consume
-from pipeline.run_directory import RunDirectory, refuse_other_run, resuming
+from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
+from pipeline.run_directory.layout import part_name
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.stage import Stage
 from pipeline.storage.filesystem import exists, join, read_bytes, uri_of

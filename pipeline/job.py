@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from pipeline import cluster, rows
 from pipeline.definition import Batch, Definition
-from pipeline.lease import Lease
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.parts import WriteParts
+from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage

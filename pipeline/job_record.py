@@ -11,7 +11,7 @@ from pipeline.definition import Batch, Definition
 from pipeline.job import Job
 from pipeline.listing import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
-from pipeline.run_directory import new_record
+from pipeline.run_directory.directory import new_record
 from pipeline.storage.filesystem import absolute, absolute_model
 from pipeline.storage.redact import masked
 

@@ -18,10 +18,10 @@ from igpt_core.checkpoint import load_palette
 from pipeline import rows
 from pipeline.blocks import by_shard, tokens_of
 from pipeline.errors import Superseded
-from pipeline.layout import FOLDERS, part_name
-from pipeline.lease import Lease
-from pipeline.nats import NatsHistogram, has_nats
 from pipeline.results import RESULTS, pictures
+from pipeline.run_directory.layout import FOLDERS, part_name
+from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.likelihoods import NatsHistogram, has_nats
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
 

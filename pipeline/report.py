@@ -9,8 +9,8 @@ from pipeline.dataset_card import dataset_card
 from pipeline.errors import UsageError
 from pipeline.labels import rate
 from pipeline.report_page import HEADLINES, report_page
-from pipeline.run_directory import RunDirectory
-from pipeline.run_record import RunRecord, read_record
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.summary import RunRecord, read_record
 from pipeline.sheet_rows import Entry, read_entries
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join

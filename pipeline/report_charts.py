@@ -12,9 +12,9 @@ from PIL import Image
 from igpt_core.palette import Palette
 from pipeline.bar_chart import bar_chart, ticks
 from pipeline.labels import duration, html_id, html_text, rate
-from pipeline.nats import BIN_WIDTH, N_BINS, TOP, NatsHistogram, to_bits
-from pipeline.run_record import Figures, RunRecord
-from pipeline.throughput import Throughput
+from pipeline.run_directory.likelihoods import BIN_WIDTH, N_BINS, TOP, NatsHistogram, to_bits
+from pipeline.run_directory.summary import Figures, RunRecord
+from pipeline.run_directory.throughput import Throughput
 
 _MERGES = (1, 2, 4, 10, 20)  # bins to a bar: the edges stay round numbers
 _MARKED_PAUSES = 20

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.contact_sheet import scale_of
 from pipeline.heat_map import COLORS
 from pipeline.labels import html_id, html_text, rate
-from pipeline.run_record import RunRecord
+from pipeline.run_directory.summary import RunRecord
 from pipeline.sheet_rows import MAX_SAMPLES, Entry, Picture
 
 

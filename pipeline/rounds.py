@@ -13,7 +13,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster import STALLED_SECONDS, unheard
 from pipeline.errors import RunFailed, StageGaveUp
-from pipeline.lease import Lease
+from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan, Shard
 from pipeline.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
 from pipeline.storage.redact import one_line

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.errors import OverErrorBudget, RunFailed, StageGaveUp
-from pipeline.layout import REPORT_FILE, part_name, shards_with_errors
-from pipeline.lease import Lease
 from pipeline.metrics import RunMetrics
 from pipeline.progress import Mode, Progress
 from pipeline.rounds import consume
-from pipeline.run_directory import RunDirectory, resuming
-from pipeline.run_record import row_count
+from pipeline.run_directory.directory import RunDirectory, resuming
+from pipeline.run_directory.layout import REPORT_FILE, part_name, shards_with_errors
+from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.summary import row_count
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Stage
 from pipeline.stopping import stoppable

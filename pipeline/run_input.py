@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.listing import InputFile
 from pipeline.rows import TOKENS
-from pipeline.run_directory import resuming
+from pipeline.run_directory.directory import resuming
+from pipeline.run_directory.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.storage.filesystem import open_location, read_bytes, store_errors
 from pipeline.storage.redact import one_line
 

@@ -11,11 +11,11 @@ from pipeline.definition import Batch, BatchJob
 from pipeline.errors import RunFailed, UsageError
 from pipeline.job import Job, allotment_for
 from pipeline.job_record import dependencies, record_of
-from pipeline.lease import Lease
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report import write_report
 from pipeline.run import execute
-from pipeline.run_directory import RunDirectory, refuse_other_run, resuming
+from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
+from pipeline.run_directory.lease import Lease
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import masked
 

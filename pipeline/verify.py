@@ -13,8 +13,14 @@ from igpt_core.checkpoint import load_palette, model_fingerprint
 from igpt_core.errors import CheckpointError
 from pipeline.errors import UsageError
 from pipeline.footers import parquet_errors
-from pipeline.layout import FOLDERS, PLAN_FILE, REPORT_FILE, part_name, shards_with_errors
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import (
+    FOLDERS,
+    PLAN_FILE,
+    REPORT_FILE,
+    part_name,
+    shards_with_errors,
+)
 from pipeline.shards import Plan
 from pipeline.storage.atomic import is_temporary
 from pipeline.storage.filesystem import join, read_bytes, store_errors

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline import rows
 from pipeline.footers import parquet_errors
-from pipeline.layout import part_name
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import part_name
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import one_line
 from pipeline.unique_ids import hashes

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from igpt_core.config import ImageGPTConfig
 from jobs.__main__ import COMMANDS, igpt, main
 from pictures import SIDE, encoded, photo
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
 
 
 @pytest.fixture

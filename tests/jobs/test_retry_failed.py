@@ -10,7 +10,7 @@ import pytest
 
 from jobs.__main__ import main
 from pictures import BAD, GOOD, encoded, photo
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
 
 
 def contents(output: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.__main__ import main
 from pictures import BAD, GOOD, encoded, photo
-from pipeline import status as pipeline_status
+from pipeline.run_directory import status as pipeline_status
 
 
 def status(capsys, output: object) -> dict:

@@ -22,7 +22,7 @@ from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.export import claim, find_palette, find_run, pending_parts
 from pipeline.export_formats import EXPORTS
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.stages.export import ExportParts
 
 SIDE = 4

@@ -18,9 +18,9 @@ from pictures import SIDE
 from pipeline import parts, rows
 from pipeline.blocks import tokens_array, with_seconds
 from pipeline.errors import Superseded
-from pipeline.layout import FOLDERS, finished_shards, part_name, shards_with_errors
-from pipeline.lease import Lease
 from pipeline.parts import SUMMARY, WriteParts
+from pipeline.run_directory.layout import FOLDERS, finished_shards, part_name, shards_with_errors
+from pipeline.run_directory.lease import Lease
 from pipeline.storage.filesystem import open_location
 
 N = SIDE**2

@@ -18,8 +18,8 @@ from PIL import Image
 
 from igpt_core.palette import Palette
 from pipeline import rows
-from pipeline.nats import NatsHistogram, has_nats
 from pipeline.report import write_report
+from pipeline.run_directory.likelihoods import NatsHistogram, has_nats
 
 SIDE = 8
 SCALE = 16  # 128 / SIDE

@@ -10,7 +10,7 @@ from fsspec.registry import known_implementations
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UsageError
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.storage import atomic
 from pipeline.storage import filesystem as storage
 from pipeline.storage import walk as walking

@@ -17,7 +17,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from pipeline.layout import LEASE_FILE, RUN_FILE, stop_file
+from pipeline.run_directory.layout import LEASE_FILE, RUN_FILE, stop_file
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes, store_errors
 from pipeline.storage.retry import patiently

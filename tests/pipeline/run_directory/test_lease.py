@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 
-from pipeline.layout import LEASE_FILE, stop_file
-from pipeline.lease import Lease
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import LEASE_FILE, stop_file
+from pipeline.run_directory.lease import Lease
 from pipeline.storage.filesystem import exists, join
 
 

@@ -8,12 +8,12 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
-from pipeline import run_directory
 from pipeline.errors import UsageError
-from pipeline.layout import LEASE_FILE
-from pipeline.lease import Lease
 from pipeline.run import execute
-from pipeline.run_directory import RunDirectory, new_record, refuse_other_run
+from pipeline.run_directory import directory as run_directory
+from pipeline.run_directory.directory import RunDirectory, new_record, refuse_other_run
+from pipeline.run_directory.layout import LEASE_FILE
+from pipeline.run_directory.lease import Lease
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join

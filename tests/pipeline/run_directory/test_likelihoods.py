@@ -11,8 +11,8 @@ import pytest
 from pictures import SIDE
 from pipeline import rows
 from pipeline.blocks import tokens_array, with_seconds
-from pipeline.nats import NatsHistogram, has_nats, to_bits
 from pipeline.parts import WriteParts
+from pipeline.run_directory.likelihoods import NatsHistogram, has_nats, to_bits
 
 N = SIDE**2
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import UsageError
-from pipeline.layout import (
+from pipeline.parts import parquet_bytes
+from pipeline.run_directory.layout import (
     FOLDERS,
     FORMAT,
     LEASE_FILE,
@@ -28,7 +29,6 @@ from pipeline.layout import (
     is_stop_file,
     part_name,
 )
-from pipeline.parts import parquet_bytes
 from pipeline.shards import Plan
 from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import UsageError
-from pipeline.layout import PLAN_FILE, REPORT_FILE, RUN_FILE, part_name
-from pipeline.nats import NatsHistogram
 from pipeline.rows import JOBS
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import PLAN_FILE, REPORT_FILE, RUN_FILE, part_name
+from pipeline.run_directory.likelihoods import NatsHistogram
+from pipeline.run_directory.throughput import Span, Throughput, throughput, working_seconds
 from pipeline.storage.filesystem import exists, join, read_bytes
-from pipeline.throughput import Span, Throughput, throughput, working_seconds
 
 EXAMPLES = 5
 _THREADS = 32

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.throughput import Span, throughput, working_seconds
+from pipeline.run_directory.throughput import Span, throughput, working_seconds
 
 NOON = 1.8e9  # unix seconds are large
 

@@ -12,11 +12,17 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
-from pipeline.layout import PLAN_FILE, RUN_FILE, part_name, shard_of, shards_with_errors
 from pipeline.parts import spread
-from pipeline.run_directory import RunDirectory, resuming
+from pipeline.run_directory.directory import RunDirectory, resuming
+from pipeline.run_directory.layout import (
+    PLAN_FILE,
+    RUN_FILE,
+    part_name,
+    shard_of,
+    shards_with_errors,
+)
+from pipeline.run_directory.throughput import Span, working_seconds
 from pipeline.storage.filesystem import exists, join, read_bytes
-from pipeline.throughput import Span, working_seconds
 
 SAMPLE = 256  # parts that are looked into at most, however many there are
 _THREADS = 32
