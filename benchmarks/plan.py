@@ -22,8 +22,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.inputs.source import find_source
 from pipeline.parts import parquet_bytes
-from pipeline.planning import find_source
 from pipeline.shards import Plan
 
 SHARD_SIZE = {"images": 1024, "parquet": 4}

@@ -13,7 +13,7 @@ import numpy as np
 
 from igpt_core.pixels import load_pixels
 from igpt_core.probe import LinearProbe
-from pipeline.planning import find_source
+from pipeline.inputs.source import find_source
 from pipeline.rows import RowError
 from pipeline.sources import read_shard
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.planning import find_source
+from pipeline.inputs.source import find_source
 from pipeline.sources import read_shard
 
 ROWS, IMAGE_BYTES, SHARD = 25_000, 20_000, 1_000

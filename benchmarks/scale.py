@@ -23,8 +23,8 @@ import pyarrow as pa
 from igpt_core.model_files import EMBEDDED
 from pipeline import cluster, rows
 from pipeline.blocks import tokens_array, with_seconds
+from pipeline.inputs.source import Source
 from pipeline.parts import WriteParts
-from pipeline.planning import Source
 from pipeline.rounds import consume
 from pipeline.run import execute
 from pipeline.run_directory.directory import RunDirectory, new_record

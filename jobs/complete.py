@@ -9,10 +9,10 @@ from jobs.command import batch_command
 from pipeline import rows
 from pipeline.definition import BatchJob, Definition, find_input
 from pipeline.errors import UsageError
-from pipeline.masks import find_mask
+from pipeline.inputs.masks import find_mask
+from pipeline.inputs.source import Source
 from pipeline.models import model_of, painting_batches
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
-from pipeline.planning import Source
 from pipeline.stages.generate import Complete
 from pipeline.storage.filesystem import options_for
 

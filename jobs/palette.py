@@ -10,8 +10,8 @@ from jobs.command import command
 from pipeline import cluster
 from pipeline.colors import count_colors
 from pipeline.errors import UsageError
+from pipeline.inputs.source import find_source
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
-from pipeline.planning import find_source
 from pipeline.stage import Stage
 from pipeline.stages.images import CountColors
 from pipeline.storage.filesystem import local_output, options_for

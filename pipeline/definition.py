@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import cluster, rows
 from pipeline.errors import UsageError
+from pipeline.inputs.source import Source, find_source
 from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
-from pipeline.planning import Source, find_source
 from pipeline.stage import Stage
 from pipeline.storage.filesystem import options_for
 

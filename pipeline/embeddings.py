@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.listing import find_files
+from pipeline.inputs.files import find_files
+from pipeline.inputs.previous_run import find_run
 from pipeline.rows import embedding_name, hub_features
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import part_name
-from pipeline.run_input import find_run
 from pipeline.storage.filesystem import absolute, join, read_bytes
 
 _THREADS = 16

@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline import cluster
 from pipeline.definition import Batch, BatchJob
+from pipeline.inputs.source import Source
 from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.parts import STAGES, spread
-from pipeline.planning import Source
 from pipeline.rounds import consume
 from pipeline.shards import Plan, Shard
 from pipeline.storage.filesystem import open_location, options_for

@@ -15,8 +15,8 @@ from igpt_core.checkpoint import load_palette
 from pipeline import rows
 from pipeline.errors import RunFailed, UsageError
 from pipeline.export_formats import ARRAYS, EXPORTS, Contents
-from pipeline.footers import read_footers
-from pipeline.listing import InputFile
+from pipeline.inputs.files import InputFile
+from pipeline.inputs.parquet_schema import read_footers
 from pipeline.progress import Mode, Progress
 from pipeline.rounds import consume
 from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline import rows
 from pipeline.definition import Batch, Definition
+from pipeline.inputs.files import absolute_input
 from pipeline.job import Job
-from pipeline.listing import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory.directory import new_record
 from pipeline.storage.filesystem import absolute, absolute_model

@@ -17,7 +17,7 @@ from pipeline.chunks import (
     one_ahead,
     places,
 )
-from pipeline.footers import is_image, is_tokens, parquet_errors
+from pipeline.inputs.parquet_schema import is_image, is_tokens, parquet_errors
 from pipeline.parquet_file import ParquetReader, opened
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard

@@ -18,7 +18,7 @@ from pipeline import rows
 from pipeline.cluster import Allotment
 from pipeline.definition import Batch, BatchJob
 from pipeline.errors import UsageError
-from pipeline.footers import parquet_errors
+from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.job import Job
 from pipeline.job_record import dependencies
 from pipeline.models import Compute

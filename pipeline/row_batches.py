@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.footers import parquet_errors
+from pipeline.inputs.parquet_schema import parquet_errors
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,19 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 
 from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, failed, null_table, one_ahead
+from pipeline.inputs.tar_index import (
+    DAMAGE,
+    DamagedTar,
+    Member,
+    TruncatedTar,
+    open_tar,
+    read_members,
+)
+from pipeline.inputs.webdataset_schema import field_type, image_fields
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import masked, one_line
-from pipeline.tar_heads import field_type, image_fields
-from pipeline.tar_members import DAMAGE, DamagedTar, Member, TruncatedTar, open_tar, read_members
 
 MOST_UNPACKED = 16 << 30  # of a packed tar, which may be made to fill the disk
 

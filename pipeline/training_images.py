@@ -15,7 +15,7 @@ from igpt_core.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.blocks import tokens_of
 from pipeline.errors import UsageError
-from pipeline.planning import find_source
+from pipeline.inputs.source import find_source
 from pipeline.stages.images import ReadImages
 
 logger = logging.getLogger(__name__)

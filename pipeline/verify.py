@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from igpt_core.checkpoint import load_palette, model_fingerprint
 from igpt_core.errors import CheckpointError
 from pipeline.errors import UsageError
-from pipeline.footers import parquet_errors
+from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import (
     FOLDERS,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import rows
-from pipeline.footers import parquet_errors
+from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import part_name
 from pipeline.storage.filesystem import join, read_bytes, store_errors

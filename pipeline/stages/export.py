@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette
 from pipeline.export_formats import EXPORTS, Contents, Part
-from pipeline.footers import parquet_errors
+from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.shards import Shard, shards_in
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes

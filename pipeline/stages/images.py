@@ -13,7 +13,7 @@ from igpt_core.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.blocks import with_seconds
 from pipeline.chunks import STAGE, Chunk
-from pipeline.masks import Masks
+from pipeline.inputs.masks import Masks
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
 from pipeline.sources import read_shard

@@ -12,7 +12,7 @@ from igpt_core.model import load_model
 from igpt_core.palette import Palette
 from jobs.__main__ import main
 from pictures import SIDE
-from pipeline.planning import find_source
+from pipeline.inputs.source import find_source
 
 
 def igpt(job: str, **options: object) -> None:

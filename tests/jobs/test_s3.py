@@ -14,8 +14,8 @@ from igpt_core.sampling import SamplingConfig
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 from pipeline import rows
+from pipeline.inputs.source import find_source
 from pipeline.parts import WriteParts
-from pipeline.planning import find_source
 from pipeline.stages.batches import Computing
 from pipeline.stages.generate import Complete
 from pipeline.stages.images import ReadImages

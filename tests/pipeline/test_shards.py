@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, Value
 
-from pipeline import footers
 from pipeline.errors import UsageError
-from pipeline.listing import format_extensions
-from pipeline.planning import find_source
+from pipeline.inputs import parquet_schema as footers
+from pipeline.inputs.files import format_extensions
+from pipeline.inputs.source import find_source
 from pipeline.rows import hub_features
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
 

@@ -16,8 +16,8 @@ from moto.server import ThreadedMotoServer
 
 from pipeline import image_files, parquet_file
 from pipeline.errors import UsageError
-from pipeline.listing import format_extensions
-from pipeline.planning import find_source
+from pipeline.inputs.files import format_extensions
+from pipeline.inputs.source import find_source
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.sources import SOURCES, read_shard

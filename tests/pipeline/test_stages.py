@@ -17,7 +17,7 @@ from igpt_core.sampling import SamplingConfig, row_seed
 from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline import rows
 from pipeline.blocks import tokens_array
-from pipeline.planning import find_source
+from pipeline.inputs.source import find_source
 from pipeline.shards import Plan
 from pipeline.stages import painting
 from pipeline.stages.batches import Computing

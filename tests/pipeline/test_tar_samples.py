@@ -13,9 +13,11 @@ import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline import tar_heads, tar_members, tar_samples
+from pipeline import tar_samples
 from pipeline.errors import UsageError
-from pipeline.planning import find_source
+from pipeline.inputs import tar_index as tar_members
+from pipeline.inputs import webdataset_schema as tar_heads
+from pipeline.inputs.source import find_source
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.sources import read_shard

@@ -7,18 +7,18 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.footers import (
+from pipeline.inputs.files import InputFile, choose_format, find_files
+from pipeline.inputs.parquet_schema import (
     choose_image_column,
     choose_tokens_column,
     holds_tokens,
     passthrough_schema,
     read_footers,
 )
-from pipeline.listing import InputFile, choose_format, find_files
+from pipeline.inputs.previous_run import find_run
+from pipeline.inputs.webdataset_schema import count_samples, first_fields
 from pipeline.rows import ID, TOKENS
-from pipeline.run_input import find_run
 from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
-from pipeline.tar_heads import count_samples, first_fields
 
 
 @dataclass(frozen=True)

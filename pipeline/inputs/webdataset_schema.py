@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.listing import InputFile, format_extensions
+from pipeline.inputs.files import InputFile, format_extensions
+from pipeline.inputs.tar_index import DAMAGE, MOST_BYTES, open_tar, read_members
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import one_line
-from pipeline.tar_members import DAMAGE, MOST_BYTES, open_tar, read_members
 
 # By the last extension of a field, as WebDataset's own decoder takes them.
 _INTEGERS = {"cls", "cls2", "class", "count", "index", "inx", "id"}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import UsageError
-from pipeline.listing import InputFile
+from pipeline.inputs.files import InputFile
 from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
 from pipeline.storage.filesystem import is_local, open_location, store_errors
 from pipeline.storage.redact import one_line

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from fsspec import AbstractFileSystem
 from PIL import Image
 
-from pipeline.braces import expand, split_list
 from pipeline.errors import UsageError
+from pipeline.inputs.braces import expand, split_list
 from pipeline.storage.filesystem import absolute, kind, open_location, store_errors, uri_of
 from pipeline.storage.redact import one_line
 from pipeline.storage.walk import glob_files, has_magic, list_files, list_folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.listing import InputFile
+from pipeline.inputs.files import InputFile
 from pipeline.rows import TOKENS
 from pipeline.run_directory.directory import resuming
 from pipeline.run_directory.layout import FORMAT, REPORT_FILE, RUN_FILE

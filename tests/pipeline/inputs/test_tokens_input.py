@@ -12,7 +12,7 @@ from igpt_core.checkpoint import load_palette
 from pictures import SIDE, encoded, photo
 from pipeline import rows
 from pipeline.errors import UsageError
-from pipeline.planning import find_source
+from pipeline.inputs.source import find_source
 from pipeline.rows import hub_features
 from pipeline.stages.images import ReadImages
 from pipeline.training_images import read_images

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from pipeline import braces
-from pipeline.braces import expand, split_list
 from pipeline.errors import UsageError
+from pipeline.inputs import braces
+from pipeline.inputs.braces import expand, split_list
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the reference is bash")

@@ -1,0 +1,3 @@
+"""From --input to a plan: files found, recognized, counted, cut into shards.
+
+Uses storage and run_directory."""
