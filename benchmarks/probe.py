@@ -14,8 +14,8 @@ import numpy as np
 from igpt_core.pixels import load_pixels
 from igpt_core.probe import LinearProbe
 from pipeline.inputs.source import find_source
+from pipeline.readers import read_shard
 from pipeline.rows import RowError
-from pipeline.sources import read_shard
 
 
 def raw_pixels(

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inputs.source import find_source
-from pipeline.sources import read_shard
+from pipeline.readers import read_shard
 
 ROWS, IMAGE_BYTES, SHARD = 25_000, 20_000, 1_000
 

@@ -12,7 +12,7 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
 from pipeline import rows
 from pipeline.blocks import tokens_array
-from pipeline.chunks import STAGE, RowInput
+from pipeline.readers.chunk import STAGE, RowInput
 from pipeline.rows import RowError
 
 Tokens = NDArray[np.uint16]

@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import parquet_file
 from pipeline.late_rows import GroupPages
 from pipeline.page_headers import Leaf, count_rows, read_header
+from pipeline.readers import parquet_file, read_shard
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.sources import read_shard
 from pipeline.thrift import ThriftError, read_struct, write_struct
 
 STRUCT_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

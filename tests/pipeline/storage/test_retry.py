@@ -18,8 +18,8 @@ import pytest
 import requests
 from s3fs.errors import translate_boto_error
 
-from pipeline.chunks import ReadOptions
-from pipeline.image_files import read_image_files
+from pipeline.readers.chunk import ReadOptions
+from pipeline.readers.images import read_image_files
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage import retry as patience

@@ -11,7 +11,6 @@ from typing import IO, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, failed, null_table, one_ahead
 from pipeline.inputs.tar_index import (
     DAMAGE,
     DamagedTar,
@@ -21,6 +20,15 @@ from pipeline.inputs.tar_index import (
     read_members,
 )
 from pipeline.inputs.webdataset_schema import field_type, image_fields
+from pipeline.readers.chunk import (
+    CHUNK_BYTES,
+    STAGE,
+    Chunk,
+    ReadOptions,
+    failed,
+    null_table,
+    one_ahead,
+)
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import store_errors

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.chunks import CHUNK_BYTES
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.late_rows import GroupPages, LateRows
-from pipeline.row_batches import Strand, row_batches
+from pipeline.readers.chunk import CHUNK_BYTES
+from pipeline.readers.row_batches import Strand, row_batches
 from pipeline.storage.filesystem import is_local, open_location, store_errors
 from pipeline.thrift import ThriftError
 

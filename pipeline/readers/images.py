@@ -7,7 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.chunks import CHUNK_BYTES, STAGE, Chunk, ReadOptions, RowInput, null_table
+from pipeline.readers.chunk import CHUNK_BYTES, STAGE, Chunk, ReadOptions, RowInput, null_table
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import open_location, read_bytes

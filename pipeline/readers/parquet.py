@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.chunks import (
+from pipeline.inputs.parquet_schema import is_image, is_tokens, parquet_errors
+from pipeline.readers.chunk import (
     STAGE,
     Chunk,
     ReadOptions,
@@ -17,8 +18,7 @@ from pipeline.chunks import (
     one_ahead,
     places,
 )
-from pipeline.inputs.parquet_schema import is_image, is_tokens, parquet_errors
-from pipeline.parquet_file import ParquetReader, opened
+from pipeline.readers.parquet_file import ParquetReader, opened
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 

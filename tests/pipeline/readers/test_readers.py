@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline import image_files, parquet_file
 from pipeline.errors import UsageError
 from pipeline.inputs.files import format_extensions
 from pipeline.inputs.source import find_source
+from pipeline.readers import SOURCES, parquet_file, read_shard
+from pipeline.readers import images as image_files
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.sources import SOURCES, read_shard
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import open_location
 

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline import tar_samples
 from pipeline.errors import UsageError
 from pipeline.inputs import tar_index as tar_members
 from pipeline.inputs import webdataset_schema as tar_heads
 from pipeline.inputs.source import find_source
+from pipeline.readers import read_shard
+from pipeline.readers import webdataset as tar_samples
+from pipeline.readers.webdataset import UnreadableTar
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Plan, Shard
-from pipeline.sources import read_shard
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import open_location
 from pipeline.storage.retry import is_of_the_node, is_passing
-from pipeline.tar_samples import UnreadableTar
 
 
 def packed(members, *, format=tarfile.GNU_FORMAT):

@@ -5,11 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.chunks import Chunk, ReadOptions
-from pipeline.image_files import read_image_files
-from pipeline.parquet_rows import read_parquet
+from pipeline.readers.chunk import Chunk, ReadOptions
+from pipeline.readers.images import read_image_files
+from pipeline.readers.parquet import read_parquet
+from pipeline.readers.webdataset import read_tars
 from pipeline.shards import Shard
-from pipeline.tar_samples import read_tars
 
 SOURCES: dict[str, Callable[[Shard, ReadOptions], Iterator[Chunk]]] = {
     "images": read_image_files,
