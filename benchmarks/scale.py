@@ -22,15 +22,15 @@ import pyarrow as pa
 
 from igpt_core.model_files import EMBEDDED
 from pipeline import cluster, rows
-from pipeline.blocks import tokens_array, with_seconds
 from pipeline.inputs.source import Source
-from pipeline.parts import WriteParts
 from pipeline.rounds import consume
 from pipeline.run import execute
 from pipeline.run_directory.directory import RunDirectory, new_record
 from pipeline.run_directory.lease import Lease
 from pipeline.stage import Resources, Stage
+from pipeline.stages.blocks import tokens_array, with_seconds
 from pipeline.stages.generate import NameSamples
+from pipeline.stages.write_parts import WriteParts
 
 SIDE = 8
 MODEL_ACTORS = 4

@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
 from pipeline.stage import Stage
-from pipeline.stages.images import CountColors
+from pipeline.stages.read_images import CountColors
 from pipeline.storage.filesystem import local_output, options_for
 
 SHARD_SIZE = 4096

@@ -5,9 +5,9 @@ from typing import Any
 import yaml
 
 from pipeline.labels import printable
-from pipeline.parts import ROW_GROUP_ROWS
 from pipeline.run_directory.likelihoods import NatsHistogram
 from pipeline.run_directory.summary import RunRecord
+from pipeline.stages.write_parts import ROW_GROUP_ROWS
 
 _NAMES = {
     "classify": "ImageGPT classifications",

@@ -11,9 +11,9 @@ from pipeline.definition import Batch, BatchJob
 from pipeline.inputs.source import Source
 from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions, RunOptions
-from pipeline.parts import STAGES, spread
 from pipeline.rounds import consume
 from pipeline.shards import Plan, Shard
+from pipeline.stages.write_parts import STAGES, spread
 from pipeline.storage.filesystem import open_location, options_for
 
 NOWHERE = "memory://igpt-plan"  # parts of the trial lie in an actor's memory and go with it

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from igpt_core.palette import Palette
 from pipeline import rows
-from pipeline.blocks import tokens_of
 from pipeline.errors import UsageError
-from pipeline.parts import parquet_bytes
-from pipeline.results import pictures
+from pipeline.stages.blocks import tokens_of
+from pipeline.stages.result_columns import pictures
+from pipeline.stages.write_parts import parquet_bytes
 
 FILE_NAME = "file_name"  # what the `imagefolder` of datasets looks for
 SAMPLE = "sample"

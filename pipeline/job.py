@@ -10,13 +10,13 @@ import pyarrow as pa
 from pipeline import cluster, rows
 from pipeline.definition import Batch, Definition
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
-from pipeline.parts import WriteParts
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stage import Stage
-from pipeline.stages.batches import Computing
-from pipeline.stages.images import ReadImages
+from pipeline.stages.model_batches import Computing
+from pipeline.stages.read_images import ReadImages
+from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import options_for
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.gpu_memory import free_gpu_bytes
 from pipeline.options import ModelOptions
 from pipeline.progress import Mode
-from pipeline.stages.batches import RANDOM
+from pipeline.stages.model_batches import RANDOM
 from pipeline.storage.filesystem import absolute_model, options_for
 
 

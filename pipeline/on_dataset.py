@@ -6,11 +6,11 @@ from pipeline.definition import Batch, BatchJob
 from pipeline.errors import UsageError
 from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions
-from pipeline.parts import WriteParts
 from pipeline.shards import Plan
 from pipeline.stage import Stage, over
-from pipeline.stages.images import ReadImages
-from pipeline.stages.user_rows import FinishRows, TokenizeRows
+from pipeline.stages.dataset_rows import FinishRows, TokenizeRows
+from pipeline.stages.read_images import ReadImages
+from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import options_for
 
 _BATCHES = 4  # model batches that a stage is handed at once

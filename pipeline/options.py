@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from igpt_core.sampling import SamplingConfig
-from pipeline.stages.painting import Drawing
+from pipeline.stages.sampling import Drawing
 
 
 class Options(BaseModel):

@@ -23,11 +23,11 @@ from pipeline.job import Job
 from pipeline.job_record import dependencies
 from pipeline.models import Compute
 from pipeline.options import RunOptions
-from pipeline.parts import WriteParts, parquet_bytes
 from pipeline.run_directory.directory import RunDirectory, differences
 from pipeline.run_directory.layout import part_name
 from pipeline.shards import Plan, Shard
 from pipeline.stage import Resources
+from pipeline.stages.write_parts import WriteParts, parquet_bytes
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import one_line
 

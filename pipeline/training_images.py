@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import Crop, Resize
 from pipeline import rows
-from pipeline.blocks import tokens_of
 from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
-from pipeline.stages.images import ReadImages
+from pipeline.stages.blocks import tokens_of
+from pipeline.stages.read_images import ReadImages
 
 logger = logging.getLogger(__name__)
 

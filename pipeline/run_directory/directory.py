@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import UsageError
-from pipeline.parts import parquet_bytes
 from pipeline.run_directory.layout import (
     FOLDERS,
     FORMAT,
@@ -30,6 +29,7 @@ from pipeline.run_directory.layout import (
     part_name,
 )
 from pipeline.shards import Plan
+from pipeline.stages.write_parts import parquet_bytes
 from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors
 from pipeline.storage.redact import one_line

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
-from pipeline.parts import spread
 from pipeline.run_directory.directory import RunDirectory, resuming
 from pipeline.run_directory.layout import (
     PLAN_FILE,
@@ -22,6 +21,7 @@ from pipeline.run_directory.layout import (
     shards_with_errors,
 )
 from pipeline.run_directory.throughput import Span, working_seconds
+from pipeline.stages.write_parts import spread
 from pipeline.storage.filesystem import exists, join, read_bytes
 
 SAMPLE = 256  # parts that are looked into at most, however many there are

@@ -15,8 +15,8 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.features import pooled_features
 from igpt_core.scoring import token_nll
 from pipeline import rows
-from pipeline.blocks import score_arrays, tokens_of, with_seconds
-from pipeline.stages.batches import Computing, in_place
+from pipeline.stages.blocks import score_arrays, tokens_of, with_seconds
+from pipeline.stages.model_batches import Computing, in_place
 
 
 def class_names(config: ImageGPTConfig) -> list[str] | None:

@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import rows
-from pipeline.blocks import bits_of, score_arrays, tokens_array, tokens_of, with_seconds
 from pipeline.shards import Shard, shards_in
-from pipeline.stages.batches import Computing, in_place
-from pipeline.stages.painting import Drawing, Given, Painter
+from pipeline.stages.blocks import bits_of, score_arrays, tokens_array, tokens_of, with_seconds
+from pipeline.stages.model_batches import Computing, in_place
+from pipeline.stages.sampling import Drawing, Given, Painter
 
 
 class Complete:

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from pictures import SIDE, encoded, photo
-from pipeline.stages.images import decoded
+from pipeline.stages.read_images import decoded
 from pipeline.storage import retry as patience
 from runs import errors, igpt, refusal, results
 

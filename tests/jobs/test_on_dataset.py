@@ -17,7 +17,7 @@ from jobs.on_dataset import on_dataset
 from pictures import GOOD, SIDE, photo
 from pipeline import rows
 from pipeline.errors import UsageError
-from pipeline.stages.user_rows import TokenizeRows
+from pipeline.stages.dataset_rows import TokenizeRows
 
 OPTIONS = {"device": "cpu", "batch_size": 8}
 

@@ -14,9 +14,9 @@ from jobs.__main__ import main
 from pictures import BAD, GOOD
 from pipeline import cluster, models, rounds, run, run_job
 from pipeline.errors import RunFailed, UsageError
-from pipeline.parts import WriteParts
 from pipeline.run_directory.directory import RunDirectory, new_record
 from pipeline.run_directory.lease import Lease
+from pipeline.stages.write_parts import WriteParts
 from runs import igpt, parts
 
 

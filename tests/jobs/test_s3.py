@@ -15,11 +15,11 @@ from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 from pipeline import rows
 from pipeline.inputs.source import find_source
-from pipeline.parts import WriteParts
-from pipeline.stages.batches import Computing
 from pipeline.stages.generate import Complete
-from pipeline.stages.images import ReadImages
-from pipeline.stages.painting import Drawing
+from pipeline.stages.model_batches import Computing
+from pipeline.stages.read_images import ReadImages
+from pipeline.stages.sampling import Drawing
+from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import open_location
 
 SECRET = "fake-s3cr3t-k3y"

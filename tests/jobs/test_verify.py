@@ -17,7 +17,7 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForImageClassification
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
-from pipeline.parts import parquet_bytes
+from pipeline.stages.write_parts import parquet_bytes
 
 Outcome = tuple[int, dict[str, str]]
 

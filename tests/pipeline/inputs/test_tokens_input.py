@@ -14,7 +14,7 @@ from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
 from pipeline.rows import hub_features
-from pipeline.stages.images import ReadImages
+from pipeline.stages.read_images import ReadImages
 from pipeline.training_images import read_images
 
 N = SIDE**2

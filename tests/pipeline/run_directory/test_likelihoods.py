@@ -10,9 +10,9 @@ import pytest
 
 from pictures import SIDE
 from pipeline import rows
-from pipeline.blocks import tokens_array, with_seconds
-from pipeline.parts import WriteParts
 from pipeline.run_directory.likelihoods import NatsHistogram, has_nats, to_bits
+from pipeline.stages.blocks import tokens_array, with_seconds
+from pipeline.stages.write_parts import WriteParts
 
 N = SIDE**2
 

@@ -16,14 +16,14 @@ from igpt_core.pixels import load_pixels
 from igpt_core.sampling import SamplingConfig, row_seed
 from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline import rows
-from pipeline.blocks import tokens_array
 from pipeline.inputs.source import find_source
 from pipeline.shards import Plan
-from pipeline.stages import painting
-from pipeline.stages.batches import Computing
+from pipeline.stages import sampling as painting
+from pipeline.stages.blocks import tokens_array
 from pipeline.stages.generate import Complete
-from pipeline.stages.images import COLORS, CountColors, ReadImages
-from pipeline.stages.painting import Drawing
+from pipeline.stages.model_batches import Computing
+from pipeline.stages.read_images import COLORS, CountColors, ReadImages
+from pipeline.stages.sampling import Drawing
 
 N = SIDE**2
 GIVEN = N // 2

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from igpt_core.model import load_model, random_model
 from igpt_core.packed import packed
-from pipeline.stages.device_faults import within_memory
+from pipeline.stages.cuda_errors import within_memory
 
 RANDOM = "random:"
 Result = TypeVar("Result")

@@ -12,9 +12,9 @@ from igpt_core.packed import packed
 from igpt_core.sampling import row_seed
 from pictures import SIDE
 from pipeline import rows
-from pipeline.blocks import tokens_array
-from pipeline.stages.batches import Computing, in_place
+from pipeline.stages.blocks import tokens_array
 from pipeline.stages.forward import Classify, class_names
+from pipeline.stages.model_batches import Computing, in_place
 
 N = SIDE**2
 NAMES = {0: "cat", 1: "dog", 2: "frog"}

@@ -11,10 +11,10 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.image_inputs import rgb_images
 from igpt_core.pixels import Crop, ImageError, Resize
 from pipeline import rows
-from pipeline.results import RESULTS
 from pipeline.rows import RowError
-from pipeline.stages.batches import in_place
-from pipeline.stages.tokenizing import Tokenizer
+from pipeline.stages.model_batches import in_place
+from pipeline.stages.result_columns import RESULTS
+from pipeline.stages.tokenize import Tokenizer
 
 ERROR = "error"
 STAGE = "input"

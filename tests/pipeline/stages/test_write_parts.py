@@ -15,12 +15,13 @@ from PIL import Image
 
 from igpt_core.checkpoint import load_palette
 from pictures import SIDE
-from pipeline import parts, rows
-from pipeline.blocks import tokens_array, with_seconds
+from pipeline import rows
 from pipeline.errors import Superseded
-from pipeline.parts import SUMMARY, WriteParts
 from pipeline.run_directory.layout import FOLDERS, finished_shards, part_name, shards_with_errors
 from pipeline.run_directory.lease import Lease
+from pipeline.stages import write_parts as parts
+from pipeline.stages.blocks import tokens_array, with_seconds
+from pipeline.stages.write_parts import SUMMARY, WriteParts
 from pipeline.storage.filesystem import open_location
 
 N = SIDE**2
@@ -130,7 +131,9 @@ def test_good_rows_bad_rows_figures_and_a_summary(tiny_model, tmp_path):
 def test_the_log_names_shard_and_id_of_bad_rows_and_how_many_there_are(
     tiny_model, tmp_path, caplog
 ):
-    caplog.set_level(logging.WARNING, logger="pipeline.parts")  # whatever Ray has set in here
+    caplog.set_level(
+        logging.WARNING, logger="pipeline.stages.write_parts"
+    )  # whatever Ray has set in here
     writer(tmp_path, tiny_model)(block(5, [True] + [False] * 12))
     lines = [f"shard 5, 5-{i}: ImageError: no image" for i in range(1, 11)]
     assert caplog.messages == [

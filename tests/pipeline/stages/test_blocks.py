@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import rows
-from pipeline.blocks import by_shard, tokens_array, tokens_of, with_seconds
+from pipeline.stages.blocks import by_shard, tokens_array, tokens_of, with_seconds
 
 N = 4  # positions of an image
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from igpt_core.decoding import Pinned, complete
 from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import token_nll
-from pipeline.stages.batches import Computing
+from pipeline.stages.model_batches import Computing
 
 
 @dataclass(frozen=True)

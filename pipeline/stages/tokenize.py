@@ -11,9 +11,9 @@ from PIL import Image
 from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import Crop, ImageError, Pixels, Resize, load_pixels
 from pipeline import rows
-from pipeline.blocks import tokens_array
 from pipeline.readers.chunk import STAGE, RowInput
 from pipeline.rows import RowError
+from pipeline.stages.blocks import tokens_array
 
 Tokens = NDArray[np.uint16]
 

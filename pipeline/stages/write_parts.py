@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette
 from pipeline import rows
-from pipeline.blocks import by_shard, tokens_of
 from pipeline.errors import Superseded
-from pipeline.results import RESULTS, pictures
 from pipeline.run_directory.layout import FOLDERS, part_name
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.likelihoods import NatsHistogram, has_nats
+from pipeline.stages.blocks import by_shard, tokens_of
+from pipeline.stages.result_columns import RESULTS, pictures
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from igpt_core.palette import Palette
 from igpt_core.pixels import encode_png
 from pipeline import rows
-from pipeline.blocks import bits_of, tokens_of
+from pipeline.stages.blocks import bits_of, tokens_of
 
 
 def _quantize_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from igpt_core.palette import ColorHistogram
 from igpt_core.pixels import Crop, Resize
 from pipeline import rows
-from pipeline.blocks import with_seconds
 from pipeline.inputs.masks import Masks
 from pipeline.readers import read_shard
 from pipeline.readers.chunk import STAGE, Chunk
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
-from pipeline.stages.tokenizing import Tokenizer, Tokens, decoded
+from pipeline.stages.blocks import with_seconds
+from pipeline.stages.tokenize import Tokenizer, Tokens, decoded
 
 # What CountColors makes of a shard.
 COLORS = pa.schema(
