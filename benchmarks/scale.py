@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 
 from igpt_core.model_files import EMBEDDED
-from pipeline import cluster, rows
+from pipeline import rows
+from pipeline.engine import cluster
+from pipeline.engine.dispatch import consume
+from pipeline.engine.stage import Resources, Stage
 from pipeline.inputs.source import Source
-from pipeline.rounds import consume
 from pipeline.run import execute
 from pipeline.run_directory.directory import RunDirectory, new_record
 from pipeline.run_directory.lease import Lease
-from pipeline.stage import Resources, Stage
 from pipeline.stages.blocks import tokens_array, with_seconds
 from pipeline.stages.generate import NameSamples
 from pipeline.stages.write_parts import WriteParts

@@ -7,12 +7,12 @@ from pydantic import Field
 
 from igpt_core.palette import Palette
 from jobs.command import command
-from pipeline import cluster
 from pipeline.colors import count_colors
+from pipeline.engine import cluster
+from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
-from pipeline.stage import Stage
 from pipeline.stages.read_images import CountColors
 from pipeline.storage.filesystem import local_output, options_for
 

@@ -8,8 +8,8 @@ import click
 from pydantic import Field
 
 from jobs.command import command
+from pipeline.engine.progress import duration
 from pipeline.options import Options, StorageOptions
-from pipeline.progress import duration
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.status import SAMPLE, Status, read_status
 from pipeline.storage.filesystem import absolute, options_for

@@ -5,10 +5,10 @@ from contextlib import closing
 import numpy as np
 
 from igpt_core.palette import ColorHistogram
-from pipeline.progress import Mode, Progress
-from pipeline.rounds import consume
+from pipeline.engine.dispatch import consume
+from pipeline.engine.progress import Mode, Progress
+from pipeline.engine.stage import Stage
 from pipeline.shards import Plan
-from pipeline.stage import Stage
 
 
 def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHistogram, int, int]:

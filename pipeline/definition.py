@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline import cluster, rows
+from pipeline import rows
+from pipeline.engine import cluster
+from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.source import Source, find_source
 from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
-from pipeline.stage import Stage
 from pipeline.storage.filesystem import options_for
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline import cluster
 from pipeline.definition import Batch, BatchJob
+from pipeline.engine import cluster
+from pipeline.engine.dispatch import consume
 from pipeline.inputs.source import Source
 from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions, RunOptions
-from pipeline.rounds import consume
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import STAGES, spread
 from pipeline.storage.filesystem import open_location, options_for

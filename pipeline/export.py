@@ -13,16 +13,16 @@ import pyarrow as pa
 
 from igpt_core.checkpoint import load_palette
 from pipeline import rows
+from pipeline.engine.dispatch import consume
+from pipeline.engine.progress import Mode, Progress
+from pipeline.engine.stage import Stage
 from pipeline.errors import RunFailed, UsageError
 from pipeline.export_formats import ARRAYS, EXPORTS, Contents
 from pipeline.inputs.files import InputFile
 from pipeline.inputs.parquet_schema import read_footers
-from pipeline.progress import Mode, Progress
-from pipeline.rounds import consume
 from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
 from pipeline.run_directory.layout import part_name
 from pipeline.shards import FileSlice, Plan, Shard
-from pipeline.stage import Stage
 from pipeline.storage.filesystem import exists, join, read_bytes, uri_of
 from pipeline.storage.redact import masked
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import cluster, rows
+from pipeline import rows
 from pipeline.definition import Batch, Definition
+from pipeline.engine import cluster
+from pipeline.engine.stage import Stage
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
 from pipeline.sheet_rows import ROWS as SHEET_ROWS
-from pipeline.stage import Stage
 from pipeline.stages.model_batches import Computing
 from pipeline.stages.read_images import ReadImages
 from pipeline.stages.write_parts import WriteParts

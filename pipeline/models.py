@@ -11,12 +11,12 @@ from igpt_core.image_processor import PREPROCESSOR_FILE
 from igpt_core.model import HEADS
 from igpt_core.model_files import EMBEDDED, pinned
 from igpt_core.palette import Palette
-from pipeline import cluster
-from pipeline.batch_sizes import CPU, Memory, forward_images, painting_images
+from pipeline.engine import cluster
+from pipeline.engine.batch_size import CPU, Memory, forward_images, painting_images
+from pipeline.engine.gpu_memory import free_gpu_bytes
+from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
-from pipeline.gpu_memory import free_gpu_bytes
 from pipeline.options import ModelOptions
-from pipeline.progress import Mode
 from pipeline.stages.model_batches import RANDOM
 from pipeline.storage.filesystem import absolute_model, options_for
 

@@ -3,11 +3,11 @@
 from ray.data import Dataset
 
 from pipeline.definition import Batch, BatchJob
+from pipeline.engine.stage import Stage, over
 from pipeline.errors import UsageError
 from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions
 from pipeline.shards import Plan
-from pipeline.stage import Stage, over
 from pipeline.stages.dataset_rows import FinishRows, TokenizeRows
 from pipeline.stages.read_images import ReadImages
 from pipeline.stages.write_parts import WriteParts

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from igpt_core.errors import CheckpointError
 from pipeline import rows
-from pipeline.cluster import Allotment
 from pipeline.definition import Batch, BatchJob
+from pipeline.engine.cluster import Allotment
+from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.job import Job
@@ -26,7 +27,6 @@ from pipeline.options import RunOptions
 from pipeline.run_directory.directory import RunDirectory, differences
 from pipeline.run_directory.layout import part_name
 from pipeline.shards import Plan, Shard
-from pipeline.stage import Resources
 from pipeline.stages.write_parts import WriteParts, parquet_bytes
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import one_line

@@ -9,17 +9,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.engine.dispatch import consume
+from pipeline.engine.metrics import RunMetrics
+from pipeline.engine.progress import Mode, Progress
+from pipeline.engine.signals import stoppable
+from pipeline.engine.stage import Stage
 from pipeline.errors import OverErrorBudget, RunFailed, StageGaveUp
-from pipeline.metrics import RunMetrics
-from pipeline.progress import Mode, Progress
-from pipeline.rounds import consume
 from pipeline.run_directory.directory import RunDirectory, resuming
 from pipeline.run_directory.layout import REPORT_FILE, part_name, shards_with_errors
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.summary import row_count
 from pipeline.shards import Plan, Shard
-from pipeline.stage import Stage
-from pipeline.stopping import stoppable
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import one_line
 

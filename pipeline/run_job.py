@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline import cluster
 from pipeline.definition import Batch, BatchJob
+from pipeline.engine import cluster
 from pipeline.errors import RunFailed, UsageError
 from pipeline.job import Job, allotment_for
 from pipeline.job_record import dependencies, record_of

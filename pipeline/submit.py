@@ -16,11 +16,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.job_submission import JobSubmissionClient
 
-from pipeline.cluster import keep_ray_quiet
+from pipeline.engine.cluster import keep_ray_quiet
+from pipeline.engine.signals import GRACE_SECONDS
 from pipeline.errors import RunFailed, UsageError
 from pipeline.job_record import SUBMITTED_WITH
 from pipeline.package import packaged
-from pipeline.stopping import GRACE_SECONDS
 from pipeline.storage.redact import masked, one_line
 
 _PORT = 8265  # of Ray's job server, where an address does not say

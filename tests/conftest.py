@@ -16,8 +16,8 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.palette import Palette
 from pictures import SIDE, encoded, photo
-from pipeline import rounds
-from pipeline.stage import NOT_BEGUN, Parcel, packed
+from pipeline.engine import dispatch as rounds
+from pipeline.engine.stage import NOT_BEGUN, Parcel, packed
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs.__main__ import COMMANDS
-from pipeline.stopping import GRACE_SECONDS
+from pipeline.engine.signals import GRACE_SECONDS
 from pipeline.submit import STOP_SECONDS, STOP_WAIT
 
 ROOT = Path(__file__).parents[1]

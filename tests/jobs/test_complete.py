@@ -27,7 +27,7 @@ from igpt_core.pixels import load_pixels
 from igpt_core.sampling import SamplingConfig, row_seed
 from jobs.__main__ import main
 from pictures import BAD, GOOD, SIDE
-from pipeline import rounds
+from pipeline.engine import dispatch as rounds
 
 GIVEN = SIDE * SIDE // 2
 

@@ -12,7 +12,9 @@ import pytest
 
 from jobs.__main__ import main
 from pictures import BAD, GOOD
-from pipeline import cluster, models, rounds, run, run_job
+from pipeline import models, run, run_job
+from pipeline.engine import cluster
+from pipeline.engine import dispatch as rounds
 from pipeline.errors import RunFailed, UsageError
 from pipeline.run_directory.directory import RunDirectory, new_record
 from pipeline.run_directory.lease import Lease

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from pipeline import stage
-from pipeline.stage import Parcel, StageError, packed, unpacked
+from pipeline.engine import stage
+from pipeline.engine.stage import Parcel, StageError, packed, unpacked
 from pipeline.storage.redact import is_masked, masked, one_line
 
 ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
@@ -79,7 +79,7 @@ def refused(monkeypatch):
 
 def test_the_log_of_a_shard_that_failed(refused, caplog):
     """Past bug: the traceback showed the store's answer as it was."""
-    caplog.set_level(logging.ERROR, logger="pipeline.stage")  # whatever Ray has set in here
+    caplog.set_level(logging.ERROR, logger="pipeline.engine.stage")  # whatever Ray has set in here
     (parcel,) = unpacked(refused()(packed([Parcel(3)])))
     assert parcel.failure == (
         "Refused: ClientResponseError: 503, message='busy', url='https://***@store/a.png?***'"

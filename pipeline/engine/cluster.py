@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import ray
 from ray.data import DataContext
 
+from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
-from pipeline.stage import Resources
 from pipeline.storage.redact import one_line
 
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes

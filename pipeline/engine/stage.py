@@ -13,8 +13,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.annotations import RayDeprecationWarning
 
+from pipeline.engine.metrics import IdleShare
 from pipeline.errors import EndOfRun
-from pipeline.metrics import IdleShare
 from pipeline.run_directory.lease import Lease
 from pipeline.storage.redact import masked_traceback, one_line
 from pipeline.storage.retry import SHARD_PAUSES, patiently

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from pipeline import cluster
-from pipeline.cluster import allot, shard_size
+from pipeline.engine import cluster
+from pipeline.engine.cluster import allot, shard_size
 from pipeline.errors import UsageError
 from pipeline.models import find_compute
 from pipeline.options import ModelOptions

@@ -4,9 +4,9 @@ import sys
 
 import ray
 
-from pipeline.cluster import STALLED_SECONDS, unheard
+from pipeline.engine.cluster import STALLED_SECONDS, unheard
+from pipeline.engine.progress import Mode
 from pipeline.errors import RunFailed
-from pipeline.progress import Mode
 from pipeline.storage.redact import one_line
 
 _SILENT_SECONDS = 15.0  # a worker starts and loads torch; who waits for longer learns for what

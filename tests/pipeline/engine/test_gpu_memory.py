@@ -8,9 +8,9 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipeline import gpu_memory
+from pipeline.engine import gpu_memory
+from pipeline.engine.gpu_memory import free_gpu_bytes
 from pipeline.errors import RunFailed
-from pipeline.gpu_memory import free_gpu_bytes
 
 # Ray's workers cannot import the file of a test.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -8,7 +8,7 @@ import torch
 from igpt_core.config import VARIANTS
 from igpt_core.kv_cache import KVCache
 from igpt_core.model import random_model
-from pipeline.batch_sizes import CPU, Memory, forward_images, painting_images
+from pipeline.engine.batch_size import CPU, Memory, forward_images, painting_images
 from pipeline.errors import DoesNotFit
 from pipeline.stages import cuda_errors as device_faults
 from pipeline.stages.cuda_errors import within_memory

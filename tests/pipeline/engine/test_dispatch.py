@@ -8,11 +8,11 @@ import pytest
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline import rounds
+from pipeline.engine import dispatch as rounds
+from pipeline.engine.dispatch import _suspects_last, consume
+from pipeline.engine.stage import Parcel, Resources, Stage
 from pipeline.errors import RunFailed
-from pipeline.rounds import _suspects_last, consume
 from pipeline.shards import FileSlice, Plan, Shard
-from pipeline.stage import Parcel, Resources, Stage
 
 REASON = "Model: ValueError: no"
 

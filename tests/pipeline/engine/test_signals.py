@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline.stopping import stoppable
+from pipeline.engine.signals import stoppable
 
 
 def tell(number: int = signal.SIGTERM) -> None:
@@ -50,7 +50,9 @@ def test_the_end_of_the_grace_interrupts_even_where_stopping_fails(monkeypatch, 
     """Past bug: then the thread died with a traceback."""
     died = []
     monkeypatch.setattr(threading, "excepthook", died.append)
-    caplog.set_level(logging.WARNING, logger="pipeline.stopping")  # whatever Ray has set in here
+    caplog.set_level(
+        logging.WARNING, logger="pipeline.engine.signals"
+    )  # whatever Ray has set in here
 
     def fail() -> None:
         raise OSError("no route\nto host")

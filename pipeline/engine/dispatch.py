@@ -11,11 +11,11 @@ import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.cluster import STALLED_SECONDS, unheard
+from pipeline.engine.cluster import STALLED_SECONDS, unheard
+from pipeline.engine.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
 from pipeline.errors import RunFailed, StageGaveUp
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan, Shard
-from pipeline.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
 from pipeline.storage.redact import one_line
 
 # Shards that fail one after the other, none between them done, for each actor: a disk is full then,

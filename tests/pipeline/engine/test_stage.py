@@ -18,11 +18,12 @@ import pytest
 from ray import cloudpickle
 from ray.data import DataContext
 
-from pipeline import cluster, rounds
+from pipeline.engine import cluster
+from pipeline.engine import dispatch as rounds
+from pipeline.engine.dispatch import consume
+from pipeline.engine.stage import Parcel, Resources, Stage, _ReportingPacked, packed
 from pipeline.errors import EndOfRun, RunFailed
-from pipeline.rounds import consume
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
-from pipeline.stage import Parcel, Resources, Stage, _ReportingPacked, packed
 
 # Ray's workers cannot import the file of a test.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -230,7 +231,7 @@ def test_what_no_shard_could_do_ends_the_run_at_once_in_the_stages_own_words(mon
 def test_an_actor_rests_after_failures_but_not_to_pass_on_what_failed_before_it(monkeypatch):
     """Twice as long each time, up to half a minute, until it has done a shard."""
     rests: list[float] = []
-    monkeypatch.setattr("pipeline.stage.time.sleep", rests.append)
+    monkeypatch.setattr("pipeline.engine.stage.time.sleep", rests.append)
     refuse = type("Refuse", (_ReportingPacked,), {"stage": Refuse})(error=GONE, at=(1,))
 
     def hand(shard: int, failure: str | None = None) -> None:
@@ -273,7 +274,7 @@ def test_a_shard_that_kills_its_process_each_time_is_named_and_the_others_go_on(
 def test_a_place_where_no_actor_can_start_does_not_end_the_run(connected, tmp_path, monkeypatch):
     """Past bug: Ray starts the actor there again at once, and after four times the run was over,
     before another one had done its first shard."""
-    monkeypatch.setattr("pipeline.stage._START_REST", 6.0)
+    monkeypatch.setattr("pipeline.engine.stage._START_REST", 6.0)
     start = Stage(
         StartOnce, {"folder": str(tmp_path), "seconds": 20.0}, replace(RESOURCES, actors=2)
     )

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import progress
-from pipeline.progress import Progress, duration
+from pipeline.engine import progress
+from pipeline.engine.progress import Progress, duration
 
 
 @pytest.fixture
