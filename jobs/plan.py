@@ -11,7 +11,7 @@ from jobs.batch_jobs import BATCH_JOBS
 from jobs.command import command
 from pipeline.definition import BatchJob
 from pipeline.estimate import Estimate, estimate
-from pipeline.labels import amount, duration, rate
+from pipeline.report.text import amount, duration, rate
 
 
 def run(job: BatchJob, options: Any) -> None:

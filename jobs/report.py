@@ -7,7 +7,7 @@ from igpt_core.checkpoint import load_palette
 from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
-from pipeline.report import write_report
+from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import masked

@@ -12,9 +12,9 @@ from pipeline.definition import Batch, Definition
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
+from pipeline.report.examples import ROWS as SHEET_ROWS
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
-from pipeline.sheet_rows import ROWS as SHEET_ROWS
 from pipeline.stages.model_batches import Computing
 from pipeline.stages.read_images import ReadImages
 from pipeline.stages.write_parts import WriteParts

@@ -12,7 +12,7 @@ from pipeline.errors import RunFailed, UsageError
 from pipeline.job import Job, allotment_for
 from pipeline.job_record import dependencies, record_of
 from pipeline.options import ModelOptions, RunOptions
-from pipeline.report import write_report
+from pipeline.report.write import write_report
 from pipeline.run import execute
 from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
 from pipeline.run_directory.lease import Lease

@@ -18,7 +18,7 @@ from PIL import Image
 
 from igpt_core.palette import Palette
 from pipeline import rows
-from pipeline.report import write_report
+from pipeline.report.write import write_report
 from pipeline.run_directory.likelihoods import NatsHistogram, has_nats
 
 SIDE = 8

@@ -4,11 +4,11 @@ import base64
 import math
 from collections.abc import Sequence
 
-from pipeline.contact_sheet import scale_of
-from pipeline.heat_map import COLORS
-from pipeline.labels import html_id, html_text, rate
+from pipeline.report.contact_sheet import scale_of
+from pipeline.report.examples import MAX_SAMPLES, Entry, Picture
+from pipeline.report.heat_map import COLORS
+from pipeline.report.text import html_id, html_text, rate
 from pipeline.run_directory.summary import RunRecord
-from pipeline.sheet_rows import MAX_SAMPLES, Entry, Picture
 
 
 def pictures(record: RunRecord, entries: Sequence[Entry], shown: str) -> str:

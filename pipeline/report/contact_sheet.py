@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.labels import printable, shortened
-from pipeline.sheet_rows import Entry, Picture
+from pipeline.report.examples import Entry, Picture
+from pipeline.report.text import printable, shortened
 
 _CELL = 128  # about; pictures grow by a whole factor
 _GAP, _COLUMN_GAP, _MARGIN = 8, 28, 28

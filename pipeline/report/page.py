@@ -6,14 +6,14 @@ from html import escape
 from typing import Any
 
 from igpt_core.palette import Palette
-from pipeline.labels import duration, html_id, html_text, rate
-from pipeline.report_charts import likelihoods, palette_colors, speed_over_time, stage_times
-from pipeline.report_pictures import pictures
-from pipeline.report_style import STYLE
+from pipeline.report.charts import likelihoods, palette_colors, speed_over_time, stage_times
+from pipeline.report.examples import Entry
+from pipeline.report.pictures import pictures
+from pipeline.report.style import STYLE
+from pipeline.report.text import duration, html_id, html_text, rate
 from pipeline.run_directory.directory import resuming
 from pipeline.run_directory.likelihoods import to_bits
 from pipeline.run_directory.summary import ErrorKind, RunRecord
-from pipeline.sheet_rows import Entry
 from pipeline.storage.filesystem import join
 
 HEADLINES = {

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igpt_core.palette import Palette
-from pipeline.contact_sheet import draw_sheet
-from pipeline.dataset_card import dataset_card
 from pipeline.errors import UsageError
-from pipeline.labels import rate
-from pipeline.report_page import HEADLINES, report_page
+from pipeline.report.contact_sheet import draw_sheet
+from pipeline.report.dataset_card import dataset_card
+from pipeline.report.examples import Entry, read_entries
+from pipeline.report.page import HEADLINES, report_page
+from pipeline.report.text import rate
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.summary import RunRecord, read_record
-from pipeline.sheet_rows import Entry, read_entries
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.labels import printable
+from pipeline.report.text import printable
 from pipeline.run_directory.likelihoods import NatsHistogram
 from pipeline.run_directory.summary import RunRecord
 from pipeline.stages.write_parts import ROW_GROUP_ROWS

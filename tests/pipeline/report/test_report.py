@@ -32,11 +32,11 @@ from made_runs import (
     written,
 )
 from pipeline import rows
-from pipeline.contact_sheet import draw_sheet
 from pipeline.errors import UsageError
-from pipeline.labels import duration, rate, shortened
-from pipeline.report import write_report
-from pipeline.sheet_rows import Entry, Picture, read_entries
+from pipeline.report.contact_sheet import draw_sheet
+from pipeline.report.examples import Entry, Picture, read_entries
+from pipeline.report.text import duration, rate, shortened
+from pipeline.report.write import write_report
 
 # --- the page -------------------------------------------------------------------------------------
 

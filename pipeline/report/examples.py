@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from igpt_core.palette import Palette
 from igpt_core.pixels import encode_png
 from pipeline import rows
-from pipeline.heat_map import draw_heat_map, scale_top
+from pipeline.report.heat_map import draw_heat_map, scale_top
 from pipeline.run_directory.summary import row_count
 from pipeline.stages.write_parts import spread
 

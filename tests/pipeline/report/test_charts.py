@@ -29,10 +29,10 @@ from made_runs import (
     written,
 )
 from pipeline import rows
-from pipeline.bar_chart import nice_step, ticks
-from pipeline.contact_sheet import draw_sheet
-from pipeline.heat_map import COLORS, draw_heat_map, scale_top
-from pipeline.sheet_rows import Entry, Picture
+from pipeline.report.bar_chart import nice_step, ticks
+from pipeline.report.contact_sheet import draw_sheet
+from pipeline.report.examples import Entry, Picture
+from pipeline.report.heat_map import COLORS, draw_heat_map, scale_top
 
 N = SIDE * SIDE
 
