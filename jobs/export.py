@@ -9,11 +9,11 @@ from pydantic import Field
 from jobs.command import command
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
-from pipeline.export import claim, export_parts, find_palette, find_run, pending_parts
-from pipeline.export_formats import EXPORTS
+from pipeline.export.export import claim, export_parts, find_palette, find_run, pending_parts
+from pipeline.export.formats import EXPORTS
+from pipeline.export.stage import ExportParts
 from pipeline.options import RayOptions, StorageOptions
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.stages.export import ExportParts
 from pipeline.storage.filesystem import absolute, absolute_model, options_for
 
 

@@ -20,10 +20,10 @@ from PIL import Image
 from igpt_core.palette import Palette
 from pipeline import rows
 from pipeline.errors import UsageError
-from pipeline.export import claim, find_palette, find_run, pending_parts
-from pipeline.export_formats import EXPORTS
+from pipeline.export.export import claim, find_palette, find_run, pending_parts
+from pipeline.export.formats import EXPORTS
+from pipeline.export.stage import ExportParts
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.stages.export import ExportParts
 
 SIDE = 4
 PALETTE = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))

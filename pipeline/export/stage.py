@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igpt_core.checkpoint import load_palette
-from pipeline.export_formats import EXPORTS, Contents, Part
+from pipeline.export.formats import EXPORTS, Contents, Part
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.shards import Shard, shards_in
 from pipeline.storage.atomic import write_atomic

@@ -17,7 +17,7 @@ from pipeline.engine.dispatch import consume
 from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.stage import Stage
 from pipeline.errors import RunFailed, UsageError
-from pipeline.export_formats import ARRAYS, EXPORTS, Contents
+from pipeline.export.formats import ARRAYS, EXPORTS, Contents
 from pipeline.inputs.files import InputFile
 from pipeline.inputs.parquet_schema import read_footers
 from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming

@@ -1,0 +1,1 @@
+"""A finished run's pictures, tokens or embeddings in another format."""
