@@ -21,7 +21,7 @@ from igpt_core.features import pooled_features
 from igpt_core.model import load_model
 from igpt_core.probe import LinearProbe
 from igpt_core.training import accuracy
-from pipeline.training_images import TrainingImages, read_images
+from pipeline.training.images import TrainingImages, read_images
 
 BATCH_SIZE = 16
 

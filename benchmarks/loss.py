@@ -18,7 +18,7 @@ import torch
 from igpt_core.checkpoint import load_image_size, load_palette
 from igpt_core.model import load_model
 from igpt_core.training import evaluate
-from pipeline.training_images import read_images
+from pipeline.training.images import read_images
 
 BACK_OFF_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 

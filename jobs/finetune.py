@@ -9,8 +9,8 @@ from jobs.command import command
 from pipeline.models import Model, find_model
 from pipeline.options import TrainingOptions
 from pipeline.storage.filesystem import options_for
-from pipeline.train import check_options, find_images, run_training
-from pipeline.training_images import TrainingImages
+from pipeline.training.images import TrainingImages
+from pipeline.training.train import check_options, find_images, run_training
 
 
 class FinetuneOptions(TrainingOptions):

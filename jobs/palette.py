@@ -7,7 +7,6 @@ from pydantic import Field
 
 from igpt_core.palette import Palette
 from jobs.command import command
-from pipeline.colors import count_colors
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
@@ -15,6 +14,7 @@ from pipeline.inputs.source import find_source
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
 from pipeline.stages.read_images import CountColors
 from pipeline.storage.filesystem import local_output, options_for
+from pipeline.training.palette import count_colors
 
 SHARD_SIZE = 4096
 

@@ -6,10 +6,10 @@ import click
 from pydantic import Field
 
 from jobs.command import command
-from pipeline.embeddings import read_embeddings
 from pipeline.options import ProgressOptions, StorageOptions
-from pipeline.probing import LayerAccuracy, check_packages, probe_layers, table, write_probe
 from pipeline.storage.filesystem import absolute, options_for
+from pipeline.training.embeddings import read_embeddings
+from pipeline.training.probe import LayerAccuracy, check_packages, probe_layers, table, write_probe
 
 
 class ProbeOptions(ProgressOptions, StorageOptions):

@@ -12,8 +12,8 @@ from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
 from pipeline.storage.filesystem import options_for
-from pipeline.train import check_options, find_images, run_training
-from pipeline.training_images import TrainingImages
+from pipeline.training.images import TrainingImages
+from pipeline.training.train import check_options, find_images, run_training
 
 
 class TrainOptions(TrainingOptions):

@@ -19,8 +19,8 @@ from igpt_core.palette import Palette
 from igpt_core.training import accuracy
 from jobs.__main__ import main
 from pictures import SIDE, encoded
-from pipeline import train
-from pipeline.training_images import read_images
+from pipeline.training import train
+from pipeline.training.images import read_images
 
 NAMES = ["dark above", "dark below", "dark left"]
 

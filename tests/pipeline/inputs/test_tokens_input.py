@@ -15,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
 from pipeline.rows import hub_features
 from pipeline.stages.read_images import ReadImages
-from pipeline.training_images import read_images
+from pipeline.training.images import read_images
 
 N = SIDE**2
 COLORS = 32  # of the tiny model's palette

@@ -18,7 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import local_output, open_location, options_for
-from pipeline.training_images import TrainingImages, read_images
+from pipeline.training.images import TrainingImages, read_images
 
 Objective = TypeVar("Objective", NextPixel, JointClassification)
 

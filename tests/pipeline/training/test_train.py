@@ -17,11 +17,11 @@ from igpt_core.config import ImageGPTConfig
 from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.objectives import NextPixel
 from igpt_core.palette import Palette
-from pipeline import train
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
-from pipeline.train import check_options, run_training, training_config
-from pipeline.training_images import TrainingImages
+from pipeline.training import train
+from pipeline.training.images import TrainingImages
+from pipeline.training.train import check_options, run_training, training_config
 
 STEPS, KILLED_AT = 12, 8
 OPTIONS = {"steps": STEPS, "input": "photos"}

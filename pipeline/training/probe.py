@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from igpt_core.probe import LinearProbe
-from pipeline.embeddings import Embeddings
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location
+from pipeline.training.embeddings import Embeddings
 
 RESULT_FILE = "probe.json"
 PROBE_FILE = "probe.npz"

@@ -15,11 +15,11 @@ from igpt_core.checkpoint import load_palette
 from igpt_core.pixels import load_pixels
 from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline.errors import UsageError
-from pipeline.training_images import Labels, read_images
+from pipeline.training.images import Labels, read_images
 
 
 def test_tokens_of_the_readable_images_are_read_and_the_others_named(photos, tiny_model, caplog):
-    with caplog.at_level(logging.WARNING, logger="pipeline.training_images"):
+    with caplog.at_level(logging.WARNING, logger="pipeline.training.images"):
         tokens = read_images(photos, palette=tiny_model, image_size=SIDE).tokens
     assert tokens.shape == (GOOD, SIDE**2)
     assert tokens.dtype == np.uint16

@@ -1,0 +1,1 @@
+"""Palettes, training runs and probes."""
