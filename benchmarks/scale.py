@@ -22,11 +22,11 @@ import pyarrow as pa
 
 from igpt_core.model_files import EMBEDDED
 from pipeline import rows
+from pipeline.batch.execute import execute
 from pipeline.engine import cluster
 from pipeline.engine.dispatch import consume
 from pipeline.engine.stage import Resources, Stage
 from pipeline.inputs.source import Source
-from pipeline.run import execute
 from pipeline.run_directory.directory import RunDirectory, new_record
 from pipeline.run_directory.lease import Lease
 from pipeline.stages.blocks import tokens_array, with_seconds

@@ -5,12 +5,12 @@ from typing import Any
 
 from jobs import classify, complete, embed, quantize, sample, score
 from jobs.command import parse
-from pipeline.definition import BatchJob
+from pipeline.batch.definition import BatchJob
+from pipeline.batch.run import FOUND
 from pipeline.errors import UsageError
 from pipeline.options import RunOptions
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import RUN_FILE
-from pipeline.run_job import FOUND
 from pipeline.storage.redact import is_masked
 
 BATCH_JOBS: dict[str, BatchJob] = {

@@ -2,9 +2,9 @@
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.definition import BatchJob, Definition
+from pipeline.batch.definition import BatchJob, Definition
+from pipeline.batch.model import forward_batches, model_of
 from pipeline.errors import UsageError
-from pipeline.models import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Classify, class_names
 

@@ -16,10 +16,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.definition import BatchJob
+from pipeline.batch.definition import BatchJob
+from pipeline.batch.run import run_job
 from pipeline.errors import UsageError
 from pipeline.options import Options
-from pipeline.run_job import run_job
 from pipeline.storage.redact import masked_traceback
 
 WIDTH = 100

@@ -7,11 +7,11 @@ from pydantic import BeforeValidator, Field
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.definition import BatchJob, Definition, find_input
+from pipeline.batch.definition import BatchJob, Definition, find_input
+from pipeline.batch.model import model_of, painting_batches
 from pipeline.errors import UsageError
 from pipeline.inputs.masks import find_mask
 from pipeline.inputs.source import Source
-from pipeline.models import model_of, painting_batches
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
 from pipeline.stages.generate import Complete
 from pipeline.storage.filesystem import options_for

@@ -6,9 +6,9 @@ import click
 
 from jobs import complete
 from jobs.command import command
+from pipeline.batch.run import run_job
 from pipeline.demo_photos import write_tiles
 from pipeline.options import ProgressOptions
-from pipeline.run_job import run_job
 
 OUTPUT = Path("out/demo")
 PHOTOS = Path("out/demo-photos")

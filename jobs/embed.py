@@ -8,9 +8,9 @@ from pydantic import Field
 from igpt_core.features import chosen_layers
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.definition import BatchJob, Definition
+from pipeline.batch.definition import BatchJob, Definition
+from pipeline.batch.model import forward_batches, model_of
 from pipeline.errors import UsageError
-from pipeline.models import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Embed
 

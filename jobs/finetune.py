@@ -6,7 +6,7 @@ from pydantic import Field
 from igpt_core.objectives import JointClassification
 from igpt_core.training import accuracy
 from jobs.command import command
-from pipeline.models import Model, find_model
+from pipeline.batch.model import Model, find_model
 from pipeline.options import TrainingOptions
 from pipeline.storage.filesystem import options_for
 from pipeline.training.images import TrainingImages

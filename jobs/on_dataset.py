@@ -7,8 +7,8 @@ from ray.data import Dataset
 
 from jobs.batch_jobs import BATCH_JOBS
 from jobs.command import parse
+from pipeline.batch.on_dataset import map_images
 from pipeline.errors import UsageError
-from pipeline.on_dataset import map_images
 from pipeline.options import ImageJobOptions
 
 JOBS = tuple(name for name, job in BATCH_JOBS.items() if issubclass(job.options, ImageJobOptions))

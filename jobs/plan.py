@@ -9,8 +9,8 @@ from pydantic import Field, create_model
 
 from jobs.batch_jobs import BATCH_JOBS
 from jobs.command import command
-from pipeline.definition import BatchJob
-from pipeline.estimate import Estimate, estimate
+from pipeline.batch.definition import BatchJob
+from pipeline.batch.estimate import Estimate, estimate
 from pipeline.report.text import amount, duration, rate
 
 

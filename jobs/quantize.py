@@ -4,9 +4,9 @@ from pydantic import Field
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.definition import BatchJob, Definition
+from pipeline.batch.definition import BatchJob, Definition
+from pipeline.batch.model import find_quantizer
 from pipeline.errors import UsageError
-from pipeline.models import find_quantizer
 from pipeline.options import ImageJobOptions
 from pipeline.storage.filesystem import options_for
 

@@ -7,10 +7,10 @@ from pydantic import Field
 
 from jobs.batch_jobs import recorded_job
 from jobs.command import command
+from pipeline.batch.run import run_job
 from pipeline.options import RayOptions, StorageOptions
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import shards_with_errors
-from pipeline.run_job import run_job
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import masked
 

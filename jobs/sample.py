@@ -4,10 +4,10 @@ from pydantic import Field
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.definition import BatchJob, Definition
+from pipeline.batch.definition import BatchJob, Definition
+from pipeline.batch.model import model_of, painting_batches
 from pipeline.engine.stage import Stage
 from pipeline.inputs.source import Source
-from pipeline.models import model_of, painting_batches
 from pipeline.options import ModelOptions, RunOptions, SamplingOptions
 from pipeline.stages.generate import NameSamples, Sample
 

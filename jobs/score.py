@@ -4,8 +4,8 @@ from pydantic import Field
 
 from jobs.command import batch_command
 from pipeline import rows
-from pipeline.definition import BatchJob, Definition
-from pipeline.models import forward_batches, model_of
+from pipeline.batch.definition import BatchJob, Definition
+from pipeline.batch.model import forward_batches, model_of
 from pipeline.options import ImageJobOptions, ModelOptions
 from pipeline.stages.forward import Score
 

@@ -18,10 +18,10 @@ from jobs import (
     score,
 )
 from jobs.command import JobCommand, command, words_of
+from pipeline.batch.record import in_any_folder
 from pipeline.credentials import refuse_credentials
 from pipeline.errors import RunFailed, UsageError
 from pipeline.follow import follow
-from pipeline.job_record import in_any_folder
 from pipeline.options import RayOptions
 from pipeline.submit import Cluster, check_versions, find_cluster
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from igpt_core.errors import CheckpointError
 from pipeline import rows
-from pipeline.definition import Batch, BatchJob
+from pipeline.batch.definition import Batch, BatchJob
+from pipeline.batch.job import Job
+from pipeline.batch.model import Compute
+from pipeline.batch.record import dependencies
 from pipeline.engine.cluster import Allotment
 from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
-from pipeline.job import Job
-from pipeline.job_record import dependencies
-from pipeline.models import Compute
 from pipeline.options import RunOptions
 from pipeline.run_directory.directory import RunDirectory, differences
 from pipeline.run_directory.layout import part_name

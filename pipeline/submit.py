@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.job_submission import JobSubmissionClient
 
+from pipeline.batch.record import SUBMITTED_WITH
 from pipeline.engine.cluster import keep_ray_quiet
 from pipeline.engine.signals import GRACE_SECONDS
 from pipeline.errors import RunFailed, UsageError
-from pipeline.job_record import SUBMITTED_WITH
 from pipeline.package import packaged
 from pipeline.storage.redact import masked, one_line
 

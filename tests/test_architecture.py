@@ -153,7 +153,7 @@ RULES = {
     ],
     ray_in_pipeline_and_jobs: [("benchmarks/a.py", "def f():\n    from ray.data import Dataset")],
     one_caller_of_map_batches: [
-        ("pipeline/run.py", "dataset.map_batches(f)"),
+        ("pipeline/batch/execute.py", "dataset.map_batches(f)"),
         ("jobs/a.py", "getattr(dataset, 'map_batches')(f)"),
     ],
     one_door_to_attention: [

@@ -7,8 +7,8 @@ import pytest
 
 from jobs.__main__ import main
 from pictures import BAD, GOOD, encoded, photo
-from pipeline import estimate as estimates
-from pipeline.estimate import Estimate, StageSpeed
+from pipeline.batch import estimate as estimates
+from pipeline.batch.estimate import Estimate, StageSpeed
 
 
 def plan(capsys, *words: object) -> dict:

@@ -12,7 +12,9 @@ import pytest
 
 from jobs.__main__ import main
 from pictures import BAD, GOOD
-from pipeline import models, run, run_job
+from pipeline.batch import execute as run
+from pipeline.batch import model as models
+from pipeline.batch import run as run_job
 from pipeline.engine import cluster
 from pipeline.engine import dispatch as rounds
 from pipeline.errors import RunFailed, UsageError

@@ -20,10 +20,10 @@ from jobs.command import command, parse, words_of
 from jobs.submit import COMMAND
 from pipeline import follow as following
 from pipeline import submit as submitting
+from pipeline.batch.record import SUBMITTED_WITH, command_line
 from pipeline.credentials import refuse_credentials
 from pipeline.errors import RunFailed, UsageError
 from pipeline.follow import follow
-from pipeline.job_record import SUBMITTED_WITH, command_line
 from pipeline.package import PACKAGES, is_needed, packaged
 from pipeline.submit import Cluster, check_versions, find_cluster, server_url
 

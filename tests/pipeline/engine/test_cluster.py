@@ -4,10 +4,10 @@ import socket
 
 import pytest
 
+from pipeline.batch.model import find_compute
 from pipeline.engine import cluster
 from pipeline.engine.cluster import allot, shard_size
 from pipeline.errors import UsageError
-from pipeline.models import find_compute
 from pipeline.options import ModelOptions
 
 

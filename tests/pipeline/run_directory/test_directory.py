@@ -8,8 +8,8 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
+from pipeline.batch.execute import execute
 from pipeline.errors import UsageError
-from pipeline.run import execute
 from pipeline.run_directory import directory as run_directory
 from pipeline.run_directory.directory import RunDirectory, new_record, refuse_other_run
 from pipeline.run_directory.layout import LEASE_FILE

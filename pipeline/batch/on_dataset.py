@@ -2,10 +2,10 @@
 
 from ray.data import Dataset
 
-from pipeline.definition import Batch, BatchJob
+from pipeline.batch.definition import Batch, BatchJob
+from pipeline.batch.job import Job, allotment_for
 from pipeline.engine.stage import Stage, over
 from pipeline.errors import UsageError
-from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions
 from pipeline.shards import Plan
 from pipeline.stages.dataset_rows import FinishRows, TokenizeRows

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import rows
-from pipeline.definition import Batch, Definition
+from pipeline.batch.definition import Batch, Definition
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline import rows
-from pipeline.definition import Batch, Definition
+from pipeline.batch.definition import Batch, Definition
+from pipeline.batch.job import Job
 from pipeline.inputs.files import absolute_input
-from pipeline.job import Job
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory.directory import new_record
 from pipeline.storage.filesystem import absolute, absolute_model

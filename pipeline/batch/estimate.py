@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.definition import Batch, BatchJob
+from pipeline.batch.definition import Batch, BatchJob
+from pipeline.batch.job import Job, allotment_for
 from pipeline.engine import cluster
 from pipeline.engine.dispatch import consume
 from pipeline.inputs.source import Source
-from pipeline.job import Job, allotment_for
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import STAGES, spread

@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.definition import Batch, BatchJob
+from pipeline.batch.definition import Batch, BatchJob
+from pipeline.batch.execute import execute
+from pipeline.batch.job import Job, allotment_for
+from pipeline.batch.record import dependencies, record_of
 from pipeline.engine import cluster
 from pipeline.errors import RunFailed, UsageError
-from pipeline.job import Job, allotment_for
-from pipeline.job_record import dependencies, record_of
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report.write import write_report
-from pipeline.run import execute
 from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
 from pipeline.run_directory.lease import Lease
 from pipeline.storage.filesystem import absolute, options_for

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline import rows
+from pipeline.batch.model import Compute, Model, Quantizer, find_compute
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.source import Source, find_source
-from pipeline.models import Compute, Model, Quantizer, find_compute
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.storage.filesystem import options_for
 
 if TYPE_CHECKING:
-    from pipeline.job import Job
+    from pipeline.batch.job import Job
 
 SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
 PAINTED_BATCHES = 4  # model batches of a shard at most, of jobs that paint

@@ -1,0 +1,1 @@
+"""A batch job from its options to its report."""
