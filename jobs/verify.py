@@ -11,11 +11,11 @@ from jobs.batch_jobs import recorded_job
 from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
-from pipeline.replay import NotReplayed, replay
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import RUN_FILE
 from pipeline.storage.filesystem import absolute, options_for
-from pipeline.verify import Check, verify
+from pipeline.verify.replay import NotReplayed, replay
+from pipeline.verify.verify import Check, verify
 
 _SHOWN = 5  # places of a failed check
 

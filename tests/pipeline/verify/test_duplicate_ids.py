@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline import unique_ids
-from pipeline.unique_ids import hashes, repeated_ids
+from pipeline.verify import duplicate_ids as unique_ids
+from pipeline.verify.duplicate_ids import hashes, repeated_ids
 
 
 def repeated(parts: list[list[str]]) -> dict[str, list[int]]:

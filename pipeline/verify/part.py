@@ -19,7 +19,7 @@ from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import part_name
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import one_line
-from pipeline.unique_ids import hashes
+from pipeline.verify.duplicate_ids import hashes
 
 # An error for a row whose id an earlier row has: the one id that may stand in both.
 _REPEATED = "DuplicateId"

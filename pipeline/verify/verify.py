@@ -25,8 +25,8 @@ from pipeline.shards import Plan
 from pipeline.storage.atomic import is_temporary
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import is_masked, one_line
-from pipeline.unique_ids import MOST, repeated_ids
-from pipeline.verify_parts import Layout, PartFacts, look_through, unique_ids
+from pipeline.verify.duplicate_ids import MOST, repeated_ids
+from pipeline.verify.part import Layout, PartFacts, look_through, unique_ids
 
 _THREADS = 8
 _KILLED = (

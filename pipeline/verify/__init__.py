@@ -1,0 +1,1 @@
+"""Whether a run directory holds what it must, and whether it can be computed again."""
