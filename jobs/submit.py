@@ -19,11 +19,11 @@ from jobs import (
 )
 from jobs.command import JobCommand, command, words_of
 from pipeline.batch.record import in_any_folder
-from pipeline.credentials import refuse_credentials
 from pipeline.errors import RunFailed, UsageError
-from pipeline.follow import follow
 from pipeline.options import RayOptions
-from pipeline.submit import Cluster, check_versions, find_cluster
+from pipeline.submit.credentials import refuse_credentials
+from pipeline.submit.log import follow
+from pipeline.submit.submit import Cluster, check_versions, find_cluster
 
 _JOBS = (
     palette.COMMAND,

@@ -11,7 +11,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs.__main__ import COMMANDS
 from pipeline.engine.signals import GRACE_SECONDS
-from pipeline.submit import STOP_SECONDS, STOP_WAIT
+from pipeline.submit.submit import STOP_SECONDS, STOP_WAIT
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())

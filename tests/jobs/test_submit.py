@@ -18,14 +18,14 @@ from ray.job_submission import JobStatus
 from jobs.__main__ import COMMANDS, main
 from jobs.command import command, parse, words_of
 from jobs.submit import COMMAND
-from pipeline import follow as following
-from pipeline import submit as submitting
 from pipeline.batch.record import SUBMITTED_WITH, command_line
-from pipeline.credentials import refuse_credentials
 from pipeline.errors import RunFailed, UsageError
-from pipeline.follow import follow
-from pipeline.package import PACKAGES, is_needed, packaged
-from pipeline.submit import Cluster, check_versions, find_cluster, server_url
+from pipeline.submit import log as following
+from pipeline.submit import submit as submitting
+from pipeline.submit.credentials import refuse_credentials
+from pipeline.submit.log import follow
+from pipeline.submit.package import PACKAGES, is_needed, packaged
+from pipeline.submit.submit import Cluster, check_versions, find_cluster, server_url
 
 SECRET = "s3cr3t-k3y"
 

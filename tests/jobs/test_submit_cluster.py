@@ -21,7 +21,7 @@ import pytest
 import ray
 
 from pictures import photo
-from pipeline.submit import find_cluster
+from pipeline.submit.submit import find_cluster
 from runs import parts
 
 IMAGES = 40

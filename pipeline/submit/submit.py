@@ -20,8 +20,8 @@ from pipeline.batch.record import SUBMITTED_WITH
 from pipeline.engine.cluster import keep_ray_quiet
 from pipeline.engine.signals import GRACE_SECONDS
 from pipeline.errors import RunFailed, UsageError
-from pipeline.package import packaged
 from pipeline.storage.redact import masked, one_line
+from pipeline.submit.package import packaged
 
 _PORT = 8265  # of Ray's job server, where an address does not say
 _REQUEST_SECONDS = 20

@@ -1,0 +1,1 @@
+"""A job handed to a cluster through Ray's job API."""
