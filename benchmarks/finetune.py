@@ -18,7 +18,7 @@ import torch
 
 from igpt_core.checkpoint import load_image_size
 from igpt_core.features import pooled_features
-from igpt_core.model import load_model
+from igpt_core.heads import load_model
 from igpt_core.probe import LinearProbe
 from igpt_core.training import accuracy
 from pipeline.training.images import TrainingImages, read_images

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from igpt_core.checkpoint import load_image_size, load_palette
-from igpt_core.model import load_model
+from igpt_core.heads import load_model
 from igpt_core.training import evaluate
 from pipeline.training.images import read_images
 

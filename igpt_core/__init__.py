@@ -14,13 +14,7 @@ from igpt_core.config import VARIANTS, ImageGPTConfig
 from igpt_core.convert import convert_checkpoint
 from igpt_core.decoding import Pinned, complete
 from igpt_core.features import chosen_layers, pooled_features
-from igpt_core.image_processor import (
-    BatchFeature,
-    ImageGPTFeatureExtractor,
-    ImageGPTImageProcessor,
-)
-from igpt_core.kv_cache import KVCache
-from igpt_core.model import (
+from igpt_core.heads import (
     CausalOutput,
     ClassifierOutput,
     ImageGPTForCausalImageModeling,
@@ -30,6 +24,12 @@ from igpt_core.model import (
     load_model,
     random_model,
 )
+from igpt_core.image_processor import (
+    BatchFeature,
+    ImageGPTFeatureExtractor,
+    ImageGPTImageProcessor,
+)
+from igpt_core.kv_cache import KVCache
 from igpt_core.palette import ColorHistogram, Palette
 from igpt_core.pixels import ImageError, encode_png, load_pixels
 from igpt_core.probe import LinearProbe

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.kv_cache import KVCache
 from igpt_core.layers import Slots
-from igpt_core.model import ImageGPTForCausalImageModeling
 from igpt_core.packed import packed
 from igpt_core.sampling import SamplingConfig, sample_tokens, uniform_noise
 

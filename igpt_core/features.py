@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from igpt_core.model import (
+from igpt_core.heads import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
     ImageGPTModel,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igpt_core.model import (
+from igpt_core.heads import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
     ImageGPTModel,

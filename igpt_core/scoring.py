@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.heads import ImageGPTForCausalImageModeling
 
 
 def with_start(tokens: Tensor, start_token: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from igpt_core.model import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from igpt_core.scoring import token_nll
 
 BETAS = (0.9, 0.95)  # AdamW, as in the ImageGPT paper

@@ -5,7 +5,7 @@ from pydantic import Field
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.objectives import NextPixel
 from igpt_core.training import evaluate
 from jobs.command import command

@@ -7,8 +7,8 @@ from typing import Any
 from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
 from igpt_core.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from igpt_core.errors import NoHeadError
+from igpt_core.heads import HEADS
 from igpt_core.image_processor import PREPROCESSOR_FILE
-from igpt_core.model import HEADS
 from igpt_core.model_files import EMBEDDED, pinned
 from igpt_core.palette import Palette
 from pipeline.engine import cluster
@@ -69,7 +69,7 @@ def find_model(location: str, options: Mapping[str, Any], *, head: str | None = 
     """The model of a folder, checked but not loaded.
 
     Args:
-        head: of igpt_core.model.HEADS, which the folder must have.
+        head: of igpt_core.heads.HEADS, which the folder must have.
 
     Raises CheckpointError for a folder that holds none, UsageError for one that lacks the head
     or whose palette or image size does not fit.

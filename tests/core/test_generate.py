@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from igpt_core import ImageGPTConfig, SamplingConfig, complete
-from igpt_core.model import ImageGPTForCausalImageModeling
+from igpt_core.heads import ImageGPTForCausalImageModeling
 from parity import (
     CAUSAL,
     SHAPES,

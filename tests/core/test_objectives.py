@@ -8,7 +8,7 @@ import torch
 
 from igpt_core.checkpoint import CheckpointError, save_checkpoint
 from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForCausalImageModeling, load_model
+from igpt_core.heads import ImageGPTForCausalImageModeling, load_model
 from igpt_core.objectives import JointClassification, NextPixel
 from igpt_core.scoring import token_nll
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
-from igpt_core.model import load_model
+from igpt_core.heads import load_model
 from igpt_core.palette import Palette
 from jobs.__main__ import main
 from pictures import SIDE

@@ -15,7 +15,7 @@ from datasets import load_dataset
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
 from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForImageClassification
+from igpt_core.heads import ImageGPTForImageClassification
 from igpt_core.palette import Palette
 from igpt_core.pixels import load_pixels
 from jobs.__main__ import main

@@ -13,7 +13,7 @@ from datasets import load_dataset
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
 from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForImageClassification
+from igpt_core.heads import ImageGPTForImageClassification
 from pictures import BAD, GOOD, SIDE
 from runs import (
     columns,

@@ -14,7 +14,7 @@ import torch
 
 from igpt_core.checkpoint import load_palette, save_checkpoint
 from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForImageClassification
+from igpt_core.heads import ImageGPTForImageClassification
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 from pipeline.stages.write_parts import parquet_bytes

@@ -7,7 +7,7 @@ import torch
 
 from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
-from igpt_core.model import ImageGPTForImageClassification, load_model
+from igpt_core.heads import ImageGPTForImageClassification, load_model
 from igpt_core.packed import packed
 from igpt_core.sampling import row_seed
 from pictures import SIDE
