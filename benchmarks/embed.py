@@ -18,8 +18,8 @@ import transformers
 from torch import Tensor
 
 from igpt_core.features import chosen_layers, pooled_features
+from igpt_core.files.model_files import resolve
 from igpt_core.heads import load_model
-from igpt_core.model_files import resolve
 from igpt_core.scoring import with_start
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from igpt_core.model_files import EMBEDDED
+from igpt_core.files.model_files import EMBEDDED
 from pipeline import rows
 from pipeline.batch.execute import execute
 from pipeline.engine import cluster

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from igpt_core.model_files import CheckpointError, at_revision, model_files
+from igpt_core.files.model_files import CheckpointError, at_revision, model_files
 
 CONFIG_FILE = "config.json"
 

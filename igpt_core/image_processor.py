@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from igpt_core.files.model_files import CheckpointError, at_revision, model_files
 from igpt_core.image_inputs import rgb_images
-from igpt_core.model_files import CheckpointError, at_revision, model_files
 from igpt_core.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
 from igpt_core.pixels import Pixels, resize_rgb
 

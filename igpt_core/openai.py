@@ -15,7 +15,7 @@ from torch import Tensor
 
 from igpt_core.config import ImageGPTConfig
 from igpt_core.errors import CheckpointError
-from igpt_core.model_files import model_files
+from igpt_core.files.model_files import model_files
 from igpt_core.tf_bundle import Entry, data_name, read_index, read_tensor
 from igpt_core.weights import TRUNK
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from igpt_core.config import CONFIG_FILE, ImageGPTConfig
 from igpt_core.errors import CheckpointError
+from igpt_core.files.model_files import is_remote
 from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
-from igpt_core.model_files import is_remote
 from igpt_core.palette import Palette
 from igpt_core.weights import SAFETENSORS_FILE, weights_files
 

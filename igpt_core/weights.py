@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from igpt_core.model_files import CheckpointError, model_files, pinned
+from igpt_core.files.model_files import CheckpointError, model_files, pinned
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"

@@ -7,9 +7,9 @@ from typing import Any
 from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
 from igpt_core.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from igpt_core.errors import NoHeadError
+from igpt_core.files.model_files import EMBEDDED, pinned
 from igpt_core.heads import HEADS
 from igpt_core.image_processor import PREPROCESSOR_FILE
-from igpt_core.model_files import EMBEDDED, pinned
 from igpt_core.palette import Palette
 from pipeline.engine import cluster
 from pipeline.engine.batch_size import CPU, Memory, forward_images, painting_images

@@ -14,7 +14,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from igpt_core.errors import library_errors
-from igpt_core.model_files import EMBEDDED, is_hub_id
+from igpt_core.files.model_files import EMBEDDED, is_hub_id
 from pipeline.errors import UsageError
 from pipeline.storage.redact import masked, one_line
 from pipeline.storage.retry import patiently

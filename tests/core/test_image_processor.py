@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import ImageGPTConfig, ImageGPTImageProcessorPil, ImageGPTModel
 
 from igpt_core.checkpoint import load_palette
+from igpt_core.files.model_files import CheckpointError
 from igpt_core.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
-from igpt_core.model_files import CheckpointError
 from igpt_core.palette import Palette
 from igpt_core.pixels import ImageError, load_pixels
 

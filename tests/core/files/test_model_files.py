@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 from igpt_core import CheckpointError
-from igpt_core.model_files import is_hub_id, is_remote, model_files
+from igpt_core.files.model_files import is_hub_id, is_remote, model_files
 
 CONTENT = {"config.json": b"{}", "model.safetensors": bytes(5000), "README.md": b"read me"}
 URI = "counted://bucket/model"

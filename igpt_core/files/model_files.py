@@ -15,7 +15,7 @@ from fsspec import AbstractFileSystem
 
 from igpt_core.errors import CheckpointError as CheckpointError
 from igpt_core.errors import fetch_errors, one_of
-from igpt_core.hub import hub_files, is_commit, split_id
+from igpt_core.files.hub import hub_files, is_commit, split_id
 
 EMBEDDED = "embedded"  # the name of the model that is shipped with the package
 

@@ -27,8 +27,8 @@ from igpt_core import (
     model_fingerprint,
     save_checkpoint,
 )
-from igpt_core.hub import split_id
-from igpt_core.model_files import at_revision, is_hub_id, model_files, pinned
+from igpt_core.files.hub import split_id
+from igpt_core.files.model_files import at_revision, is_hub_id, model_files, pinned
 
 COMMITS = {"main": "a" * 40, "old": "b" * 40}
 TOKEN = "hf_s3cret"
