@@ -24,14 +24,14 @@ from igpt_core.heads import (
     load_model,
     random_model,
 )
-from igpt_core.image_processor import (
+from igpt_core.images.image_processor import (
     BatchFeature,
     ImageGPTFeatureExtractor,
     ImageGPTImageProcessor,
 )
+from igpt_core.images.palette import ColorHistogram, Palette
+from igpt_core.images.pixels import ImageError, encode_png, load_pixels
 from igpt_core.kv_cache import KVCache
-from igpt_core.palette import ColorHistogram, Palette
-from igpt_core.pixels import ImageError, encode_png, load_pixels
 from igpt_core.probe import LinearProbe
 from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import bits_per_pixel, token_nll

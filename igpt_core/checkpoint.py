@@ -20,8 +20,8 @@ from igpt_core.errors import NoHeadError
 from igpt_core.files.model_files import CheckpointError as CheckpointError
 from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.files.model_files import resolve as resolve
-from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
-from igpt_core.palette import Palette
+from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
+from igpt_core.images.palette import Palette
 from igpt_core.saving import make_processor, save_folder
 from igpt_core.weights import HEADS, find_weights, mismatch, read_weights, rename
 

@@ -14,7 +14,7 @@ from igpt_core.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import is_remote, model_files, pinned
 from igpt_core.heads import HEADS
-from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
+from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.openai import is_openai, read_openai
 from igpt_core.saving import check_colors, make_processor, save_folder
 from igpt_core.weights import find_weights, read_weights

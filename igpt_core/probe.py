@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt_core.color_table import save_atomically
+from igpt_core.images.color_table import save_atomically
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 MAX_ITERATIONS = 2000  # hundreds are usual where regularisation is weak

@@ -18,8 +18,8 @@ from torch import Tensor
 from igpt_core.config import CONFIG_FILE, ImageGPTConfig
 from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import is_remote
-from igpt_core.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
-from igpt_core.palette import Palette
+from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
+from igpt_core.images.palette import Palette
 from igpt_core.weights import SAFETENSORS_FILE, weights_files
 
 

@@ -5,7 +5,7 @@ import json
 import click
 from pydantic import Field
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from jobs.command import command
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage

@@ -14,7 +14,7 @@ os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".ca
 from igpt_core.checkpoint import save_checkpoint
 from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from pictures import SIDE, encoded, photo
 from pipeline.engine import dispatch as rounds
 from pipeline.engine.stage import NOT_BEGUN, Parcel, packed

@@ -103,7 +103,7 @@ def one_door_to_attention(path, tree):
 
 
 def one_place_for_the_pixel_scale(path, tree):
-    return [] if path == "igpt_core/palette.py" else list(mentions(tree, 127.5))
+    return [] if path == "igpt_core/images/palette.py" else list(mentions(tree, 127.5))
 
 
 def pickles_hold_weights_only(path, tree):
@@ -171,11 +171,14 @@ RULES = {
 }
 ALLOWED = [
     ("jobs/a.py", "import ray\nfrom pipeline import rows\nfrom igpt_core import Palette"),
-    ("pipeline/a.py", "import ray\nfrom igpt_core.palette import Palette\nimport pipeline.rows"),
+    (
+        "pipeline/a.py",
+        "import ray\nfrom igpt_core.images.palette import Palette\nimport pipeline.rows",
+    ),
     ("pipeline/engine/stage.py", "dataset.map_batches(f)"),
     ("igpt_core/a.py", "import os, torch, PIL.Image\ndef f():\n    import sklearn\n    return 127"),
     ("igpt_core/attention.py", "F.scaled_dot_product_attention(q, k, v)"),
-    ("igpt_core/palette.py", "x = 127.5"),
+    ("igpt_core/images/palette.py", "x = 127.5"),
     ("igpt_core/a.py", '"""Pixels are 127.5 times ..., see map_batches."""'),
     ("igpt_core/a.py", "import torch, json\ntorch.load(f, weights_only=True)\njson.load(f)"),
     ("igpt_core/a.py", "model.load_state_dict(w, assign=True)"),

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.stages.blocks import tokens_of

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from pipeline.report.bar_chart import bar_chart, ticks
 from pipeline.report.text import duration, html_id, html_text, rate
 from pipeline.run_directory.likelihoods import BIN_WIDTH, N_BINS, TOP, NatsHistogram, to_bits

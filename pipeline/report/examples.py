@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from igpt_core.palette import Palette
-from igpt_core.pixels import encode_png
+from igpt_core.images.palette import Palette
+from igpt_core.images.pixels import encode_png
 from pipeline import rows
 from pipeline.report.heat_map import draw_heat_map, scale_top
 from pipeline.run_directory.summary import row_count

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from pipeline.report.charts import likelihoods, palette_colors, speed_over_time, stage_times
 from pipeline.report.examples import Entry
 from pipeline.report.pictures import pictures

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from pipeline.errors import UsageError
 from pipeline.report.contact_sheet import draw_sheet
 from pipeline.report.dataset_card import dataset_card

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from igpt_core.checkpoint import load_palette
-from igpt_core.image_inputs import rgb_images
-from igpt_core.pixels import Crop, ImageError, Resize
+from igpt_core.images.image_inputs import rgb_images
+from igpt_core.images.pixels import Crop, ImageError, Resize
 from pipeline import rows
 from pipeline.rows import RowError
 from pipeline.stages.model_batches import in_place

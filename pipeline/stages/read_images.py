@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from igpt_core.palette import ColorHistogram
-from igpt_core.pixels import Crop, Resize
+from igpt_core.images.palette import ColorHistogram
+from igpt_core.images.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.inputs.masks import Masks
 from pipeline.readers import read_shard

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from igpt_core.palette import Palette
-from igpt_core.pixels import encode_png
+from igpt_core.images.palette import Palette
+from igpt_core.images.pixels import encode_png
 from pipeline import rows
 from pipeline.stages.blocks import bits_of, tokens_of
 

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import numpy as np
 
-from igpt_core.palette import ColorHistogram
+from igpt_core.images.palette import ColorHistogram
 from pipeline.engine.dispatch import consume
 from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.stage import Stage

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from igpt_core.checkpoint import load_palette
-from igpt_core.pixels import load_pixels
+from igpt_core.images.pixels import load_pixels
 from pictures import SIDE, encoded, photo
 from pipeline.stages.read_images import decoded
 from pipeline.storage import retry as patience

@@ -13,7 +13,7 @@ import pytest
 from datasets import load_dataset
 
 from igpt_core.checkpoint import load_palette
-from igpt_core.pixels import load_pixels
+from igpt_core.images.pixels import load_pixels
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.report.write import write_report
 from pipeline.run_directory.likelihoods import NatsHistogram, has_nats

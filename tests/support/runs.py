@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from igpt_core.checkpoint import load_palette
-from igpt_core.pixels import load_pixels
+from igpt_core.images.pixels import load_pixels
 from jobs.__main__ import main
 from pictures import SIDE
 

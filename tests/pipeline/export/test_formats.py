@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.export.export import claim, find_palette, find_run, pending_parts

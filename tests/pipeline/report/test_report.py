@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from igpt_core.palette import Palette
+from igpt_core.images.palette import Palette
 from made_runs import (
     COLUMNS,
     COMMAND,

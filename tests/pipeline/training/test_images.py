@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from igpt_core.checkpoint import load_palette
-from igpt_core.pixels import load_pixels
+from igpt_core.images.pixels import load_pixels
 from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline.errors import UsageError
 from pipeline.training.images import Labels, read_images

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from igpt_core import palette as palette_module
-from igpt_core.palette import ColorHistogram, Palette, pixels_to_unit
+from igpt_core.images import palette as palette_module
+from igpt_core.images.palette import ColorHistogram, Palette, pixels_to_unit
 
 Array = npt.NDArray[np.generic]
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from igpt_core import color_table
-from igpt_core.color_table import build_table, cached_table, nearest_colors
+from igpt_core.images import color_table
+from igpt_core.images.color_table import build_table, cached_table, nearest_colors
 
 Array = npt.NDArray[np.generic]
 Colors = npt.NDArray[np.float32]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from igpt_core.pixels import open_rgb, to_uint8
+from igpt_core.images.pixels import open_rgb, to_uint8
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 

@@ -14,8 +14,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from igpt_core.color_table import cached_table, nearest_colors, save_atomically
-from igpt_core.kmeans import lloyd, plus_plus
+from igpt_core.images.color_table import cached_table, nearest_colors, save_atomically
+from igpt_core.images.kmeans import lloyd, plus_plus
 
 _MAX_COLORS = 1 << 16  # tokens are uint16
 _CHUNK = 1 << 16  # pixels encoded at once: their indices stay in the cache

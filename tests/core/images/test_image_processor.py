@@ -14,9 +14,9 @@ from transformers import ImageGPTConfig, ImageGPTImageProcessorPil, ImageGPTMode
 
 from igpt_core.checkpoint import load_palette
 from igpt_core.files.model_files import CheckpointError
-from igpt_core.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
-from igpt_core.palette import Palette
-from igpt_core.pixels import ImageError, load_pixels
+from igpt_core.images.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
+from igpt_core.images.palette import Palette
+from igpt_core.images.pixels import ImageError, load_pixels
 
 CLUSTERS = np.random.default_rng(7).uniform(-1, 1, (512, 3)).astype(np.float32)
 SIZE = {"height": 32, "width": 32}

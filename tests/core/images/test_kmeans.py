@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from igpt_core import kmeans
-from igpt_core.kmeans import lloyd, plus_plus
+from igpt_core.images import kmeans
+from igpt_core.images.kmeans import lloyd, plus_plus
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""Pictures to tokens and back: palettes, their lookup table, pixels, the image processor."""
