@@ -15,8 +15,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from igpt_core.checkpoint import load_image_size, load_palette
 from igpt_core.heads import load_model
+from igpt_core.model.checkpoint import load_image_size, load_palette
 from igpt_core.training import evaluate
 from pipeline.training.images import read_images
 

@@ -3,14 +3,6 @@
 Everything that the pipeline does to one batch can be done with these names alone.
 """
 
-from igpt_core.checkpoint import (
-    CheckpointError,
-    load_image_size,
-    load_palette,
-    model_fingerprint,
-    save_checkpoint,
-)
-from igpt_core.config import VARIANTS, ImageGPTConfig
 from igpt_core.convert import convert_checkpoint
 from igpt_core.decoding import Pinned, complete
 from igpt_core.features import chosen_layers, pooled_features
@@ -31,7 +23,15 @@ from igpt_core.images.image_processor import (
 )
 from igpt_core.images.palette import ColorHistogram, Palette
 from igpt_core.images.pixels import ImageError, encode_png, load_pixels
-from igpt_core.kv_cache import KVCache
+from igpt_core.model.checkpoint import (
+    CheckpointError,
+    load_image_size,
+    load_palette,
+    model_fingerprint,
+    save_checkpoint,
+)
+from igpt_core.model.config import VARIANTS, ImageGPTConfig
+from igpt_core.model.kv_cache import KVCache
 from igpt_core.probe import LinearProbe
 from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import bits_per_pixel, token_nll

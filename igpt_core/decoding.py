@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from igpt_core.heads import ImageGPTForCausalImageModeling
-from igpt_core.kv_cache import KVCache
-from igpt_core.layers import Slots
+from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.layers import Slots
 from igpt_core.packed import packed
 from igpt_core.sampling import SamplingConfig, sample_tokens, uniform_noise
 

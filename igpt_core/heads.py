@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igpt_core.checkpoint import PreTrained
-from igpt_core.config import VARIANTS, ImageGPTConfig
-from igpt_core.outputs import CausalOutput as CausalOutput
-from igpt_core.outputs import ClassifierOutput as ClassifierOutput
-from igpt_core.outputs import ModelOutput as ModelOutput
+from igpt_core.model.checkpoint import PreTrained
+from igpt_core.model.config import VARIANTS, ImageGPTConfig
+from igpt_core.model.outputs import CausalOutput as CausalOutput
+from igpt_core.model.outputs import ClassifierOutput as ClassifierOutput
+from igpt_core.model.outputs import ModelOutput as ModelOutput
+from igpt_core.model.transformer import ImageGPTModel as ImageGPTModel
+from igpt_core.model.transformer import Past
 from igpt_core.sampling import SamplingConfig, uniform_noise
-from igpt_core.transformer import ImageGPTModel as ImageGPTModel
-from igpt_core.transformer import Past
 
 
 class ImageGPTForCausalImageModeling(PreTrained):

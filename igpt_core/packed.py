@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from igpt_core.layers import Conv1D
+from igpt_core.model.layers import Conv1D
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -3,7 +3,7 @@
 import click
 from pydantic import Field
 
-from igpt_core.checkpoint import load_palette
+from igpt_core.model.checkpoint import load_palette
 from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions

@@ -3,9 +3,9 @@
 import click
 from pydantic import Field
 
-from igpt_core.checkpoint import load_palette
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.model.checkpoint import load_palette
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.objectives import NextPixel
 from igpt_core.training import evaluate
 from jobs.command import command

@@ -11,10 +11,10 @@ import torch
 # A palette's table is cached by its fingerprint: not in the home of whoever runs the tests.
 os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".cache"))
 
-from igpt_core.checkpoint import save_checkpoint
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.images.palette import Palette
+from igpt_core.model.checkpoint import save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from pictures import SIDE, encoded, photo
 from pipeline.engine import dispatch as rounds
 from pipeline.engine.stage import NOT_BEGUN, Parcel, packed

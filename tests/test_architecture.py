@@ -99,7 +99,7 @@ def one_caller_of_map_batches(path, tree):
 
 def one_door_to_attention(path, tree):
     found = mentions(tree, "scaled_dot_product_attention")
-    return [] if path == "igpt_core/attention.py" else list(found)
+    return [] if path == "igpt_core/model/attention.py" else list(found)
 
 
 def one_place_for_the_pixel_scale(path, tree):
@@ -177,7 +177,7 @@ ALLOWED = [
     ),
     ("pipeline/engine/stage.py", "dataset.map_batches(f)"),
     ("igpt_core/a.py", "import os, torch, PIL.Image\ndef f():\n    import sklearn\n    return 127"),
-    ("igpt_core/attention.py", "F.scaled_dot_product_attention(q, k, v)"),
+    ("igpt_core/model/attention.py", "F.scaled_dot_product_attention(q, k, v)"),
     ("igpt_core/images/palette.py", "x = 127.5"),
     ("igpt_core/a.py", '"""Pixels are 127.5 times ..., see map_batches."""'),
     ("igpt_core/a.py", "import torch, json\ntorch.load(f, weights_only=True)\njson.load(f)"),

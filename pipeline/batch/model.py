@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from igpt_core.checkpoint import load_image_size, load_palette, model_fingerprint
-from igpt_core.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from igpt_core.errors import NoHeadError
 from igpt_core.files.model_files import EMBEDDED, pinned
 from igpt_core.heads import HEADS
 from igpt_core.images.image_processor import PREPROCESSOR_FILE
 from igpt_core.images.palette import Palette
+from igpt_core.model.checkpoint import load_image_size, load_palette, model_fingerprint
+from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from pipeline.engine import cluster
 from pipeline.engine.batch_size import CPU, Memory, forward_images, painting_images
 from pipeline.engine.gpu_memory import free_gpu_bytes

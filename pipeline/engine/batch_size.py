@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from igpt_core.config import ImageGPTConfig
-from igpt_core.kv_cache import KVCache
+from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.kv_cache import KVCache
 
 # Of what is free: allocators leave gaps, and kernels take room of their own.
 _SHARE = 0.8

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from igpt_core.checkpoint import load_palette
+from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.engine.dispatch import consume
 from pipeline.engine.progress import Mode, Progress

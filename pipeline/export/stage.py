@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from igpt_core.checkpoint import load_palette
+from igpt_core.model.checkpoint import load_palette
 from pipeline.export.formats import EXPORTS, Contents, Part
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.shards import Shard, shards_in

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from igpt_core.config import ImageGPTConfig
 from igpt_core.features import pooled_features
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.scoring import token_nll
 from pipeline import rows
 from pipeline.stages.blocks import score_arrays, tokens_of, with_seconds

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from igpt_core.checkpoint import load_palette
+from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.errors import Superseded
 from pipeline.run_directory.layout import FOLDERS, part_name

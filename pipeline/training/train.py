@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from igpt_core.checkpoint import save_checkpoint
 from igpt_core.images.palette import Palette
+from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.objectives import JointClassification, NextPixel
 from igpt_core.training import TrainingConfig, TrainingState, make_optimizer, train
 from pipeline.errors import UsageError

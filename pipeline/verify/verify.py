@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from igpt_core.checkpoint import load_palette, model_fingerprint
 from igpt_core.errors import CheckpointError
+from igpt_core.model.checkpoint import load_palette, model_fingerprint
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.directory import RunDirectory

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from igpt_core import decoding, layers
-from igpt_core.config import ImageGPTConfig
+from igpt_core import decoding
 from igpt_core.decoding import complete, decode, decode_step, prefill
 from igpt_core.heads import ImageGPTForCausalImageModeling
-from igpt_core.kv_cache import KVCache
+from igpt_core.model import layers
+from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.kv_cache import KVCache
 from igpt_core.packed import packed
 from igpt_core.sampling import SamplingConfig, uniform_noise
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from igpt_core.checkpoint import CheckpointError, save_checkpoint
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling, load_model
+from igpt_core.model.checkpoint import CheckpointError, save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.objectives import JointClassification, NextPixel
 from igpt_core.scoring import token_nll
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from igpt_core import packed as packed_module
-from igpt_core.config import ImageGPTConfig
 from igpt_core.decoding import complete
 from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.packed import PackedProduct, packed
 from igpt_core.sampling import SamplingConfig
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.objectives import NextPixel
 from igpt_core.scoring import bits_per_pixel, token_nll, with_start
 from igpt_core.training import (

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from igpt_core.checkpoint import load_palette, save_checkpoint
 from igpt_core.heads import load_model
 from igpt_core.images.palette import Palette
+from igpt_core.model.checkpoint import load_palette, save_checkpoint
 from jobs.__main__ import main
 from pictures import SIDE
 from pipeline.inputs.source import find_source

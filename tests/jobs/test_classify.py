@@ -13,11 +13,11 @@ import torch
 import transformers
 from datasets import load_dataset
 
-from igpt_core.checkpoint import load_palette, save_checkpoint
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForImageClassification
 from igpt_core.images.palette import Palette
 from igpt_core.images.pixels import load_pixels
+from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import main
 from pictures import BAD, GOOD, SIDE
 

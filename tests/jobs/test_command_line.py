@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from igpt_core.config import ImageGPTConfig
+from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import COMMANDS, igpt, main
 from pictures import SIDE, encoded, photo
 from pipeline.run_directory.directory import RunDirectory

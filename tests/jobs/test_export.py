@@ -18,7 +18,7 @@ import pytest
 from datasets import load_dataset
 from moto.server import ThreadedMotoServer
 
-from igpt_core.checkpoint import load_palette
+from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
 from pictures import GOOD, SIDE
 from pipeline.storage.filesystem import open_location

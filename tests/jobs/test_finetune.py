@@ -12,10 +12,10 @@ import torch
 import transformers
 from PIL import Image
 
-from igpt_core.checkpoint import load_palette, save_checkpoint
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling, load_model
 from igpt_core.images.palette import Palette
+from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.training import accuracy
 from jobs.__main__ import main
 from pictures import SIDE, encoded

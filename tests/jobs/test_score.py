@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from igpt_core.checkpoint import load_palette, save_checkpoint
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForImageClassification
+from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from pictures import BAD, GOOD, SIDE
 from runs import (
     columns,

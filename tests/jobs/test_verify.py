@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from igpt_core.checkpoint import load_palette, save_checkpoint
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForImageClassification
+from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 from pipeline.stages.write_parts import parquet_bytes

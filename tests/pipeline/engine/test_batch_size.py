@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from igpt_core.config import VARIANTS
 from igpt_core.heads import random_model
-from igpt_core.kv_cache import KVCache
+from igpt_core.model.config import VARIANTS
+from igpt_core.model.kv_cache import KVCache
 from pipeline.engine.batch_size import CPU, Memory, forward_images, painting_images
 from pipeline.errors import DoesNotFit
 from pipeline.stages import cuda_errors as device_faults

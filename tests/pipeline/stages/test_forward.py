@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from igpt_core.checkpoint import save_checkpoint
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForImageClassification, load_model
+from igpt_core.model.checkpoint import save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.packed import packed
 from igpt_core.sampling import row_seed
 from pictures import SIDE

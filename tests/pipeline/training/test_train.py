@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from igpt_core.checkpoint import load_image_size, load_palette
-from igpt_core.config import ImageGPTConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.images.palette import Palette
+from igpt_core.model.checkpoint import load_image_size, load_palette
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.objectives import NextPixel
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from igpt_core.attention import attend, attend_with_weights
+from igpt_core.model.attention import attend, attend_with_weights
 
 # Largest difference of an output, relative to the largest value: the kernels round products and
 # weights to the dtype (half a unit in the last place is 2^-24 and 2^-9) and sum them in float32.

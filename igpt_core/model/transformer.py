@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from igpt_core.checkpoint import PreTrained
-from igpt_core.config import ImageGPTConfig
-from igpt_core.kv_cache import KVCache
-from igpt_core.layers import Block, Encoder, Extras, LayerNorm, Slots
-from igpt_core.outputs import ModelOutput
+from igpt_core.model.checkpoint import PreTrained
+from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.layers import Block, Encoder, Extras, LayerNorm, Slots
+from igpt_core.model.outputs import ModelOutput
 
 Past = KVCache | Sequence[Sequence[Tensor]]
 

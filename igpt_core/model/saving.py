@@ -15,12 +15,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from igpt_core.config import CONFIG_FILE, ImageGPTConfig
 from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import is_remote
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.images.palette import Palette
-from igpt_core.weights import SAFETENSORS_FILE, weights_files
+from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig
+from igpt_core.model.weights import SAFETENSORS_FILE, weights_files
 
 
 def save_folder(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from igpt_core.config import VARIANTS, ImageGPTConfig
-from igpt_core.kv_cache import KVCache
+from igpt_core.model.config import VARIANTS, ImageGPTConfig
+from igpt_core.model.kv_cache import KVCache
 
 CONFIG = ImageGPTConfig(vocab_size=9, n_positions=32, n_embd=12, n_layer=2, n_head=3)
 

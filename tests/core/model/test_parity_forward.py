@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from igpt_core import ImageGPTConfig, ImageGPTModel
-from igpt_core.layers import ACTIVATIONS
+from igpt_core.model.layers import ACTIVATIONS
 from parity import (
     BARE,
     CAUSAL,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from igpt_core.kv_cache import KVCache
+from igpt_core.model.kv_cache import KVCache
 
 
 class Output(Mapping[str, Any]):

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from igpt_core.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.errors import NoHeadError
 from igpt_core.files.model_files import CheckpointError as CheckpointError
 from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.files.model_files import resolve as resolve
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.images.palette import Palette
-from igpt_core.saving import make_processor, save_folder
-from igpt_core.weights import HEADS, find_weights, mismatch, read_weights, rename
+from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
+from igpt_core.model.saving import make_processor, save_folder
+from igpt_core.model.weights import HEADS, find_weights, mismatch, read_weights, rename
 
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")

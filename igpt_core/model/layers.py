@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igpt_core.attention import attend, attend_with_weights
-from igpt_core.config import ImageGPTConfig
-from igpt_core.kv_cache import KVCache
+from igpt_core.model.attention import attend, attend_with_weights
+from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.kv_cache import KVCache
 
 
 def quick_gelu(x: Tensor) -> Tensor:

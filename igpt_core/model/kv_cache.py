@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from igpt_core.config import ImageGPTConfig
+from igpt_core.model.config import ImageGPTConfig
 
 
 class KVCache:
