@@ -18,11 +18,11 @@ from collections.abc import Callable
 
 import torch
 
-from igpt_core.decoding import complete
+from igpt_core.generation.decoding import complete
+from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
-from igpt_core.sampling import SamplingConfig
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 WARM_UP_PIXELS = 4

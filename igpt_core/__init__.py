@@ -4,8 +4,9 @@ Everything that the pipeline does to one batch can be done with these names alon
 """
 
 from igpt_core.convert import convert_checkpoint
-from igpt_core.decoding import Pinned, complete
 from igpt_core.features import chosen_layers, pooled_features
+from igpt_core.generation.decoding import Pinned, complete
+from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import (
     CausalOutput,
     ClassifierOutput,
@@ -33,7 +34,6 @@ from igpt_core.model.checkpoint import (
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.probe import LinearProbe
-from igpt_core.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import bits_per_pixel, token_nll
 from igpt_core.training import TrainingConfig
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from igpt_core.generation.sampling import SamplingConfig, uniform_noise
 from igpt_core.model.checkpoint import PreTrained
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
 from igpt_core.model.outputs import CausalOutput as CausalOutput
@@ -19,7 +20,6 @@ from igpt_core.model.outputs import ClassifierOutput as ClassifierOutput
 from igpt_core.model.outputs import ModelOutput as ModelOutput
 from igpt_core.model.transformer import ImageGPTModel as ImageGPTModel
 from igpt_core.model.transformer import Past
-from igpt_core.sampling import SamplingConfig, uniform_noise
 
 
 class ImageGPTForCausalImageModeling(PreTrained):
@@ -133,8 +133,8 @@ class ImageGPTForCausalImageModeling(PreTrained):
             ValueError: an option or a size out of its range.
         """
         # That module builds on this one.
-        from igpt_core.decoding import decode, feed
-        from igpt_core.packed import packed
+        from igpt_core.generation.decoding import decode, feed
+        from igpt_core.generation.packed import packed
 
         rows, n_given = input_ids.shape
         longest = self.config.n_positions + 1

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igpt_core.sampling import SamplingConfig
+from igpt_core.generation.sampling import SamplingConfig
 from pipeline.stages.sampling import Drawing
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from igpt_core.generation.packed import packed
 from igpt_core.heads import load_model, random_model
-from igpt_core.packed import packed
 from pipeline.stages.cuda_errors import within_memory
 
 RANDOM = "random:"

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igpt_core.decoding import Pinned, complete
-from igpt_core.sampling import SamplingConfig, row_seed
+from igpt_core.generation.decoding import Pinned, complete
+from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.scoring import token_nll
 from pipeline.stages.model_batches import Computing
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from igpt_core import VARIANTS, ImageGPTConfig, SamplingConfig, complete, random_model, token_nll
-from igpt_core.decoding import decode_step, prefill
+from igpt_core.generation.decoding import decode_step, prefill
 from parity import (
     SHAPES,
     assert_equal_up_to_rounding,

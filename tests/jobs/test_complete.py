@@ -20,11 +20,11 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from igpt_core.decoding import complete
+from igpt_core.generation.decoding import complete
+from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
 from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
-from igpt_core.sampling import SamplingConfig, row_seed
 from jobs.__main__ import main
 from pictures import BAD, GOOD, SIDE
 from pipeline.engine import dispatch as rounds

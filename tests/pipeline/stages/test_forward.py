@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from igpt_core.generation.packed import packed
+from igpt_core.generation.sampling import row_seed
 from igpt_core.heads import ImageGPTForImageClassification, load_model
 from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
-from igpt_core.packed import packed
-from igpt_core.sampling import row_seed
 from pictures import SIDE
 from pipeline import rows
 from pipeline.stages.blocks import tokens_array

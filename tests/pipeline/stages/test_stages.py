@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from igpt_core.decoding import complete
+from igpt_core.generation.decoding import complete
+from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
 from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
-from igpt_core.sampling import SamplingConfig, row_seed
 from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline import rows
 from pipeline.inputs.source import find_source

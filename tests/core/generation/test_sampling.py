@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from igpt_core.sampling import (
+from igpt_core.generation.sampling import (
     SamplingConfig,
     filter_logits,
     philox,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from igpt_core.generation.packed import packed
+from igpt_core.generation.sampling import SamplingConfig, sample_tokens, uniform_noise
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import Slots
-from igpt_core.packed import packed
-from igpt_core.sampling import SamplingConfig, sample_tokens, uniform_noise
 
 # On a CPU a step looks at this many positions or a multiple: each change costs a copy of the cache,
 # each position beyond the filled ones is read for nothing.

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from igpt_core import decoding
-from igpt_core.decoding import complete, decode, decode_step, prefill
+from igpt_core.generation import decoding
+from igpt_core.generation.decoding import complete, decode, decode_step, prefill
+from igpt_core.generation.packed import packed
+from igpt_core.generation.sampling import SamplingConfig, uniform_noise
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import layers
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
-from igpt_core.packed import packed
-from igpt_core.sampling import SamplingConfig, uniform_noise
 
 SAMPLING = SamplingConfig(top_k=20)
 N_POSITIONS = 150  # more than two span units

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from igpt_core import packed as packed_module
-from igpt_core.decoding import complete
+from igpt_core.generation import packed as packed_module
+from igpt_core.generation.decoding import complete
+from igpt_core.generation.packed import PackedProduct, packed
+from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.config import ImageGPTConfig
-from igpt_core.packed import PackedProduct, packed
-from igpt_core.sampling import SamplingConfig
 
 CONFIG = ImageGPTConfig(vocab_size=17, n_positions=20, n_embd=32, n_layer=2, n_head=2)
 
