@@ -3,7 +3,7 @@
 Everything that the pipeline does to one batch can be done with these names alone.
 """
 
-from igpt_core.convert import convert_checkpoint
+from igpt_core.conversion.convert import convert_checkpoint
 from igpt_core.features import chosen_layers, pooled_features
 from igpt_core.generation.decoding import Pinned, complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed

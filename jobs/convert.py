@@ -6,7 +6,7 @@ import click
 import torch
 from pydantic import Field
 
-from igpt_core.convert import Converted, convert_checkpoint
+from igpt_core.conversion.convert import Converted, convert_checkpoint
 from jobs.command import command
 from pipeline.options import StorageOptions
 from pipeline.storage.filesystem import absolute_model, local_output, options_for

@@ -10,8 +10,8 @@ import torch
 
 import bundle_writer
 from bundle_writer import DTYPES, block, entry, header, masked, table, write_bundle
+from igpt_core.conversion.tf_bundle import data_name, read_index, read_tensor
 from igpt_core.files.model_files import CheckpointError
-from igpt_core.tf_bundle import data_name, read_index, read_tensor
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from igpt_core import (
     model_fingerprint,
     save_checkpoint,
 )
-from igpt_core.convert import convert_checkpoint
-from igpt_core.openai import read_openai
+from igpt_core.conversion.convert import convert_checkpoint
+from igpt_core.conversion.openai import read_openai
 
 SIZES = {"vocab_size": 17, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
 TOKENS = torch.arange(16)[None]

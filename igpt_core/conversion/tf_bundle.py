@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from igpt_core.crc32c import masked_crc32c
+from igpt_core.conversion.crc32c import masked_crc32c
 from igpt_core.errors import CheckpointError
 
 _FOOTER_SIZE = 48

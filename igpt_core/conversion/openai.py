@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igpt_core.conversion.tf_bundle import Entry, data_name, read_index, read_tensor
 from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import model_files
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.weights import TRUNK
-from igpt_core.tf_bundle import Entry, data_name, read_index, read_tensor
 
 _SCOPE = "model/"  # the optimizer's variables and the step lie elsewhere, or below a variable
 _INDEX = ".index"

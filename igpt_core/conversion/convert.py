@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igpt_core.conversion.openai import is_openai, read_openai
 from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import is_remote, model_files, pinned
 from igpt_core.heads import HEADS
@@ -17,7 +18,6 @@ from igpt_core.model.checkpoint import PreTrained, load_palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.model.saving import check_colors, make_processor, save_folder
 from igpt_core.model.weights import find_weights, read_weights
-from igpt_core.openai import is_openai, read_openai
 
 KMEANS_FILE = "kmeans_centers.npy"  # the palette beside OpenAI's checkpoints
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bundle_writer
-from igpt_core import crc32c as module
-from igpt_core.crc32c import crc32c, masked_crc32c
+from igpt_core.conversion import crc32c as module
+from igpt_core.conversion.crc32c import crc32c, masked_crc32c
 
 
 @pytest.mark.parametrize(

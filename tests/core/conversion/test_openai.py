@@ -7,7 +7,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bundle_writer import openai_variables, write_bundle
 from igpt_core import CheckpointError, ImageGPTForCausalImageModeling
-from igpt_core.openai import is_openai, read_openai
+from igpt_core.conversion.openai import is_openai, read_openai
 
 TOKENS = np.random.default_rng(1).integers(0, 16, (3, 15))
 
