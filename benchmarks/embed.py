@@ -17,10 +17,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from igpt_core.features import chosen_layers, pooled_features
 from igpt_core.files.model_files import resolve
 from igpt_core.heads import load_model
-from igpt_core.scoring import with_start
+from igpt_core.learning.features import chosen_layers, pooled_features
+from igpt_core.learning.scoring import with_start
 
 
 def ways(model_folder: str, device: str) -> dict[str, Callable[[Tensor], object]]:

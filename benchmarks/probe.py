@@ -12,7 +12,7 @@ import json
 import numpy as np
 
 from igpt_core.images.pixels import load_pixels
-from igpt_core.probe import LinearProbe
+from igpt_core.learning.probe import LinearProbe
 from pipeline.inputs.source import find_source
 from pipeline.readers import read_shard
 from pipeline.rows import RowError

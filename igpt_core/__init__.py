@@ -4,7 +4,6 @@ Everything that the pipeline does to one batch can be done with these names alon
 """
 
 from igpt_core.conversion.convert import convert_checkpoint
-from igpt_core.features import chosen_layers, pooled_features
 from igpt_core.generation.decoding import Pinned, complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import (
@@ -24,6 +23,10 @@ from igpt_core.images.image_processor import (
 )
 from igpt_core.images.palette import ColorHistogram, Palette
 from igpt_core.images.pixels import ImageError, encode_png, load_pixels
+from igpt_core.learning.features import chosen_layers, pooled_features
+from igpt_core.learning.probe import LinearProbe
+from igpt_core.learning.scoring import bits_per_pixel, token_nll
+from igpt_core.learning.training import TrainingConfig
 from igpt_core.model.checkpoint import (
     CheckpointError,
     load_image_size,
@@ -33,9 +36,6 @@ from igpt_core.model.checkpoint import (
 )
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
-from igpt_core.probe import LinearProbe
-from igpt_core.scoring import bits_per_pixel, token_nll
-from igpt_core.training import TrainingConfig
 
 __all__ = [  # noqa: RUF022, in the order of sorted()
     "BatchFeature",

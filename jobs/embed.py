@@ -5,7 +5,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
-from igpt_core.features import chosen_layers
+from igpt_core.learning.features import chosen_layers
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.batch.definition import BatchJob, Definition

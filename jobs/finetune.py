@@ -3,8 +3,8 @@
 import click
 from pydantic import Field
 
-from igpt_core.objectives import JointClassification
-from igpt_core.training import accuracy
+from igpt_core.learning.objectives import JointClassification
+from igpt_core.learning.training import accuracy
 from jobs.command import command
 from pipeline.batch.model import Model, find_model
 from pipeline.options import TrainingOptions

@@ -4,10 +4,10 @@ import click
 from pydantic import Field
 
 from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.learning.objectives import NextPixel
+from igpt_core.learning.training import evaluate
 from igpt_core.model.checkpoint import load_palette
 from igpt_core.model.config import ImageGPTConfig
-from igpt_core.objectives import NextPixel
-from igpt_core.training import evaluate
 from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions

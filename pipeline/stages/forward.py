@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from igpt_core.features import pooled_features
+from igpt_core.learning.features import pooled_features
+from igpt_core.learning.scoring import token_nll
 from igpt_core.model.config import ImageGPTConfig
-from igpt_core.scoring import token_nll
 from pipeline import rows
 from pipeline.stages.blocks import score_arrays, tokens_of, with_seconds
 from pipeline.stages.model_batches import Computing, in_place

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from igpt_core.generation.decoding import Pinned, complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
-from igpt_core.scoring import token_nll
+from igpt_core.learning.scoring import token_nll
 from pipeline.stages.model_batches import Computing
 
 

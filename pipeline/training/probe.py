@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from igpt_core.probe import LinearProbe
+from igpt_core.learning.probe import LinearProbe
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from igpt_core.images.palette import Palette
+from igpt_core.learning.objectives import JointClassification, NextPixel
+from igpt_core.learning.training import TrainingConfig, TrainingState, make_optimizer, train
 from igpt_core.model.checkpoint import save_checkpoint
-from igpt_core.objectives import JointClassification, NextPixel
-from igpt_core.training import TrainingConfig, TrainingState, make_optimizer, train
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
 from pipeline.storage.atomic import write_atomic

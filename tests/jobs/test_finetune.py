@@ -14,9 +14,9 @@ from PIL import Image
 
 from igpt_core.heads import ImageGPTForCausalImageModeling, load_model
 from igpt_core.images.palette import Palette
+from igpt_core.learning.training import accuracy
 from igpt_core.model.checkpoint import load_palette, save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
-from igpt_core.training import accuracy
 from jobs.__main__ import main
 from pictures import SIDE, encoded
 from pipeline.training import train

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from igpt_core import KVCache, TrainingConfig, token_nll
-from igpt_core.objectives import NextPixel
-from igpt_core.training import make_optimizer, train_step
+from igpt_core.learning.objectives import NextPixel
+from igpt_core.learning.training import make_optimizer, train_step
 from parity import (
     BARE,
     CAUSAL,

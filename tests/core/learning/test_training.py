@@ -9,10 +9,9 @@ import torch
 import transformers
 
 from igpt_core.heads import ImageGPTForCausalImageModeling
-from igpt_core.model.config import ImageGPTConfig
-from igpt_core.objectives import NextPixel
-from igpt_core.scoring import bits_per_pixel, token_nll, with_start
-from igpt_core.training import (
+from igpt_core.learning.objectives import NextPixel
+from igpt_core.learning.scoring import bits_per_pixel, token_nll, with_start
+from igpt_core.learning.training import (
     TrainingConfig,
     TrainingState,
     batches,
@@ -21,6 +20,7 @@ from igpt_core.training import (
     train,
     train_step,
 )
+from igpt_core.model.config import ImageGPTConfig
 
 SIDE = 4
 N = SIDE**2

@@ -10,7 +10,7 @@ from igpt_core.heads import (
     ImageGPTForImageClassification,
     ImageGPTModel,
 )
-from igpt_core.scoring import with_start
+from igpt_core.learning.scoring import with_start
 
 Model = ImageGPTModel | ImageGPTForCausalImageModeling | ImageGPTForImageClassification
 

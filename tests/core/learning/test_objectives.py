@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from igpt_core.heads import ImageGPTForCausalImageModeling, load_model
+from igpt_core.learning.objectives import JointClassification, NextPixel
+from igpt_core.learning.scoring import token_nll
 from igpt_core.model.checkpoint import CheckpointError, save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
-from igpt_core.objectives import JointClassification, NextPixel
-from igpt_core.scoring import token_nll
 
 N = 16
 NAMES = ["cat", "dog", "frog"]

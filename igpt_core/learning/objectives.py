@@ -16,7 +16,7 @@ from igpt_core.heads import (
     ImageGPTModel,
     load_model,
 )
-from igpt_core.scoring import token_nll
+from igpt_core.learning.scoring import token_nll
 
 
 class NextPixel(nn.Module):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
-from igpt_core.scoring import token_nll
+from igpt_core.learning.scoring import token_nll
 
 BETAS = (0.9, 0.95)  # AdamW, as in the ImageGPT paper
 GRADIENT_NORM = 1.0
@@ -157,7 +157,7 @@ def train(
     torch's global generator.
 
     Args:
-        objective: one of igpt_core.objectives; what it trains is trained in place.
+        objective: one of igpt_core.learning.objectives; what it trains is trained in place.
         tokens: (N, image_size ** 2) colours.
         on_step: called after each step with the state, the loss () and the learning rate.
         labels: (N,) classes, for an objective that takes them.

@@ -1,0 +1,1 @@
+"""Objectives, training, features, scores and probes."""
