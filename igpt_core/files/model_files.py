@@ -19,7 +19,7 @@ from igpt_core.files.hub import hub_files, is_commit, split_id
 
 EMBEDDED = "embedded"  # the name of the model that is shipped with the package
 
-_EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "cifar10-32x32"
+_EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "cifar10-32x32"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?:://|::)")
 _LOCAL_URI = re.compile(r"(?:file|local)://")
 # What filesystems tell of a file that changes when the file is replaced.

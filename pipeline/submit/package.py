@@ -15,7 +15,7 @@ PACKAGES = ("igpt_core", "pipeline", "jobs")
 def packaged() -> Iterator[str]:
     """A folder from which `python -m jobs` runs, with the packages as they are imported here:
     their modules and the shipped model. It is gone afterwards."""
-    here = Path(__file__).resolve().parents[1]  # where the three lie, side by side
+    here = Path(__file__).resolve().parents[2]  # where the three lie, side by side
     with TemporaryDirectory(prefix="igpt-") as folder:
         for name in PACKAGES:
             source = here / name

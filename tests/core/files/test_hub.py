@@ -322,7 +322,7 @@ def test_the_settings_of_the_environment(tmp_path, model_folder):
         "assert 'huggingface_hub' not in sys.modules\n"
         "print(igpt_core.model_fingerprint('owner/name'))\n"
     )
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     environment = os.environ | {
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "1",

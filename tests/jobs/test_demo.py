@@ -5,8 +5,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from pipeline import demo_photos
-from pipeline.demo_photos import PHOTOS, TILES, write_tiles
+from jobs import demo
+from jobs.demo import PHOTOS, TILES, write_tiles
 from pipeline.errors import UsageError
 
 
@@ -45,7 +45,7 @@ def test_writing_them_again_changes_nothing(folder):
 
 
 def test_without_scikit_image_the_way_to_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_photos, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'igpt\[demo\]'"):
         write_tiles(tmp_path / "photos")
     assert not (tmp_path / "photos").exists()
