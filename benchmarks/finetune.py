@@ -47,9 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="the fine-tuned model")
     parser.add_argument("--base", default="embedded", help="the model that it started from")
-    parser.add_argument("--train", required=True, help="labelled images that it was tuned on")
+    parser.add_argument("--train", required=True, help="labeled images that it was tuned on")
     parser.add_argument("--limit", type=int, default=5000, help="first N of them")
-    parser.add_argument("--test", required=True, help="held-out labelled images")
+    parser.add_argument("--test", required=True, help="held-out labeled images")
     parser.add_argument("--label-column", default="label")
     options = parser.parse_args()
 

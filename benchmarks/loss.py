@@ -2,8 +2,8 @@
 
     python benchmarks/loss.py --train 'train-*.parquet' --test test.parquet
 
-The baselines are counted on the training images: the frequency of each colour; and the colour
-given its left and upper neighbours, backed off to each neighbour alone and to the frequencies.
+The baselines are counted on the training images: the frequency of each color; and the color
+given its left and upper neighbors, backed off to each neighbor alone and to the frequencies.
 The weight of the back-off is the best of several on the test images themselves, so the second
 baseline is a little better than it could know. Prints a table, then one line of JSON.
 """
@@ -23,8 +23,8 @@ from pipeline.training.images import read_images
 BACK_OFF_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
-def neighbours(tokens: np.ndarray, side: int, n_colors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left and upper neighbour of each pixel, (N, T) int64; n_colors beyond the edge."""
+def neighbors(tokens: np.ndarray, side: int, n_colors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left and upper neighbor of each pixel, (N, T) int64; n_colors beyond the edge."""
     images = tokens.reshape(-1, side, side).astype(np.int64)
     left = np.full_like(images, n_colors)
     left[:, :, 1:] = images[:, :, :-1]
@@ -34,7 +34,7 @@ def neighbours(tokens: np.ndarray, side: int, n_colors: int) -> tuple[np.ndarray
 
 
 class Counts:
-    """How often each colour followed each context, as sorted keys: contexts are many and sparse."""
+    """How often each color followed each context, as sorted keys: contexts are many and sparse."""
 
     def __init__(self, context: np.ndarray, colors: np.ndarray, n_colors: int) -> None:
         self._n_colors = n_colors
@@ -45,7 +45,7 @@ class Counts:
     def estimate(
         self, context: np.ndarray, colors: np.ndarray, below: np.ndarray, weight: float
     ) -> np.ndarray:
-        """(n(context, colour) + weight * below) / (n(context) + weight)."""
+        """(n(context, color) + weight * below) / (n(context) + weight)."""
         seen = _look_up(self._pairs, self._pair_counts, context * self._n_colors + colors)
         total = _look_up(self._contexts, self._context_counts, context)
         return (seen + weight * below) / (total + weight)
@@ -57,12 +57,12 @@ def _look_up(keys: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.nda
 
 
 def baselines(train: np.ndarray, test: np.ndarray, side: int, n_colors: int) -> tuple[float, float]:
-    """Nats per pixel of the colour frequencies, and of the neighbours with back-off."""
+    """Nats per pixel of the color frequencies, and of the neighbors with back-off."""
     seen, colors = train.ravel().astype(np.int64), test.ravel().astype(np.int64)
     frequency = (np.bincount(seen, minlength=n_colors) + 1) / (len(seen) + n_colors)
     by_frequency = frequency[colors]
-    left, upper = neighbours(train, side, n_colors)
-    test_left, test_upper = neighbours(test, side, n_colors)
+    left, upper = neighbors(train, side, n_colors)
+    test_left, test_upper = neighbors(test, side, n_colors)
     beyond = n_colors + 1
     by_left, by_upper, by_both = (
         Counts(context, seen, n_colors) for context in (left, upper, left * beyond + upper)
@@ -88,17 +88,17 @@ def main() -> None:
     read = partial(read_images, palette=options.model, image_size=side)
     train = read(options.train).tokens
     test = read(options.test, limit=options.limit).tokens
-    frequencies, with_neighbours = baselines(train, test, side, len(palette))
+    frequencies, with_neighbors = baselines(train, test, side, len(palette))
     model = load_model(options.model, device="cpu", dtype=torch.float32)
     result = {
         "train_images": len(train),
         "test_images": len(test),
-        "colour_frequencies": round(frequencies, 4),
-        "neighbours_with_back_off": round(with_neighbours, 4),
+        "color_frequencies": round(frequencies, 4),
+        "neighbors_with_back_off": round(with_neighbors, 4),
         "model": round(evaluate(model, test), 4),
     }
     print(f"nats per pixel on {len(test)} images, counted on {len(train)}")
-    for name in ("colour_frequencies", "neighbours_with_back_off", "model"):
+    for name in ("color_frequencies", "neighbors_with_back_off", "model"):
         print(f"{name.replace('_', ' '):28} {result[name]:.4f}")
     print(json.dumps(result))
 

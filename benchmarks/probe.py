@@ -43,16 +43,16 @@ def raw_pixels(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", required=True, help="labelled images")
+    parser.add_argument("--train", required=True, help="labeled images")
     parser.add_argument("--limit", type=int, default=10000, help="first N of them")
-    parser.add_argument("--test", required=True, help="held-out labelled images")
+    parser.add_argument("--test", required=True, help="held-out labeled images")
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--size", type=int, default=32, help="pixels a side")
     options = parser.parse_args()
     common = {"size": options.size, "label_column": options.label_column}
     train, labels = raw_pixels(options.train, limit=options.limit, **common)
     test, test_labels = raw_pixels(options.test, limit=None, **common)
-    # More pixels than a layer has channels: stronger regularisation than igpt probe's may be best.
+    # More pixels than a layer has channels: stronger regularization than igpt probe's may be best.
     probe = LinearProbe.fit(train, labels, strengths=(1e-5, 1e-4, 1e-3, 1e-2))
     result = {
         "train_images": len(labels),

@@ -1,6 +1,6 @@
 """The classes of the Hugging Face page that put a head on the transformer, and `load_model`.
 
-Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colours, L layers.
+Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colors, L layers.
 """
 
 import copy
@@ -23,7 +23,7 @@ from igpt_core.model.transformer import Past
 
 
 class ImageGPTForCausalImageModeling(PreTrained):
-    """The transformer with a head that gives the next pixel's colour.
+    """The transformer with a head that gives the next pixel's color.
 
     With tie_word_embeddings the head is the input embedding itself, so that V counts the start
     token; else V is n_colors.
@@ -64,7 +64,7 @@ class ImageGPTForCausalImageModeling(PreTrained):
         """Logits of the next pixel at every position; see `ImageGPTModel.forward`.
 
         Args:
-            labels: (B, T) int64 colours; shifted here, so that position i is held against
+            labels: (B, T) int64 colors; shifted here, so that position i is held against
                 labels[:, i + 1]. The loss is the mean in nats over those that are not -100.
         """
         hidden = self.transformer(
@@ -127,14 +127,14 @@ class ImageGPTForCausalImageModeling(PreTrained):
 
         Returns:
             (B * num_return_sequences, max_length) int64, each row's samples together. What is
-            added are colours, never the start token.
+            added are colors, never the start token.
 
         Raises:
             ValueError: an option or a size out of its range.
         """
         # That module builds on this one.
         from igpt_core.generation.decoding import decode, feed
-        from igpt_core.generation.packed import packed
+        from igpt_core.generation.packed import prepacked
 
         rows, n_given = input_ids.shape
         longest = self.config.n_positions + 1
@@ -161,7 +161,7 @@ class ImageGPTForCausalImageModeling(PreTrained):
             noise = uniform_noise(
                 seeds.to(input_ids.device), num_return_sequences, range(n_given - 1, max_length - 1)
             )
-            model = packed(self)
+            model = prepacked(self)
             logits, cache = feed(
                 model, input_ids, n_samples=num_return_sequences, capacity=max_length - 1
             )

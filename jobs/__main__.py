@@ -30,7 +30,7 @@ from jobs import (
     verify,
 )
 from pipeline.errors import IgptError, RunFailed, UsageError
-from pipeline.storage.redact import masked, one_line
+from pipeline.storage.redact import redacted, redacted_line
 
 COMMANDS = (
     demo.COMMAND,
@@ -79,11 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _stop("interrupted; next: the same command again", RunFailed.exit_code)
     except Exception as error:
-        _stop(f"{type(error).__name__}: {one_line(error)}", RunFailed.exit_code)
+        _stop(f"{type(error).__name__}: {redacted_line(error)}", RunFailed.exit_code)
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(f"igpt: {masked(message)}", err=True)
+    click.echo(f"igpt: {redacted(message)}", err=True)
     sys.exit(code)
 
 

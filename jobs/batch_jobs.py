@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.options import RunOptions
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import RUN_FILE
-from pipeline.storage.redact import is_masked
+from pipeline.storage.redact import is_redacted
 
 BATCH_JOBS: dict[str, BatchJob] = {
     job.name: job
@@ -49,7 +49,9 @@ def recorded_job(
     found = {name: record["results"].get(name) for name in FOUND}
     values |= {name: value for name, value in found.items() if value is not None}
     values |= {"output": directory.location, "overwrite": False, **given}
-    hidden = [name for name, value in values.items() if isinstance(value, str) and is_masked(value)]
+    hidden = [
+        name for name, value in values.items() if isinstance(value, str) and is_redacted(value)
+    ]
     if hidden:
         raise UsageError(
             f"{RUN_FILE} keeps no logins and signatures, so --{hidden[0].replace('_', '-')} "

@@ -20,7 +20,7 @@ from pipeline.batch.definition import BatchJob
 from pipeline.batch.run import run_job
 from pipeline.errors import UsageError
 from pipeline.options import Options
-from pipeline.storage.redact import masked_traceback
+from pipeline.storage.redact import redacted_traceback
 
 WIDTH = 100
 
@@ -54,7 +54,7 @@ def command(
             run(options)
         except Exception as error:
             if options.debug:
-                click.echo(masked_traceback(error), err=True)
+                click.echo(redacted_traceback(error), err=True)
             raise
 
     fields = model.model_fields

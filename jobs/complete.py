@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.batch.definition import BatchJob, Definition, find_input
-from pipeline.batch.model import model_of, painting_batches
+from pipeline.batch.model import model_of, sampling_batches
 from pipeline.errors import UsageError
 from pipeline.inputs.masks import find_mask
 from pipeline.inputs.source import Source
@@ -46,9 +46,9 @@ def define(options: CompleteOptions) -> Definition:
         columns=rows.complete_columns(size**2, prompts=prompts, scored=options.scored),
         quantizer=model.quantizer,
         model=model,
-        images_per_batch=painting_batches(model, options, drawn),
+        images_per_batch=sampling_batches(model, options, drawn),
         sequences=drawn,
-        paints=True,
+        generates=True,
         results={
             "keep": given,
             "samples": options.samples,

@@ -43,7 +43,7 @@ def _summary(converted: Converted) -> str:
     images = "no palette (next: --palette FILE.npy)"
     if processor is not None:
         n_colors = "no" if processor.clusters is None else len(processor.clusters)
-        images = f"{processor.size['height']} x {processor.size['width']}, {n_colors} colours"
+        images = f"{processor.size['height']} x {processor.size['width']}, {n_colors} colors"
     return (
         f"{converted.architecture}, {config.n_layer} layers x {config.n_embd}, "
         f"{config.n_head} heads, {converted.n_weights:,} weights in "

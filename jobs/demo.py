@@ -15,7 +15,7 @@ from pipeline.options import ProgressOptions
 
 OUTPUT = Path("out/demo")
 INPUT = Path("out/demo-photos")
-# In scikit-image's wheel, so no network is needed; `camera` is grey.
+# In scikit-image's wheel, so no network is needed; `camera` is gray.
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "grass", "motorcycle_left")
 # Left, upper, right and lower edge of each tile, as shares of the photo.
 TILES = {

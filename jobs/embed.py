@@ -17,7 +17,7 @@ from pipeline.stages.forward import Embed
 
 class EmbedOptions(ModelOptions, ImageJobOptions):
     layers: str = Field(
-        "middle", description="middle, all, or a list such as 8,12; 0 is the embedding of colours"
+        "middle", description="middle, all, or a list such as 8,12; 0 is the embedding of colors"
     )
     pool: Literal["mean"] = Field("mean", description="over positions")
     normed: bool = Field(False, description="each layer's normed input, as in the paper")

@@ -57,7 +57,7 @@ def run(options: ExportOptions) -> None:
     }
     if pending:
         with cluster.connected(options.address):
-            actors = cluster.allot(device=None, cpu_actors=options.cpu_actors, model_actors=None)
+            actors = cluster.allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
             stage = Stage(ExportParts, arguments, actors.reading)
             export_parts(found.plan, pending, stage, progress=options.progress)
     facts = {

@@ -1,4 +1,4 @@
-"""igpt finetune: a classifier from a model and labelled images, one process."""
+"""igpt finetune: a classifier from a model and labeled images, one process."""
 
 import click
 from pydantic import Field
@@ -30,8 +30,8 @@ def run(options: FinetuneOptions) -> None:
     model = find_model(options.model, model_options, head=head)
     held_out = None
     if options.eval_input is not None:  # before the work: a wrong path must not show after it
-        held_out = _labelled(options, options.eval_input, model, limit=None)
-    images = _labelled(options, options.input, model, limit=options.limit)
+        held_out = _labeled(options, options.eval_input, model, limit=None)
+    images = _labeled(options, options.input, model, limit=options.limit)
     names = images.labels.all_names()
     if held_out is not None:
         held_out.labels.check_against(names)
@@ -56,7 +56,7 @@ def run(options: FinetuneOptions) -> None:
         click.echo(f"accuracy {share:.4f} on {len(held_out.tokens)} held-out images")
 
 
-def _labelled(
+def _labeled(
     options: FinetuneOptions, location: str, model: Model, *, limit: int | None
 ) -> TrainingImages:
     return find_images(

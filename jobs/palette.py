@@ -1,4 +1,4 @@
-"""igpt palette: fit a palette to the colours of images."""
+"""igpt palette: fit a palette to the colors of images."""
 
 import json
 
@@ -21,7 +21,7 @@ SHARD_SIZE = 4096
 
 class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
     output: str = Field(description="the palette, a local .npy file")
-    colors: int = Field(512, ge=1, le=65536, description="colours of the palette")
+    colors: int = Field(512, ge=1, le=65536, description="colors of the palette")
     image_size: int = Field(32, ge=1, description="pixels a side to resize to before counting")
     seed: int = Field(0, ge=0, description="of the k-means start")
 
@@ -41,7 +41,7 @@ def run(options: PaletteOptions) -> None:
     )
     if source.format == "tokens":
         raise UsageError(
-            f"expected images at {options.input}, found tokens, whose colours are those of their "
+            f"expected images at {options.input}, found tokens, whose colors are those of their "
             "palette; next: the images that they were made of"
         )
     plan = source.cut(options.shard_size or SHARD_SIZE)
@@ -54,7 +54,7 @@ def run(options: PaletteOptions) -> None:
         "input_options": input_options,
     }
     with cluster.connected(options.address):
-        readers = cluster.allot(device=None, cpu_actors=options.cpu_actors, model_actors=None)
+        readers = cluster.allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
         histogram, images, errors = count_colors(
             plan, Stage(CountColors, arguments, readers.reading), progress=options.progress
         )
@@ -75,7 +75,7 @@ def run(options: PaletteOptions) -> None:
         click.echo(json.dumps({"event": "done", **facts}))
     else:
         click.echo(
-            "{output}: {colors} colours for {distinct_colors} distinct ones of {images} images "
+            "{output}: {colors} colors for {distinct_colors} distinct ones of {images} images "
             "({errors} bad), fingerprint {fingerprint}".format(**facts)
         )
 
@@ -84,6 +84,6 @@ COMMAND = command(
     "palette",
     PaletteOptions,
     run,
-    help="Fit a palette: weighted k-means over the colours of all images.",
+    help="Fit a palette: weighted k-means over the colors of all images.",
     example="igpt palette --input photos/ --output palette.npy --colors 512",
 )

@@ -10,7 +10,7 @@ from pipeline.options import Options, StorageOptions
 from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.storage.filesystem import absolute, options_for
-from pipeline.storage.redact import masked
+from pipeline.storage.redact import redacted
 
 
 class ReportOptions(StorageOptions, Options):
@@ -31,7 +31,7 @@ def run(options: ReportOptions) -> None:
         options_for(options.storage_options, "model"),
     )
     write_report(location, palette=palette, storage_options=output_options)
-    click.echo(masked(f"{location}/report.html"))
+    click.echo(redacted(f"{location}/report.html"))
 
 
 COMMAND = command(

@@ -12,7 +12,7 @@ from pipeline.options import RayOptions, StorageOptions
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import shards_with_errors
 from pipeline.storage.filesystem import absolute, options_for
-from pipeline.storage.redact import masked
+from pipeline.storage.redact import redacted
 
 
 class RetryOptions(RayOptions, StorageOptions):
@@ -35,10 +35,10 @@ def run(options: RetryOptions) -> None:
         run_job(job, recorded, again=failed)
     elif options.json_lines:
         click.echo(
-            json.dumps({"event": "done", "output": masked(directory.location), "retried": 0})
+            json.dumps({"event": "done", "output": redacted(directory.location), "retried": 0})
         )
     elif not options.quiet:
-        click.echo(f"{masked(directory.location)}: no part has errors, nothing to retry")
+        click.echo(f"{redacted(directory.location)}: no part has errors, nothing to retry")
 
 
 COMMAND = command(

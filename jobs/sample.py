@@ -5,7 +5,7 @@ from pydantic import Field
 from jobs.command import batch_command
 from pipeline import rows
 from pipeline.batch.definition import BatchJob, Definition
-from pipeline.batch.model import model_of, painting_batches
+from pipeline.batch.model import model_of, sampling_batches
 from pipeline.engine.stage import Stage
 from pipeline.inputs.source import Source
 from pipeline.options import ModelOptions, RunOptions, SamplingOptions
@@ -24,12 +24,12 @@ def define(options: SampleOptions) -> Definition:
         columns=rows.sample_columns(size**2, scored=options.scored),
         quantizer=model.quantizer,
         model=model,
-        images_per_batch=painting_batches(model, options, drawn),
+        images_per_batch=sampling_batches(model, options, drawn),
         sequences=drawn,
-        paints=True,
+        generates=True,
         results={"count": options.count, **options.sampling_results},
         stages=lambda job: [
-            Stage(NameSamples, {}, job.allotment.reading),
+            Stage(NameSamples, {}, job.resources.reading),
             job.model_stage(
                 Sample,
                 {"drawing": options.drawing(1, drawn), "image_size": size},

@@ -13,7 +13,7 @@ from pipeline.options import Options, StorageOptions
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.status import SAMPLE, Status, read_status
 from pipeline.storage.filesystem import absolute, options_for
-from pipeline.storage.redact import masked
+from pipeline.storage.redact import redacted
 
 
 class StatusOptions(StorageOptions, Options):
@@ -26,7 +26,9 @@ def run(options: StatusOptions) -> None:
     directory = RunDirectory.at(location, options_for(options.storage_options, "output"))
     status = read_status(directory)
     if options.json_lines:
-        click.echo(json.dumps({"output": masked(directory.location), **dataclasses.asdict(status)}))
+        click.echo(
+            json.dumps({"output": redacted(directory.location), **dataclasses.asdict(status)})
+        )
     else:
         for name, text in _lines(status, directory.location).items():
             click.echo(f"{name:7} {text}")

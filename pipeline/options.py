@@ -115,10 +115,10 @@ class ImageJobOptions(InputOptions, RunOptions):
 class SamplingOptions(Options):
     """How pixels are drawn."""
 
-    temperature: float = Field(1.0, gt=0, description="below 1: safer colours")
-    top_k: int | None = Field(None, ge=1, description="draw from the k likeliest colours")
+    temperature: float = Field(1.0, gt=0, description="below 1: safer colors")
+    top_k: int | None = Field(None, ge=1, description="draw from the k likeliest colors")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="from the fewest colours of chance p together"
+        None, gt=0, le=1, description="from the fewest colors of chance p together"
     )
     seed: int = Field(0, description="of the random draws")
     score: bool = Field(False, description="add nats per generated pixel, column nll")

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.storage.redact import one_line
-from pipeline.storage.retry import is_of_the_node, is_passing
+from pipeline.storage.redact import redacted_line
+from pipeline.storage.retry import is_of_the_node, is_transient
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
@@ -155,8 +155,8 @@ SHARD_ROWS = PREFIX + "shard_rows"
 ROW_ID = PREFIX + "id"
 SOURCE = PREFIX + "source"
 ROW_TOKENS = PREFIX + "tokens"
-PINNED = PREFIX + "pinned"  # pixels known beyond the prompt, fixed-size lists of bool
-DRAWN = PREFIX + "drawn"  # tokens that the model drew for the row, int32
+KNOWN_PIXELS = PREFIX + "pinned"  # pixels known beyond the prompt, fixed-size lists of bool
+SAMPLED_TOKENS = PREFIX + "drawn"  # tokens that the model drew for the row, int32
 ERROR_STAGE = PREFIX + "error_stage"
 ERROR_CLASS = PREFIX + "error"
 ERROR_MESSAGE = PREFIX + "error_message"
@@ -287,6 +287,6 @@ class RowError:
         Raises the exception itself where it is a fault of the store that passes, or one of this
         machine: no row is bad for that.
         """
-        if is_passing(error) or is_of_the_node(error):
+        if is_transient(error) or is_of_the_node(error):
             raise error
-        return cls(stage, type(error).__name__, one_line(error))
+        return cls(stage, type(error).__name__, redacted_line(error))

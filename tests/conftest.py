@@ -17,12 +17,12 @@ from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from pictures import SIDE, encoded, photo
 from pipeline.engine import dispatch as rounds
-from pipeline.engine.stage import NOT_BEGUN, Parcel, packed
+from pipeline.engine.stage import NOT_BEGUN, ShardResult, serialize
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
-    """The folder of a model with random weights for images of 8 x 8 pixels in 32 colours."""
+    """The folder of a model with random weights for images of 8 x 8 pixels in 32 colors."""
     torch.manual_seed(0)
     config = ImageGPTConfig(vocab_size=33, n_positions=SIDE**2, n_embd=32, n_layer=2, n_head=2)
     model = ImageGPTForCausalImageModeling(config)
@@ -40,7 +40,7 @@ def photos(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("photos")
     for i in range(17):
         photo(i).save(folder / f"{i:02d}.png")
-    photo(17).convert("L").save(folder / "17-grey.jpg")
+    photo(17).convert("L").save(folder / "17-gray.jpg")
     (folder / "deeper").mkdir()
     photo(18).convert("CMYK").save(folder / "deeper" / "18-cmyk.JPG")
     photo(19).quantize(16).save(folder / "deeper" / "19-palette.gif")
@@ -54,7 +54,7 @@ def photos(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def labelled_parquet(tmp_path_factory) -> str:
+def labeled_parquet(tmp_path_factory) -> str:
     """A Parquet file in the Hub's layout: 23 images with labels, one of them broken."""
     images = [{"bytes": encoded(photo(100 + i)), "path": f"{i}.png"} for i in range(23)]
     images[5]["bytes"] = images[5]["bytes"][:60]
@@ -68,7 +68,7 @@ def labelled_parquet(tmp_path_factory) -> str:
         '{"info": {"features": {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", '
         '"names": ["cat", "dog", "frog"]}}}}'
     )
-    path = tmp_path_factory.mktemp("parquet") / "labelled.parquet"
+    path = tmp_path_factory.mktemp("parquet") / "labeled.parquet"
     pq.write_table(table.replace_schema_metadata({"huggingface": features}), path, row_group_size=7)
     return str(path)
 
@@ -100,11 +100,11 @@ class _InProcess:
         stages = [stage.cls(**stage.arguments) for stage in self._stages]
         for shard, block in self._blocks.items():
             if self._lease is not None and not self._lease.may_begin():
-                yield packed([Parcel(shard, failure=NOT_BEGUN)])
+                yield serialize([ShardResult(shard, failure=NOT_BEGUN)])
                 continue
             for stage in stages:
                 block = stage(block)
-            yield packed([Parcel(shard, block)])
+            yield serialize([ShardResult(shard, block)])
 
 
 @pytest.fixture(scope="module")

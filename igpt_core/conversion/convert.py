@@ -11,7 +11,7 @@ from torch import Tensor
 
 from igpt_core.conversion.openai import is_openai, read_openai
 from igpt_core.errors import CheckpointError
-from igpt_core.files.model_files import is_remote, model_files, pinned
+from igpt_core.files.model_files import is_remote, model_files, resolve_revision
 from igpt_core.heads import HEADS
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.model.checkpoint import PreTrained, load_palette
@@ -68,7 +68,7 @@ def convert_checkpoint(
         folder, name = os.path.split(source)
         beside: tuple[str, ...] = (KMEANS_FILE, name.removesuffix(".index") + ".index")
     else:
-        folder = source = pinned(source, (CONFIG_FILE,))
+        folder = source = resolve_revision(source, (CONFIG_FILE,))
         architecture, config, weights = _read_folder(source, storage_options)
         beside = (PREPROCESSOR_FILE, KMEANS_FILE, CONFIG_FILE)
     processor = _processor(config, folder or ".", beside, palette, storage_options)

@@ -62,7 +62,7 @@ def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> st
     return f"{parts[0]}@{revision}"
 
 
-def pinned(location: str, *groups: Sequence[str]) -> str:
+def resolve_revision(location: str, *groups: Sequence[str]) -> str:
     """A hub id with the commit that it stands for now, so that every process which is given it
     reads the same files; any other location as it is.
 

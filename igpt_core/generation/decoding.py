@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from igpt_core.generation.packed import packed
+from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens, uniform_noise
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.kv_cache import KVCache
-from igpt_core.model.layers import Slots
+from igpt_core.model.layers import CacheSlots
 
 # On a CPU a step looks at this many positions or a multiple: each change costs a copy of the cache,
 # each position beyond the filled ones is read for nothing.
@@ -25,7 +25,7 @@ class Pinned:
     """Pixels that are known wherever they lie, and so are not drawn.
 
     Attributes:
-        image: (B, N) int64 colours in [0, n_colors); any number where it is not given.
+        image: (B, N) int64 colors in [0, n_colors); any number where it is not given.
         given: (B, N) bool, true where the image's pixel is known.
     """
 
@@ -53,7 +53,7 @@ def prefill(
     """Run the start token and the prompt once, then share the result among the samples.
 
     Args:
-        prompt: (B, P) int64 colours; P = 0 for the start token alone.
+        prompt: (B, P) int64 colors; P = 0 for the start token alone.
         n_samples: sequences that go on from each prompt.
         capacity: positions of the cache that is returned, more than P.
 
@@ -76,11 +76,11 @@ def feed(
         model.config, batch_size=rows, capacity=n_given, device=weight.device, dtype=weight.dtype
     )
     positions = torch.arange(n_given, device=weight.device)
-    slots = Slots(cache, index=positions, span=n_given)
+    slots = CacheSlots(cache, index=positions, span=n_given)
     hidden = model.transformer.hidden(tokens, positions, slots=slots, mask=None)
     cache.length = n_given
     logits = _next_logits(model, hidden).repeat_interleave(n_samples, dim=0)
-    return logits, cache.fan_out(n_samples, capacity=capacity)
+    return logits, cache.repeat(n_samples, capacity=capacity)
 
 
 def _next_logits(model: ImageGPTForCausalImageModeling, hidden: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def decode_step(
     mask = None
     if span > cache.length + 1:
         mask = (torch.arange(span, device=tokens.device) <= position)[None]
-    slots = Slots(cache, index=position, span=span)
+    slots = CacheSlots(cache, index=position, span=span)
     hidden = model.transformer.hidden(tokens[:, None], position, slots=slots, mask=mask)
     return _next_logits(model, hidden)
 
@@ -153,7 +153,7 @@ def decode(
         span = cache.length + 1
         if noise.device.type == "cpu":
             span = min(-(-span // SPAN_UNIT) * SPAN_UNIT, cache.capacity)
-            cache.lay_out(span)
+            cache.repack(span)
         logits = decode_step(model, drawn[:, step - 1], position, cache, span=span)
         cache.length += 1
         drawn[:, step] = draw(logits, step)
@@ -179,7 +179,7 @@ def complete(
 
     Args:
         model: in eval mode, on the prompt's device.
-        prompt: (B, P) int64 colours in [0, n_colors), 0 <= P <= n_positions; P = 0 makes
+        prompt: (B, P) int64 colors in [0, n_colors), 0 <= P <= n_positions; P = 0 makes
             images from nothing.
         n_positions: pixels of a whole image, at most the model's positions.
         seeds: (B,) int64, one a row; see `row_seed`.
@@ -217,7 +217,7 @@ def complete(
     if n_given == n_positions:
         return given.clone()
     noise = uniform_noise(seeds, n_samples, range(n_given, n_positions)).flatten(0, 1)
-    model = packed(model)
+    model = prepacked(model)
     logits, cache = prefill(model, prompt, n_samples=n_samples, capacity=n_positions)
     drawn = decode(model, logits, cache, noise, sampling, pinned=pinned)
     return torch.cat([given, drawn.view(rows, n_samples, -1)], dim=2)

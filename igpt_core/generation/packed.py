@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=nn.Module)
 OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 
 
-class PackedProduct(nn.Module):
+class PrepackedLinear(nn.Module):
     """x @ weight + bias for inference on a CPU, the weight packed when the module is made."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -29,7 +29,7 @@ class PackedProduct(nn.Module):
         )
 
 
-def packed(model: Model) -> Model:
+def prepacked(model: Model) -> Model:
     """The model with packed weights, for inference on a CPU; itself where packing does not apply or
     is done already.
 
@@ -50,9 +50,9 @@ def packed(model: Model) -> Model:
     for parent in list(twin.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Conv1D):
-                setattr(parent, name, PackedProduct(child.weight.t(), child.bias))
+                setattr(parent, name, PrepackedLinear(child.weight.t(), child.bias))
             elif isinstance(child, nn.Linear):
-                setattr(parent, name, PackedProduct(child.weight, child.bias))
+                setattr(parent, name, PrepackedLinear(child.weight, child.bias))
     return twin
 
 

@@ -19,9 +19,9 @@ class SamplingConfig:
 
     Attributes:
         temperature: the logits are divided by it; > 0.
-        top_k: keep the k likeliest colours (ties with the k-th are kept); all where None.
-        top_p: keep the fewest likeliest colours whose probabilities reach p; all where None.
-        greedy: take the likeliest colour, the lowest index of several, and use no noise.
+        top_k: keep the k likeliest colors (ties with the k-th are kept); all where None.
+        top_p: keep the fewest likeliest colors whose probabilities reach p; all where None.
+        greedy: take the likeliest color, the lowest index of several, and use no noise.
     """
 
     temperature: float = 1.0
@@ -92,7 +92,7 @@ def uniform_noise(seeds: Tensor, n_samples: int, positions: range) -> Tensor:
 
 
 def filter_logits(logits: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Logits (..., V) divided by the temperature, -inf where top_k and top_p exclude a colour."""
+    """Logits (..., V) divided by the temperature, -inf where top_k and top_p exclude a color."""
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
@@ -100,7 +100,7 @@ def filter_logits(logits: Tensor, sampling: SamplingConfig) -> Tensor:
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         probabilities = ordered.softmax(dim=-1)
-        # A colour stays while those before it have not reached p: the likeliest always does.
+        # A color stays while those before it have not reached p: the likeliest always does.
         excluded = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
         logits = logits.masked_fill(excluded.scatter(-1, order, excluded), -torch.inf)
     return logits
@@ -109,7 +109,7 @@ def filter_logits(logits: Tensor, sampling: SamplingConfig) -> Tensor:
 def sample_tokens(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     """Draw a token a row by inverting the cumulative distribution at the noise.
 
-    Everything is computed in float64: a float32 sum over 512 colours would round away what the
+    Everything is computed in float64: a float32 sum over 512 colors would round away what the
     32 bits of noise can tell apart.
 
     Args:
@@ -118,7 +118,7 @@ def sample_tokens(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Te
         sampling: temperature, top_k, top_p, greedy.
 
     Returns:
-        (R,) int64 in [0, V). A colour of probability zero is never drawn.
+        (R,) int64 in [0, V). A color of probability zero is never drawn.
     """
     if sampling.greedy:
         return logits.argmax(dim=-1)

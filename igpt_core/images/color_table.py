@@ -1,9 +1,9 @@
-"""The exact nearest colour of all 2**24 pixel values, as a table, and its cache on disk.
+"""The exact nearest color of all 2**24 pixel values, as a table, and its cache on disk.
 
-"Nearest" is decided without rounding. Colours in [-1, 1] are put on the grid of 2**-25: float32
+"Nearest" is decided without rounding. Colors in [-1, 1] are put on the grid of 2**-25: float32
 values from 0.25 up (in size) lie on it already, others move by at most 2**-26 = 1.5e-8. Then the
-squared distance of a pixel p in 0..255 and a colour c, scaled, and without the part that all
-colours share, is an integer that fits int64:
+squared distance of a pixel p in 0..255 and a color c, scaled, and without the part that all
+colors share, is an integer that fits int64:
 
     sum over the channels of C * (255 * C - 2**26 * (2 * p - 255)), C = 2**25 * c
 
@@ -42,7 +42,7 @@ def build_table(colors: FloatArray) -> TokenArray:
 
 
 def _grid(colors: FloatArray) -> tuple[IntArray, TokenArray]:
-    """The distinct colours as integers (3, n), and of each the lowest index, (n,) ascending."""
+    """The distinct colors as integers (3, n), and of each the lowest index, (n,) ascending."""
     scaled = np.rint(np.ldexp(colors.astype(np.float64), _GRID_BITS)).astype(np.int64)
     first = np.sort(np.unique(scaled, axis=0, return_index=True)[1])
     return np.ascontiguousarray(scaled[first].T), first.astype(np.uint16)
@@ -54,15 +54,15 @@ def _score(grid: IntArray, value: IntArray) -> IntArray:
 
 
 def _nearest_in_block(grid: IntArray, corner: IntArray) -> TokenArray:
-    """Indices into `grid` (3, n) of the nearest colours of the cube at `corner`, (_BLOCK,) * 3."""
+    """Indices into `grid` (3, n) of the nearest colors of the cube at `corner`, (_BLOCK,) * 3."""
     size = _BLOCK
     low = corner[:, None]  # (3, cells)
-    count, colour = _prune(grid, low, size, np.array([grid.shape[1]]), np.arange(grid.shape[1]))
+    count, color = _prune(grid, low, size, np.array([grid.shape[1]]), np.arange(grid.shape[1]))
     while size > _LEAF:
         size //= 2
         steps = size * np.indices((2, 2, 2)).reshape(3, 8)
         low = (low[:, None] + steps[:, :, None]).reshape(3, -1)
-        count, colour = _prune(grid, low, size, np.tile(count, 8), np.tile(colour, 8))
+        count, color = _prune(grid, low, size, np.tile(count, 8), np.tile(color, 8))
     # A round tries one candidate of each cell. Cells with many come first, so that the cells that
     # take part are a slice; cells stand on the last axis, which numpy loops over innermost.
     order = np.argsort(-count, kind="stable")
@@ -72,7 +72,7 @@ def _nearest_in_block(grid: IntArray, corner: IntArray) -> TokenArray:
     nearest = np.zeros(best.shape, np.uint16)
     for rank in range(count.max()):
         n = np.count_nonzero(count > rank)
-        trial = colour[start[:n] + rank]
+        trial = color[start[:n] + rank]
         r, g, b = _score(grid[:, None, trial], values[..., :n])
         score = (r[:, None] + g)[:, :, None] + b
         better = score < best[..., :n]
@@ -85,27 +85,27 @@ def _nearest_in_block(grid: IntArray, corner: IntArray) -> TokenArray:
 
 
 def _prune(
-    grid: IntArray, low: IntArray, size: int, count: IntArray, colour: IntArray
+    grid: IntArray, low: IntArray, size: int, count: IntArray, color: IntArray
 ) -> tuple[IntArray, IntArray]:
     """Drop candidates that win nowhere in their cell: those farther, all over the cell, than the
-    candidate nearest to its centre.
+    candidate nearest to its center.
 
     Cells are cubes of side `size` at `low` (3, cells), cell i with the next count[i] entries of
-    `colour`. The difference of two scores is linear in the pixel, so its minimum over the cell
+    `color`. The difference of two scores is linear in the pixel, so its minimum over the cell
     is the sum of the minima per channel, each at an end: the test is exact.
     """
     cell = np.repeat(np.arange(len(count)), count)
     start = np.cumsum(count) - count
-    ours = grid[:, colour]
+    ours = grid[:, color]
     at_low = _score(ours, low[:, cell]).sum(axis=0)
-    at_centre = at_low - (size // 2 << (_GRID_BITS + 2)) * ours.sum(axis=0)
-    winners = np.flatnonzero(at_centre == np.minimum.reduceat(at_centre, start)[cell])
+    at_center = at_low - (size // 2 << (_GRID_BITS + 2)) * ours.sum(axis=0)
+    winners = np.flatnonzero(at_center == np.minimum.reduceat(at_center, start)[cell])
     pivot = np.empty(len(count), np.int64)
     pivot[cell[winners]] = winners
     rival = pivot[cell]
     gain = np.maximum(ours - ours[:, rival], 0).sum(axis=0)  # at most, from `low` on, per step
     keep = at_low - at_low[rival] <= (size - 1 << (_GRID_BITS + 2)) * gain
-    return np.add.reduceat(keep, start, dtype=np.int64), colour[keep]
+    return np.add.reduceat(keep, start, dtype=np.int64), color[keep]
 
 
 def nearest_colors(colors: FloatArray, pixels: IntArray) -> TokenArray:
@@ -128,7 +128,7 @@ def nearest_colors(colors: FloatArray, pixels: IntArray) -> TokenArray:
 
 
 def cached_table(colors: FloatArray, *, fingerprint: str) -> TokenArray:
-    """`build_table` of colours (K, 3), or the file of an earlier call with this fingerprint.
+    """`build_table` of colors (K, 3), or the file of an earlier call with this fingerprint.
 
     The file lies in $IGPT_CACHE, else ~/.cache/igpt, and is mapped: a node's processes share its
     pages. It is the table and its CRC-32. A missing or damaged file is written (anew), atomically,

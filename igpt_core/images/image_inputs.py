@@ -10,7 +10,7 @@ from PIL import Image
 
 from igpt_core.images.pixels import open_rgb, to_uint8
 
-_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 
 
 def rgb_images(images: Any, *, input_data_format: str | None = None) -> Iterator[Image.Image]:
@@ -18,7 +18,7 @@ def rgb_images(images: Any, *, input_data_format: str | None = None) -> Iterator
 
     Args:
         images: a PIL image of any mode, encoded bytes, a numpy array or torch tensor (H, W),
-            (H, W, C) or (C, H, W) with 1, 3 or 4 channels (grey, RGB, RGBA), a batch of these
+            (H, W, C) or (C, H, W) with 1, 3 or 4 channels (gray, RGB, RGBA), a batch of these
             along a fourth axis, or a list of any, nested too. Values: see `to_uint8`.
         input_data_format: "channels_first" or "channels_last", of arrays; None: where 1, 3 or 4
             channels are, first if in doubt.

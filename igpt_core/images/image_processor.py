@@ -55,10 +55,10 @@ class BatchFeature(dict[str, Any]):
 
 
 class ImageGPTImageProcessor:
-    """Resize, normalize and colour-quantize images; a drop-in for transformers' class.
+    """Resize, normalize and color-quantize images; a drop-in for transformers' class.
 
     Args, each of which `preprocess` can override for one call:
-        clusters: colours (K, 3) in [-1, 1], array or nested list; K up to 65,536.
+        clusters: colors (K, 3) in [-1, 1], array or nested list; K up to 65,536.
         do_resize: resize both axes to `size`.
         size: {"height": H, "width": W}, (H, W), or one int for a square; default 256 x 256 (the
             published checkpoints set 32 x 32).
@@ -70,7 +70,7 @@ class ImageGPTImageProcessor:
 
     Any image becomes 8-bit RGB first, see `rgb_images`. On RGB images that leaves the results of
     transformers' Pillow backend; it differs on purpose in this:
-    grey, transparent, CMYK and other images work; EXIF orientation is applied; float arrays in
+    gray, transparent, CMYK and other images work; EXIF orientation is applied; float arrays in
     [0, 1] are scaled to 0..255 and rounded (there they come out black); `data_format` is
     obeyed; exactly equal distances give the lowest index.
     """
@@ -150,7 +150,7 @@ class ImageGPTImageProcessor:
             colors = self.clusters if clusters is None else _as_clusters(clusters)
             if colors is None:
                 raise ValueError(
-                    "expected clusters for colour quantization, found none: "
+                    "expected clusters for color quantization, found none: "
                     "pass clusters (K, 3), or do_color_quantize=False"
                 )
             quantized = [self._quantize(pixels, colors, normalize) for pixels in batch]

@@ -9,16 +9,16 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-_START_POINTS = 1 << 17  # k-means++ is linear in these times the number of centres
+_START_POINTS = 1 << 17  # k-means++ is linear in these times the number of centers
 
 IntArray = npt.NDArray[np.int64]
 DoubleArray = npt.NDArray[np.float64]
 
 
 def plus_plus(
-    points: IntArray, counts: IntArray, *, n_centres: int, rng: np.random.Generator
+    points: IntArray, counts: IntArray, *, n_centers: int, rng: np.random.Generator
 ) -> DoubleArray:
-    """Starting centres (3, n_centres) by k-means++ (Arthur and Vassilvitskii, 2007).
+    """Starting centers (3, n_centers) by k-means++ (Arthur and Vassilvitskii, 2007).
 
     Each is a point drawn in proportion to its count times its squared distance from those
     before. Of more than _START_POINTS points a random choice of so many takes part.
@@ -28,8 +28,8 @@ def plus_plus(
         points, counts = points[:, chosen], counts[chosen]
     distance = np.full(len(counts), np.iinfo(np.int64).max)
     mass = np.cumsum(counts)
-    picks = np.empty(n_centres, np.int64)
-    for i in range(n_centres):
+    picks = np.empty(n_centers, np.int64)
+    for i in range(n_centers):
         picks[i] = np.searchsorted(mass, rng.integers(mass[-1]), side="right")
         offset = points - points[:, picks[i], None]
         distance = np.minimum(distance, (offset * offset).sum(axis=0))
@@ -44,27 +44,27 @@ def lloyd(
     start: DoubleArray,
     nearest: Callable[[DoubleArray], npt.NDArray[np.uint16]],
 ) -> DoubleArray:
-    """Centres (3, K) in 0..255 after Lloyd's algorithm from centres `start` (3, K).
+    """Centres (3, K) in 0..255 after Lloyd's algorithm from centers `start` (3, K).
 
     It ends when a round lowers the error by less than 5e-5 of itself, or after 100 rounds.
 
     Args:
-        nearest: of centres (3, K), the index of the nearest for each of the points, (N,).
+        nearest: of centers (3, K), the index of the nearest for each of the points, (N,).
     """
-    centres = start
-    n_centres = start.shape[1]
+    centers = start
+    n_centers = start.shape[1]
     previous = np.inf
     for _ in range(100):
-        owner = nearest(centres)
-        errors = counts * ((points - centres[:, owner]) ** 2).sum(axis=0)
-        mass = np.bincount(owner, counts, n_centres)
-        sums = np.stack([np.bincount(owner, counts * channel, n_centres) for channel in points])
-        centres = sums / np.maximum(mass, 1)
-        # A centre without points moves to a point with one of the largest errors.
+        owner = nearest(centers)
+        errors = counts * ((points - centers[:, owner]) ** 2).sum(axis=0)
+        mass = np.bincount(owner, counts, n_centers)
+        sums = np.stack([np.bincount(owner, counts * channel, n_centers) for channel in points])
+        centers = sums / np.maximum(mass, 1)
+        # A center without points moves to a point with one of the largest errors.
         empty = np.flatnonzero(mass == 0)
-        centres[:, empty] = points[:, np.argsort(-errors, kind="stable")[: len(empty)]]
+        centers[:, empty] = points[:, np.argsort(-errors, kind="stable")[: len(empty)]]
         error = float(errors.sum())
         if len(empty) == 0 and error >= (1 - 5e-5) * previous:
             break
         previous = error
-    return centres
+    return centers

@@ -1,4 +1,4 @@
-"""Colours as tokens: the units of colours, their histogram, the palette.
+"""Colors as tokens: the units of colors, their histogram, the palette.
 
 A pixel value v in 0..255 stands for v / 127.5 - 1 in [-1, 1], as in OpenAI's iGPT; this file is
 the only one that knows the factor.
@@ -51,7 +51,7 @@ def pack_rgb(pixels: PixelArray) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class ColorHistogram:
-    """Distinct colours (N,) uint32, r << 16 | g << 8 | b, ascending, and counts (N,) int64.
+    """Distinct colors (N,) uint32, r << 16 | g << 8 | b, ascending, and counts (N,) int64.
 
     Histograms of parts add up, in any order, to exactly the histogram of the whole.
     """
@@ -61,7 +61,7 @@ class ColorHistogram:
 
     @classmethod
     def of(cls, pixels: PixelArray) -> Self:
-        """Count the colours of pixels (..., 3) uint8."""
+        """Count the colors of pixels (..., 3) uint8."""
         colors, counts = np.unique(pack_rgb(pixels).astype(np.uint32), return_counts=True)
         return cls(colors, counts.astype(np.int64))
 
@@ -78,7 +78,7 @@ class ColorHistogram:
 
 
 class Palette:
-    """K colours (K, 3) float32 in [-1, 1], K from 1 to 65,536; a colour's index is its token.
+    """K colors (K, 3) float32 in [-1, 1], K from 1 to 65,536; a color's index is its token.
 
     `colors` may be a list, such as `clusters` of a preprocessor_config.json.
     Raises ValueError for another shape or values out of range.
@@ -88,14 +88,14 @@ class Palette:
         try:
             array = np.array(colors, dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"palette colours must be numbers of shape (K, 3): {error}") from error
+            raise ValueError(f"palette colors must be numbers of shape (K, 3): {error}") from error
         if array.ndim != 2 or array.shape[1] != 3 or not 1 <= len(array) <= _MAX_COLORS:
             raise ValueError(
-                f"a palette needs 1 to {_MAX_COLORS} colours of shape (K, 3), not {array.shape}"
+                f"a palette needs 1 to {_MAX_COLORS} colors of shape (K, 3), not {array.shape}"
             )
         if not np.all(np.abs(array) <= 1 + 1e-5):  # written so that NaN fails too
             raise ValueError(
-                f"palette colours must lie in [-1, 1], found {array.min():g} to {array.max():g}: "
+                f"palette colors must lie in [-1, 1], found {array.min():g} to {array.max():g}: "
                 "scale 0..255 by v / 127.5 - 1"
             )
         # Rounded means may pass the ends by a float32 step; adding 0 turns -0.0 into 0.0.
@@ -112,11 +112,11 @@ class Palette:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that depend on the float32 colours alone, the same on every machine."""
+        """32 hex digits that depend on the float32 colors alone, the same on every machine."""
         return hashlib.sha256(self.colors.astype("<f4").tobytes()).hexdigest()[:32]
 
     def encode(self, pixels: PixelArray) -> TokenArray:
-        """The nearest colours of pixels (..., 3) uint8, (...) uint16; of equals the lowest index.
+        """The nearest colors of pixels (..., 3) uint8, (...) uint16; of equals the lowest index.
 
         The first call builds a table of all 2**24 pixel values, or maps it from the cache folder
         ($IGPT_CACHE, else ~/.cache/igpt). TypeError for another dtype, ValueError for a shape.
@@ -161,30 +161,30 @@ class Palette:
 
     @classmethod
     def fit(cls, pixels: PixelArray, n_colors: int, *, seed: int) -> Self:
-        """`fit_histogram` of the colours of pixels (..., 3) uint8."""
+        """`fit_histogram` of the colors of pixels (..., 3) uint8."""
         return cls.fit_histogram(ColorHistogram.of(pixels), n_colors, seed=seed)
 
     @classmethod
     def fit_histogram(cls, histogram: ColorHistogram, n_colors: int, *, seed: int) -> Self:
         """The k-means palette of a histogram: k-means++ start, then Lloyd's algorithm.
 
-        The same seed gives the same colours, sorted from dark to light (luma of ITU-R BT.601).
-        ValueError when there are fewer distinct colours than `n_colors`.
+        The same seed gives the same colors, sorted from dark to light (luma of ITU-R BT.601).
+        ValueError when there are fewer distinct colors than `n_colors`.
         """
         if not 1 <= n_colors <= _MAX_COLORS:
             raise ValueError(f"n_colors must be 1 to {_MAX_COLORS}, not {n_colors}")
         if len(histogram.colors) < n_colors:
             raise ValueError(
-                f"cannot fit {n_colors} colours to {len(histogram.colors)} distinct ones: "
-                "ask for fewer colours or give more images"
+                f"cannot fit {n_colors} colors to {len(histogram.colors)} distinct ones: "
+                "ask for fewer colors or give more images"
             )
         points, counts = _unpacked(histogram.colors), histogram.counts
-        start = plus_plus(points, counts, n_centres=n_colors, rng=np.random.default_rng(seed))
-        r, g, b = centres = lloyd(
+        start = plus_plus(points, counts, n_centers=n_colors, rng=np.random.default_rng(seed))
+        r, g, b = centers = lloyd(
             points, counts, start=start, nearest=lambda c: nearest_colors(_unit(c), points)
         )
         order = np.lexsort((b, g, r, 0.299 * r + 0.587 * g + 0.114 * b))
-        return cls(_unit(centres[:, order]))
+        return cls(_unit(centers[:, order]))
 
 
 def _check_pixels(pixels: PixelArray) -> None:
@@ -201,6 +201,6 @@ def _unpacked(colors: npt.NDArray[np.uint32]) -> IntArray:
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255])
 
 
-def _unit(centres: DoubleArray) -> FloatArray:
-    """Centres (3, K) in 0..255 as palette colours (K, 3)."""
-    return (centres.T / 127.5 - 1).astype(np.float32)
+def _unit(centers: DoubleArray) -> FloatArray:
+    """Centres (3, K) in 0..255 as palette colors (K, 3)."""
+    return (centers.T / 127.5 - 1).astype(np.float32)

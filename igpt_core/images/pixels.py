@@ -4,7 +4,7 @@ Every mode becomes RGB by one rule:
 
     RGB                          untouched
     transparency of any kind     composed on white
-    1, L, P, CMYK, YCbCr,        as Pillow converts them; embedded colour profiles are ignored
+    1, L, P, CMYK, YCbCr,        as Pillow converts them; embedded color profiles are ignored
       HSV, LAB, RGBX
     I;16 (any byte order)        rint(v / 257): 0..65535 to 0..255
     I, F                         by their range, see `to_uint8`
@@ -53,10 +53,10 @@ def load_pixels(
 
     `resize="exact"` decodes in full, then resizes with Pillow's antialiased bilinear filter, as the
     reference does. `"fast"` lets libjpeg decode encoded JPEGs at 1/2, 1/4 or 1/8, never
-    below 2 * `size`, before the same filter: pixels move by half a grey level on average.
+    below 2 * `size`, before the same filter: pixels move by half a gray level on average.
     PIL images and other formats give the same in both.
     `crop="squash"` resizes both axes on their own, as the reference does; `"center"` takes
-    the largest centred square first.
+    the largest centered square first.
 
     Raises ImageError as `open_rgb` does, ValueError for a wrong option.
     """
@@ -94,7 +94,7 @@ def open_rgb(image: bytes | Image.Image) -> Image.Image:
     """An upright RGB image, decoded in full; a PIL image that is so already is returned itself.
 
     Raises ImageError: not an image, zero bytes, truncated or damaged, more than
-    MAX_PIXELS pixels, none, or grey levels of an unknown scale.
+    MAX_PIXELS pixels, none, or gray levels of an unknown scale.
     """
     return _decode(image, draft_side=None).rgb
 
@@ -111,7 +111,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def to_uint8(values: npt.NDArray[Any]) -> Pixels:
-    """Grey levels or channel values (...) of any bool, integer or float dtype as uint8, rounded.
+    """Gray levels or channel values (...) of any bool, integer or float dtype as uint8, rounded.
 
     uint8 stays; False and True become 0 and 255. For the others the range that holds all values
     decides: floats in [0, 1] are times 255, values in [0, 255] stay, those in [0, 65535] are 16-bit
@@ -146,7 +146,7 @@ class _Decoded:
     shrink: int
 
     def middle_square(self) -> Box:
-        """The largest centred square, its corner on a whole pixel of the full size."""
+        """The largest centered square, its corner on a whole pixel of the full size."""
         left, top, right, bottom = self.box
         width, height = right - left, bottom - top
         side = min(width, height)
@@ -203,7 +203,7 @@ def _open(image: bytes) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
-        return _grey_to_rgb(image)
+        return _gray_to_rgb(image)
     if not image.has_transparency_data:
         return image if mode == "RGB" else image.convert("RGB")
     rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
@@ -212,15 +212,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return white
 
 
-def _grey_to_rgb(image: Image.Image) -> Image.Image:
+def _gray_to_rgb(image: Image.Image) -> Image.Image:
     """Modes I, I;16 and F, which Pillow's own conversion clips to 0..255."""
     levels = np.asarray(image)
     # the readers of these two formats leave integers of more than 8 bits on a scale of 65535
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    grey = _scaled(levels, 1 / 257) if deep else to_uint8(levels)
+    gray = _scaled(levels, 1 / 257) if deep else to_uint8(levels)
     if "transparency" in image.info:
-        grey = np.where(levels == image.info["transparency"], np.uint8(255), grey)
-    return Image.fromarray(grey).convert("RGB")
+        gray = np.where(levels == image.info["transparency"], np.uint8(255), gray)
+    return Image.fromarray(gray).convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:

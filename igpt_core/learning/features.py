@@ -31,7 +31,7 @@ def pooled_features(
 
     Args:
         model: in eval mode, on the tokens' device; a head is not looked at.
-        tokens: (B, T) int64 colours in [0, n_colors), 1 <= T <= n_positions.
+        tokens: (B, T) int64 colors in [0, n_colors), 1 <= T <= n_positions.
         layers: as in the page's `hidden_states`: 0 is the embedding, n_layer the output of the
             final norm; in any order.
         sos: feed the start token and all tokens but the last, as in training; else the tokens

@@ -1,4 +1,4 @@
-"""What training minimises. An objective is a module: its parameters are those that are trained,
+"""What training minimizes. An objective is a module: its parameters are those that are trained,
 a call with the tensors of a batch gives the loss, and `model` is what is kept at the end."""
 
 import copy

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from igpt_core.images.color_table import save_atomically
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-MAX_ITERATIONS = 2000  # hundreds are usual where regularisation is weak
+MAX_ITERATIONS = 2000  # hundreds are usual where regularization is weak
 
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
@@ -32,7 +32,7 @@ class LinearProbe:
         biases: (K,) float64.
         mean, scale: (C,) float64; features are standardised as (x - mean) / scale.
         classes: (K,) int64, ascending: the labels that it was fitted to.
-        strength: C of the logistic regression, the inverse of its regularisation.
+        strength: C of the logistic regression, the inverse of its regularization.
         validation_accuracy: on the fifth that was held out while the strength was chosen.
         names: where known, the name of label i at place i.
         layer: where known, the layer that the features are of.

@@ -20,7 +20,7 @@ def token_nll(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
 
     Args:
         model: a causal model; gradients flow where they are enabled.
-        tokens: (B, T) int64 colours in [0, n_colors), T <= n_positions.
+        tokens: (B, T) int64 colors in [0, n_colors), T <= n_positions.
 
     Returns:
         (B, T) float32, nats. The mean over T is the image's nats per pixel; see

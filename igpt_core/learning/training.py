@@ -83,7 +83,7 @@ def batches(
     one would have seen.
 
     Args:
-        tokens: (N, T) colours, T = image_size ** 2, N >= batch_size.
+        tokens: (N, T) colors, T = image_size ** 2, N >= batch_size.
         start: number of the first batch.
         labels: (N,) classes.
     """
@@ -158,7 +158,7 @@ def train(
 
     Args:
         objective: one of igpt_core.learning.objectives; what it trains is trained in place.
-        tokens: (N, image_size ** 2) colours.
+        tokens: (N, image_size ** 2) colors.
         on_step: called after each step with the state, the loss () and the learning rate.
         labels: (N,) classes, for an objective that takes them.
     """

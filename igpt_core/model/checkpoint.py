@@ -148,7 +148,7 @@ class PreTrained(nn.Module):
         return getattr(self, "transformer", self)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The colours' embedding, whose last row is the start token's."""
+        """The colors' embedding, whose last row is the start token's."""
         return self.base_model.wte  # type: ignore[return-value]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -162,7 +162,7 @@ class PreTrained(nn.Module):
 
         Args:
             only_trainable: leave out those that take no gradient.
-            exclude_embeddings: leave out the embeddings of colours and positions.
+            exclude_embeddings: leave out the embeddings of colors and positions.
         """
         embeddings = [m for m in self.modules() if isinstance(m, nn.Embedding)]
         left_out = {id(m.weight) for m in embeddings} if exclude_embeddings else set()
@@ -209,7 +209,7 @@ def save_checkpoint(
 
     Args:
         path: a local folder, see `save_folder`.
-        palette: n_colors colours, for preprocessor_config.json. Without it that file is not
+        palette: n_colors colors, for preprocessor_config.json. Without it that file is not
             written, and stays if it is there.
         image_size: side of the images of preprocessor_config.json; the root of n_positions
             unless given.

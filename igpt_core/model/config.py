@@ -96,7 +96,7 @@ class ImageGPTConfig:
                 raise ValueError(f"config: {name} must be an int of 1 or more, found {value!r}")
         if self.vocab_size < 2:
             raise ValueError(
-                "config: vocab_size counts the colours and the start token, so it must be 2 or "
+                "config: vocab_size counts the colors and the start token, so it must be 2 or "
                 f"more, found {self.vocab_size}"
             )
         if self.n_embd % self.n_head:
@@ -143,7 +143,7 @@ class ImageGPTConfig:
 
     @property
     def n_colors(self) -> int:
-        """Colours in the palette: every row of the vocabulary but the start token."""
+        """Colors in the palette: every row of the vocabulary but the start token."""
         return self.vocab_size - 1
 
     @property

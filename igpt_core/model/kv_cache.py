@@ -16,7 +16,7 @@ class KVCache:
     It reads as the page's past_key_values: a pair of keys and values for each layer.
 
     Attributes:
-        keys, values: a tensor a layer, (B, H, S, D); S is `capacity` unless `lay_out` changed it.
+        keys, values: a tensor a layer, (B, H, S, D); S is `capacity` unless `repack` changed it.
             On a CPU the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
             there. Positions not yet filled hold finite numbers, as masked attention needs.
         capacity: the most positions that it holds.
@@ -100,7 +100,7 @@ class KVCache:
             grown = KVCache.of_layers(config, list(self), room=n_new)
         elif needed > self.capacity:
             capacity = max(needed, min(2 * self.capacity, config.n_positions))
-            grown = self.fan_out(1, capacity=capacity)
+            grown = self.repeat(1, capacity=capacity)
         else:
             return
         vars(self).update(vars(grown))
@@ -129,7 +129,7 @@ class KVCache:
         values.index_copy_(2, slots, v)
         return keys[:, :, :span], values[:, :, :span]
 
-    def lay_out(self, span: int) -> None:
+    def repack(self, span: int) -> None:
         """Put the first `span` positions of all rows side by side, within the same memory.
 
         The views that `write` returns for this span then have no gaps, which `attend` on a CPU
@@ -149,7 +149,7 @@ class KVCache:
             self.keys = [_lay_out(layer, span, self.length, by_channel) for layer in self.keys]
             self.values = [_lay_out(layer, span, self.length, False) for layer in self.values]
 
-    def fan_out(self, n: int, *, capacity: int) -> "KVCache":
+    def repeat(self, n: int, *, capacity: int) -> "KVCache":
         """A cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
         by_channel = self._keys_by_channel
         grown = copy.copy(self)

@@ -57,7 +57,7 @@ class LayerNorm(nn.Module):
 
 
 @dataclass(frozen=True)
-class Slots:
+class CacheSlots:
     """Where new positions go in a cache, and how many of its positions they may look at."""
 
     cache: KVCache
@@ -66,7 +66,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Extras:
+class AttentionOptions:
     """What a caller of the page's classes can ask of attention; decoding asks for none of it.
 
     Attributes:
@@ -85,10 +85,10 @@ class Encoder:
     """What cross-attention looks at."""
 
     states: Tensor  # (B, S, C)
-    extras: Extras
+    extras: AttentionOptions
 
 
-NO_EXTRAS = Extras()
+NO_ATTENTION_OPTIONS = AttentionOptions()
 
 
 class Attention(nn.Module):
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
-        self, x: Tensor, slots: Slots | None, mask: Tensor | None, extras: Extras
+        self, x: Tensor, slots: CacheSlots | None, mask: Tensor | None, extras: AttentionOptions
     ) -> Tensor:
         q, k, v = self.heads.split(self.c_attn(x), 3)
         if slots is not None:
@@ -151,7 +151,7 @@ class Heads(nn.Module):
         return by_head.permute(2, 0, 3, 1, 4).unbind()
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, extras: Extras
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, extras: AttentionOptions
     ) -> Tensor:
         """The heads' outputs side by side, (B, T, C)."""
         dropout = self.dropout if self.training else 0.0
@@ -199,9 +199,9 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        slots: Slots | None = None,
+        slots: CacheSlots | None = None,
         mask: Tensor | None = None,
-        extras: Extras = NO_EXTRAS,
+        extras: AttentionOptions = NO_ATTENTION_OPTIONS,
         encoder: Encoder | None = None,
     ) -> Tensor:
         """x (B, T, C) to (B, T, C).

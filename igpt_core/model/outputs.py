@@ -52,7 +52,7 @@ class ModelOutput(Output):
 
 @dataclass(eq=False)
 class CausalOutput(Output):
-    """loss () in nats, logits (B, T, V) of the next pixel's colour; the rest as in ModelOutput."""
+    """loss () in nats, logits (B, T, V) of the next pixel's color; the rest as in ModelOutput."""
 
     loss: Tensor | None
     logits: Tensor

@@ -44,7 +44,7 @@ def save_folder(
             if it is there.
 
     Raises:
-        CheckpointError: a URI, or a processor of another number of colours than the model has.
+        CheckpointError: a URI, or a processor of another number of colors than the model has.
     """
     folder = Path(path)
     if is_remote(os.fspath(path)):
@@ -73,7 +73,7 @@ def make_processor(
     """The processor of images for a model.
 
     Args:
-        palette: n_colors colours.
+        palette: n_colors colors.
         image_size: side of the images; the root of n_positions unless given.
 
     Raises CheckpointError for a palette or an image size that does not fit the model.
@@ -93,7 +93,7 @@ def check_colors(config: ImageGPTConfig, processor: ImageGPTImageProcessor) -> N
     """Raises CheckpointError where the processor's palette is not one of the model's size."""
     if processor.clusters is not None and len(processor.clusters) != config.n_colors:
         raise CheckpointError(
-            f"expected a palette of the model's {config.n_colors} colours, found "
+            f"expected a palette of the model's {config.n_colors} colors, found "
             f"{len(processor.clusters)}"
         )
 

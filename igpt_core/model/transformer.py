@@ -1,6 +1,6 @@
 """ImageGPTModel: the transformer, from tokens to hidden states.
 
-Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colours, L layers.
+Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colors, L layers.
 Parameter names, shapes and order are those of the published Hugging Face checkpoints.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from igpt_core.model.checkpoint import PreTrained
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
-from igpt_core.model.layers import Block, Encoder, Extras, LayerNorm, Slots
+from igpt_core.model.layers import AttentionOptions, Block, CacheSlots, Encoder, LayerNorm
 from igpt_core.model.outputs import ModelOutput
 
 Past = KVCache | Sequence[Sequence[Tensor]]
@@ -33,7 +33,7 @@ class ImageGPTModel(PreTrained):
         _initialise(self, config)
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, *, slots: Slots, mask: Tensor | None
+        self, tokens: Tensor, positions: Tensor, *, slots: CacheSlots, mask: Tensor | None
     ) -> Tensor:
         """The last hidden state (B, T, C) of new positions whose keys go into a cache.
 
@@ -115,10 +115,10 @@ class ImageGPTModel(PreTrained):
         cache = self._cache(past_key_values, x, use_cache)
         n_new, n_past = x.shape[1], 0 if cache is None else cache.length
         positions = torch.arange(n_past, n_past + n_new, device=x.device)
-        slots = None if cache is None else Slots(cache, index=positions, span=n_past + n_new)
+        slots = None if cache is None else CacheSlots(cache, index=positions, span=n_past + n_new)
         if output_attentions is None:
             output_attentions = config.output_attentions
-        extras = Extras(
+        extras = AttentionOptions(
             padding=_padding("attention_mask", attention_mask, (x.shape[0], n_past + n_new)),
             head_mask=self._head_mask(head_mask, x.dtype),
             weights=[] if output_attentions else None,
@@ -192,7 +192,7 @@ class ImageGPTModel(PreTrained):
         return head_mask.to(dtype).expand(shape)
 
     def _encoder(
-        self, states: Tensor | None, mask: Tensor | None, extras: Extras
+        self, states: Tensor | None, mask: Tensor | None, extras: AttentionOptions
     ) -> Encoder | None:
         if states is None:
             return None
@@ -203,7 +203,7 @@ class ImageGPTModel(PreTrained):
             )
         padding = _padding("encoder_attention_mask", mask, states.shape[:2])
         weights: list[Tensor] | None = None if extras.weights is None else []
-        return Encoder(states, Extras(padding, extras.head_mask, weights))
+        return Encoder(states, AttentionOptions(padding, extras.head_mask, weights))
 
 
 def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from igpt_core.files.model_files import CheckpointError, model_files, pinned
+from igpt_core.files.model_files import CheckpointError, model_files, resolve_revision
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
@@ -39,7 +39,7 @@ def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | 
     `model_files`.
     """
     names = [(name,) for name in others]
-    where = pinned(where, *names, WEIGHTS_FILES)
+    where = resolve_revision(where, *names, WEIGHTS_FILES)
     found = model_files(where, *names, WEIGHTS_FILES, storage_options=storage_options)
     index = found[-1]
     if not index.name.endswith(_INDEX):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.batch.job import Job
 
 SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
-PAINTED_BATCHES = 4  # model batches of a shard at most, of jobs that paint
+SAMPLED_BATCHES = 4  # model batches of a shard at most, of jobs that paint
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Definition:
 
     Attributes:
         columns: what it adds to the id and the columns passed through.
-        quantizer: of the images that it reads or paints.
+        quantizer: of the images that it reads or generates.
         stages: from source to sink, of a job whose plan is made.
         model: None for a job without one.
         images_per_batch: images that a model computes together where it computes so.
         sequences: that each of them makes in a batch.
-        paints: whether it draws pixels one by one, so that a shard takes long.
+        generates: whether it draws pixels one by one, so that a shard takes long.
         results: what results depend on beside the input, the quantizer, the model and the batch.
     """
 
@@ -41,7 +41,7 @@ class Definition:
     model: Model | None = None
     images_per_batch: Callable[[Compute], int] | None = None
     sequences: int = 1
-    paints: bool = False
+    generates: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,5 +101,5 @@ class Batch:
         """Rows of a shard where the options give none."""
         if self.compute is None or self.images is None:
             return SHARD_ROWS
-        most = PAINTED_BATCHES if definition.paints else max(SHARD_ROWS // self.images, 1)
+        most = SAMPLED_BATCHES if definition.generates else max(SHARD_ROWS // self.images, 1)
         return cluster.shard_size(n_rows, self.images, self.compute.device, most_batches=most)

@@ -91,9 +91,9 @@ def estimate(kind: BatchJob, options: RunOptions) -> Estimate:
         source.check_tokens(image_size=quantizer.image_size, palette=quantizer.palette.fingerprint)
         size = options.shard_size or batch.shard_size(definition, source.rows or 0)
         plan = source.cut(size)
-        allotment = allotment_for(options, batch)
-        job = Job(kind.name, options, definition, NOWHERE, plan, batch, allotment)
-        trial = _trial_plan(kind, options, source, batch, allotment)
+        resources = allotment_for(options, batch)
+        job = Job(kind.name, options, definition, NOWHERE, plan, batch, resources)
+        trial = _trial_plan(kind, options, source, batch, resources)
         tried = list(consume(trial, trial.shards, definition.stages(replace(job, plan=trial))))
         return _estimate(job, source, trial, tried)
 
@@ -103,10 +103,10 @@ def _trial_plan(
     options: RunOptions,
     source: Source,
     batch: Batch,
-    allotment: cluster.Allotment,
+    resources: cluster.ResourcePlan,
 ) -> Plan:
     """Shards of one model batch each, evenly spread over the input, a few for each actor."""
-    actors = allotment.reading.actors if batch.images is None else allotment.model.actors
+    actors = resources.reading.actors if batch.images is None else resources.model.actors
     size = batch.images or _TRIAL_ROWS
     if source.rows is None:  # tars cannot be cut: the first rows, which a limit counts
         assert isinstance(options, ImageJobOptions)
@@ -142,13 +142,13 @@ def _estimate(
         bytes_out=round(per_row * rows * share_good),
         trial_rows=trial_rows,
         trial_errors=sum(part["errors"] for part in tried),
-        speeds=tuple(_speeds(job.allotment, tried, on_gpus=on_gpus, cpus=cluster.cpus())),
-        gpus=job.allotment.model.actors if on_gpus else 0,
+        speeds=tuple(_speeds(job.resources, tried, on_gpus=on_gpus, cpus=cluster.cpus())),
+        gpus=job.resources.model.actors if on_gpus else 0,
     )
 
 
 def _speeds(
-    allotment: cluster.Allotment,
+    resources: cluster.ResourcePlan,
     tried: Sequence[Mapping[str, Any]],
     *,
     on_gpus: bool,
@@ -159,10 +159,10 @@ def _speeds(
     Of a stage's trials the median counts: the first of an actor warms up.
     """
     actors = {
-        "read": allotment.reading.actors,
-        "decode": allotment.reading.actors,
-        "model": allotment.model.actors,
-        "write": allotment.writing.actors,
+        "read": resources.reading.actors,
+        "decode": resources.reading.actors,
+        "model": resources.model.actors,
+        "write": resources.writing.actors,
     }
     seconds = {}
     for stage in STAGES:

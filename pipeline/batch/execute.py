@@ -21,7 +21,7 @@ from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.summary import row_count
 from pipeline.shards import Plan, Shard
 from pipeline.storage.filesystem import join, read_bytes, store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 _THREADS = 32
 
@@ -136,8 +136,8 @@ def _check_all_done(directory: RunDirectory, plan: Plan, next_move: str) -> None
         done = len(directory.finished() & {shard.index for shard in plan.shards})
     except store_errors() as error:
         raise RunFailed(
-            f"interrupted, and {directory.location} is out of reach: {one_line(error)}; what is "
-            f"done is kept; {next_move}"
+            f"interrupted, and {directory.location} is out of reach: {redacted_line(error)}; what "
+            f"is done is kept; {next_move}"
         ) from error
     if done < len(plan.shards):
         raise RunFailed(

@@ -15,7 +15,7 @@ from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.report.examples import ROWS as SHEET_ROWS
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
-from pipeline.stages.model_batches import Computing
+from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.read_images import ReadImages
 from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import options_for
@@ -32,7 +32,7 @@ class Job:
     output: str
     plan: Plan
     batch: Batch
-    allotment: cluster.Allotment
+    resources: cluster.ResourcePlan
     lease: Lease | None = None
 
     @property
@@ -59,7 +59,7 @@ class Job:
             "input_options": options_for(options.storage_options, "input"),
             "model_options": options_for(options.storage_options, "model"),
         }
-        return Stage(ReadImages, arguments, self.allotment.reading)
+        return Stage(ReadImages, arguments, self.resources.reading)
 
     def model_stage(
         self, cls: type[Callable[[pa.Table], pa.Table]], own: Mapping[str, Any]
@@ -69,7 +69,7 @@ class Job:
         assert model is not None
         assert compute is not None
         assert images is not None
-        computing = Computing(
+        compute_plan = ComputePlan(
             model.location,
             compute.device,
             compute.dtype,
@@ -77,7 +77,7 @@ class Job:
             self.definition.sequences,
             options_for(self.options.storage_options, "model"),
         )
-        return Stage(cls, {"computing": computing, **own}, self.allotment.model)
+        return Stage(cls, {"compute_plan": compute_plan, **own}, self.resources.model)
 
     def write_parts(self) -> Stage:
         """The last stage of every job."""
@@ -93,17 +93,17 @@ class Job:
             "output_options": options_for(self.options.storage_options, "output"),
             "model_options": options_for(self.options.storage_options, "model"),
         }
-        return Stage(WriteParts, arguments, self.allotment.writing)
+        return Stage(WriteParts, arguments, self.resources.writing)
 
 
 def allotment_for(
-    options: RunOptions, batch: Batch, *, claim_cpus: bool = True
-) -> cluster.Allotment:
-    """What each stage gets of the cluster that is joined; see `cluster.allot`."""
-    return cluster.allot(
+    options: RunOptions, batch: Batch, *, request_cpus: bool = True
+) -> cluster.ResourcePlan:
+    """What each stage gets of the cluster that is joined; see `cluster.allocate`."""
+    return cluster.allocate(
         device=batch.compute and batch.compute.device,
         cpu_actors=options.cpu_actors,
         model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
-        claim_cpus=claim_cpus,
+        request_cpus=request_cpus,
         grows=cluster.may_grow(options.address),
     )

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from igpt_core.errors import NoHeadError
-from igpt_core.files.model_files import EMBEDDED, pinned
+from igpt_core.files.model_files import EMBEDDED, resolve_revision
 from igpt_core.heads import HEADS
 from igpt_core.images.image_processor import PREPROCESSOR_FILE
 from igpt_core.images.palette import Palette
 from igpt_core.model.checkpoint import load_image_size, load_palette, model_fingerprint
 from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from pipeline.engine import cluster
-from pipeline.engine.batch_size import CPU, Memory, forward_images, painting_images
+from pipeline.engine.batch_size import CPU, Memory, forward_images, sampling_images
 from pipeline.engine.gpu_memory import free_gpu_bytes
 from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
@@ -50,7 +50,7 @@ class Compute:
 
 def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
     """The palette and image size of a model folder, or of a palette file and a given size."""
-    location = pinned(absolute_model(location), (PREPROCESSOR_FILE,))
+    location = resolve_revision(absolute_model(location), (PREPROCESSOR_FILE,))
     palette = load_palette(location, storage_options=options)
     if image_size is None:
         image_size = load_image_size(location, storage_options=options)
@@ -74,7 +74,7 @@ def find_model(location: str, options: Mapping[str, Any], *, head: str | None = 
     Raises CheckpointError for a folder that holds none, UsageError for one that lacks the head
     or whose palette or image size does not fit.
     """
-    given, location = location, pinned(absolute_model(location), (CONFIG_FILE,))
+    given, location = location, resolve_revision(absolute_model(location), (CONFIG_FILE,))
     try:
         config = HEADS[head].check_pretrained(location, storage_options=options)
     except NoHeadError as error:
@@ -82,9 +82,9 @@ def find_model(location: str, options: Mapping[str, Any], *, head: str | None = 
     quantizer = find_quantizer(location, None, options)
     if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:
         raise UsageError(
-            f"{given} has {config.n_positions} positions and {config.n_colors} colours, its "
+            f"{given} has {config.n_positions} positions and {config.n_colors} colors, its "
             f"preprocessor_config.json {quantizer.image_size} x {quantizer.image_size} pixels and "
-            f"{len(quantizer.palette)} colours; next: a model folder whose files fit"
+            f"{len(quantizer.palette)} colors; next: a model folder whose files fit"
         )
     return Model(location, config, model_fingerprint(location, options), quantizer)
 
@@ -145,7 +145,7 @@ def forward_batches(model: Model, options: ModelOptions) -> Callable[[Compute], 
     return images
 
 
-def painting_batches(model: Model, options: ModelOptions, n: int) -> Callable[[Compute], int]:
+def sampling_batches(model: Model, options: ModelOptions, n: int) -> Callable[[Compute], int]:
     """Images that are decoded together, each with the n that are drawn of it.
 
     Raises UsageError where a batch as the options give it does not hold one.
@@ -161,7 +161,7 @@ def painting_batches(model: Model, options: ModelOptions, n: int) -> Callable[[C
         if given is not None:
             return given // n
         positions, room = model.quantizer.image_size**2, memory(compute, options.progress)
-        return painting_images(model.config, positions, n=n, dtype=compute.dtype, memory=room)
+        return sampling_images(model.config, positions, n=n, dtype=compute.dtype, memory=room)
 
     return images
 

@@ -43,13 +43,13 @@ def map_images(
             f"{', '.join(known.names)}; next: image_column and id_column of these"
         )
     definition = kind.define(options)
-    if definition.paints and id_column is None:
+    if definition.generates and id_column is None:
         raise UsageError(f"{kind.name} needs id_column: what it draws for a row depends on its id")
     batch = Batch.of(definition, options)
     # CPUs are not claimed: whoever made the data set may chain any number of stages, whose tasks
     # would wait for ever for what actors hold.
-    allotment = allotment_for(options, batch, claim_cpus=False)
-    job = Job(kind.name, options, definition, "", Plan("dataset", 1, ()), batch, allotment)
+    resources = allotment_for(options, batch, request_cpus=False)
+    job = Job(kind.name, options, definition, "", Plan("dataset", 1, ()), batch, resources)
     quantizer = definition.quantizer
     model_options = options_for(options.storage_options, "model")
     palette = {
@@ -66,8 +66,8 @@ def map_images(
     finish = {"job": kind.name, "columns": [column.name for column in definition.columns]}
     inner = [s for s in definition.stages(job) if s.cls not in (ReadImages, WriteParts)]
     stages = [
-        Stage(TokenizeRows, tokenize | palette, allotment.reading),
+        Stage(TokenizeRows, tokenize | palette, resources.reading),
         *inner,
-        Stage(FinishRows, finish | palette, allotment.writing),
+        Stage(FinishRows, finish | palette, resources.writing),
     ]
     return over(dataset, stages, batch_rows=_BATCHES * batch.images if batch.images else _ROWS)

@@ -13,7 +13,7 @@ from pipeline.inputs.files import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory.directory import new_record
 from pipeline.storage.filesystem import absolute, absolute_model
-from pipeline.storage.redact import masked
+from pipeline.storage.redact import redacted
 
 SECRET_OPTIONS = {"storage_options"}
 # Options of the input on which results depend as they are.
@@ -27,7 +27,7 @@ def dependencies(
     quantizer, model, compute = definition.quantizer, definition.model, batch.compute
     found: dict[str, Any] = {"job": name}
     if isinstance(options, ImageJobOptions):
-        found |= {"input": masked(absolute_input(options.input))}
+        found |= {"input": redacted(absolute_input(options.input))}
         found |= options.model_dump(include=_INPUT_OPTIONS)
     found |= {"image_size": quantizer.image_size, "palette": quantizer.palette.fingerprint}
     if batch.images is not None:
@@ -45,9 +45,9 @@ def record_of(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
         command=command_line(),
         options=_shown(job.options),
         seed=wanted.get("seed"),
-        model=model and {"location": masked(model.location), "fingerprint": model.fingerprint},
+        model=model and {"location": redacted(model.location), "fingerprint": model.fingerprint},
         palette={
-            "location": masked(quantizer.location),
+            "location": redacted(quantizer.location),
             "fingerprint": quantizer.palette.fingerprint,
         },
         image_size=quantizer.image_size,
@@ -80,7 +80,7 @@ def in_any_folder(values: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(options: RunOptions) -> dict[str, Any]:
     """The options as run.json shows them: no secrets, and locations that hold in any folder."""
     values = in_any_folder(options.model_dump(exclude=SECRET_OPTIONS, mode="json"))
-    return {key: masked(v) if isinstance(v, str) else v for key, v in values.items()}
+    return {key: redacted(v) if isinstance(v, str) else v for key, v in values.items()}
 
 
 # Holds what stood before the job where `igpt submit` was typed.
@@ -97,4 +97,4 @@ def command_line() -> str:
         elif word.startswith("--storage-options="):
             word = "--storage-options=..."
         shown.append(word)
-    return masked(shlex.join(shown))
+    return redacted(shlex.join(shown))

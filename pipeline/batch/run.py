@@ -17,7 +17,7 @@ from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
 from pipeline.run_directory.lease import Lease
 from pipeline.storage.filesystem import absolute, options_for
-from pipeline.storage.redact import masked
+from pipeline.storage.redact import redacted
 
 # Options that are found on the cluster where they are not given. Results depend on them, and at a
 # resume the cluster may be another, or not have its GPUs yet.
@@ -65,8 +65,8 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
             # Where rows are not counted, each file is a shard by itself, whatever the size.
             plan = source.cut(size or batch.shard_size(definition, source.rows or 0))
         assert plan is not None
-        allotment = allotment_for(options, batch)
-        job = Job(kind.name, options, definition, directory.location, plan, batch, allotment)
+        resources = allotment_for(options, batch)
+        job = Job(kind.name, options, definition, directory.location, plan, batch, resources)
         record = record_of(job, wanted) if recorded is None or options.overwrite else recorded
         job = replace(job, lease=_claim(job, directory, record, begins=begins))
         if source is not None:
@@ -145,6 +145,6 @@ def _execute(job: Job, directory: RunDirectory) -> None:
         palette=job.definition.quantizer.palette,
     )
     if options.json_lines:
-        print(json.dumps({"event": "done", "output": masked(job.output), **report}), flush=True)
+        print(json.dumps({"event": "done", "output": redacted(job.output), **report}), flush=True)
     else:
-        print(masked(f"{job.output}/report.html"), flush=True)
+        print(redacted(f"{job.output}/report.html"), flush=True)

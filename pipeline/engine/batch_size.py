@@ -36,7 +36,7 @@ def forward_images(config: ImageGPTConfig, n_positions: int, *, dtype: str, memo
     return max(1, min(room // _activations(config, n_positions, dtype), memory.most_images))
 
 
-def painting_images(
+def sampling_images(
     config: ImageGPTConfig, n_positions: int, *, n: int, dtype: str, memory: Memory
 ) -> int:
     """Images that are decoded together, n sequences of each; one at least.
@@ -58,7 +58,7 @@ def _activations(config: ImageGPTConfig, n_positions: int, dtype: str) -> int:
 
 def _weights(config: ImageGPTConfig, dtype: str) -> int:
     """Bytes of the matrices: four of attention and two of the MLP in each layer, and those of
-    colours and positions."""
+    colors and positions."""
     width = config.n_embd
     layer = width * (4 * width + 2 * config.inner_size)
     tables = (2 * config.vocab_size + config.n_positions) * width

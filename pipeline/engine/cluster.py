@@ -17,7 +17,7 @@ from ray.data import DataContext
 
 from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
@@ -52,13 +52,13 @@ def connected(address: str | None) -> Iterator[None]:
             yield
     finally:
         if ours:
-            unheard(ray.shutdown)
+            silence_stdout(ray.shutdown)
 
 
 Result = TypeVar("Result")
 
 
-def unheard(call: Callable[..., Result], *arguments: Any) -> Result:
+def silence_stdout(call: Callable[..., Result], *arguments: Any) -> Result:
     """What a call returns that waits for Ray, which says on stdout that a process died: results
     and JSON lines go there."""
     with redirect_stdout(io.StringIO()):
@@ -79,8 +79,8 @@ def _join_or_start(address: str | None) -> None:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"cannot join the Ray cluster at {address or 'local'}: {one_line(error)}; check "
-                "--address and RAY_ADDRESS"
+                f"cannot join the Ray cluster at {address or 'local'}: {redacted_line(error)}; "
+                "check --address and RAY_ADDRESS"
             ) from error
 
 
@@ -148,7 +148,7 @@ def _stderr_closed() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Allotment:
+class ResourcePlan:
     """What each stage of a job gets."""
 
     reading: Resources
@@ -183,14 +183,14 @@ def auto_model_actors(device: str) -> int:
     return max(gpus(), 1) if device == "cuda" else cpus()
 
 
-def allot(
+def allocate(
     *,
     device: str | None,
     cpu_actors: int | None,
     model_actors: int | None,
-    claim_cpus: bool = True,
+    request_cpus: bool = True,
     grows: bool = False,
-) -> Allotment:
+) -> ResourcePlan:
     """Shares of the cluster's CPUs, such that all actors of the job fit at once.
 
     Where machines have to come for the job, as there is no CPU yet, or fewer GPUs than it asks for
@@ -201,7 +201,7 @@ def allot(
     Args:
         device: of the model stage, None where the job has none.
         cpu_actors, model_actors: as asked for; found from the cluster where None.
-        claim_cpus: false for actors that run beside whatever else there is.
+        request_cpus: false for actors that run beside whatever else there is.
         grows: whether GPUs that are not there may come; see `may_grow`.
     """
     if device == "cuda" and (model_actors or 0) > gpus() and not grows:
@@ -218,9 +218,9 @@ def allot(
     # Those with a GPU claim no CPU: on a node whose CPUs readers took first they could never start.
     n_claiming = n_reading + n_writing + (n_model if device == "cpu" else 0)
     share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_claiming)
-    share = int(share * 1000) / 1000 if claim_cpus else 0.0
+    share = int(share * 1000) / 1000 if request_cpus else 0.0
     on_gpu = device == "cuda"
-    return Allotment(
+    return ResourcePlan(
         reading=Resources(actors=n_reading, num_cpus=share),
         model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
         writing=Resources(actors=n_writing, num_cpus=share),

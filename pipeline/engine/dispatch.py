@@ -11,12 +11,12 @@ import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.engine.cluster import STALLED_SECONDS, unheard
-from pipeline.engine.stage import NOT_BEGUN, Parcel, Stage, StageError, chain, unpacked
+from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
+from pipeline.engine.stage import NOT_BEGUN, ShardResult, Stage, StageError, chain, deserialize
 from pipeline.errors import RunFailed, StageGaveUp
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan, Shard
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 # Shards that fail one after the other, none between them done, for each actor: a disk is full then,
 # a store is gone or a model broken. Actors rest longer after each, so some time has passed.
@@ -58,16 +58,16 @@ def consume(
         back: set[int] = set()
         blocks = {index: table.slice(row_of[index], 1) for index in order}
         try:
-            with closing(_round(blocks, stages, lease, proven=work.begun)) as parcels:
-                for parcel in parcels:
-                    back.add(parcel.shard)
-                    if parcel.block is not None:
-                        work.is_done(parcel.shard)
-                        yield from parcel.block.to_pylist()
-                    elif parcel.ends_run:
-                        raise StageGaveUp(parcel.failure)
-                    elif parcel.failure != NOT_BEGUN:
-                        work.has_failed(parcel.shard, str(parcel.failure))
+            with closing(_round(blocks, stages, lease, proven=work.begun)) as results:
+                for result in results:
+                    back.add(result.shard)
+                    if result.block is not None:
+                        work.is_done(result.shard)
+                        yield from result.block.to_pylist()
+                    elif result.ends_run:
+                        raise StageGaveUp(result.failure)
+                    elif result.failure != NOT_BEGUN:
+                        work.has_failed(result.shard, str(result.failure))
         except ExecutionTimeoutError as error:
             raise RunFailed(
                 f"no shard got on for {STALLED_SECONDS / 3600:g} hours, as where the cluster has "
@@ -80,19 +80,19 @@ def consume(
 
 def _round(
     blocks: Mapping[int, pa.Table], stages: Sequence[Stage], lease: Lease | None, *, proven: bool
-) -> Generator[Parcel, None, None]:
+) -> Generator[ShardResult, None, None]:
     """The blocks through the stages once, as Ray does it. Raises RayError."""
     dataset = chain(blocks, stages, lease=lease, proven=proven)
     results: Any = iter(
         dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
     try:
-        while (result := unheard(next, results, None)) is not None:
-            yield from unpacked(result)
+        while (result := silence_stdout(next, results, None)) is not None:
+            yield from deserialize(result)
     finally:
         # Of processes that are not needed any more.
         with suppress(ray.exceptions.RayError, ExecutionTimeoutError):
-            unheard(results.close)
+            silence_stdout(results.close)
 
 
 class _Work:
@@ -180,4 +180,4 @@ def _reported(error: BaseException) -> str | None:
 
 
 def _begin(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
+    return f"{type(error).__name__}: {redacted_line(error)}"

@@ -4,10 +4,10 @@ import sys
 
 import ray
 
-from pipeline.engine.cluster import STALLED_SECONDS, unheard
+from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
 from pipeline.engine.progress import Mode
 from pipeline.errors import RunFailed
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 _SILENT_SECONDS = 15.0  # a worker starts and loads torch; who waits for longer learns for what
 
@@ -36,17 +36,17 @@ def free_gpu_bytes(*, progress: Mode) -> int:
                     "expected a free GPU of the cluster, found none in "
                     f"{STALLED_SECONDS / 3600:g} hours; next: the same command when one is free"
                 )
-        return int(unheard(ray.get, task))
+        return int(silence_stdout(ray.get, task))
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise RunFailed(
             "expected a GPU of the cluster with which torch works, found "
-            f"{type(cause).__name__}: {one_line(cause)}; next: mend torch or CUDA on the nodes "
-            "that have GPUs, and give the same command again"
+            f"{type(cause).__name__}: {redacted_line(cause)}; next: mend torch or CUDA on the "
+            "nodes that have GPUs, and give the same command again"
         ) from error
 
 
 def _done(task: ray.ObjectRef, seconds: float) -> bool:
     """Whether it has ended, well or not, within so long."""
-    ready, _ = unheard(lambda: ray.wait([task], timeout=seconds))
+    ready, _ = silence_stdout(lambda: ray.wait([task], timeout=seconds))
     return bool(ready)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.storage.filesystem import store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 GRACE_SECONDS = 60.0  # for the shards in hand; schedulers kill after about as long
 
@@ -43,7 +43,7 @@ def stoppable(
             _log.warning(
                 "told to stop, but the output is out of reach, so shards are still begun; the run "
                 "ends %.0f seconds after the signal, or at once at a second one (%s: %s)",
-                *(grace, type(error).__name__, one_line(error)),
+                *(grace, type(error).__name__, redacted_line(error)),
             )
 
     def watch() -> None:

@@ -16,8 +16,8 @@ from ray.util.annotations import RayDeprecationWarning
 from pipeline.engine.metrics import IdleShare
 from pipeline.errors import EndOfRun
 from pipeline.run_directory.lease import Lease
-from pipeline.storage.redact import masked_traceback, one_line
-from pipeline.storage.retry import SHARD_PAUSES, patiently
+from pipeline.storage.redact import redacted_line, redacted_traceback
+from pipeline.storage.retry import SHARD_BACKOFF, with_retry
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
 FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}
@@ -50,7 +50,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class ShardResult:
     """A shard between two stages: its block, or why there is none.
 
     `failure` is one line: a stage could not do this shard. The stages after it pass it on, so that
@@ -68,7 +68,7 @@ NOT_BEGUN = "not begun"
 
 # Between stages a shard is one row: Ray demands a number of rows for the batches of a stage with
 # GPUs, puts short blocks together until they have it, and cuts what has more.
-_PACKED = pa.schema(
+_SERIALIZED = pa.schema(
     [
         pa.field("shard", pa.int32()),
         pa.field("block", pa.large_binary()),  # an Arrow stream
@@ -78,18 +78,18 @@ _PACKED = pa.schema(
 )
 
 
-def packed(parcels: Iterable[Parcel]) -> pa.Table:
-    """A row for each parcel."""
+def serialize(results: Iterable[ShardResult]) -> pa.Table:
+    """A row for each result."""
     rows = [
         {
-            "shard": parcel.shard,
-            "block": None if parcel.block is None else _stream(parcel.block),
-            "failure": parcel.failure,
-            "ends_run": parcel.ends_run,
+            "shard": result.shard,
+            "block": None if result.block is None else _stream(result.block),
+            "failure": result.failure,
+            "ends_run": result.ends_run,
         }
-        for parcel in parcels
+        for result in results
     ]
-    return pa.Table.from_pylist(rows, schema=_PACKED)
+    return pa.Table.from_pylist(rows, schema=_SERIALIZED)
 
 
 def _stream(block: pa.Table) -> bytes:
@@ -99,11 +99,11 @@ def _stream(block: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def unpacked(table: pa.Table) -> Iterator[Parcel]:
-    """The parcels that `packed` made rows of; their blocks are not copied."""
-    for shard, stream, *failure in zip(*(table[name] for name in _PACKED.names), strict=True):
+def deserialize(table: pa.Table) -> Iterator[ShardResult]:
+    """The results that `serialize` made rows of; their blocks are not copied."""
+    for shard, stream, *failure in zip(*(table[name] for name in _SERIALIZED.names), strict=True):
         block = pa.ipc.open_stream(stream.as_buffer()).read_all() if stream.is_valid else None
-        yield Parcel(shard.as_py(), block, *(value.as_py() for value in failure))
+        yield ShardResult(shard.as_py(), block, *(value.as_py() for value in failure))
 
 
 class StageError(Exception):
@@ -118,11 +118,11 @@ class _Reporting:
 
     def __init__(self, **arguments: Any) -> None:
         with self._reported():
-            self._stage = patiently(lambda: self.stage(**arguments), SHARD_PAUSES)
+            self._stage = with_retry(lambda: self.stage(**arguments), SHARD_BACKOFF)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with self._reported():
-            return patiently(lambda: self._stage(block), SHARD_PAUSES)
+            return with_retry(lambda: self._stage(block), SHARD_BACKOFF)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -130,14 +130,14 @@ class _Reporting:
             yield
         except Exception as error:  # none is kept from being reported
             kind = type(error).__name__
-            reported = StageError(f"{self.stage.__name__}: {kind}: {one_line(error)}")
+            reported = StageError(f"{self.stage.__name__}: {kind}: {redacted_line(error)}")
             # In the place of its cause, which Ray would log with the secrets of its addresses.
-            reported.add_note(masked_traceback(error))
+            reported.add_note(redacted_traceback(error))
             raise reported from None
 
 
-class _ReportingPacked(_Reporting):
-    """The same of shards that come and go as parcels: an error ends the shard, not the run.
+class _ReportingShards(_Reporting):
+    """The same of shards that come and go as results: an error ends the shard, not the run.
 
     With a lease it works at no shard that is not for this run to begin. After a shard that failed
     it rests, longer each time, until one is done: on a node where all fail at once it would have
@@ -158,31 +158,31 @@ class _ReportingPacked(_Reporting):
         self._failed_in_a_row = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        parcels = list(unpacked(table))
-        if self._failed_in_a_row and any(parcel.failure is None for parcel in parcels):
+        results = list(deserialize(table))
+        if self._failed_in_a_row and any(result.failure is None for result in results):
             time.sleep(min(2 ** (self._failed_in_a_row - 1), _LONGEST_REST))
         begun = time.perf_counter()
-        result = packed(map(self._handed_on, parcels))
+        result = serialize(map(self._handed_on, results))
         waited, self._ended = begun - self._ended, time.perf_counter()
         self._idle.set(waited=waited, worked=self._ended - begun)
         return result
 
-    def _handed_on(self, parcel: Parcel) -> Parcel:
-        if parcel.failure is not None:
-            return parcel
+    def _handed_on(self, result: ShardResult) -> ShardResult:
+        if result.failure is not None:
+            return result
         try:
             with self._reported():
                 if self.lease is not None and not self.lease.may_begin():
-                    return Parcel(parcel.shard, failure=NOT_BEGUN)
-            done = replace(parcel, block=super().__call__(parcel.block))
+                    return ShardResult(result.shard, failure=NOT_BEGUN)
+            done = replace(result, block=super().__call__(result.block))
             self._failed_in_a_row = 0
             return done
         except StageError as error:
             self._failed_in_a_row += 1
-            _log.exception("shard %d failed", parcel.shard)
+            _log.exception("shard %d failed", result.shard)
             if isinstance(end := error.__context__, EndOfRun):
-                return Parcel(parcel.shard, failure=str(end), ends_run=True)
-            return Parcel(parcel.shard, failure=str(error))
+                return ShardResult(result.shard, failure=str(end), ends_run=True)
+            return ShardResult(result.shard, failure=str(error))
 
 
 def chain(
@@ -201,11 +201,11 @@ def chain(
             likely its node's fault than theirs, and the others get on without it for longer.
 
     Returns:
-        What the last stage makes of each block, as `packed` has it.
+        What the last stage makes of each block, as `serialize` has it.
     """
     # from_arrow would have a task look at each block: an autoscaler would bring nodes for them.
-    parcels = packed(Parcel(*item) for item in blocks.items()).to_pylist()
-    dataset = ray.data.from_items(parcels, override_num_blocks=len(parcels))
+    results = serialize(ShardResult(*item) for item in blocks.items()).to_pylist()
+    dataset = ray.data.from_items(results, override_num_blocks=len(results))
     n_actors = [min(stage.resources.actors, len(blocks)) for stage in stages]
     # A lone actor that cannot start has nobody to leave the work to.
     rest = _START_REST if proven or max(n_actors) > 1 else 0.0
@@ -213,7 +213,7 @@ def chain(
         # What a model has done is written also by a run that stops; what was only read is left.
         lent = None if stage is stages[-1] else lease
         traits = {"stage": stage.cls, "lease": lent, "start_rest": rest}
-        dataset = _mapped(dataset, stage, _ReportingPacked, traits, batch_size=1, actors=actors)
+        dataset = _mapped(dataset, stage, _ReportingShards, traits, batch_size=1, actors=actors)
     starts = _FAILED_STARTS_LATER if proven else _FAILED_STARTS
     dataset.context.max_consecutive_actor_init_deaths = starts * max(n_actors)
     return dataset

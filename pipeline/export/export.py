@@ -24,7 +24,7 @@ from pipeline.run_directory.directory import RunDirectory, refuse_other_run, res
 from pipeline.run_directory.layout import part_name
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.storage.filesystem import exists, join, read_bytes, uri_of
-from pipeline.storage.redact import masked
+from pipeline.storage.redact import redacted
 
 FORMAT = 1
 EXPORT_FILE = "export.json"
@@ -92,7 +92,7 @@ def find_palette(run: FinishedRun, location: str | None, options: Mapping[str, A
     if found != expected:
         raise UsageError(
             f"expected the palette of the run, fingerprint {expected}, found {found} in "
-            f"{masked(location)}; next: --palette with the palette or model that the run had"
+            f"{redacted(location)}; next: --palette with the palette or model that the run had"
         )
     return location
 
@@ -104,7 +104,7 @@ def claim(target: RunDirectory, run: FinishedRun, *, to: str, overwrite: bool) -
     """
     wanted = {
         "to": to,
-        "run": masked(run.location),
+        "run": redacted(run.location),
         **{name: run.record[name] for name in ("job", "created")},
         # Rows that failed once may have a result by now.
         **{name: run.report[name] for name in ("rows", "errors")},

@@ -15,7 +15,7 @@ from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.shards import Shard, shards_in
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 EXPORTED = pa.schema(
     [
@@ -88,7 +88,7 @@ class ExportParts:
             contents = Contents.of(self._job, file.schema_arrow, self._passthrough)
             table = file.read(contents.columns)
         except parquet_errors() as error:
-            raise RuntimeError(f"cannot read {piece.path}: {one_line(error)}") from error
+            raise RuntimeError(f"cannot read {piece.path}: {redacted_line(error)}") from error
         return Part(shard.index, table, contents, self._n_samples, self._palette, self._side)
 
     def _write(self, file: tuple[str, bytes]) -> None:

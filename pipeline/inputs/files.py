@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.errors import UsageError
 from pipeline.inputs.braces import expand, split_list
 from pipeline.storage.filesystem import absolute, kind, open_location, store_errors, uri_of
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 from pipeline.storage.walk import glob_files, has_magic, list_files, list_folder
 
 # Pillow recognizes these but cannot decode them.
@@ -81,8 +81,8 @@ def _list_part(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[s
             raise UsageError(f"expected a file or folder at {uri}, found nothing")
     except store_errors() as error:
         raise UsageError(
-            f"cannot read {uri}: {type(error).__name__}: {one_line(error)}; check the path, your "
-            "rights and --storage-options"
+            f"cannot read {uri}: {type(error).__name__}: {redacted_line(error)}; check the path, "
+            "your rights and --storage-options"
         ) from error
     if not files:
         raise UsageError(f"expected files at {uri}, found none; check --input")

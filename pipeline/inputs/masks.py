@@ -20,7 +20,7 @@ from pipeline.storage.filesystem import (
     read_bytes,
     store_errors,
 )
-from pipeline.storage.redact import masked, one_line
+from pipeline.storage.redact import redacted, redacted_line
 
 STAGE = "mask"
 
@@ -45,18 +45,20 @@ def find_mask(location: str | None, options: Mapping[str, Any]) -> Mask | None:
         if content:
             load_pixels(content, 1)
     except (*store_errors(), ImageError) as error:
-        raise UsageError(f"cannot read --mask {masked(location)}: {one_line(error)}") from error
+        raise UsageError(
+            f"cannot read --mask {redacted(location)}: {redacted_line(error)}"
+        ) from error
     if found is None:
         raise UsageError(
             f"expected --mask to be an image, or a folder of images, found nothing at "
-            f"{masked(location)}"
+            f"{redacted(location)}"
         )
     digest = hashlib.sha256(content).hexdigest()[:32]
-    return Mask(location, digest if found == "file" else masked(location))
+    return Mask(location, digest if found == "file" else redacted(location))
 
 
 class Masks:
-    """Reads masks: pixels darker than half are given, the others are to be painted.
+    """Reads masks: pixels darker than half are given, the others are to be samples.
 
     Args:
         location: an image for all rows; or a folder, in which the mask of a row has the row's id

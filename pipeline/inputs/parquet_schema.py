@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.files import InputFile
 from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
 from pipeline.storage.filesystem import is_local, open_location, store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 _FOOTER_THREADS = 32
 _FOOTER_ROUND = 512
@@ -69,8 +69,8 @@ def _footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMetaDat
         return footer, footer.schema.to_arrow_schema()
     except parquet_errors() as error:
         raise UsageError(
-            f"cannot read the Parquet footer of {file.path}: {one_line(error)}; repair the file "
-            "or leave it out"
+            f"cannot read the Parquet footer of {file.path}: {redacted_line(error)}; repair the "
+            "file or leave it out"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A run directory as the input of the next job: recognised, checked, its results found."""
+"""A run directory as the input of the next job: recognized, checked, its results found."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from pipeline.rows import TOKENS
 from pipeline.run_directory.directory import resuming
 from pipeline.run_directory.layout import FORMAT, REPORT_FILE, RUN_FILE
 from pipeline.storage.filesystem import open_location, read_bytes, store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 _DATA = re.compile(r"data/part-\d{6,}\.parquet")
 
@@ -102,6 +102,7 @@ def _load(file: InputFile, options: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     except store_errors() as error:
         raise UsageError(
-            f"cannot read {file.path}: {one_line(error)}; check your rights and --storage-options"
+            f"cannot read {file.path}: {redacted_line(error)}; check your rights and "
+            "--storage-options"
         ) from error
     return content if isinstance(content, dict) else {}

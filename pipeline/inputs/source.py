@@ -64,7 +64,7 @@ class Source:
         if self.palette not in (None, palette):
             raise UsageError(
                 f"expected tokens of the palette {palette}, which the job uses, found those of "
-                f"{self.palette}, whose colours are others; next: the model or palette of the run "
+                f"{self.palette}, whose colors are others; next: the model or palette of the run "
                 "that made them, or quantize the images with this one"
             )
 

@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.files import InputFile, format_extensions
 from pipeline.inputs.tar_index import DAMAGE, MOST_BYTES, open_tar, read_members
 from pipeline.storage.filesystem import store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 # By the last extension of a field, as WebDataset's own decoder takes them.
 _INTEGERS = {"cls", "cls2", "class", "count", "index", "inx", "id"}
@@ -101,7 +101,7 @@ def _heads(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, s
         raise
     except store_errors() as error:
         raise UsageError(
-            f"cannot read the tar {file.path}: {one_line(error)}; check your rights and "
+            f"cannot read the tar {file.path}: {redacted_line(error)}; check your rights and "
             "--storage-options, or leave it out of --input"
         ) from error
 

@@ -32,7 +32,7 @@ from pipeline.readers.chunk import (
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import store_errors
-from pipeline.storage.redact import masked, one_line
+from pipeline.storage.redact import redacted, redacted_line
 
 MOST_UNPACKED = 16 << 30  # of a packed tar, which may be made to fill the disk
 
@@ -142,7 +142,7 @@ def _named(path: str) -> Iterator[None]:
         yield
     except store_errors() as error:
         raise UnreadableTar(
-            f"cannot read the tar {masked(path)}: {type(error).__name__}: {one_line(error)}"
+            f"cannot read the tar {redacted(path)}: {type(error).__name__}: {redacted_line(error)}"
         ) from error
 
 
@@ -206,7 +206,7 @@ def _value(file: IO[bytes], field: str, fields: Mapping[str, Member]) -> int | s
             return payload.decode()
         return pa.scalar(int(payload), pa.int64()).as_py()
     except (ValueError, OverflowError) as failure:
-        raise BadSample("InvalidField", f"member .{field}: {one_line(failure)}") from failure
+        raise BadSample("InvalidField", f"member .{field}: {redacted_line(failure)}") from failure
 
 
 def _image(file: IO[bytes], fields: Mapping[str, Member], chosen: str | None) -> bytes:

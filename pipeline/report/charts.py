@@ -12,14 +12,14 @@ from PIL import Image
 from igpt_core.images.palette import Palette
 from pipeline.report.bar_chart import bar_chart, ticks
 from pipeline.report.text import duration, html_id, html_text, rate
-from pipeline.run_directory.likelihoods import BIN_WIDTH, N_BINS, TOP, NatsHistogram, to_bits
+from pipeline.run_directory.likelihoods import BIN_WIDTH, N_BINS, TOP, NLLHistogram, to_bits
 from pipeline.run_directory.summary import Figures, RunRecord
 from pipeline.run_directory.throughput import Throughput
 
 _MERGES = (1, 2, 4, 10, 20)  # bins to a bar: the edges stay round numbers
 _MARKED_PAUSES = 20
 _UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"))
-_COLOR_SIZE = 14  # of a palette's colour, pixels
+_COLOR_SIZE = 14  # of a palette's color, pixels
 
 
 # --- nats per pixel -------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def likelihoods(record: RunRecord) -> str:
 """
 
 
-def _histogram(nats: NatsHistogram, each: str) -> str:
+def _histogram(nats: NLLHistogram, each: str) -> str:
     """Bars of as many bins as suit the number of values, from the first that holds any to the
     last."""
     filled = np.flatnonzero(nats.counts)
@@ -172,11 +172,11 @@ def stage_times(figures: Figures) -> str:
 """
 
 
-# --- colours --------------------------------------------------------------------------------------
+# --- colors --------------------------------------------------------------------------------------
 
 
 def palette_colors(palette: Palette) -> str:
-    """All colours of a palette in the order of their tokens."""
+    """All colors of a palette in the order of their tokens."""
     n = len(palette)
     across = 2 ** round(math.log2(math.sqrt(2 * n)))  # about twice as wide as high
     pixels = np.zeros((math.ceil(n / across) * across, 4), np.uint8)
@@ -186,9 +186,9 @@ def palette_colors(palette: Palette) -> str:
     address = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return f"""<section>
 <h2>Palette</h2>
-<p class="quiet">{n:,} colour{"s" if n != 1 else ""}, line by line in the order of the tokens ·
+<p class="quiet">{n:,} color{"s" if n != 1 else ""}, line by line in the order of the tokens ·
 fingerprint <code>{palette.fingerprint}</code></p>
 <div class="card"><img class="swatch" src="{address}" style="width: {across * _COLOR_SIZE}px"
- alt="the {n:,} colours of the palette"></div>
+ alt="the {n:,} colors of the palette"></div>
 </section>
 """

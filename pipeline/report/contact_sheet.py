@@ -27,7 +27,7 @@ def scale_of(side: int) -> int:
 
 
 def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
-    """All entries as one PNG: pictures enlarged by a whole factor, nearest neighbour.
+    """All entries as one PNG: pictures enlarged by a whole factor, nearest neighbor.
 
     `title` and `note` are the two lines above them. Entries run from left to right, in as many
     columns as make the sheet somewhat wider than high. Missing rows and transparent pixels of a

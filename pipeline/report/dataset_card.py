@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from pipeline.report.text import printable
-from pipeline.run_directory.likelihoods import NatsHistogram
+from pipeline.run_directory.likelihoods import NLLHistogram
 from pipeline.run_directory.summary import RunRecord
 from pipeline.stages.write_parts import ROW_GROUP_ROWS
 
@@ -21,7 +21,7 @@ _SAYS = {
     "classify": "The classes that an ImageGPT classifier finds in images.",
     "complete": "Images finished by ImageGPT from a part of each.",
     "embed": "What ImageGPT sees in images, as features.",
-    "quantize": "Images as the colour tokens that ImageGPT reads.",
+    "quantize": "Images as the color tokens that ImageGPT reads.",
     "sample": "Images that ImageGPT made up.",
     "score": "How likely ImageGPT finds images.",
 }
@@ -119,13 +119,13 @@ def _columns(record: RunRecord) -> str:
     )
 
 
-def _units(nats: NatsHistogram | None) -> str:
+def _units(nats: NLLHistogram | None) -> str:
     """What stands behind numbers of `nll`."""
     if nats is None:
         return ""
     return f"""
 `nll` is a negative log-likelihood in nats per pixel: the lower, the likelier for the model. A pixel
-is one colour of the palette, so the numbers compare between images of one palette and size.
+is one color of the palette, so the numbers compare between images of one palette and size.
 Bits are nats / ln 2. Of {nats.n:,} values the mean is {nats.mean:.2f}, the median
 {nats.median:.2f}, the lowest {nats.lowest[0][1]:.2f}, the highest {nats.highest[0][1]:.2f}.
 """

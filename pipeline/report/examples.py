@@ -30,7 +30,7 @@ class Picture:
 
     `side`: height and width of the full square. The PNG may hold only the upper rows of it (None:
     none), and transparent pixels: the rest was not given. `made_from`: first row with pixels that
-    the model made, None: none. `heat_top`: nats of the brightest colour of a heat map.
+    the model made, None: none. `heat_top`: nats of the brightest color of a heat map.
     """
 
     title: str

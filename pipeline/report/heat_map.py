@@ -23,7 +23,7 @@ _SHARE = 0.99  # of all pixels are on the scale: a few surprises do not make the
 
 
 def scale_top(maps: Sequence[ArrayLike]) -> float:
-    """Nats of the brightest colour, the same for all maps of a report; what is above has it too."""
+    """Nats of the brightest color, the same for all maps of a report; what is above has it too."""
     nats = np.concatenate([np.empty(0), *(np.asarray(one, np.float64).ravel() for one in maps)])
     nats = nats[np.isfinite(nats)]
     top = float(np.quantile(nats, _SHARE)) if nats.size else 0.0

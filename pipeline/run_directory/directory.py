@@ -32,7 +32,7 @@ from pipeline.shards import Plan
 from pipeline.stages.write_parts import parquet_bytes
 from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _THREADS = 32
@@ -184,7 +184,7 @@ class RunDirectory:
         except store_errors() as error:
             raise UsageError(
                 f"cannot use {self.location}: {type(error).__name__}: "
-                f"{one_line(error)}; check the path, your rights and --storage-options"
+                f"{redacted_line(error)}; check the path, your rights and --storage-options"
             ) from error
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import re
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystem import asked, join
+from pipeline.storage.filesystem import join, retry_on
 
 FORMAT = 1  # of run directories
 FOLDERS = ("data", "errors", "stats")
@@ -44,7 +44,7 @@ def shards_with_errors(fs: AbstractFileSystem, output: str) -> set[int]:
 def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
     fs.invalidate_cache()
     try:
-        paths = asked(fs, lambda: fs.ls(join(output, folder), detail=False))
+        paths = retry_on(fs, lambda: fs.ls(join(output, folder), detail=False))
     except FileNotFoundError:
         return set()
     return {shard for shard in map(shard_of, paths) if shard is not None}

@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 from pipeline.run_directory.layout import LEASE_FILE, RUN_FILE, stop_file
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes, store_errors
-from pipeline.storage.retry import patiently
+from pipeline.storage.retry import with_retry
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Lease:
     def _read(self, name: str = LEASE_FILE) -> dict[str, Any]:
         fs, folder = self._place
         try:
-            return dict(json.loads(patiently(lambda: read_bytes(fs, join(folder, name)))))
+            return dict(json.loads(with_retry(lambda: read_bytes(fs, join(folder, name)))))
         except FileNotFoundError:
             return {}
 

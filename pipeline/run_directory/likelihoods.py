@@ -23,13 +23,13 @@ EXTREMES = 5
 _TYPES = {"score": pa.float32(), "sample": pa.float32(), "complete": pa.list_(pa.float32())}
 
 
-def has_nats(job: str, schema: pa.Schema) -> bool:
+def has_nll(job: str, schema: pa.Schema) -> bool:
     """Whether results of that schema hold nats per pixel that the job found."""
     return rows.NLL in schema.names and schema.field(rows.NLL).type == _TYPES.get(job)
 
 
 @dataclass(frozen=True)
-class NatsHistogram:
+class NLLHistogram:
     """Nats per pixel of any number of images.
 
     `counts` (161,) int64: bins of 0.05 nats. `total` is the sum of all values, `lowest` and
@@ -44,7 +44,7 @@ class NatsHistogram:
     not_finite: int
 
     @classmethod
-    def of(cls, results: pa.Table) -> "NatsHistogram":
+    def of(cls, results: pa.Table) -> "NLLHistogram":
         """Of the columns `id` and `nll` of a part, be it a number a row or a list of them."""
         ids, values = results[rows.ID].combine_chunks(), results[rows.NLL].combine_chunks()
         if pa.types.is_list(values.type):
@@ -67,7 +67,7 @@ class NatsHistogram:
         )
 
     @classmethod
-    def sum(cls, parts: Iterable["NatsHistogram"]) -> "NatsHistogram":
+    def sum(cls, parts: Iterable["NLLHistogram"]) -> "NLLHistogram":
         """Of all parts together; of none it is empty."""
         parts = list(parts)
         lowest = sorted((v for part in parts for v in part.lowest), key=lambda v: v[1])
@@ -93,7 +93,7 @@ class NatsHistogram:
         }
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "NatsHistogram":
+    def from_json(cls, found: Mapping[str, Any]) -> "NLLHistogram":
         """What `to_json` gave."""
         counts = np.zeros(N_BINS, np.int64)
         for index, count in found["bins"].items():

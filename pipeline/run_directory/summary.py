@@ -18,7 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.rows import JOBS
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import PLAN_FILE, REPORT_FILE, RUN_FILE, part_name
-from pipeline.run_directory.likelihoods import NatsHistogram
+from pipeline.run_directory.likelihoods import NLLHistogram
 from pipeline.run_directory.throughput import Span, Throughput, throughput, working_seconds
 from pipeline.storage.filesystem import exists, join, read_bytes
 
@@ -76,7 +76,7 @@ class RunRecord:
     figures: Figures
     errors: tuple[ErrorKind, ...]
     speed: Throughput | None
-    nats: NatsHistogram | None
+    nats: NLLHistogram | None
 
     @property
     def job(self) -> str:
@@ -127,8 +127,8 @@ def read_record(directory: RunDirectory) -> RunRecord:
     finished = report is not None and len(parts) == planned
     figures = _figures(parts, report if finished else None)
     spans = [_span(part) for part in parts if part.stats]
-    nats = NatsHistogram.sum(
-        NatsHistogram.from_json(part.stats["nats"]) for part in parts if "nats" in part.stats
+    nats = NLLHistogram.sum(
+        NLLHistogram.from_json(part.stats["nats"]) for part in parts if "nats" in part.stats
     )
     return RunRecord(
         run=run,

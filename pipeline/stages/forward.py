@@ -16,7 +16,7 @@ from igpt_core.learning.scoring import token_nll
 from igpt_core.model.config import ImageGPTConfig
 from pipeline import rows
 from pipeline.stages.blocks import score_arrays, tokens_of, with_seconds
-from pipeline.stages.model_batches import Computing, in_place
+from pipeline.stages.model_batches import ComputePlan, in_place
 
 
 def class_names(config: ImageGPTConfig) -> list[str] | None:
@@ -48,21 +48,21 @@ class Embed:
     """Blocks of quantized rows -> the same with the columns of `rows.embed_columns`.
 
     Args:
-        computing: the model, of which no head is used.
+        compute_plan: the model, of which no head is used.
         layers, sos, normed: as of `pooled_features`.
         embedding_dtype: "float32" or "float16", of the columns.
     """
 
     def __init__(
         self,
-        computing: Computing,
+        compute_plan: ComputePlan,
         *,
         layers: Sequence[int],
         sos: bool,
         normed: bool,
         embedding_dtype: str,
     ) -> None:
-        self._computing, self._model = computing, computing.load(head=None)
+        self._compute_plan, self._model = compute_plan, compute_plan.load(head=None)
         self._layers, self._sos, self._normed = layers, sos, normed
         self._embedding_dtype = embedding_dtype
 
@@ -76,7 +76,7 @@ class Embed:
         compute = partial(
             pooled_features, self._model, layers=self._layers, sos=self._sos, normed=self._normed
         )
-        for place, features in self._computing.in_batches(compute, tokens):
+        for place, features in self._compute_plan.in_batches(compute, tokens):
             for layer, pooled in features.items():
                 found[layer][place] = pooled[: place.stop - place.start].cpu().numpy()
         return {
@@ -89,12 +89,12 @@ class Score:
     """Blocks of quantized rows -> the same with the columns of `rows.score_columns`.
 
     Args:
-        computing: the model, which has a next-pixel head.
+        compute_plan: the model, which has a next-pixel head.
         mapped: whether the nats of every pixel are kept.
     """
 
-    def __init__(self, computing: Computing, *, mapped: bool) -> None:
-        self._computing, self._model = computing, computing.load(head="causal")
+    def __init__(self, compute_plan: ComputePlan, *, mapped: bool) -> None:
+        self._compute_plan, self._model = compute_plan, compute_plan.load(head="causal")
         self._mapped = mapped
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -103,7 +103,7 @@ class Score:
     @torch.inference_mode()
     def _results(self, tokens: NDArray[np.uint16]) -> dict[str, pa.Array]:
         nats = np.empty(tokens.shape, np.float32)
-        for place, found in self._computing.in_batches(partial(token_nll, self._model), tokens):
+        for place, found in self._compute_plan.in_batches(partial(token_nll, self._model), tokens):
             nats[place] = found[: place.stop - place.start].cpu().numpy()
         columns = score_arrays(nats.mean(axis=1, dtype=np.float64).astype(np.float32))
         return columns | ({rows.NLL_MAP: vectors(nats)} if self._mapped else {})
@@ -115,11 +115,11 @@ class Classify:
     The model is fed the pixels alone, as its head was trained.
 
     Args:
-        computing: the model, which has a classification head.
+        compute_plan: the model, which has a classification head.
     """
 
-    def __init__(self, computing: Computing) -> None:
-        self._computing, self._model = computing, computing.load(head="classification")
+    def __init__(self, compute_plan: ComputePlan) -> None:
+        self._compute_plan, self._model = compute_plan, compute_plan.load(head="classification")
         self._names = class_names(self._model.config)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -141,7 +141,7 @@ class Classify:
     def _logits(self, tokens: NDArray[np.uint16]) -> NDArray[np.float32]:
         """(N, T) tokens to logits (N, num_labels)."""
         logits = np.empty((len(tokens), self._model.config.num_labels), np.float32)
-        for place, output in self._computing.in_batches(
+        for place, output in self._compute_plan.in_batches(
             partial(self._model, use_cache=False), tokens
         ):
             logits[place] = output.logits[: place.stop - place.start].float().cpu().numpy()

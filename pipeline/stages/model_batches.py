@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from igpt_core.generation.packed import packed
+from igpt_core.generation.packed import prepacked
 from igpt_core.heads import load_model, random_model
 from pipeline.stages.cuda_errors import within_memory
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Computing:
+class ComputePlan:
     """Where the model of a stage lies, and how it computes.
 
     Attributes:
@@ -43,7 +43,7 @@ class Computing:
         """The model, as `load_model` gives it, for inference: on a CPU its weights are packed.
 
         So a row's results do not depend on its place in a batch, which they do with MKL's products
-        for some numbers of rows and columns (see `packed`).
+        for some numbers of rows and columns (see `prepacked`).
         """
         if self.device == "cpu":
             # One thread an actor: actors do not fight, and sums have one order whatever the number
@@ -53,7 +53,7 @@ class Computing:
         if self.model.startswith(RANDOM):
             untrained = random_model(self.model.removeprefix(RANDOM), seed=0)
             chosen = untrained if head == "causal" else untrained.transformer
-            return packed(chosen.to(self.device, dtype))
+            return prepacked(chosen.to(self.device, dtype))
         model = load_model(
             self.model,
             device=self.device,
@@ -61,7 +61,7 @@ class Computing:
             head=head,
             storage_options=self.model_options,
         )
-        return packed(model)
+        return prepacked(model)
 
     def in_batches(
         self, compute: Callable[..., Result], *arrays: NDArray[Any]
@@ -70,7 +70,7 @@ class Computing:
         int64 tensors on the device; with the slice of rows that they are.
 
         The last batch is padded with rows of zeros: a matrix product may round a row otherwise when
-        the number of rows differs, and now and then that is another colour or class.
+        the number of rows differs, and now and then that is another color or class.
 
         Raises DoesNotFit where the device has too little memory.
         """

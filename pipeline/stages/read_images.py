@@ -45,7 +45,7 @@ class ReadImages:
         image_size: pixels a side.
         resize, crop: as in `load_pixels`.
         input_options, model_options: fsspec options of the two locations.
-        mask: location of masks, as in `Masks`, whose rows then have `rows.PINNED`.
+        mask: location of masks, as in `Masks`, whose rows then have `rows.KNOWN_PIXELS`.
         prompts: the input is of tokens that begin images. Zeros are put after them, and a column
             `rows.PROMPT_LENGTH` (int32, null beside an error) says how many were there.
     """
@@ -116,7 +116,7 @@ class ReadImages:
         if self._masks is not None:
             pins = self._masks.given(chunk.ids)
             found = [_worse(*pair) for pair in zip(found, pins, strict=True)]
-            own[rows.PINNED] = _pins_array(pins, self._tokenizer.n_positions)
+            own[rows.KNOWN_PIXELS] = _pins_array(pins, self._tokenizer.n_positions)
         columns = {name: chunk.columns[name] for name in chunk.columns.column_names}
         return pa.table({**own, **self._tokenizer.columns(found), **columns})
 
@@ -145,7 +145,7 @@ def _pins_array(
 
 
 class CountColors:
-    """Blocks of the plan -> a row a shard: its colours, their counts, rows and bad rows.
+    """Blocks of the plan -> a row a shard: its colors, their counts, rows and bad rows.
 
     Args as of `ReadImages`.
     """

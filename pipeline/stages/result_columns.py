@@ -42,8 +42,8 @@ def _prompts(
 ) -> pa.StructArray:
     """What the model was given, as PNG: the rows that hold given pixels, clear where one is not."""
     known = np.arange(side * side) < good[rows.PROMPT_LENGTH].to_numpy()[:, None]
-    if rows.PINNED in good.column_names:
-        known |= bits_of(good[rows.PINNED])
+    if rows.KNOWN_PIXELS in good.column_names:
+        known |= bits_of(good[rows.KNOWN_PIXELS])
     return _images([_prompt(*row, palette, side) for row in zip(tokens, known, strict=True)])
 
 

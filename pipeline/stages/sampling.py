@@ -12,11 +12,11 @@ from torch import Tensor
 from igpt_core.generation.decoding import Pinned, complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.learning.scoring import token_nll
-from pipeline.stages.model_batches import Computing
+from pipeline.stages.model_batches import ComputePlan
 
 
 @dataclass(frozen=True)
-class Given:
+class Prompt:
     """What the model is given of N images.
 
     `tokens` (N, T) uint16, of which the first `lengths` (N,) are the prompt; `pinned` (N, T) bool
@@ -29,7 +29,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Painted:
+class Samples:
     """Images (N, S, T) uint16 and, where asked for, nats per generated pixel (N, S) float32."""
 
     samples: NDArray[np.uint16]
@@ -55,33 +55,33 @@ class Drawing:
     sampling: SamplingConfig
 
 
-class Painter:
+class Sampler:
     """A causal model that completes images.
 
     Args:
-        computing: the model, which has a next-pixel head.
+        compute_plan: the model, which has a next-pixel head.
         drawing: how it draws.
     """
 
-    def __init__(self, computing: Computing, drawing: Drawing) -> None:
-        self._computing, self._model = computing, computing.load(head="causal")
+    def __init__(self, compute_plan: ComputePlan, drawing: Drawing) -> None:
+        self._compute_plan, self._model = compute_plan, compute_plan.load(head="causal")
         self._drawing = drawing
 
-    def paint(self, given: Given, ids: list[str]) -> Painted:
+    def paint(self, given: Prompt, ids: list[str]) -> Samples:
         """Finish the images; each depends on what is given of it and on its id alone."""
         n_rows, n_positions = given.tokens.shape
         samples = np.empty((n_rows, self._drawing.n_samples, n_positions), np.uint16)
         nll = np.empty((n_rows, self._drawing.n_samples), np.float32)
         seeds = np.array([row_seed(self._drawing.seed, id_) for id_ in ids], np.int64)
-        for rows, painted, nats in self._batches(given, seeds):
-            samples[rows] = painted[: len(rows)].cpu().numpy()
+        for rows, samples, nats in self._batches(given, seeds):
+            samples[rows] = samples[: len(rows)].cpu().numpy()
             if nats is not None:
                 nll[rows] = nats[: len(rows)].float().cpu().numpy()
-        return Painted(samples, nll if self._drawing.scored else None)
+        return Samples(samples, nll if self._drawing.scored else None)
 
     @torch.inference_mode()
     def _batches(
-        self, given: Given, seeds: NDArray[np.int64]
+        self, given: Prompt, seeds: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.intp], Tensor, Tensor | None]]:
         """(rows, samples, nats) of each model batch. All rows of a batch stand at one position, so
         those with prompts of one length are computed together."""
@@ -90,7 +90,7 @@ class Painter:
             rows = np.flatnonzero(given.lengths == length)
             arrays = (given.tokens[rows], pinned[rows], seeds[rows])
             draw = partial(self._draw, length=int(length), pins=given.pinned is not None)
-            for place, (drawn, nats) in self._computing.in_batches(draw, *arrays):
+            for place, (drawn, nats) in self._compute_plan.in_batches(draw, *arrays):
                 yield rows[place], drawn, nats
 
     def _draw(

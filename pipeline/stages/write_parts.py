@@ -19,7 +19,7 @@ from pipeline import rows
 from pipeline.errors import Superseded
 from pipeline.run_directory.layout import FOLDERS, part_name
 from pipeline.run_directory.lease import Lease
-from pipeline.run_directory.likelihoods import NatsHistogram, has_nats
+from pipeline.run_directory.likelihoods import NLLHistogram, has_nll
 from pipeline.stages.blocks import by_shard, tokens_of
 from pipeline.stages.result_columns import RESULTS, pictures
 from pipeline.storage.atomic import write_atomic
@@ -79,7 +79,7 @@ class WriteParts:
         self._lease = lease
         self._columns = RESULTS.get(job)
         self._schema = schema
-        self._has_nats = has_nats(job, schema)
+        self._has_nll = has_nll(job, schema)
         self._side = image_size
         self._n_examples = 0 if job in RESULTS else examples
         self._palette = load_palette(palette, storage_options=model_options)
@@ -177,8 +177,8 @@ class WriteParts:
             figures["run"] = self._lease.run  # not in the part, whose bytes no run may change
         if self._n_examples:
             figures["examples"] = self._examples(good)
-        if self._has_nats:
-            figures["nats"] = NatsHistogram.of(results).to_json()
+        if self._has_nll:
+            figures["nats"] = NLLHistogram.of(results).to_json()
         return figures
 
     def _examples(self, good: pa.Table) -> list[dict[str, Any]]:
@@ -250,4 +250,8 @@ def _seconds(block: pa.Table) -> dict[str, float]:
 
 def _drawn(good: pa.Table) -> int:
     """Tokens that the model drew."""
-    return pc.sum(good[rows.DRAWN]).as_py() or 0 if rows.DRAWN in good.column_names else 0
+    return (
+        pc.sum(good[rows.SAMPLED_TOKENS]).as_py() or 0
+        if rows.SAMPLED_TOKENS in good.column_names
+        else 0
+    )

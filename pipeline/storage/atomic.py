@@ -10,7 +10,7 @@ from functools import partial
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystem import asked, exists, is_local, protocols, read_bytes
+from pipeline.storage.filesystem import exists, is_local, protocols, read_bytes, retry_on
 
 # Filesystems that show a file while it is being written; the others publish it at the end.
 _NOT_ATOMIC = {"sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webHDFS"}
@@ -39,9 +39,9 @@ def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
             fs.pipe_file(path, payload)
 
     try:
-        asked(fs, write)
+        retry_on(fs, write)
     except FileNotFoundError:  # a run that ended took it for what a killed writer had left
-        asked(fs, write)
+        retry_on(fs, write)
 
 
 def has_temporaries(fs: AbstractFileSystem) -> bool:

@@ -16,8 +16,8 @@ from fsspec.implementations.local import LocalFileSystem
 from igpt_core.errors import library_errors
 from igpt_core.files.model_files import EMBEDDED, is_hub_id
 from pipeline.errors import UsageError
-from pipeline.storage.redact import masked, one_line
-from pipeline.storage.retry import patiently
+from pipeline.storage.redact import redacted, redacted_line
+from pipeline.storage.retry import with_retry
 
 Result = TypeVar("Result")
 Role = Literal["input", "output", "model"]
@@ -75,7 +75,9 @@ def open_location(
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise UsageError(f"cannot open {protocol}:// locations yet: {one_line(error)}") from error
+        raise UsageError(
+            f"cannot open {protocol}:// locations yet: {redacted_line(error)}"
+        ) from error
     except ValueError as error:
         raise UsageError(
             f"expected a path or a URI that fsspec knows (s3://, gs://, ...), found {protocol}://; "
@@ -88,7 +90,7 @@ def open_location(
     except (TypeError, ValueError, ImportError, *store_errors()) as error:
         raise UsageError(
             f"cannot open {protocol}:// with --storage-options {', '.join(options or {}) or '{}'}: "
-            f"{one_line(error)}"
+            f"{redacted_line(error)}"
         ) from error
     return fs, path.rstrip("/")
 
@@ -110,13 +112,13 @@ def local_output(path: str) -> str:
     """The path of a local file to be written, its folder made. Raises UsageError where it is a
     URI or cannot be written: better now than when the work is done."""
     if _PROTOCOL.match(path):
-        raise UsageError(f"expected a local --output, found {masked(path)}; copy it afterwards")
+        raise UsageError(f"expected a local --output, found {redacted(path)}; copy it afterwards")
     path = absolute(path)
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make the folder of --output: {one_line(error)}") from error
+        raise UsageError(f"cannot make the folder of --output: {redacted_line(error)}") from error
     if not os.access(folder, os.W_OK):
         raise UsageError(f"cannot write into {folder}; check --output and your rights")
     return path
@@ -162,12 +164,12 @@ def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     options = _ONE_GET if "s3" in protocols(fs) else {}
-    return bytes(asked(fs, lambda: fs.cat_file(path, **options)))
+    return bytes(retry_on(fs, lambda: fs.cat_file(path, **options)))
 
 
-def asked(fs: AbstractFileSystem, request: Callable[[], Result]) -> Result:
+def retry_on(fs: AbstractFileSystem, request: Callable[[], Result]) -> Result:
     """What a request returns, which is made again where the filesystem does not do so itself."""
-    return request() if protocols(fs) & _PATIENT else patiently(request)
+    return request() if protocols(fs) & _PATIENT else with_retry(request)
 
 
 def protocols(fs: AbstractFileSystem) -> set[str]:
@@ -178,7 +180,7 @@ def kind(fs: AbstractFileSystem, path: str) -> Literal["file", "folder"] | None:
     """What is there now, whatever was listed before; None: nothing."""
     fs.invalidate_cache()
     try:
-        found = asked(fs, lambda: fs.info(path))["type"]
+        found = retry_on(fs, lambda: fs.info(path))["type"]
     except (FileNotFoundError, NotADirectoryError):
         return None
     return "folder" if found == "directory" else "file"

@@ -15,18 +15,18 @@ _LOGIN = re.compile(
 )
 
 
-def masked(text: str) -> str:
+def redacted(text: str) -> str:
     """Text that may hold locations, without logins and without the queries (signatures) of web
     addresses: fit to be shown and written down."""
     return _without_logins(_WEB_QUERY.sub(r"\1?***", text))
 
 
-def is_masked(text: str) -> bool:
-    """Whether `masked` left something out of a location, so that it leads nowhere."""
+def is_redacted(text: str) -> bool:
+    """Whether `redacted` left something out of a location, so that it leads nowhere."""
     return "://***@" in text or _MASKED_QUERY.search(text) is not None
 
 
-def one_line(error: BaseException, *, length: int = 300) -> str:
+def redacted_line(error: BaseException, *, length: int = 300) -> str:
     """An exception's text on one line of at most `length` characters, without the queries
     (signatures) and the logins that URLs in it hold."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -34,7 +34,7 @@ def one_line(error: BaseException, *, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def masked_traceback(error: BaseException) -> str:
+def redacted_traceback(error: BaseException) -> str:
     """An exception's traceback, and those of what it was raised from, with the same left out."""
     return _without_secrets("".join(traceback.format_exception(error)))
 

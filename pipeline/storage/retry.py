@@ -66,13 +66,13 @@ _PASSING_CODES = (
 # Of this machine, whatever is read: no image is bad for it, and to wait helps little.
 _OF_THE_NODE = {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 
-REQUEST_PAUSES = (0.2, 1.0, 4.0)  # seconds between tries of one request
-SHARD_PAUSES = (5.0, 20.0, 60.0)  # the same of all the work of a shard
+REQUEST_BACKOFF = (0.2, 1.0, 4.0)  # seconds between tries of one request
+SHARD_BACKOFF = (5.0, 20.0, 60.0)  # the same of all the work of a shard
 
 Result = TypeVar("Result")
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an exception, or what it was raised from, is a fault that may be gone soon: a time-
     out, a broken connection, a busy store, credentials that expired and are fetched anew."""
     return any(_passes(each) for each in _causes(error))
@@ -130,7 +130,7 @@ def _http_status(error: BaseException) -> int | None:
     return None
 
 
-def patiently(call: Callable[[], Result], pauses: Sequence[float] = REQUEST_PAUSES) -> Result:
+def with_retry(call: Callable[[], Result], pauses: Sequence[float] = REQUEST_BACKOFF) -> Result:
     """What the call returns, which is made again after each pause while a fault passes.
 
     Pauses are stretched at random by up to a half, so that actors which failed together do not come
@@ -140,7 +140,7 @@ def patiently(call: Callable[[], Result], pauses: Sequence[float] = REQUEST_PAUS
         try:
             return call()
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             time.sleep(pause * random.uniform(1.0, 1.5))
     return call()

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from fsspec import AbstractFileSystem
 
-from pipeline.storage.filesystem import asked, is_local, protocols
+from pipeline.storage.filesystem import is_local, protocols, retry_on
 
 _MAGIC = re.compile(r"[*?\[]")
 _LISTING_THREADS = 32
@@ -111,7 +111,7 @@ def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[st
         if "s3" in protocols(fs) and folder:
             return _ls_s3(fs, folder)
         fs.invalidate_cache(folder)
-        entries = asked(fs, lambda: fs.ls(folder, detail=True))
+        entries = retry_on(fs, lambda: fs.ls(folder, detail=True))
     except FileNotFoundError:
         return [], []
     fs.invalidate_cache(folder)  # which would keep every listing

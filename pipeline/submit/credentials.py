@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.storage.redact import masked
+from pipeline.storage.redact import redacted
 
 # Options of filesystems whose text is no secret. Of others nobody here knows what they hold.
 _HARMLESS = {
@@ -54,9 +54,9 @@ def refuse_credentials(options: Mapping[str, Any]) -> None:
             "options such as endpoint_url and region_name"
         )
     for name, value in options.items():
-        if isinstance(value, str) and masked(value) != value:
+        if isinstance(value, str) and redacted(value) != value:
             raise UsageError(
-                f"--{name.replace('_', '-')} {masked(value)} holds a login or the query of a web "
+                f"--{name.replace('_', '-')} {redacted(value)} holds a login or the query of a web "
                 f"address and cannot be submitted: {_NEXT}; next: the location without it"
             )
 
@@ -78,4 +78,4 @@ def _is_harmless(value: Any, key: str) -> bool:
         return True
     if isinstance(value, int | float):
         return _SECRET_NAME.search(key) is None
-    return key in _HARMLESS and masked(value) == value
+    return key in _HARMLESS and redacted(value) == value

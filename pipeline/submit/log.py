@@ -10,7 +10,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.errors import RunFailed
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
 _PAUSE_SECONDS = 0.5
 _SILENT_SECONDS = 60  # after which the log is asked for anew: a dead connection says nothing
@@ -53,7 +53,9 @@ class _Log:
                     return details
             except _OUT_OF_REACH as error:
                 if time.monotonic() - answered > _PATIENCE_SECONDS:
-                    raise RunFailed(f"the cluster does not answer: {one_line(error)}") from error
+                    raise RunFailed(
+                        f"the cluster does not answer: {redacted_line(error)}"
+                    ) from error
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _print_as_it_comes(self) -> None:
@@ -84,7 +86,7 @@ def _end(details: JobDetails) -> End:
     message = details.message or ""
     code = details.driver_exit_code
     if code is None:  # it never ran
-        return End(1, one_line(RuntimeError(message)))
+        return End(1, redacted_line(RuntimeError(message)))
     if missing := re.findall(r"ModuleNotFoundError: No module named '([\w.]+)'", message):
         return End(1, f"the nodes have no {missing[-1]}: igpt and what it needs must be installed")
     return End(code if code in _CODES else 1, f"exit code {code}; its log says why")

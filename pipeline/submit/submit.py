@@ -20,7 +20,7 @@ from pipeline.batch.record import SUBMITTED_WITH
 from pipeline.engine.cluster import keep_ray_quiet
 from pipeline.engine.signals import GRACE_SECONDS
 from pipeline.errors import RunFailed, UsageError
-from pipeline.storage.redact import masked, one_line
+from pipeline.storage.redact import redacted, redacted_line
 from pipeline.submit.package import packaged
 
 _PORT = 8265  # of Ray's job server, where an address does not say
@@ -46,7 +46,7 @@ class Cluster:
     @property
     def shown(self) -> str:
         """The URL as it may be written down."""
-        return masked(self.url)
+        return redacted(self.url)
 
     def client(self) -> JobSubmissionClient:
         """Ray's own, which asks this cluster whatever the environment says."""
@@ -60,7 +60,7 @@ class Cluster:
             typed: the words before the job, which run.json keeps with it.
         """
         environment = {
-            SUBMITTED_WITH: masked(shlex.join(typed)),
+            SUBMITTED_WITH: redacted(shlex.join(typed)),
             STOP_WAIT: str(STOP_SECONDS),
         }
         keep_ray_quiet()
@@ -74,7 +74,7 @@ class Cluster:
                 )
         except (OSError, RuntimeError, ValueError) as error:
             raise RunFailed(
-                f"the cluster at {self.shown} took no job: {one_line(error)}"
+                f"the cluster at {self.shown} took no job: {redacted_line(error)}"
             ) from error
 
     def command(self, verb: str, job: str) -> str:
@@ -97,7 +97,7 @@ def find_cluster(address: str | None) -> Cluster:
     if reply.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
         found = "one that it refuses" if "Authorization" in headers else "none"
         raise UsageError(
-            f"expected the token of the cluster at {masked(url)}, found {found}; next: put what "
+            f"expected the token of the cluster at {redacted(url)}, found {found}; next: put what "
             "`ray get-auth-token` says on its head into RAY_AUTH_TOKEN or ~/.ray/auth_token"
         )
     try:
@@ -105,7 +105,7 @@ def find_cluster(address: str | None) -> Cluster:
         return Cluster(url, headers, facts["rayVersion"], facts["pythonVersion"])
     except (ValueError, KeyError, TypeError):
         raise UsageError(
-            f"expected Ray's job server at {masked(url)}, found another server (status "
+            f"expected Ray's job server at {redacted(url)}, found another server (status "
             f"{reply.status_code}); check --address"
         ) from None
 
@@ -166,7 +166,7 @@ def _ask(url: str, headers: dict[str, str]) -> requests.Response:
         )
     except requests.RequestException as error:
         raise UsageError(
-            f"expected Ray's job server at {masked(url)}, found nothing that answers "
+            f"expected Ray's job server at {redacted(url)}, found nothing that answers "
             f"({type(error).__name__}); check --address, RAY_API_SERVER_ADDRESS and RAY_ADDRESS"
         ) from error
 

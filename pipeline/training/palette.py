@@ -1,4 +1,4 @@
-"""The colour histogram of an input: counted by shard through Ray, added up on the driver."""
+"""The color histogram of an input: counted by shard through Ray, added up on the driver."""
 
 from contextlib import closing
 
@@ -14,7 +14,7 @@ from pipeline.shards import Plan
 def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHistogram, int, int]:
     """The histogram of every readable image of a plan, how many those are, how many were not.
 
-    Holds the distinct colours only, 2^24 at most, whatever the number of images.
+    Holds the distinct colors only, 2^24 at most, whatever the number of images.
     """
     clock = Progress(
         total=plan.rows, done=0, errors=0, shards=len(plan.shards), shards_done=0, mode=progress

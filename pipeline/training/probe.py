@@ -116,7 +116,7 @@ def _plot(layers: Sequence[LayerAccuracy], chance: float) -> bytes:
     numbers = [row.layer for row in layers]
     axes.plot(numbers, [row.accuracy for row in layers], "o-", label="test")
     axes.plot(numbers, [row.validation_accuracy for row in layers], "o--", label="held-out")
-    axes.axhline(chance, color="grey", linewidth=1, linestyle=":", label="chance")
+    axes.axhline(chance, color="gray", linewidth=1, linestyle=":", label="chance")
     axes.set_xlabel("layer")
     axes.set_ylabel("accuracy")
     axes.set_xticks(numbers)

@@ -18,7 +18,7 @@ from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import part_name
 from pipeline.storage.filesystem import join, read_bytes, store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 from pipeline.verify.duplicate_ids import hashes
 
 # An error for a row whose id an earlier row has: the one id that may stand in both.
@@ -116,7 +116,7 @@ def look_through(
             ids += _ids(own[rows.ID], part_name("errors", shard), problems)
     except (*parquet_errors(), KeyError) as error:
         name = part_name("errors" if n_rows is not None else "data", shard)
-        problems.append(Problem("readable", f"{name}: {one_line(error, length=120)}"))
+        problems.append(Problem("readable", f"{name}: {redacted_line(error, length=120)}"))
     else:
         problems += _miscounted(directory, shard, n_rows, kinds.total(), planned, run)
     return PartFacts(n_rows or 0, kinds, hashes(ids), tuple(problems))
@@ -162,7 +162,7 @@ def _miscounted(
                 "same command again"
             )
     except (*store_errors(), ValueError, KeyError, TypeError) as error:
-        wrong = [f"{type(error).__name__}: {one_line(error, length=120)}"]
+        wrong = [f"{type(error).__name__}: {redacted_line(error, length=120)}"]
     if wrong:
         problems.append(Problem("stats", f"{name}: {', '.join(wrong)}"))
     return problems

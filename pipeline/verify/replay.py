@@ -19,7 +19,7 @@ from pipeline.batch.definition import Batch, BatchJob
 from pipeline.batch.job import Job
 from pipeline.batch.model import Compute
 from pipeline.batch.record import dependencies
-from pipeline.engine.cluster import Allotment
+from pipeline.engine.cluster import ResourcePlan
 from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
@@ -29,9 +29,9 @@ from pipeline.run_directory.layout import part_name
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import WriteParts, parquet_bytes
 from pipeline.storage.filesystem import join, read_bytes, store_errors
-from pipeline.storage.redact import one_line
+from pipeline.storage.redact import redacted_line
 
-_HERE = Allotment(Resources(), Resources(), Resources())
+_HERE = ResourcePlan(Resources(), Resources(), Resources())
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _job(
     try:
         definition = kind.define(options)
     except (UsageError, CheckpointError) as error:
-        raise NotReplayed(one_line(error)) from error
+        raise NotReplayed(redacted_line(error)) from error
     batch = Batch()
     if definition.images_per_batch is not None:
         compute = Compute(recorded["device"], recorded["dtype"])
@@ -144,14 +144,16 @@ def _read_part(directory: RunDirectory, shard: int) -> _Stored:
         except FileNotFoundError:
             return _Stored(results, rows.ERRORS.empty_table())
     except parquet_errors() as error:
-        raise NotReplayed(f"cannot read {part_name('data', shard)}: {one_line(error)}") from error
+        raise NotReplayed(
+            f"cannot read {part_name('data', shard)}: {redacted_line(error)}"
+        ) from error
 
 
 def _read_shard(read: Any, plan: Plan, shard: Shard) -> pa.Table:
     try:
         return read(replace(plan, shards=(shard,)).to_table())
     except (*store_errors(), RuntimeError) as error:
-        raise NotReplayed(f"cannot read the input: {one_line(error)}") from error
+        raise NotReplayed(f"cannot read the input: {redacted_line(error)}") from error
 
 
 def _other_rows(shard: int, stored: _Stored, block: pa.Table) -> str | None:

@@ -24,7 +24,7 @@ from pipeline.run_directory.layout import (
 from pipeline.shards import Plan
 from pipeline.storage.atomic import is_temporary
 from pipeline.storage.filesystem import join, read_bytes, store_errors
-from pipeline.storage.redact import is_masked, one_line
+from pipeline.storage.redact import is_redacted, redacted_line
 from pipeline.verify.duplicate_ids import MOST, repeated_ids
 from pipeline.verify.part import Layout, PartFacts, look_through, unique_ids
 
@@ -114,7 +114,7 @@ def _plan(directory: RunDirectory, record: Mapping[str, Any]) -> tuple[Plan | No
         file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
         plan = Plan.from_table(file.read())
     except (*parquet_errors(), ValueError, KeyError, TypeError, UsageError) as error:
-        text = f"{PLAN_FILE}: {type(error).__name__}: {one_line(error, length=120)}"
+        text = f"{PLAN_FILE}: {type(error).__name__}: {redacted_line(error, length=120)}"
         return None, Check("plan", False, "not readable", (text,))
     wrong = []
     if [shard.index for shard in plan.shards] != list(range(len(plan.shards))):
@@ -167,7 +167,7 @@ def _report(directory: RunDirectory, facts: Sequence[PartFacts], *, shards: int)
     try:
         report = directory.report()
     except (ValueError, TypeError) as error:
-        return _check("report", "", [f"{REPORT_FILE}: {one_line(error)}"])
+        return _check("report", "", [f"{REPORT_FILE}: {redacted_line(error)}"])
     if report is None:
         return _check("report", "", [f"{REPORT_FILE} is not there: the run did not end"])
     counted = {
@@ -196,11 +196,11 @@ def _fingerprints(record: Mapping[str, Any], options: Mapping[str, Any]) -> Iter
 
 
 def _fingerprint(name: str, location: str, recorded: str, of: Callable[[str], str]) -> Check:
-    if is_masked(location):
+    if is_redacted(location):
         return Check(name, None, f"not checked: run.json does not keep all of {location}")
     try:
         found = of(location)
     except (*store_errors(), CheckpointError, UsageError) as error:
-        return Check(name, None, f"not checked: {one_line(error)}")
+        return Check(name, None, f"not checked: {redacted_line(error)}")
     wrong = [f"{location}: {found}, in run.json {recorded}"] if found != recorded else []
     return _check(name, f"fingerprint {recorded}", wrong)

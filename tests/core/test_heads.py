@@ -43,7 +43,7 @@ def test_greedy_tokens(shape, given):
         do_sample=False,
         cache_implementation="dynamic",
     )
-    assert len(other[:, 1:].unique()) > 1  # not one colour for ever
+    assert len(other[:, 1:].unique()) > 1  # not one color for ever
     assert mine.tolist() == other[:, None, 1:].expand(3, 2, -1).tolist()
 
 

@@ -20,18 +20,18 @@ def igpt(job: str, **options: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def quantized(ray_session, labelled_parquet, tiny_model, tmp_path_factory) -> Path:
+def quantized(ray_session, labeled_parquet, tiny_model, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "tokens"
-    igpt("quantize", input=labelled_parquet, model=tiny_model, output=output, shard_size=10)
+    igpt("quantize", input=labeled_parquet, model=tiny_model, output=output, shard_size=10)
     return output
 
 
 def test_images_and_their_tokens_are_completed_alike(
-    quantized, labelled_parquet, tiny_model, tmp_path
+    quantized, labeled_parquet, tiny_model, tmp_path
 ):
     """Ids stay, so the seeds of the rows do, though one bad image moved the rows after it."""
     options = {"model": tiny_model, "samples": 2, "batch_size": 8, "seed": 7, "device": "cpu"}
-    igpt("complete", input=labelled_parquet, output=tmp_path / "images", **options)
+    igpt("complete", input=labeled_parquet, output=tmp_path / "images", **options)
     igpt("complete", input=quantized, output=tmp_path / "tokens", **options)
     images, tokens = (pq.read_table(tmp_path / name / "data") for name in ("images", "tokens"))
     assert tokens.num_rows == 22

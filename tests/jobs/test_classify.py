@@ -154,10 +154,10 @@ def test_the_report_shows_images_with_their_classes(classified):
 
 
 def test_labels_of_the_input_stay_beside_the_predicted_ones_and_numbered_classes_have_no_name(
-    ray_session, labelled_parquet, tmp_path
+    ray_session, labeled_parquet, tmp_path
 ):
     model = make_classifier(tmp_path / "model", {i: f"LABEL_{i}" for i in range(4)})
-    classify(labelled_parquet, model, tmp_path / "run")
+    classify(labeled_parquet, model, tmp_path / "run")
     found = pq.read_table(tmp_path / "run" / "data")
     assert found.column_names == ["id", "label", "predicted_label", "probability", "logits"]
     assert found["logits"].type == pa.list_(pa.float32(), 4)

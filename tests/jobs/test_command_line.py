@@ -158,7 +158,7 @@ def test_no_secret_reaches_a_file(ray_session, image_folder, tiny_model, tmp_pat
 
 
 def test_quantize_and_palette_chain(ray_session, image_folder, tiny_model, tmp_path):
-    """A palette fitted here quantizes there; the tokens are the nearest of its colours."""
+    """A palette fitted here quantizes there; the tokens are the nearest of its colors."""
     palette = tmp_path / "palette.npy"
     main(
         [
@@ -188,11 +188,11 @@ def test_quantize_and_palette_chain(ray_session, image_folder, tiny_model, tmp_p
 
 
 def test_train_makes_a_model_that_complete_takes(
-    ray_session, image_folder, labelled_parquet, tmp_path
+    ray_session, image_folder, labeled_parquet, tmp_path
 ):
     palette = tmp_path / "palette.npy"
-    main(["palette", f"--input={labelled_parquet}", f"--output={palette}", "--colors=8", "--quiet"])
-    train = ["train", f"--input={labelled_parquet}", f"--palette={palette}", "--image-size=8"]
+    main(["palette", f"--input={labeled_parquet}", f"--output={palette}", "--colors=8", "--quiet"])
+    train = ["train", f"--input={labeled_parquet}", f"--palette={palette}", "--image-size=8"]
     train += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=3", "--quiet"]
     main([*train, f"--output={tmp_path / 'model'}"])
     assert ImageGPTConfig.from_pretrained(tmp_path / "model").n_colors == 8

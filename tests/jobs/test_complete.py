@@ -187,15 +187,15 @@ def test_another_seed_is_refused_and_overwrite_starts_anew(
     assert parts(output) != first
 
 
-def test_labels_of_parquet_stay_class_labels(ray_session, labelled_parquet, tiny_model, tmp_path):
+def test_labels_of_parquet_stay_class_labels(ray_session, labeled_parquet, tiny_model, tmp_path):
     output = tmp_path / "run"
-    igpt(*command(labelled_parquet, tiny_model, output))
+    igpt(*command(labeled_parquet, tiny_model, output))
     rows = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.features["label"].names == ["cat", "dog", "frog"]
-    assert rows["id"] == [f"labelled.parquet#{i}" for i in range(23) if i != 5]
+    assert rows["id"] == [f"labeled.parquet#{i}" for i in range(23) if i != 5]
     assert rows["label"] == [i % 3 for i in range(23) if i != 5]
     (error,) = pq.read_table(output / "errors").to_pylist()
-    assert error["id"] == "labelled.parquet#5"
+    assert error["id"] == "labeled.parquet#5"
 
 
 def test_over_the_error_budget_is_exit_code_3(ray_session, photos, tiny_model, tmp_path, capsys):

@@ -56,14 +56,14 @@ def test_nats_of_masked_images_are_means_over_what_was_painted(
 
     mask = Image.new("L", (SIDE, SIDE), 255)
     for x in range(SIDE):
-        mask.putpixel((x, 6), 0)  # of the rows that are to be painted, the last but one is given
+        mask.putpixel((x, 6), 0)  # of the rows that are to be samples, the last but one is given
     mask.save(tmp_path / "mask.png")
     options = {"input": photos, "model": tiny_model, "output": tmp_path / "run", "score": True}
     igpt("complete", **options, mask=tmp_path / "mask.png", **COMMON)
     for row in results(tmp_path / "run"):
         (nats,) = nats_by_transformers(tiny_model, torch.tensor(row["samples"]))
-        painted = torch.cat([nats[GIVEN : 6 * SIDE], nats[7 * SIDE :]])
-        assert row["nll"] == pytest.approx([painted.mean().item()], abs=1e-4)
+        samples = torch.cat([nats[GIVEN : 6 * SIDE], nats[7 * SIDE :]])
+        assert row["nll"] == pytest.approx([samples.mean().item()], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_openais_checkpoint_becomes_a_model_that_complete_takes(
     assert last == (
         "models/openai: ImageGPTForCausalImageModeling, 2 layers x 24, 3 heads, "
         f"{sum(w.numel() for w in load_file('models/openai/model.safetensors').values()):,} "
-        "weights in float32; images: 4 x 4, 16 colours"
+        "weights in float32; images: 4 x 4, 16 colors"
     )
     words = ["complete", f"--input={images}", "--model=models/openai", "--output=out", "--quiet"]
     main(words)
@@ -58,7 +58,7 @@ def test_without_a_palette_it_says_so(tmp_path, capsys):
         ({"output": "s3://bucket/model"}, "expected a local --output"),
         ({"output": "thesis"}, "is not empty and holds no model"),
         ({"palette": "missing.npy"}, "expected missing.npy, found"),
-        ({"palette": "embedded"}, "16 colours, found 512"),
+        ({"palette": "embedded"}, "16 colors, found 512"),
         ({"dtype": "int8"}, "--dtype"),
     ],
 )

@@ -22,7 +22,7 @@ def test_every_photo_has_every_tile_and_nothing_else_is_written(folder):
     assert found == {f"{photo}/{tile}.png" for photo in PHOTOS for tile in TILES}
 
 
-@pytest.mark.parametrize("name", ["camera", "coffee"])  # grey, and wider than it is high
+@pytest.mark.parametrize("name", ["camera", "coffee"])  # gray, and wider than it is high
 def test_tiles_are_parts_of_the_photo(folder, name):
     photo = getattr(skimage.data, name)()
     height, width = photo.shape[:2]

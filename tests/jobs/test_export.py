@@ -29,10 +29,10 @@ def igpt(*words: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def quantized(ray_session, labelled_parquet, tiny_model, tmp_path_factory) -> Path:
-    """22 labelled images in 5 parts; a 23rd is bad."""
+def quantized(ray_session, labeled_parquet, tiny_model, tmp_path_factory) -> Path:
+    """22 labeled images in 5 parts; a 23rd is bad."""
     output = tmp_path_factory.mktemp("runs") / "quantized"
-    igpt("quantize", "--quiet", "--input", labelled_parquet, "--output", output,
+    igpt("quantize", "--quiet", "--input", labeled_parquet, "--output", output,
          "--model", tiny_model, "--shard-size", 5)  # fmt: skip
     return output
 

@@ -53,13 +53,13 @@ def write_images(path: Path, n: int, seed: int, *, names: list[str] | None = NAM
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> str:
-    """The folder of an untrained model for images of 8 x 8 pixels in 16 greys."""
+    """The folder of an untrained model for images of 8 x 8 pixels in 16 grays."""
     torch.manual_seed(0)
     config = ImageGPTConfig(vocab_size=17, n_positions=SIDE**2, n_embd=32, n_layer=2, n_head=2)
     folder = tmp_path_factory.mktemp("models") / "start"
-    greys = np.linspace(-1, 1, 16)[:, None].repeat(3, axis=1)
+    grays = np.linspace(-1, 1, 16)[:, None].repeat(3, axis=1)
     model = ImageGPTForCausalImageModeling(config)
-    save_checkpoint(model, folder, palette=Palette(greys), image_size=SIDE)
+    save_checkpoint(model, folder, palette=Palette(grays), image_size=SIDE)
     return str(folder)
 
 

@@ -20,7 +20,7 @@ NAMES = ["red", "green", "blue"]
 
 
 def write_images(path: Path, n: int, seed: int) -> None:
-    """Noisy pictures of one strong colour, labelled by it; other columns of labels beside."""
+    """Noisy pictures of one strong color, labeled by it; other columns of labels beside."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
     images = []
@@ -76,7 +76,7 @@ def test_accuracies_are_scikit_learns_with_the_strength_that_was_chosen(embedded
         score = theirs.score(features_of(embedded["test"], row["layer"]), labels[:31])
         # One image of 31 may lie on the border between two classes.
         assert row["accuracy"] == pytest.approx(score, abs=1.01 / 31)
-        assert row["accuracy"] > 0.6, "colours are told apart: chance would be a third"
+        assert row["accuracy"] > 0.6, "colors are told apart: chance would be a third"
         assert f"{row['accuracy']:.4f}" in printed
     best = max(found["layers"], key=lambda row: row["validation_accuracy"])
     assert found["best_layer"] == best["layer"]

@@ -24,7 +24,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def expected_tokens(model: str) -> np.ndarray:
-    """(ROWS, T): each image resized by Pillow, each pixel the nearest colour by brute force."""
+    """(ROWS, T): each image resized by Pillow, each pixel the nearest color by brute force."""
     colors = load_palette(model).colors.astype(np.float64)
     pixels = np.stack([np.asarray(photo(i).resize((SIDE, SIDE), 2)) for i in range(ROWS)])
     channels = pixels.reshape(ROWS, -1, 1, 3) / 127.5 - 1

@@ -16,7 +16,7 @@ from pictures import SIDE, encoded, photo
 from pipeline import rows
 from pipeline.inputs.source import find_source
 from pipeline.stages.generate import Complete
-from pipeline.stages.model_batches import Computing
+from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.read_images import ReadImages
 from pipeline.stages.sampling import Drawing
 from pipeline.stages.write_parts import WriteParts
@@ -88,7 +88,7 @@ def local_parts(fs, model: str, folder: Path) -> dict[str, bytes]:
         model_options={},
     )
     complete = Complete(
-        Computing(model, "cpu", "float32", images=2),
+        ComputePlan(model, "cpu", "float32", images=2),
         Drawing(2, 2, False, seed=0, sampling=SamplingConfig()),
         prompt_length=GIVEN,
     )

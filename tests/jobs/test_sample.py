@@ -68,7 +68,7 @@ def test_nats_are_those_of_transformers(sampled, tiny_model):
         assert row["bits_per_pixel"] == pytest.approx(nll / math.log(2), abs=2e-4)
 
 
-def test_pictures_are_the_colours_of_the_tokens(sampled, tiny_model, tmp_path):
+def test_pictures_are_the_colors_of_the_tokens(sampled, tiny_model, tmp_path):
     palette = load_palette(tiny_model)
     loaded = load_dataset(str(sampled), split="train", cache_dir=str(tmp_path))
     assert loaded.features["tokens"].length == SIDE**2

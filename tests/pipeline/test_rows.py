@@ -27,7 +27,7 @@ def png(color: tuple[int, int, int]) -> dict[str, bytes | str | None]:
     return {"bytes": file.getvalue(), "path": None}
 
 
-def labelled_input() -> pa.Schema:
+def labeled_input() -> pa.Schema:
     """The schema of a Hub data set of images with class labels, as `datasets` writes it."""
     features = Features(
         {"image": Image(), "label": ClassLabel(names=LABELS), "note": Value("string")}
@@ -38,7 +38,7 @@ def labelled_input() -> pa.Schema:
 @pytest.fixture
 def completed(tmp_path):
     """A part of the job complete: two rows, two samples each, labels passed through."""
-    source = labelled_input()
+    source = labeled_input()
     kept = pa.schema([source.field("label"), source.field("note")], metadata=source.metadata)
     schema = rows.schema_for("complete", rows.complete_columns(N), passthrough=kept)
     columns = {

@@ -19,7 +19,7 @@ from PIL import Image
 from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.report.write import write_report
-from pipeline.run_directory.likelihoods import NatsHistogram, has_nats
+from pipeline.run_directory.likelihoods import NLLHistogram, has_nll
 
 SIDE = 8
 SCALE = 16  # 128 / SIDE
@@ -62,7 +62,7 @@ def nats_for(id_: str) -> float:
     return float(map_for(id_).mean())
 
 
-def colours(tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def colors(tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.rint(127.5 * (PALETTE.colors[tokens] + 1)).astype(np.uint8)
 
 
@@ -80,7 +80,7 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
         scored = {"id": id_, "nll": nats, "bits_per_pixel": nats / np.log(2)}
         if job == "score":
             return scored | {"nll_map": map_for(id_).ravel()}
-        picture = {"bytes": png(colours(original)), "path": None}
+        picture = {"bytes": png(colors(original)), "path": None}
         return scored | {"tokens": original.ravel(), "image": picture}
     drawn = [tokens_for(id_, k + 1) for k in range(samples)]
     for sample in drawn:
@@ -89,9 +89,9 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
         "id": id_,
         "tokens": original.ravel(),
         "samples": [sample.ravel() for sample in drawn],
-        "images": [{"bytes": png(colours(sample)), "path": None} for sample in drawn],
-        "prompt": {"bytes": png(colours(original[:GIVEN])), "path": None},
-        "original": {"bytes": png(colours(original)), "path": None},
+        "images": [{"bytes": png(colors(sample)), "path": None} for sample in drawn],
+        "prompt": {"bytes": png(colors(original[:GIVEN])), "path": None},
+        "original": {"bytes": png(colors(original)), "path": None},
         "prompt_length": GIVEN * SIDE,
         "nll": [nats_for(f"{id_} {k}") for k in range(samples)],
     }
@@ -154,10 +154,10 @@ def make_run(
             "tokens": len(ids) * samples * (SIDE - GIVEN) * SIDE if job == "complete" else 0,
             "finished": (starts[shard] if starts else 100.0 * shard) + 10.0,
         }
-        if has_nats(job, schema):
-            stats["nats"] = NatsHistogram.of(table).to_json()
+        if has_nll(job, schema):
+            stats["nats"] = NLLHistogram.of(table).to_json()
         if job in BY_EXAMPLE:
-            pictures = [base64.b64encode(png(colours(tokens_for(id_, 0)))) for id_ in ids]
+            pictures = [base64.b64encode(png(colors(tokens_for(id_, 0)))) for id_ in ids]
             stats["examples"] = [
                 {"row": row, "png": picture.decode()} for row, picture in enumerate(pictures)
             ]

@@ -9,7 +9,7 @@ SIDE = 8
 
 
 def photo(seed: int, *, size=(40, 30)) -> Image.Image:
-    """A smooth colour gradient with noise: unlike any other seed's."""
+    """A smooth color gradient with noise: unlike any other seed's."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
     smooth = Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR)

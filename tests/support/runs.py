@@ -14,7 +14,7 @@ from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
 from pictures import SIDE
 
-START = 32  # the start token of the tiny model: after its 32 colours
+START = 32  # the start token of the tiny model: after its 32 colors
 
 
 def igpt(job: str, **options: object) -> None:

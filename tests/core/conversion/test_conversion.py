@@ -130,7 +130,7 @@ def test_pickles_shards_and_uris_keep_their_fingerprint(tmp_path, palette):
             assert load_palette(output).fingerprint == palette.fingerprint
 
 
-def test_the_own_processor_is_kept_and_a_given_palette_replaces_its_colours(tmp_path, palette):
+def test_the_own_processor_is_kept_and_a_given_palette_replaces_its_colors(tmp_path, palette):
     saved(tmp_path / "in")
     own = ImageGPTImageProcessor(palette.colors, size={"height": 3, "width": 5}, resample=3)
     own.save_pretrained(tmp_path / "in")
@@ -257,7 +257,7 @@ def test_palettes_that_do_not_fit(openai, tmp_path, palette):
     Palette(palette.colors[:12]).save(tmp_path / "small.npy")
     np.save(tmp_path / "text.npy", np.array(["text"]))
     for name, words in (
-        ("small.npy", "small.npy: expected a palette of the model's 16 colours, found 12$"),
+        ("small.npy", "small.npy: expected a palette of the model's 16 colors, found 12$"),
         ("text.npy", r"text.npy"),
         ("missing.npy", r": expected missing.npy, found "),
     ):

@@ -28,7 +28,7 @@ from igpt_core import (
     save_checkpoint,
 )
 from igpt_core.files.hub import split_id
-from igpt_core.files.model_files import at_revision, is_hub_id, model_files, pinned
+from igpt_core.files.model_files import at_revision, is_hub_id, model_files, resolve_revision
 
 COMMITS = {"main": "a" * 40, "old": "b" * 40}
 TOKEN = "hf_s3cret"
@@ -190,14 +190,14 @@ def test_revisions(hub):
 
 
 def test_an_id_is_pinned_to_what_it_stands_for_now(hub, monkeypatch):
-    now = pinned("owner/name", ("config.json",))
+    now = resolve_revision("owner/name", ("config.json",))
     assert now == f"owner/name@{COMMITS['main']}"
     asked = len(hub.asked)
-    assert pinned(now, ("config.json",)) == now
+    assert resolve_revision(now, ("config.json",)) == now
     assert model_files(now, ("config.json",))[0].parent.name == COMMITS["main"]
     assert len(hub.asked) == asked  # a commit never changes
     for other in ("embedded", "s3://bucket/model", "nowhere"):
-        assert pinned(other, ("config.json",)) == other
+        assert resolve_revision(other, ("config.json",)) == other
 
 
 def test_files_of_one_call_are_of_one_commit(hub, monkeypatch):

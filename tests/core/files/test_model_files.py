@@ -188,7 +188,7 @@ def test_names_that_lead_nowhere(remote, tmp_path, monkeypatch, place, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_tensorflow_checkpoint_is_recognised(tmp_path, monkeypatch):
+def test_a_tensorflow_checkpoint_is_recognized(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.ckpt-9.index").write_bytes(b"")
     for place in ("model.ckpt-9", tmp_path / "model.ckpt-9"):

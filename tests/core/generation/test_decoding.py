@@ -11,7 +11,7 @@ from torch import Tensor
 
 from igpt_core.generation import decoding
 from igpt_core.generation.decoding import complete, decode, decode_step, prefill
-from igpt_core.generation.packed import packed
+from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig, uniform_noise
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import layers
@@ -153,7 +153,7 @@ def test_images_may_be_smaller_than_the_model_allows() -> None:
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(("n_head", "head_size"), [(2, 16), (2, 96), (3, 64)])
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 6, 7, 8, 12, 16, 24, 32])
-def test_neither_neighbours_nor_its_place_change_a_row(
+def test_neither_neighbors_nor_its_place_change_a_row(
     rows: int, n_head: int, head_size: int, dtype: torch.dtype, steps_seen: list[Tensor]
 ) -> None:
     model = make_model(n_head=n_head, head_size=head_size, dtype=dtype)
@@ -280,7 +280,7 @@ def test_decoding_gives_attention_keys_and_values_without_gaps(
 
 @torch.inference_mode()
 def test_decode_goes_on_from_a_cache_that_was_filled_step_by_step() -> None:
-    model = packed(make_model())
+    model = prepacked(make_model())
     noise = uniform_noise(seeds(3), 1, range(4, 90)).flatten(0, 1)
     logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
     at_once = decode(model, logits, cache, noise, SAMPLING)
@@ -295,13 +295,13 @@ def test_decode_goes_on_from_a_cache_that_was_filled_step_by_step() -> None:
 
 def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    fan_out = KVCache.fan_out
+    repeat = KVCache.repeat
 
     def watched(self: KVCache, n: int, *, capacity: int) -> KVCache:
-        made.append(fan_out(self, n, capacity=capacity))
+        made.append(repeat(self, n, capacity=capacity))
         return made[-1]
 
-    monkeypatch.setattr(KVCache, "fan_out", watched)
+    monkeypatch.setattr(KVCache, "repeat", watched)
     complete(make_model(), prompts(2, 2), n_positions=70, seeds=seeds(2), sampling=SAMPLING)
     assert [(cache.capacity, cache.length) for cache in made] == [(70, 70)]
 

@@ -50,7 +50,7 @@ def test_greedy_tokens(shape, start, given):
             cache_implementation="dynamic",
         )
         assert found.tolist() == expected.tolist()
-    assert len(found[:, given:].unique()) > 1  # not one colour for ever
+    assert len(found[:, given:].unique()) > 1  # not one color for ever
 
 
 def test_samples_are_those_of_complete(model):
@@ -106,7 +106,7 @@ def test_seeds_come_from_the_global_generator(model):
 
 
 def test_first_tokens_have_the_probabilities_of_the_logits(model):
-    """20,000 draws: each share is within 5 of its deviations, odds of 1e-5 for all 16 colours."""
+    """20,000 draws: each share is within 5 of its deviations, odds of 1e-5 for all 16 colors."""
     draws = 20_000
     tokens = started(SHAPE, 1, 3)
     torch.manual_seed(0)

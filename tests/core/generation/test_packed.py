@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from igpt_core.generation import packed as packed_module
 from igpt_core.generation.decoding import complete
-from igpt_core.generation.packed import PackedProduct, packed
+from igpt_core.generation.packed import PrepackedLinear, prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.config import ImageGPTConfig
@@ -18,7 +18,7 @@ CONFIG = ImageGPTConfig(vocab_size=17, n_positions=20, n_embd=32, n_layer=2, n_h
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 
 onednn = pytest.mark.skipif(
-    packed(torch.nn.Sequential(torch.nn.Linear(4, 4)))[0].__class__ is torch.nn.Linear,
+    prepacked(torch.nn.Sequential(torch.nn.Linear(4, 4)))[0].__class__ is torch.nn.Linear,
     reason="this build of torch has no oneDNN products",
 )
 
@@ -51,7 +51,7 @@ def test_a_packed_product_is_linear(
         torch.randn(shape, generator=generator).to(dtype) for shape in [(rows, 1, 48), (80, 48), 80]
     )
     given = weight.t().contiguous().t() if transposed else weight
-    found = PackedProduct(given, bias if with_bias else None)(x)
+    found = PrepackedLinear(given, bias if with_bias else None)(x)
     expected = F.linear(x.double(), weight.double(), bias.double() if with_bias else None)
     assert found.dtype == dtype
     assert (found - expected).abs().max() <= TOLERANCES[dtype] * expected.abs().max()
@@ -66,22 +66,22 @@ def test_a_packed_model_gives_the_same_logits_and_leaves_the_model_alone(
     model = make_model(dtype)
     tokens = torch.randint(0, 16, (3, 20), generator=torch.Generator().manual_seed(0))
     before = model(tokens).logits
-    twin = packed(model)
+    twin = prepacked(model)
     found = twin(tokens).logits
     assert (found - before).abs().max() <= 4 * TOLERANCES[dtype] * before.abs().max()
     assert torch.equal(model(tokens).logits, before)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in twin.named_modules()]
-    assert not any(isinstance(module, PackedProduct) for module in model.modules())
+    assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
     # 4 products a layer and the head
-    assert sum(isinstance(module, PackedProduct) for module in twin.modules()) == 2 * 4 + 1
+    assert sum(isinstance(module, PrepackedLinear) for module in twin.modules()) == 2 * 4 + 1
     # What is not packed is not copied.
     assert twin.transformer.wte.weight is model.transformer.wte.weight
 
 
 @onednn
 def test_a_packed_model_is_not_packed_again() -> None:
-    twin = packed(make_model())
-    assert packed(twin) is twin
+    twin = prepacked(make_model())
+    assert prepacked(twin) is twin
 
 
 @onednn
@@ -91,19 +91,19 @@ def test_without_onednn_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     model = make_model()
     expected = draw(model)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert packed(model) is model
+    assert prepacked(model) is model
     assert torch.equal(draw(model), expected)
 
 
 @onednn
 def test_an_operator_that_is_gone_means_no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    assert packed(model) is not model
+    assert prepacked(model) is not model
     monkeypatch.setattr(packed_module, "OPERATORS", (*packed_module.OPERATORS, "not_there"))
-    assert packed(model) is model
+    assert prepacked(model) is model
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_are_not_packed(dtype: torch.dtype) -> None:
     model = make_model(dtype)
-    assert packed(model) is model
+    assert prepacked(model) is model

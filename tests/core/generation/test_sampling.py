@@ -102,7 +102,7 @@ def test_noise_is_the_philox_word_of_row_seed_sample_and_position() -> None:
         assert noise[b, k, i].item() * 2**32 == philox_of_integers([t, k, 0, 0], key)[0]
 
 
-def test_noise_knows_nothing_of_neighbours_samples_or_range() -> None:
+def test_noise_knows_nothing_of_neighbors_samples_or_range() -> None:
     seeds = torch.tensor([row_seed(0, name) for name in "abcd"])
     noise = uniform_noise(seeds, 5, range(100))
     assert torch.equal(uniform_noise(seeds[2:3], 2, range(40, 60)), noise[2:3, :2, 40:60])

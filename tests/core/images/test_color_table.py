@@ -1,4 +1,4 @@
-"""The table of nearest colours against brute force; its file shared, damaged, impossible."""
+"""The table of nearest colors against brute force; its file shared, damaged, impossible."""
 
 import functools
 import multiprocessing
@@ -28,7 +28,7 @@ def lookup(table: Array, pixels: Array) -> Array:
 
 
 def squared_distances(pixels: Array, colors: Array) -> npt.NDArray[np.float64]:
-    """Of pixels (N, 3) in 0..255 from colours (K, 3) in [-1, 1], (N, K)."""
+    """Of pixels (N, 3) in 0..255 from colors (K, 3) in [-1, 1], (N, K)."""
     unit = pixels.astype(np.float64) / 127.5 - 1
     total = np.zeros((len(pixels), len(colors)))
     for p, c in zip(unit.T, colors.astype(np.float64).T, strict=True):
@@ -51,7 +51,7 @@ def table_of(colors: Colors) -> Array:
     return _table_of(colors.tobytes())
 
 
-# In "sphere" many colours are about equally far from the centre, in "corner" and "speck" from
+# In "sphere" many colors are about equally far from the center, in "corner" and "speck" from
 # almost everywhere; "grays" lie on a line, so that whole planes of pixels share two candidates.
 RANDOM = np.random.default_rng(0).uniform(-1, 1, (4096, 3)).astype(np.float32)
 TWO = RANDOM[:2]
@@ -66,7 +66,7 @@ HARD = {
 
 
 @pytest.mark.parametrize("name", HARD)
-def test_the_nearest_colour(name: str) -> None:
+def test_the_nearest_color(name: str) -> None:
     colors = HARD[name].astype(np.float32)
     around = np.rint(127.5 * (colors[:200] + 1)).astype(np.int64)
     around = np.clip(around[:, None] + np.array([[0, 0, 0], [3, -2, 1], [-9, 0, 9]]), 0, 255)
@@ -77,11 +77,11 @@ def test_the_nearest_colour(name: str) -> None:
 
     assert tokens.dtype == np.uint16
     found = np.take_along_axis(distances, tokens[:, None].astype(np.intp), axis=1)[:, 0]
-    # The grid moves a channel of a colour by 2**-26 at most, so a squared distance by 2 * 2 times
-    # that in each of three channels, and there are two colours to compare.
+    # The grid moves a channel of a color by 2**-26 at most, so a squared distance by 2 * 2 times
+    # that in each of three channels, and there are two colors to compare.
     slack = 2 * 12 * 2.0**-26
     assert np.all(found <= distances.min(axis=1) + slack)
-    if len(colors) > 1:  # where one colour is nearest by more than that, it is the very one
+    if len(colors) > 1:  # where one color is nearest by more than that, it is the very one
         least, second = np.partition(distances, 1, axis=1)[:, :2].T
         clear = second - least > slack
         assert clear.mean() > 0.8
@@ -147,7 +147,7 @@ def test_the_largest_palette_uses_all_tokens() -> None:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of colours with each table that is built."""
+    """Grows by the number of colors with each table that is built."""
     sizes: list[int] = []
 
     def counted(colors: Colors) -> Array:

@@ -67,7 +67,7 @@ def reference() -> ImageGPTImageProcessorPil:
 def assert_same_tokens(
     found: np.ndarray, expected: np.ndarray, values: np.ndarray, clusters: np.ndarray
 ) -> None:
-    """Equal, except where both colours are equally near `values` (N, 3): float32 cannot tell."""
+    """Equal, except where both colors are equally near `values` (N, 3): float32 cannot tell."""
     assert found.dtype == expected.dtype == np.int64
     assert found.shape == expected.shape
     differ = found != expected
@@ -212,10 +212,10 @@ def test_any_mode_and_size_in_one_batch(ours: ImageGPTImageProcessor) -> None:
     assert tokens.shape == (11, 1024)
     for row, image in zip(tokens, images, strict=True):
         assert np.array_equal(row, Palette(CLUSTERS).encode(load_pixels(image, 32)).reshape(-1))
-    grey = np.asarray(color.convert("L"))
-    as_rgb = ours(np.dstack([grey] * 3), return_tensors="np").input_ids[0]
+    gray = np.asarray(color.convert("L"))
+    as_rgb = ours(np.dstack([gray] * 3), return_tensors="np").input_ids[0]
     assert np.array_equal(tokens[1], as_rgb)
-    for same in (grey, grey[None], grey[..., None], grey.astype(np.uint16) * 257):
+    for same in (gray, gray[None], gray[..., None], gray.astype(np.uint16) * 257):
         assert np.array_equal(ours(same, return_tensors="np").input_ids[0], as_rgb)
 
 
@@ -444,7 +444,7 @@ def test_unknown_arguments_and_missing_clusters(ours: ImageGPTImageProcessor) ->
         ImageGPTImageProcessor(sizes=32)
     with pytest.raises(TypeError, match="sizes"):
         ours(PHOTOS["odd"], sizes=32)
-    with pytest.raises(ValueError, match="expected clusters for colour quantization"):
+    with pytest.raises(ValueError, match="expected clusters for color quantization"):
         ImageGPTImageProcessor()(PHOTOS["odd"])
 
 

@@ -20,9 +20,9 @@ def weighted_points(n: int, *, seed: int) -> tuple[IntArray, IntArray]:
     return rng.integers(0, 256, (3, n)), rng.integers(1, 9, n)
 
 
-def nearest(points: Array, centres: Array) -> npt.NDArray[np.uint16]:
-    """Of points (3, N) among centres (3, K), (N,)."""
-    distances = ((points[:, :, None] - centres[:, None]) ** 2).sum(axis=0)
+def nearest(points: Array, centers: Array) -> npt.NDArray[np.uint16]:
+    """Of points (3, N) among centers (3, K), (N,)."""
+    distances = ((points[:, :, None] - centers[:, None]) ** 2).sum(axis=0)
     return distances.argmin(axis=1).astype(np.uint16)
 
 
@@ -38,25 +38,25 @@ def test_lloyd_equals_brute_force_over_points_of_weight_one() -> None:
             break
         expected = moved
 
-    centres = lloyd(points, counts, start=start, nearest=lambda c: nearest(points, c))
+    centers = lloyd(points, counts, start=start, nearest=lambda c: nearest(points, c))
 
-    np.testing.assert_allclose(centres, expected, atol=1e-9)  # float64 sums in another order
+    np.testing.assert_allclose(centers, expected, atol=1e-9)  # float64 sums in another order
     assert not np.allclose(start, expected, atol=5)
 
 
-def test_a_centre_without_points_moves_to_where_the_error_is() -> None:
+def test_a_center_without_points_moves_to_where_the_error_is() -> None:
     points = np.array([[90, 90, 200], [0, 0, 0], [0, 9, 0]])
     start = np.array([[5, 5, 5], [0, 0, 0], [5, 5, 5]], np.float64)  # two never win
     rounds = []
 
-    def recorded(centres: Array) -> npt.NDArray[np.uint16]:
-        rounds.append(centres.T.copy())
-        return nearest(points, centres)
+    def recorded(centers: Array) -> npt.NDArray[np.uint16]:
+        rounds.append(centers.T.copy())
+        return nearest(points, centers)
 
-    centres = lloyd(points, np.ones(3, np.int64), start=start, nearest=recorded)
+    centers = lloyd(points, np.ones(3, np.int64), start=start, nearest=recorded)
 
     np.testing.assert_allclose(rounds[1], [[380 / 3, 0, 3], [200, 0, 0], [90, 0, 0]])
-    assert sorted(np.rint(centres.T).tolist()) == [[90, 0, 0], [90, 0, 9], [200, 0, 0]]
+    assert sorted(np.rint(centers.T).tolist()) == [[90, 0, 0], [90, 0, 9], [200, 0, 0]]
 
 
 def test_starts_are_drawn_by_count_times_squared_distance() -> None:
@@ -66,7 +66,7 @@ def test_starts_are_drawn_by_count_times_squared_distance() -> None:
     n = 4000
     drawn: Counter[tuple[int, ...]] = Counter()
     for seed in range(n):
-        starts = plus_plus(points, counts, n_centres=2, rng=np.random.default_rng(seed))
+        starts = plus_plus(points, counts, n_centers=2, rng=np.random.default_rng(seed))
         drawn[tuple(nearest(starts, points.astype(np.float64)).tolist())] += 1
 
     expected = {}
@@ -88,7 +88,7 @@ def test_starts_of_many_points_come_from_all_of_them(monkeypatch: pytest.MonkeyP
     points, counts = weighted_points(100, seed=3)
     seen = set()
     for seed in range(50):
-        starts = plus_plus(points, counts, n_centres=10, rng=np.random.default_rng(seed))
+        starts = plus_plus(points, counts, n_centers=10, rng=np.random.default_rng(seed))
         assert len(set(map(tuple, starts.T))) == 10
         seen |= set(map(tuple, starts.T))
     # Each of the 100 is among the 40 of 100 taken in 20 of the 50 draws, and one in four of those

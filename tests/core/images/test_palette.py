@@ -32,7 +32,7 @@ def noise(*shape: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 
 
 def photo(seed: int = 0) -> npt.NDArray[np.uint8]:
-    """A smooth 48 x 48 picture with some noise: its colours lie on a curved sheet."""
+    """A smooth 48 x 48 picture with some noise: its colors lie on a curved sheet."""
     y, x = np.mgrid[:48, :48]
     pixels = np.stack([4 * x, 255 * np.sin((x + y) / 40), 127 + 120 * np.cos(y / 9)], axis=-1)
     pixels = pixels + np.random.default_rng(seed).normal(0, 8, pixels.shape)
@@ -40,7 +40,7 @@ def photo(seed: int = 0) -> npt.NDArray[np.uint8]:
 
 
 def squared_distances(pixels: Array, colors: Array) -> npt.NDArray[np.float64]:
-    """Of pixels (N, 3) in 0..255 from colours (K, 3) in [-1, 1], (N, K)."""
+    """Of pixels (N, 3) in 0..255 from colors (K, 3) in [-1, 1], (N, K)."""
     unit = pixels.astype(np.float64) / 127.5 - 1
     total = np.zeros((len(pixels), len(colors)))
     for p, c in zip(unit.T, colors.astype(np.float64).T, strict=True):
@@ -53,7 +53,7 @@ def mean_squared_error(palette: Palette, pixels: npt.NDArray[np.uint8]) -> float
     return float(nearest.mean() / 3)
 
 
-def test_encode_finds_the_nearest_colour() -> None:
+def test_encode_finds_the_nearest_color() -> None:
     palette = Palette(SIXTEEN)
     tokens = palette.encode(noise(10, 100))
     assert tokens.dtype == np.uint16
@@ -125,7 +125,7 @@ def test_decode() -> None:
     assert Palette(colors).decode(np.empty((0, 5), np.uint16)).shape == (0, 5, 3)
 
 
-def test_pixels_survive_a_palette_that_holds_their_colours() -> None:
+def test_pixels_survive_a_palette_that_holds_their_colors() -> None:
     pixels = noise(8, 8)
     palette = Palette(pixels_to_unit(pixels).reshape(-1, 3))
     np.testing.assert_array_equal(palette.decode(palette.encode(pixels)), pixels)
@@ -178,7 +178,7 @@ def test_a_pickle_leaves_the_table_behind() -> None:
 # --- histogram and fit -------------------------------------------------------------------------
 
 
-def test_a_histogram_counts_each_colour() -> None:
+def test_a_histogram_counts_each_color() -> None:
     pixels = noise(40, 50) // 64 * 80
     expected = collections.Counter(map(tuple, pixels.reshape(-1, 3).tolist()))
     histogram = ColorHistogram.of(pixels)
@@ -200,32 +200,32 @@ def test_histograms_of_parts_add_up_to_that_of_the_whole() -> None:
     assert len(ColorHistogram.total([]).colors) == 0
 
 
-def lloyd(points: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]) -> Array:
+def lloyd(points: npt.NDArray[np.float64], centers: npt.NDArray[np.float64]) -> Array:
     """Lloyd's algorithm on points (N, 3), each of weight one, to the end; no empty clusters."""
     while True:
-        nearest = ((points[:, None] - centres) ** 2).sum(axis=-1).argmin(axis=1)
-        moved = np.stack([points[nearest == k].mean(axis=0) for k in range(len(centres))])
-        if np.allclose(moved, centres, rtol=0, atol=1e-9):
+        nearest = ((points[:, None] - centers) ** 2).sum(axis=-1).argmin(axis=1)
+        moved = np.stack([points[nearest == k].mean(axis=0) for k in range(len(centers))])
+        if np.allclose(moved, centers, rtol=0, atol=1e-9):
             return moved
-        centres = moved
+        centers = moved
 
 
 def test_a_fit_is_a_fixed_point_of_lloyds_algorithm() -> None:
     pixels = np.repeat(noise(80, seed=4), np.random.default_rng(4).integers(1, 9, 80), axis=0)
     fitted = Palette.fit(pixels, 6, seed=0).colors.astype(np.float64)
     again = lloyd(pixels / 127.5 - 1, fitted)
-    np.testing.assert_allclose(fitted, again, atol=2e-7)  # float32 colours
+    np.testing.assert_allclose(fitted, again, atol=2e-7)  # float32 colors
 
 
 def test_separate_groups_end_at_their_weighted_means() -> None:
     groups = [[[0, 0, 0]] * 9 + [[10, 0, 0]], [[200, 9, 9]], [[99, 255, 0]] * 2 + [[99, 249, 0]]]
-    pixels = np.array([colour for group in groups for colour in group], np.uint8)
+    pixels = np.array([color for group in groups for color in group], np.uint8)
     for seed in range(5):
         fitted = 127.5 * (Palette.fit(pixels, 3, seed=seed).colors + 1)
         np.testing.assert_allclose(fitted, [[1, 0, 0], [200, 9, 9], [99, 253, 0]], atol=1e-4)
 
 
-def test_the_fit_beats_random_colours_and_a_sample() -> None:
+def test_the_fit_beats_random_colors_and_a_sample() -> None:
     seen, unseen = photo(0), photo(1)
     fitted = mean_squared_error(Palette.fit(seen, 32, seed=0), unseen)
     rng = np.random.default_rng(0)
@@ -245,16 +245,16 @@ def test_the_fit_depends_on_the_seed_and_on_counts_not_on_the_order_of_pixels() 
     assert Palette.fit(np.concatenate([pixels, pixels[:500]]), 16, seed=3).fingerprint != first
 
 
-def test_colours_come_from_dark_to_light() -> None:
+def test_colors_come_from_dark_to_light() -> None:
     colors = Palette.fit(photo(), 20, seed=0).colors
     assert np.all(np.diff(colors @ [0.299, 0.587, 0.114]) >= 0)
 
 
-def test_as_many_colours_as_there_are_is_the_most() -> None:
+def test_as_many_colors_as_there_are_is_the_most() -> None:
     pixels = np.repeat(noise(10), 3, axis=0)
     fitted = Palette.fit(pixels, 10, seed=0)
     assert set(map(tuple, fitted.decode(np.arange(10)))) == set(map(tuple, pixels))
-    with pytest.raises(ValueError, match="cannot fit 11 colours to 10 distinct ones"):
+    with pytest.raises(ValueError, match="cannot fit 11 colors to 10 distinct ones"):
         Palette.fit(pixels, 11, seed=0)
     with pytest.raises(ValueError, match="1 to 65536, not 0"):
         Palette.fit(pixels, 0, seed=0)
@@ -292,7 +292,7 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
         Palette.load(tmp_path / "missing.npy")
 
 
-def test_the_fingerprint_is_of_the_colours_alone() -> None:
+def test_the_fingerprint_is_of_the_colors_alone() -> None:
     colors = RANDOM[:512].astype(np.float32)
     fingerprint = Palette(colors).fingerprint
     assert Palette(colors.astype(np.float64)).fingerprint == fingerprint
@@ -310,7 +310,7 @@ def test_the_fingerprint_is_of_the_colours_alone() -> None:
     )
 
 
-def test_the_colours_are_a_copy_and_read_only() -> None:
+def test_the_colors_are_a_copy_and_read_only() -> None:
     colors = RANDOM[:4].astype(np.float32)
     palette = Palette(colors)
     colors[0] = 0

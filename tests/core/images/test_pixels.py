@@ -48,7 +48,7 @@ def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.floor(color * a + 255 * (1 - a) + 0.5).astype(int)
 
 
-def grey3(levels: np.ndarray) -> np.ndarray:
+def gray3(levels: np.ndarray) -> np.ndarray:
     return np.repeat(levels[..., None].astype(int), 3, axis=-1)
 
 
@@ -63,11 +63,11 @@ def test_rgb_passes_untouched() -> None:
         assert np.array_equal(rgb_of(encoded(image, file_format)), pixels)
 
 
-def test_grey_and_bilevel() -> None:
+def test_gray_and_bilevel() -> None:
     levels = noise(H, W)
-    assert np.array_equal(rgb_of(Image.fromarray(levels)), grey3(levels))
+    assert np.array_equal(rgb_of(Image.fromarray(levels)), gray3(levels))
     bits = levels > 127
-    expected = grey3(bits * 255)
+    expected = gray3(bits * 255)
     assert np.array_equal(rgb_of(Image.fromarray(bits)), expected)
     assert np.array_equal(rgb_of(encoded(Image.fromarray(bits), "PNG")), expected)
 
@@ -137,7 +137,7 @@ def test_hsv() -> None:
 
 
 def test_lab() -> None:
-    # well inside the gamut: near its edge the colour engine's table interpolates roughly
+    # well inside the gamut: near its edge the color engine's table interpolates roughly
     lightness = np.linspace(45, 90, H * W).reshape(H, W)
     a, b = (np.random.default_rng(s).integers(-10, 11, (H, W)) for s in (1, 2))
     stored = np.stack([np.rint(lightness * 2.55), a % 256, b % 256], axis=-1).astype(np.uint8)
@@ -159,13 +159,13 @@ def test_lab() -> None:
     assert np.abs(rgb_of(image) - 255 * srgb).max() <= 2
 
 
-# --- deep grey
+# --- deep gray
 
 
 def sixteen_bits() -> tuple[np.ndarray, np.ndarray]:
     """Levels (H, W) over all of 0..65535, and their 8-bit values: nearest of v / 257."""
     levels = np.linspace(0, 65535, H * W).round().astype(np.uint16).reshape(H, W)
-    return levels, grey3((levels.astype(int) + 128) // 257)
+    return levels, gray3((levels.astype(int) + 128) // 257)
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2")])
@@ -191,7 +191,7 @@ def test_big_endian_tiff_is_scaled() -> None:
 
 def test_dark_sixteen_bit_files_stay_dark() -> None:
     levels = noise(H, W).astype(np.uint16)  # 0..255 of 65535: black, or nearly
-    expected = grey3((levels.astype(int) + 128) // 257)
+    expected = gray3((levels.astype(int) + 128) // 257)
     assert expected.max() == 1
     assert np.array_equal(rgb_of(encoded(Image.fromarray(levels), "PNG")), expected)
     pgm = f"P5 {W} {H} 65535\n".encode() + levels.astype(">u2").tobytes()
@@ -202,7 +202,7 @@ def test_mode_i_goes_by_its_range() -> None:
     levels, expected = sixteen_bits()
     assert np.array_equal(rgb_of(Image.fromarray(levels.astype(np.int32))), expected)
     low = noise(H, W)
-    assert np.array_equal(rgb_of(Image.fromarray(low).convert("I")), grey3(low))
+    assert np.array_equal(rgb_of(Image.fromarray(low).convert("I")), gray3(low))
     with pytest.raises(ImageError, match=r"found -1 to 9"):
         open_rgb(Image.fromarray(np.array([[-1, 9]], np.int32)))
     with pytest.raises(ImageError, match="found 0 to 65536"):
@@ -213,8 +213,8 @@ def test_mode_f_goes_by_its_range() -> None:
     levels, expected = sixteen_bits()
     low = noise(H, W)
     for values, wanted in (
-        (low / 255, grey3(low)),
-        (low + 0.25, grey3(low)),
+        (low / 255, gray3(low)),
+        (low + 0.25, gray3(low)),
         (levels, expected),
     ):
         image = Image.fromarray(np.minimum(values, 65535).clip(0, None).astype(np.float32))
@@ -224,7 +224,7 @@ def test_mode_f_goes_by_its_range() -> None:
         with pytest.raises(ImageError, match="expected pixel values in"):
             open_rgb(Image.fromarray(np.array([[bad, 0.5]], np.float32)))
     tiff = encoded(Image.fromarray((low / 255).astype(np.float32)), "TIFF")
-    assert np.array_equal(rgb_of(tiff), grey3(low))
+    assert np.array_equal(rgb_of(tiff), gray3(low))
 
 
 def test_to_uint8_takes_every_numeric_dtype() -> None:
@@ -253,9 +253,9 @@ def test_straight_alpha_is_composed_on_white() -> None:
     assert np.array_equal(rgb_of(encoded(image, "WEBP", lossless=True, exact=True)), expected)
 
 
-def test_grey_with_alpha() -> None:
+def test_gray_with_alpha() -> None:
     values = noise(H, W, 2)
-    expected = on_white(grey3(values[..., 0]), values[..., 1])
+    expected = on_white(gray3(values[..., 0]), values[..., 1])
     image = Image.frombytes("LA", (W, H), values.tobytes())
     assert np.array_equal(rgb_of(image), expected)
     assert np.array_equal(rgb_of(encoded(image, "PNG")), expected)
@@ -266,10 +266,10 @@ def test_premultiplied_alpha() -> None:
     color = (noise(H, W, 3) / 255 * alpha[..., None]).astype(np.uint8)  # <= alpha
     expected = color.astype(int) + 255 - alpha[..., None]
     image = Image.frombytes("RGBa", (W, H), np.dstack([color, alpha]).tobytes())
-    # the straight colour between is rounded to 8 bits
+    # the straight color between is rounded to 8 bits
     assert np.abs(rgb_of(image) - expected).max() <= 1
-    grey = Image.frombytes("La", (W, H), np.dstack([color[..., 0], alpha]).tobytes())
-    assert np.abs(rgb_of(grey) - expected[..., :1]).max() <= 1
+    gray = Image.frombytes("La", (W, H), np.dstack([color[..., 0], alpha]).tobytes())
+    assert np.abs(rgb_of(gray) - expected[..., :1]).max() <= 1
 
 
 def palette_image(index: np.ndarray, colors: np.ndarray) -> Image.Image:
@@ -278,7 +278,7 @@ def palette_image(index: np.ndarray, colors: np.ndarray) -> Image.Image:
     return image
 
 
-def test_palette_with_one_transparent_colour() -> None:
+def test_palette_with_one_transparent_color() -> None:
     index, colors = noise(H, W) % 5, noise(5, 3, seed=1)
     image = palette_image(index, colors)
     expected = np.where((index == 3)[..., None], 255, colors[index])
@@ -289,7 +289,7 @@ def test_palette_with_one_transparent_colour() -> None:
     assert np.array_equal(rgb_of(image), expected)
 
 
-def test_palette_with_alpha_per_colour() -> None:
+def test_palette_with_alpha_per_color() -> None:
     index, colors = noise(H, W) % 5, noise(5, 3, seed=1)
     alpha = np.array([255, 0, 128, 7, 200], np.uint8)
     expected = on_white(colors[index], alpha[index])
@@ -309,7 +309,7 @@ def test_palette_with_alpha_channel() -> None:
     assert np.array_equal(rgb_of(image), on_white(colors[index], alpha))
 
 
-def test_colour_keys_in_png() -> None:
+def test_color_keys_in_png() -> None:
     pixels = noise(H, W, 3) // 64 * 64
     key = tuple(int(v) for v in pixels[2, 3])
     expected = np.where((pixels == key).all(axis=-1, keepdims=True), 255, pixels)
@@ -318,7 +318,7 @@ def test_colour_keys_in_png() -> None:
     )
 
     levels = pixels[..., 0]
-    expected = grey3(np.where(levels == 64, 255, levels))
+    expected = gray3(np.where(levels == 64, 255, levels))
     assert np.array_equal(
         rgb_of(encoded(Image.fromarray(levels), "PNG", transparency=64)), expected
     )
@@ -468,7 +468,7 @@ def test_truncated_says_what_was_found() -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A grey PNG that claims a size and holds next to nothing."""
+    """A gray PNG that claims a size and holds next to nothing."""
     chunks = b"\x89PNG\r\n\x1a\n"
     size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     for kind, body in ((b"IHDR", size), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")):
@@ -500,8 +500,8 @@ def triangle_weights(source: int, target: int) -> np.ndarray:
     """Antialiased bilinear resampling (target, source): a triangle as wide as an output pixel."""
     scale = source / target
     support = max(scale, 1.0)
-    centre = (np.arange(target)[:, None] + 0.5) * scale
-    distance = np.abs(np.arange(source)[None] + 0.5 - centre) / support
+    center = (np.arange(target)[:, None] + 0.5) * scale
+    distance = np.abs(np.arange(source)[None] + 0.5 - center) / support
     weights = np.maximum(0, 1 - distance)
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -561,7 +561,7 @@ def test_fast_decodes_small_but_never_below_the_target(
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_fast_stays_close_to_exact(crop: str, mode: str, orientation: int) -> None:
     # 4, the scale used, divides neither the sides nor the margin of the square: the last decoded
-    # pixel is only partly picture, and forgetting that, or the fraction, costs grey levels
+    # pixel is only partly picture, and forgetting that, or the fraction, costs gray levels
     picture = Image.fromarray(smooth(373, 499)).convert(mode)
     data = oriented(picture, orientation, "JPEG", quality=90)
     exact = load_pixels(data, 32, crop=crop).astype(int)

@@ -14,11 +14,11 @@ LABELS = (3, 7, 8, 40)
 
 
 def draw(rows, *, seed, width=12, distance=1.5, classes=LABELS):
-    """Rows around a centre for each class, on features of other scales; one never changes."""
-    centres = np.random.default_rng(5).normal(size=(len(classes), width))
+    """Rows around a center for each class, on features of other scales; one never changes."""
+    centers = np.random.default_rng(5).normal(size=(len(classes), width))
     rng = np.random.default_rng(seed)
     place = rng.integers(0, len(classes), rows)
-    features = distance * centres[place] + rng.normal(size=(rows, width))
+    features = distance * centers[place] + rng.normal(size=(rows, width))
     features = features * np.geomspace(1e-3, 1e3, width) + 50
     features[:, 2] = 0.1
     return features.astype(np.float32), np.array(classes)[place]

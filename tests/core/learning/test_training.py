@@ -177,7 +177,7 @@ def test_token_nll_against_one_prefix_at_a_time(random_model):
     assert found.dtype == torch.float32
     for row, image in enumerate(tokens):
         for t in range(N):
-            prefix = torch.cat([torch.tensor([8]), image[:t]])  # 8 follows the colours 0 to 7
+            prefix = torch.cat([torch.tensor([8]), image[:t]])  # 8 follows the colors 0 to 7
             logits = random_model(prefix[None]).logits[0, -1].detach().double()
             expected = -math.log(logits.exp()[image[t]] / logits.exp().sum())
             # float32 logits of order 1 to 10, rounded a few hundred times by 6e-8 of that

@@ -555,7 +555,7 @@ def test_wrong_saves_are_refused(tmp_path, model, palette):
         ("s3://bucket/model", {}, "expected a local folder to save a model in"),
         (tmp_path / "m", {"image_size": 4}, "give both or none"),
         (tmp_path / "m", {"palette": palette, "image_size": 5}, "at most the model's 16 pos"),
-        (tmp_path / "m", {"palette": Palette(np.zeros((3, 3)))}, "16 colours, found 3"),
+        (tmp_path / "m", {"palette": Palette(np.zeros((3, 3)))}, "16 colors, found 3"),
     ):
         with pytest.raises(CheckpointError, match=words):
             save_checkpoint(model, path, **arguments)
@@ -581,7 +581,7 @@ def test_palettes(folder, tmp_path, palette):
     ("fields", "words"),
     [
         ({"clusters": None}, "expected clusters, the palette, found none"),
-        ({"clusters": [[0, 0, 2]]}, r"palette colours must lie in \[-1, 1\]"),
+        ({"clusters": [[0, 0, 2]]}, r"palette colors must lie in \[-1, 1\]"),
         ({"clusters": [[0, 0]]}, "expected clusters of shape"),
         ({"size": {"height": 4, "width": 5}}, "expected a square"),
         ({"size": {"shortest_edge": 4}}, "expected size"),

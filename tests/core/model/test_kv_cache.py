@@ -55,8 +55,8 @@ def test_write_returns_views_of_its_own_memory() -> None:
 
 def test_positions_not_filled_are_finite() -> None:
     cache = make_cache(batch_size=1, capacity=500)
-    grown = cache.fan_out(3, capacity=600)
-    grown.lay_out(70)
+    grown = cache.repeat(3, capacity=600)
+    grown.repack(70)
     for layer in [*cache.keys, *cache.values, *grown.keys, *grown.values]:
         assert layer.isfinite().all()
 
@@ -65,7 +65,7 @@ def test_fan_out_repeats_each_row_and_leaves_the_first_cache_alone() -> None:
     cache = make_cache()
     write(cache, 0, 1, 2, span=3)
     cache.length = 3
-    grown = cache.fan_out(3, capacity=7)
+    grown = cache.repeat(3, capacity=7)
     assert (grown.length, grown.capacity) == (3, 7)
     for few, many in zip(cache.keys + cache.values, grown.keys + grown.values, strict=True):
         assert many.shape == (6, 3, 7, 4)
@@ -79,7 +79,7 @@ def test_lay_out_keeps_what_was_written_through_any_spans() -> None:
     cache = make_cache(capacity=20)
     filled = 0
     for span, wanted in [(5, 3), (12, 7), (8, 8), (20, 15), (16, 16), (17, 17), (20, 20)]:
-        cache.lay_out(span)
+        cache.repack(span)
         if wanted > filled:
             write(cache, *range(filled, wanted), span=span)
         filled = cache.length = wanted
@@ -91,7 +91,7 @@ def test_lay_out_closes_the_gaps_without_new_memory() -> None:
     addresses = [layer.data_ptr() for layer in cache.keys + cache.values]
     (keys, _), _ = write(cache, 0, span=6)
     assert not keys.transpose(2, 3).is_contiguous()
-    cache.lay_out(6)
+    cache.repack(6)
     for keys, values in write(cache, 1, span=6):
         assert keys.transpose(2, 3).is_contiguous()  # the order that attention on a CPU reads
         assert values.is_contiguous()
@@ -103,7 +103,7 @@ def test_lay_out_refuses_to_lose_positions_and_to_leave_its_memory(span: int) ->
     cache = make_cache(capacity=10)
     cache.length = 4
     with pytest.raises(ValueError, match=f"4 positions and has room for 10.*for {span}"):
-        cache.lay_out(span)
+        cache.repack(span)
 
 
 def test_bytes_per_row_are_the_bytes_taken() -> None:

@@ -8,7 +8,7 @@ import torch
 from igpt_core.heads import random_model
 from igpt_core.model.config import VARIANTS
 from igpt_core.model.kv_cache import KVCache
-from pipeline.engine.batch_size import CPU, Memory, forward_images, painting_images
+from pipeline.engine.batch_size import CPU, Memory, forward_images, sampling_images
 from pipeline.errors import DoesNotFit
 from pipeline.stages import cuda_errors as device_faults
 from pipeline.stages.cuda_errors import within_memory
@@ -23,7 +23,7 @@ def test_caches_and_weights_of_a_painted_batch_fit(variant, n):
     the share that is kept back."""
     config = VARIANTS[variant]
     memory = Memory.of_gpu(24 * GIB)
-    images = painting_images(config, 1024, n=n, dtype="bfloat16", memory=memory)
+    images = sampling_images(config, 1024, n=n, dtype="bfloat16", memory=memory)
     row = KVCache(config, batch_size=1, capacity=1024, device="meta", dtype=torch.bfloat16)
     cache = sum(t.numel() * t.itemsize for t in [*row.keys, *row.values])
     with torch.device("meta"):
@@ -36,14 +36,14 @@ def test_caches_and_weights_of_a_painted_batch_fit(variant, n):
 def test_batches_grow_with_memory_up_to_a_bound_and_hold_one_image_at_least():
     small = VARIANTS["small"]
     sizes = [
-        painting_images(small, 1024, n=2, dtype="bfloat16", memory=Memory.of_gpu(free * GIB))
+        sampling_images(small, 1024, n=2, dtype="bfloat16", memory=Memory.of_gpu(free * GIB))
         for free in (1, 8, 24, 80, 140)
     ]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[1] < sizes[2]
     assert sizes[-1] == 256
-    for size in (painting_images, forward_images):
-        more = {"n": 8} if size is painting_images else {}
+    for size in (sampling_images, forward_images):
+        more = {"n": 8} if size is sampling_images else {}
         tight = Memory.of_gpu(1 << 20)
         assert size(VARIANTS["large"], 1024, dtype="bfloat16", memory=tight, **more) == 1
         assert 1 <= size(VARIANTS["large"], 1024, dtype="float32", memory=CPU, **more) <= 16

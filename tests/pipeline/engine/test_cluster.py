@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.batch.model import find_compute
 from pipeline.engine import cluster
-from pipeline.engine.cluster import allot, shard_size
+from pipeline.engine.cluster import allocate, shard_size
 from pipeline.errors import UsageError
 from pipeline.options import ModelOptions
 
@@ -28,7 +28,7 @@ def machine(monkeypatch):
 def test_all_actors_of_a_job_fit_at_once(machine, cpus, device, cpu_actors, model_actors):
     """Else the first stages would hold what the last waits for, and the job would hang."""
     machine(cpus=cpus, gpus=3)
-    shares = allot(device=device, cpu_actors=cpu_actors, model_actors=model_actors)
+    shares = allocate(device=device, cpu_actors=cpu_actors, model_actors=model_actors)
     stages = [shares.reading, shares.writing] + ([shares.model] if device == "cpu" else [])
     assert all(stage.actors >= 1 and stage.num_cpus > 0 for stage in stages)
     assert sum(stage.actors * stage.num_cpus for stage in stages) < cpus
@@ -45,15 +45,15 @@ def test_all_actors_of_a_job_fit_at_once(machine, cpus, device, cpu_actors, mode
 def test_more_model_actors_than_gpus_are_refused(machine):
     machine(cpus=8, gpus=1)
     with pytest.raises(UsageError, match="the cluster has 1"):
-        allot(device="cuda", cpu_actors=None, model_actors=2)
+        allocate(device="cuda", cpu_actors=None, model_actors=2)
 
 
 def test_gpus_that_are_not_there_are_asked_for_where_a_cluster_may_grow(machine):
     machine(cpus=4, gpus=1)
-    shares = allot(device="cuda", cpu_actors=None, model_actors=8, grows=True)
+    shares = allocate(device="cuda", cpu_actors=None, model_actors=8, grows=True)
     assert (shares.model.actors, shares.model.num_gpus) == (8, 1)
     machine(cpus=0)
-    shares = allot(device="cuda", cpu_actors=None, model_actors=8, grows=True)
+    shares = allocate(device="cuda", cpu_actors=None, model_actors=8, grows=True)
     assert (shares.reading.actors, shares.writing.actors) == (8, 2)
 
 
@@ -61,7 +61,7 @@ def test_gpus_that_are_not_there_are_asked_for_where_a_cluster_may_grow(machine)
 def test_on_a_cluster_without_workers_each_actor_asks_for_a_whole_cpu(machine, device):
     """Shares of a CPU that is not there would all fit on the first machine that comes."""
     machine(cpus=0)
-    shares = allot(device=device, cpu_actors=12, model_actors=2, grows=True)
+    shares = allocate(device=device, cpu_actors=12, model_actors=2, grows=True)
     assert (shares.reading.actors, shares.reading.num_cpus) == (12, 1)
     assert (shares.writing.actors, shares.writing.num_cpus) == (3, 1)
     assert shares.model.num_cpus == (1 if device == "cpu" else 0)
@@ -81,7 +81,7 @@ def test_a_job_that_awaits_gpus_asks_for_cpus_to_feed_them(
 ):
     """Past bug: 40 actors fitted on the one machine that was still up, and fed eight GPUs."""
     machine(cpus=cpus, gpus=gpus)
-    shares = allot(device="cuda", cpu_actors=cpu_actors, model_actors=8, grows=True)
+    shares = allocate(device="cuda", cpu_actors=cpu_actors, model_actors=8, grows=True)
     assert (shares.reading.actors, shares.writing.actors) == (readers, writers)
     assert (shares.reading.num_cpus, shares.writing.num_cpus) == (share, share)
     assert (shares.model.actors, shares.model.num_cpus, shares.model.num_gpus) == (8, 0, 1)
@@ -92,7 +92,7 @@ def test_a_job_that_awaits_no_gpus_fits_into_the_cpus_that_are_there(machine, de
     """Whether a cluster that was joined grows, Ray does not say: on one that does not, actors of a
     whole CPU would wait for ever."""
     machine(cpus=2)
-    shares = allot(device=device, cpu_actors=1, model_actors=1, grows=True)
+    shares = allocate(device=device, cpu_actors=1, model_actors=1, grows=True)
     claimed = [shares.reading, shares.writing, *([shares.model] if device else [])]
     assert sum(stage.actors * stage.num_cpus for stage in claimed) < 2
 

@@ -10,7 +10,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.engine import dispatch as rounds
 from pipeline.engine.dispatch import _suspects_last, consume
-from pipeline.engine.stage import Parcel, Resources, Stage
+from pipeline.engine.stage import Resources, ShardResult, Stage
 from pipeline.errors import RunFailed
 from pipeline.shards import FileSlice, Plan, Shard
 
@@ -44,12 +44,12 @@ class Cluster:
     def _lives(self, shard: int) -> bool:
         return shard not in self._deadly
 
-    def _tried(self, shard: int) -> Parcel:
+    def _tried(self, shard: int) -> ShardResult:
         n = self.tries[shard] = self.tries.get(shard, 0) + 1
         if self._fails(shard, n):
-            return Parcel(shard, failure=REASON)
+            return ShardResult(shard, failure=REASON)
         self.done.add(shard)
-        return Parcel(shard, pa.table({"shard": [shard]}))
+        return ShardResult(shard, pa.table({"shard": [shard]}))
 
 
 @pytest.fixture

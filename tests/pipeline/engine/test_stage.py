@@ -21,7 +21,7 @@ from ray.data import DataContext
 from pipeline.engine import cluster
 from pipeline.engine import dispatch as rounds
 from pipeline.engine.dispatch import consume
-from pipeline.engine.stage import Parcel, Resources, Stage, _ReportingPacked, packed
+from pipeline.engine.stage import Resources, ShardResult, Stage, _ReportingShards, serialize
 from pipeline.errors import EndOfRun, RunFailed
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
 
@@ -212,13 +212,13 @@ def test_what_no_shard_could_do_ends_the_run_at_once_in_the_stages_own_words(mon
     """As where a model batch does not fit. Past bug: 16 shards tried it, and its next move was
     followed by another one."""
     end = EndOfRun("expected memory, found too little; next: --batch-size 12")
-    refuse = type("Refuse", (_ReportingPacked,), {"stage": Refuse})(error=end, at=(0,))
+    refuse = type("Refuse", (_ReportingShards,), {"stage": Refuse})(error=end, at=(0,))
     begun = []
 
     def batches(blocks):
         for index in blocks:
             begun.append(index)
-            yield refuse(packed([Parcel(index, pa.table({"shard": [index]}))]))
+            yield refuse(serialize([ShardResult(index, pa.table({"shard": [index]}))]))
 
     def in_process(blocks, stages, *, lease, proven):
         return SimpleNamespace(iter_batches=lambda **_: batches(blocks))
@@ -232,11 +232,11 @@ def test_an_actor_rests_after_failures_but_not_to_pass_on_what_failed_before_it(
     """Twice as long each time, up to half a minute, until it has done a shard."""
     rests: list[float] = []
     monkeypatch.setattr("pipeline.engine.stage.time.sleep", rests.append)
-    refuse = type("Refuse", (_ReportingPacked,), {"stage": Refuse})(error=GONE, at=(1,))
+    refuse = type("Refuse", (_ReportingShards,), {"stage": Refuse})(error=GONE, at=(1,))
 
     def hand(shard: int, failure: str | None = None) -> None:
         block = pa.table({"shard": [shard]})
-        refuse(packed([Parcel(shard, None if failure else block, failure)]))
+        refuse(serialize([ShardResult(shard, None if failure else block, failure)]))
 
     for _ in range(8):
         hand(1)

@@ -53,11 +53,11 @@ PASSED = pa.schema([("label", pa.int64())])
 
 def png(tokens: np.ndarray) -> dict[str, Any]:
     buffer = io.BytesIO()
-    Image.fromarray(colours(tokens)).save(buffer, "PNG")
+    Image.fromarray(colors(tokens)).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def colours(tokens: np.ndarray) -> np.ndarray:
+def colors(tokens: np.ndarray) -> np.ndarray:
     return np.rint(127.5 * (PALETTE.colors[tokens] + 1)).astype(np.uint8).reshape(-1, SIDE, 3)
 
 
@@ -278,7 +278,7 @@ def test_datasets_reads_the_tars(tmp_path, monkeypatch):
         cache_dir=str(tmp_path / "cache"),
     )
     for sample, values in zip(loaded, rows_of(run), strict=True):
-        assert np.array_equal(sample["png"], colours(np.array(values["tokens"])))
+        assert np.array_equal(sample["png"], colors(np.array(values["tokens"])))
         assert sample["tokens.npy"] == values["tokens"]
         assert sample["json"]["id"] == values["id"]
         assert sample["cls"] == values["label"]
@@ -341,7 +341,7 @@ def test_imagefolder_opens_pictures_with_their_columns(tmp_path, monkeypatch):
     by_place = {(found["id"], found["sample"]): found for found in loaded}
     for values, k in expected:
         found = by_place[values["id"], k]
-        assert np.array_equal(found["image"], colours(np.array(values["samples"][k])))
+        assert np.array_equal(found["image"], colors(np.array(values["samples"][k])))
         assert (found["label"], found["nll"]) == (values["label"], values["nll"][k])
         assert found["prompt_length"] == values["prompt_length"]
 
@@ -358,7 +358,7 @@ def test_one_picture_a_row(tmp_path, job):
     assert ("nll" in index.columns) == (job == "sample")
     for found in index.to_dict("records"):
         picture = np.asarray(Image.open(Path(found["filename"]).parent / found["file_name"]))
-        assert np.array_equal(picture, colours(np.array(expected[found["id"]]["tokens"])))
+        assert np.array_equal(picture, colors(np.array(expected[found["id"]]["tokens"])))
 
 
 def test_a_row_without_a_picture_is_left_out(tmp_path):

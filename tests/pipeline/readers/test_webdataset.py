@@ -24,7 +24,7 @@ from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import open_location
-from pipeline.storage.retry import is_of_the_node, is_passing
+from pipeline.storage.retry import is_of_the_node, is_transient
 
 
 def packed(members, *, format=tarfile.GNU_FORMAT):
@@ -618,5 +618,5 @@ def test_a_fault_that_passes_and_a_full_disk_are_known_by_their_cause(monkeypatc
     monkeypatch.setattr(tar_members, "open_location", lambda *_: there)
     with pytest.raises(UnreadableTar) as caught:
         list(read_shard(Shard(0, (FileSlice("b.tar", "b.tar", 0, None),)), format="webdataset"))
-    assert is_passing(caught.value) == (error == errno.ESTALE)
+    assert is_transient(caught.value) == (error == errno.ESTALE)
     assert is_of_the_node(caught.value) == (error == errno.ENOSPC)

@@ -1,4 +1,4 @@
-"""What the report shows of likelihoods, speed and colours, against sums over the same rows."""
+"""What the report shows of likelihoods, speed and colors, against sums over the same rows."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from made_runs import (
     SCALE,
     SIDE,
     Page,
-    colours,
+    colors,
     ids,
     make_run,
     map_for,
@@ -133,7 +133,7 @@ def test_scored_images_stand_beside_their_surprise(tmp_path: Path) -> None:
     for name, image, heat in zip(names, page.pictures()[::2], page.pictures()[1::2], strict=True):
         nats = nats_for(name)
         assert f"{nats:.2f} nats, {nats / np.log(2):.2f} bits per pixel" in page.all_text()
-        assert np.array_equal(pixels_of(image), colours(tokens_for(name, 0)))
+        assert np.array_equal(pixels_of(image), colors(tokens_for(name, 0)))
         [(y, x)] = places(sheet, pixels_of(image))
         assert places(sheet, pixels_of(heat)) == [(y, x + SIDE * SCALE + 8)]
         # the same scale in all pictures: brighter where there are more nats, up to the top
@@ -157,7 +157,7 @@ def test_sampled_images(tmp_path: Path, scored: bool) -> None:
     columns = rows.sample_columns(N, scored=scored)
     page = written(make_run(tmp_path / "run", [ids(3)], job="sample", columns=columns))
     for name, picture in zip(ids(3), page.pictures(), strict=True):
-        assert np.array_equal(pixels_of(picture), colours(tokens_for(name, 0)))
+        assert np.array_equal(pixels_of(picture), colors(tokens_for(name, 0)))
         assert (f"{nats_for(name):.2f} nats per pixel" in page.all_text()) == scored
     assert ("Histogram" in str([svg.attrib for svg in page.charts])) == scored
 
@@ -165,7 +165,7 @@ def test_sampled_images(tmp_path: Path, scored: bool) -> None:
 def test_embedded_images(tmp_path: Path) -> None:
     page = written(make_run(tmp_path / "run", [ids(3)], job="embed"))
     for name, picture in zip(ids(3), page.pictures(), strict=True):
-        assert np.array_equal(pixels_of(picture), colours(tokens_for(name, 0)))
+        assert np.array_equal(pixels_of(picture), colors(tokens_for(name, 0)))
     assert "embedding_4" in page.all_text()
     assert "features at layer 4" in page.all_text()
 
@@ -193,7 +193,7 @@ def test_columns_of_the_input_are_not_taken_for_the_jobs_own(tmp_path: Path) -> 
 
 def test_unknown_pixels_of_a_prompt_are_hatched(tmp_path: Path) -> None:
     """As high as the image, with rows, a part of a row and pixels further down known."""
-    pixels = colours(tokens_for("a", 0))
+    pixels = colors(tokens_for("a", 0))
     known = np.zeros((SIDE, SIDE), bool)
     known[:2], known[2, :3], known[6, 4:7] = True, True, True
     prompt = png(np.dstack([pixels, known.astype(np.uint8) * 255]), "RGBA")
@@ -235,7 +235,7 @@ def test_heat_maps_stand_odd_numbers() -> None:
     assert scale_top([]) == scale_top([[0.0, 0.0]]) == 1.0
 
 
-# --- speed, colours -------------------------------------------------------------------------------
+# --- speed, colors -------------------------------------------------------------------------------
 
 
 def test_speed_over_time_adds_up_to_all_images(tmp_path: Path) -> None:
@@ -264,11 +264,11 @@ def test_palette_lies_in_the_order_of_its_tokens(tmp_path: Path) -> None:
     output = make_run(tmp_path / "run", [ids(1)])
     [swatch] = written(output, palette=PALETTE).pictures("swatch")
     picture = pixels_of(swatch).reshape(-1, 4)
-    assert np.array_equal(picture[:64, :3], colours(np.arange(64, dtype=np.uint16)))
+    assert np.array_equal(picture[:64, :3], colors(np.arange(64, dtype=np.uint16)))
     assert (picture[:64, 3] == 255).all()
     assert (picture[64:, 3] == 0).all()
     page = written(output, palette=PALETTE)
-    assert "64 colours" in page.all_text()
+    assert "64 colors" in page.all_text()
     assert written(output).pictures("swatch") == []
 
 

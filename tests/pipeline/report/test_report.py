@@ -21,7 +21,7 @@ from made_runs import (
     SCALE,
     SIDE,
     Page,
-    colours,
+    colors,
     ids,
     make_run,
     places,
@@ -187,8 +187,8 @@ def test_sheet_shows_every_pixel_at_its_place(tmp_path: Path) -> None:
     lefts: set[tuple[int, ...]] = set()
     order: list[tuple[int, int]] = []
     for name in names:
-        original = colours(tokens_for(name, 0))
-        completions = [colours(tokens_for(name, k)) for k in (1, 2)]
+        original = colors(tokens_for(name, 0))
+        completions = [colors(tokens_for(name, k)) for k in (1, 2)]
         for completion in completions:
             completion[:GIVEN] = original[:GIVEN]
         [(y, x)] = places(sheet, original)
@@ -201,7 +201,7 @@ def test_sheet_shows_every_pixel_at_its_place(tmp_path: Path) -> None:
         assert [left for _, left in tops] == sorted(left for _, left in tops)
         lefts.add(tuple(left for _, left in tops))
         order.append((y, tops[0][1]))
-        # below the given rows there is no pixel of the image, only two greys
+        # below the given rows there is no pixel of the image, only two grays
         size = SIDE * SCALE
         rest = sheet[y + GIVEN * SCALE : y + size, tops[0][1] : tops[0][1] + size].reshape(-1, 3)
         assert len(np.unique(rest, axis=0)) == 2
@@ -230,7 +230,7 @@ def test_quantized_images_take_the_palette_of_the_run(tmp_path: Path) -> None:
     page = written(output, palette=PALETTE)
     sheet = read_sheet(output)
     for name, picture in zip(ids(3), page.pictures(), strict=True):
-        pixels = colours(tokens_for(name, 0))
+        pixels = colors(tokens_for(name, 0))
         assert len(places(sheet, pixels)) == 1
         with Image.open(io.BytesIO(picture)) as image:
             assert np.array_equal(np.asarray(image), pixels)
@@ -285,15 +285,15 @@ def test_parts_without_rows_give_way(tmp_path: Path) -> None:
     assert page.titles_of("id")[:6] == [f"photo-{i:04d}.jpg" for i in range(0, 60, 10)]
 
 
-def test_grey_pictures_and_unconditional_ones() -> None:
-    grey = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
+def test_gray_pictures_and_unconditional_ones() -> None:
+    gray = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
     pictures = (
         Picture("given", None, SIDE),
-        Picture("completion", png(np.stack([grey] * 3, axis=-1), "L"), SIDE, 0),
+        Picture("completion", png(np.stack([gray] * 3, axis=-1), "L"), SIDE, 0),
     )
     raw = draw_sheet([Entry("a", pictures)], title="t", note="n")
     sheet = np.asarray(Image.open(io.BytesIO(raw)))
-    [(y, x)] = places(sheet, np.stack([grey] * 3, axis=-1))
+    [(y, x)] = places(sheet, np.stack([gray] * 3, axis=-1))
     left = x - SIDE * SCALE - 8
     given = sheet[y : y + SIDE * SCALE, left : left + SIDE * SCALE].reshape(-1, 3)
     assert len(np.unique(given, axis=0)) == 2  # hatched all over
@@ -319,11 +319,11 @@ def test_classified_images_are_shown_with_class_and_probability(tmp_path: Path) 
     assert page.all_text().count("dog, 75%") == 24
     for name, picture in zip(shown, page.pictures(), strict=True):
         assert np.array_equal(
-            np.asarray(Image.open(io.BytesIO(picture))), colours(tokens_for(name, 0))
+            np.asarray(Image.open(io.BytesIO(picture))), colors(tokens_for(name, 0))
         )
     sheet = read_sheet(output)
     for name in shown:
-        assert len(places(sheet, colours(tokens_for(name, 0)))) == 1
+        assert len(places(sheet, colors(tokens_for(name, 0)))) == 1
     assert "| `predicted_name` | `string` | its name |" in Path(output, "README.md").read_text()
 
 
@@ -369,7 +369,7 @@ def test_datasets_loads_the_folder(
     picture = {"complete": "original", "sample": "image"}.get(job)
     if picture:
         pixels = np.asarray(train[4][picture])
-        assert np.array_equal(pixels, colours(tokens_for("photo-0004.jpg", 0)))
+        assert np.array_equal(pixels, colors(tokens_for("photo-0004.jpg", 0)))
 
 
 def test_card_stands_odd_columns(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pictures import SIDE
 from pipeline import rows
-from pipeline.run_directory.likelihoods import NatsHistogram, has_nats, to_bits
+from pipeline.run_directory.likelihoods import NLLHistogram, has_nll, to_bits
 from pipeline.stages.blocks import tokens_array, with_seconds
 from pipeline.stages.write_parts import WriteParts
 
@@ -28,11 +28,11 @@ def test_parts_add_up_to_what_numpy_finds_in_all_values():
     cuts = np.split(values, [1, 1, 700, 4000])  # one part of a single row, one of none
     starts = np.cumsum([0, *map(len, cuts)])
     parts = [
-        NatsHistogram.of(results(cut.tolist(), start=start))
+        NLLHistogram.of(results(cut.tolist(), start=start))
         for cut, start in zip(cuts, starts, strict=False)
     ]
     kept = [json.loads(json.dumps(part.to_json())) for part in parts]
-    total = NatsHistogram.sum(NatsHistogram.from_json(part) for part in kept)
+    total = NLLHistogram.sum(NLLHistogram.from_json(part) for part in kept)
 
     edges = [*(i / 20 for i in range(161)), np.inf]
     assert total.counts.tolist() == np.histogram(values.astype(np.float64), edges)[0].tolist()
@@ -48,23 +48,23 @@ def test_parts_add_up_to_what_numpy_finds_in_all_values():
 
 def test_what_is_no_number_is_counted_and_nothing_else():
     values = [float("nan"), 2.0, float("inf"), None, -0.0, -float("inf"), 4.0]
-    found = NatsHistogram.of(results(values))
+    found = NLLHistogram.of(results(values))
     assert (found.n, found.not_finite, found.mean) == (3, 4, 2.0)
     assert [value for _, value in found.lowest] == [0.0, 2.0, 4.0]
     assert "NaN" not in json.dumps(found.to_json())
-    assert NatsHistogram.of(results([float("nan")])).n == 0
-    assert NatsHistogram.sum([]).n == 0
+    assert NLLHistogram.of(results([float("nan")])).n == 0
+    assert NLLHistogram.sum([]).n == 0
 
 
 @pytest.mark.parametrize("values", [[3.03], [9.0], [1.0, 1.0, 7.99], [8.0, 12.0, 13.0, 40.0]])
 def test_median_lies_within_the_values(values: list[float]):
-    found = NatsHistogram.of(results(values))
+    found = NLLHistogram.of(results(values))
     assert np.float32(min(values)) <= found.median <= np.float32(max(values))
 
 
 def test_every_completion_of_a_row_counts():
     values = [[1.0, 3.0], [], None, [2.0, 5.5]]
-    found = NatsHistogram.of(results(values, type_=pa.list_(pa.float32())))
+    found = NLLHistogram.of(results(values, type_=pa.list_(pa.float32())))
     assert found.n == 4
     assert found.total == 11.5
     assert found.lowest == (("image-0", 1.0), ("image-3", 2.0), ("image-0", 3.0), ("image-3", 5.5))
@@ -73,11 +73,11 @@ def test_every_completion_of_a_row_counts():
 
 def test_a_column_of_the_input_is_not_taken_for_the_jobs_own():
     own = rows.schema_for("score", rows.score_columns(N))
-    assert has_nats("score", own)
-    assert not has_nats("classify", own)
-    assert not has_nats("complete", own)  # there it is a list
-    assert has_nats("complete", rows.schema_for("complete", rows.complete_columns(N, scored=True)))
-    assert not has_nats("sample", rows.schema_for("sample", rows.sample_columns(N)))
+    assert has_nll("score", own)
+    assert not has_nll("classify", own)
+    assert not has_nll("complete", own)  # there it is a list
+    assert has_nll("complete", rows.schema_for("complete", rows.complete_columns(N, scored=True)))
+    assert not has_nll("sample", rows.schema_for("sample", rows.sample_columns(N)))
 
 
 def test_the_writer_keeps_the_nats_of_good_rows(tiny_model, tmp_path: Path):

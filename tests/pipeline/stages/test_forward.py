@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from igpt_core.generation.packed import packed
+from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import row_seed
 from igpt_core.heads import ImageGPTForImageClassification, load_model
 from igpt_core.model.checkpoint import save_checkpoint
@@ -14,7 +14,7 @@ from pictures import SIDE
 from pipeline import rows
 from pipeline.stages.blocks import tokens_array
 from pipeline.stages.forward import Classify, class_names
-from pipeline.stages.model_batches import Computing, in_place
+from pipeline.stages.model_batches import ComputePlan, in_place
 
 N = SIDE**2
 NAMES = {0: "cat", 1: "dog", 2: "frog"}
@@ -36,7 +36,7 @@ def classifier(tmp_path_factory) -> str:
 
 
 def stage(model: str) -> Classify:
-    return Classify(Computing(model, "cpu", "float32", images=4))
+    return Classify(ComputePlan(model, "cpu", "float32", images=4))
 
 
 def tokens_block(ids: list[str | None]) -> pa.Table:
@@ -54,7 +54,9 @@ def full(classifier) -> dict[str, dict[str, object]]:
 
 
 def test_results_are_those_of_the_core(full, classifier):
-    model = packed(load_model(classifier, device="cpu", dtype=torch.float32, head="classification"))
+    model = prepacked(
+        load_model(classifier, device="cpu", dtype=torch.float32, head="classification")
+    )
     tokens = torch.tensor(tokens_block(IDS)[rows.ROW_TOKENS].to_pylist())
     with torch.no_grad():
         logits = torch.cat([model(tokens[:4]).logits, model(tokens[4:]).logits])
@@ -93,8 +95,8 @@ def test_a_block_of_bad_rows_alone(classifier):
 
 def test_batches_are_full_and_padded_with_zeros():
     tokens, seeds = np.arange(10, dtype=np.uint16).reshape(5, 2) + 1, np.arange(5) + 7
-    computing = Computing("nowhere", "cpu", "float32", images=3)
-    found = list(computing.in_batches(lambda *batch: batch, tokens, seeds))
+    compute_plan = ComputePlan("nowhere", "cpu", "float32", images=3)
+    found = list(compute_plan.in_batches(lambda *batch: batch, tokens, seeds))
     assert [place for place, _ in found] == [slice(0, 3), slice(3, 5)]
     assert found[1][1][0].tolist() == [[7, 8], [9, 10], [0, 0]]
     assert found[1][1][1].tolist() == [10, 11, 0]

@@ -21,7 +21,7 @@ from pipeline.shards import Plan
 from pipeline.stages import sampling as painting
 from pipeline.stages.blocks import tokens_array
 from pipeline.stages.generate import Complete
-from pipeline.stages.model_batches import Computing
+from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.read_images import COLORS, CountColors, ReadImages
 from pipeline.stages.sampling import Drawing
 
@@ -94,7 +94,7 @@ def test_bad_rows_keep_their_error_and_the_shard_its_rows(photos, tiny_model):
         assert row[rows.SOURCE] == str(Path(photos, row[rows.ROW_ID]))
 
 
-def test_tokens_are_the_nearest_colours_of_the_resized_image(photos, tiny_model):
+def test_tokens_are_the_nearest_colors_of_the_resized_image(photos, tiny_model):
     """Brute force in float64; only images of different kinds and sizes."""
     plan = plan_of(photos, 100)
     colors = load_palette(tiny_model).colors.astype(np.float64)
@@ -119,13 +119,13 @@ def test_a_block_with_two_shards_is_the_two_one_after_the_other(photos, tiny_mod
     assert both[rows.SHARD_ROWS].to_pylist() == [9] * 9 + [6] * 6
 
 
-def test_columns_of_the_input_come_along_also_beside_a_bad_image(labelled_parquet, tiny_model):
-    plan = plan_of(labelled_parquet, 100)
+def test_columns_of_the_input_come_along_also_beside_a_bad_image(labeled_parquet, tiny_model):
+    plan = plan_of(labeled_parquet, 100)
     table = reader(plan, tiny_model)(plan.to_table())
     assert table["label"].to_pylist() == [i % 3 for i in range(23)]
     failed = [i for i, row in enumerate(table[rows.ROW_TOKENS].to_pylist()) if row is None]
     assert failed == [5]
-    assert table[rows.ROW_ID][5].as_py() == "labelled.parquet#5"
+    assert table[rows.ROW_ID][5].as_py() == "labeled.parquet#5"
 
 
 def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_model, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_mo
 
 def completer(model: str, *, images: int = 4, n_samples: int = 2, seed: int = 7) -> Complete:
     drawing = Drawing(n_samples, n_samples, False, seed, SamplingConfig(0.9, top_k=20))
-    return Complete(Computing(model, "cpu", "float32", images), drawing, prompt_length=GIVEN)
+    return Complete(ComputePlan(model, "cpu", "float32", images), drawing, prompt_length=GIVEN)
 
 
 def tokens_block(ids: list[str | None]) -> pa.Table:
@@ -227,7 +227,7 @@ def test_another_seed_gives_other_samples(full, tiny_model):
 # --- CountColors ----------------------------------------------------------------------------------
 
 
-def test_every_colour_of_the_good_images_is_counted_by_shard(photos):
+def test_every_color_of_the_good_images_is_counted_by_shard(photos):
     plan = plan_of(photos, 16)
     block = counter(plan)(plan.to_table())
     assert block.schema == COLORS
@@ -253,7 +253,7 @@ def test_a_photograph_in_a_table_counts_like_the_file(tmp_path):
     assert sum(file[0]["counts"]) == N
 
 
-def test_bad_images_alone_have_no_colours(bad_folder):
+def test_bad_images_alone_have_no_colors(bad_folder):
     plan = plan_of(bad_folder, 100)
     assert counter(plan)(plan.to_table()).drop("seconds").to_pylist() == [
         {"rows": 0, "errors": 3, "colors": [], "counts": []}

@@ -53,7 +53,7 @@ def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
     }
     if samples:
         drawn = [samples * (N - GIVEN) if g else None for g in good]
-        columns[rows.DRAWN] = pa.array(drawn, pa.int32())
+        columns[rows.SAMPLED_TOKENS] = pa.array(drawn, pa.int32())
         columns["samples"] = pa.array(
             [rng.integers(0, 32, (samples, N)).tolist() if g else None for g in good],
             rows.samples_type(N),

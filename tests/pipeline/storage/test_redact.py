@@ -9,8 +9,8 @@ import pytest
 from yarl import URL
 
 from pipeline.engine import stage
-from pipeline.engine.stage import Parcel, StageError, packed, unpacked
-from pipeline.storage.redact import is_masked, masked, one_line
+from pipeline.engine.stage import ShardResult, StageError, deserialize, serialize
+from pipeline.storage.redact import is_redacted, redacted, redacted_line
 
 ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
 
@@ -31,8 +31,8 @@ ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
     ],
 )
 def test_a_location_that_is_shown(text, expected):
-    assert masked(text) == masked(expected) == expected
-    assert is_masked(expected) == ("***" in expected)
+    assert redacted(text) == redacted(expected) == expected
+    assert is_redacted(expected) == ("***" in expected)
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,15 @@ def test_a_location_that_is_shown(text, expected):
 def test_a_location_without_a_secret_is_kept_whole(location):
     """Past bug: Azure's `container@account` was taken for a login, and so the command that resumes
     the run led nowhere."""
-    assert masked(location) == one_line(OSError(location)) == location
-    assert not is_masked(location)
+    assert redacted(location) == redacted_line(OSError(location)) == location
+    assert not is_redacted(location)
 
 
 def test_an_address_without_its_host():
     error = OSError(
         "HTTPPool(host='h'): Max retries exceeded with url: /a?sig=SECRET (Caused by x)"
     )
-    assert one_line(error).endswith("with url: /a?*** (Caused by x)")
+    assert redacted_line(error).endswith("with url: /a?*** (Caused by x)")
 
 
 class Refused:
@@ -73,15 +73,15 @@ class Refused:
 @pytest.fixture
 def refused(monkeypatch):
     """The class of an actor with that stage."""
-    monkeypatch.setattr(stage, "SHARD_PAUSES", ())
-    return type("Refused", (stage._ReportingPacked,), {"stage": Refused})
+    monkeypatch.setattr(stage, "SHARD_BACKOFF", ())
+    return type("Refused", (stage._ReportingShards,), {"stage": Refused})
 
 
 def test_the_log_of_a_shard_that_failed(refused, caplog):
     """Past bug: the traceback showed the store's answer as it was."""
     caplog.set_level(logging.ERROR, logger="pipeline.engine.stage")  # whatever Ray has set in here
-    (parcel,) = unpacked(refused()(packed([Parcel(3)])))
-    assert parcel.failure == (
+    (result,) = deserialize(refused()(serialize([ShardResult(3)])))
+    assert result.failure == (
         "Refused: ClientResponseError: 503, message='busy', url='https://***@store/a.png?***'"
     )
     assert "shard 3 failed" in caplog.text

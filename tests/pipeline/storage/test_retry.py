@@ -23,7 +23,7 @@ from pipeline.readers.images import read_image_files
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage import retry as patience
-from pipeline.storage.retry import is_passing, patiently
+from pipeline.storage.retry import is_transient, with_retry
 
 # The HTTP library of huggingface_hub: httpx or httpx2.
 HTTPX = sys.modules[huggingface_hub.errors.HTTPError.__module__]
@@ -135,21 +135,21 @@ OF_THE_NODE = [
 @pytest.mark.parametrize("error", OF_THE_NODE)
 def test_what_a_node_lacks_is_no_error_of_a_row_and_not_waited_for(error):
     """Past bug: a full disk made thousands of images bad."""
-    assert not is_passing(error)
+    assert not is_transient(error)
     with pytest.raises(type(error)):
         RowError.of("read", error)
 
 
 @pytest.mark.parametrize("error", PASSING)
 def test_what_passes_is_no_error_of_a_row(error):
-    assert is_passing(error)
+    assert is_transient(error)
     with pytest.raises(type(error)):
         RowError.of("read", error)
 
 
 @pytest.mark.parametrize("error", LASTING)
 def test_what_lasts_is_one(error):
-    assert not is_passing(error)
+    assert not is_transient(error)
     assert RowError.of("read", error).error == type(error).__name__
 
 
@@ -166,7 +166,7 @@ def test_broken_connections_of_libraries_that_may_be_absent(monkeypatch, module,
     # Azure's error of a cut body knows the status with which it began.
     setattr(library, name, type(name, (Exception,), {"status_code": 206}))
     monkeypatch.setitem(sys.modules, module, library)
-    assert is_passing(type("Of it", (getattr(library, name),), {})())
+    assert is_transient(type("Of it", (getattr(library, name),), {})())
 
 
 class CuttingHub(http.server.BaseHTTPRequestHandler):
@@ -220,18 +220,18 @@ def failing(*errors: Exception):
 
 
 def test_a_call_is_made_again_until_the_fault_has_passed(pauses):
-    assert patiently(failing(TimeoutError(), of_s3("SlowDown")), (1.0, 4.0)) == 3
+    assert with_retry(failing(TimeoutError(), of_s3("SlowDown")), (1.0, 4.0)) == 3
     assert 1.0 <= pauses[0] <= 1.5
     assert 4.0 <= pauses[1] <= 6.0
 
 
 def test_patience_ends(pauses):
     with pytest.raises(TimeoutError):
-        patiently(failing(*[TimeoutError()] * 3), (1.0, 4.0))
+        with_retry(failing(*[TimeoutError()] * 3), (1.0, 4.0))
     assert len(pauses) == 2
 
 
 def test_what_lasts_is_not_tried_again(pauses):
     with pytest.raises(FileNotFoundError):
-        patiently(failing(FileNotFoundError()), (1.0, 4.0))
+        with_retry(failing(FileNotFoundError()), (1.0, 4.0))
     assert pauses == []

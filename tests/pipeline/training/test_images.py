@@ -33,9 +33,9 @@ def test_tokens_of_the_readable_images_are_read_and_the_others_named(photos, tin
         assert np.array_equal(row, palette.encode(load_pixels(path.read_bytes(), SIDE)).ravel())
 
 
-def test_the_first_images_only(labelled_parquet, tiny_model):
-    whole = read_images(labelled_parquet, palette=tiny_model, image_size=SIDE).tokens
-    first = read_images(labelled_parquet, palette=tiny_model, image_size=SIDE, limit=4).tokens
+def test_the_first_images_only(labeled_parquet, tiny_model):
+    whole = read_images(labeled_parquet, palette=tiny_model, image_size=SIDE).tokens
+    first = read_images(labeled_parquet, palette=tiny_model, image_size=SIDE, limit=4).tokens
     assert len(whole) == 22
     assert np.array_equal(first, whole[:4])
 
@@ -73,8 +73,8 @@ def labels_of(location: str, model: str, column: str = "label") -> Labels:
     return read_images(location, palette=model, image_size=SIDE, label_column=column).labels
 
 
-def test_labels_stand_beside_the_images_that_can_be_read(labelled_parquet, tiny_model):
-    found = read_images(labelled_parquet, palette=tiny_model, image_size=SIDE, label_column="label")
+def test_labels_stand_beside_the_images_that_can_be_read(labeled_parquet, tiny_model):
+    found = read_images(labeled_parquet, palette=tiny_model, image_size=SIDE, label_column="label")
     assert found.labels.classes.tolist() == [i % 3 for i in range(23) if i != 5]
     assert found.labels.classes.dtype == np.int64
     assert found.labels.all_names() == ("cat", "dog", "frog")
@@ -112,9 +112,9 @@ def test_numbers_that_make_no_classes_are_refused(classes, message):
         Labels(np.array(classes), None).all_names()
 
 
-def test_a_missing_column_is_named_with_those_that_are_there(labelled_parquet, tiny_model):
+def test_a_missing_column_is_named_with_those_that_are_there(labeled_parquet, tiny_model):
     with pytest.raises(UsageError, match=r"column lable .* found img, label; next: one of these"):
-        labels_of(labelled_parquet, tiny_model, "lable")
+        labels_of(labeled_parquet, tiny_model, "lable")
 
 
 def test_image_files_have_no_labels(photos, tiny_model):
