@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inputs.source import find_source
+from pipeline.run_directory.layout import parquet_bytes
 from pipeline.shards import Plan
-from pipeline.stages.write_parts import parquet_bytes
 
 SHARD_SIZE = {"images": 1024, "parquet": 4}
 FILES = {"images": 1_000_000, "parquet": 10_000}

@@ -12,8 +12,9 @@ from pipeline.engine import cluster
 from pipeline.engine.dispatch import consume
 from pipeline.inputs.source import Source
 from pipeline.options import ImageJobOptions, RunOptions
+from pipeline.run_directory.layout import spread
 from pipeline.shards import Plan, Shard
-from pipeline.stages.write_parts import STAGES, spread
+from pipeline.stages.write_parts import STAGES
 from pipeline.storage.filesystem import open_location, options_for
 
 NOWHERE = "memory://igpt-plan"  # parts of the trial lie in an actor's memory and go with it

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.errors import UsageError
+from pipeline.run_directory.layout import parquet_bytes
 from pipeline.stages.blocks import tokens_of
 from pipeline.stages.result_columns import pictures
-from pipeline.stages.write_parts import parquet_bytes
 
 FILE_NAME = "file_name"  # what the `imagefolder` of datasets looks for
 SAMPLE = "sample"

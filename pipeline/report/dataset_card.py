@@ -5,9 +5,9 @@ from typing import Any
 import yaml
 
 from pipeline.report.text import printable
+from pipeline.run_directory.layout import ROW_GROUP_ROWS
 from pipeline.run_directory.likelihoods import NLLHistogram
 from pipeline.run_directory.summary import RunRecord
-from pipeline.stages.write_parts import ROW_GROUP_ROWS
 
 _NAMES = {
     "classify": "ImageGPT classifications",

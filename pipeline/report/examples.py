@@ -14,8 +14,8 @@ from igpt_core.images.palette import Palette
 from igpt_core.images.pixels import encode_png
 from pipeline import rows
 from pipeline.report.heat_map import draw_heat_map, scale_top
+from pipeline.run_directory.layout import spread
 from pipeline.run_directory.summary import row_count
-from pipeline.stages.write_parts import spread
 
 ROWS = 24
 MAX_SAMPLES = 6

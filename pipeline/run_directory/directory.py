@@ -26,10 +26,10 @@ from pipeline.run_directory.layout import (
     RUN_FILE,
     finished_shards,
     is_stop_file,
+    parquet_bytes,
     part_name,
 )
 from pipeline.shards import Plan
-from pipeline.stages.write_parts import parquet_bytes
 from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors
 from pipeline.storage.redact import redacted_line

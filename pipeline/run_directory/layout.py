@@ -1,7 +1,10 @@
 """Where what a run directory holds lies in it, and which of its parts are there."""
 
+import io
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystem import join, retry_on
@@ -13,6 +16,7 @@ PLAN_FILE = "plan.parquet"
 REPORT_FILE = "report.json"
 LEASE_FILE = ".owner"  # hidden, as the next: no input, no result
 _STOP = ".stop-"
+ROW_GROUP_ROWS = 1024
 _PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
 
 
@@ -54,3 +58,21 @@ def shard_of(path: str) -> int | None:
     """The shard whose results or errors a path names; None for any other file."""
     part = _PART.fullmatch(path.rpartition("/")[2])
     return int(part[1]) if part else None
+
+
+def spread(total: int, n: int) -> list[int]:
+    """n indices of range(total) at even distances, each in the middle of its stretch; all of them
+    where there are no more than n."""
+    n = min(n, total)
+    return [(2 * i + 1) * total // (2 * n) for i in range(n)]
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file; the same bytes for the same table and version of pyarrow."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(
+        buffer, table.schema, compression="zstd", write_page_checksum=True
+    ) as writer:
+        if table.num_rows:  # a row group of no rows stops `datasets`
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    return buffer.getvalue()

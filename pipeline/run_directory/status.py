@@ -19,9 +19,9 @@ from pipeline.run_directory.layout import (
     part_name,
     shard_of,
     shards_with_errors,
+    spread,
 )
 from pipeline.run_directory.throughput import Span, working_seconds
-from pipeline.stages.write_parts import spread
 from pipeline.storage.filesystem import exists, join, read_bytes
 
 SAMPLE = 256  # parts that are looked into at most, however many there are

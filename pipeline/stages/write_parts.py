@@ -1,7 +1,6 @@
 """The writer of a shard's part."""
 
 import base64
-import io
 import json
 import logging
 import socket
@@ -12,12 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.errors import Superseded
-from pipeline.run_directory.layout import FOLDERS, part_name
+from pipeline.run_directory.layout import FOLDERS, parquet_bytes, part_name, spread
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.likelihoods import NLLHistogram, has_nll
 from pipeline.stages.blocks import by_shard, tokens_of
@@ -26,7 +24,6 @@ from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
 
 STAGES = ("read", "decode", "model", "write")
-ROW_GROUP_ROWS = 1024
 _LOGGED_ERRORS = 10  # of a shard
 
 _log = logging.getLogger(__name__)
@@ -219,24 +216,6 @@ _ERROR_COLUMNS = (
     rows.ERROR_CLASS,
     rows.ERROR_MESSAGE,
 )
-
-
-def spread(total: int, n: int) -> list[int]:
-    """n indices of range(total) at even distances, each in the middle of its stretch; all of them
-    where there are no more than n."""
-    n = min(n, total)
-    return [(2 * i + 1) * total // (2 * n) for i in range(n)]
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file; the same bytes for the same table and version of pyarrow."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(
-        buffer, table.schema, compression="zstd", write_page_checksum=True
-    ) as writer:
-        if table.num_rows:  # a row group of no rows stops `datasets`
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    return buffer.getvalue()
 
 
 def _seconds(block: pa.Table) -> dict[str, float]:

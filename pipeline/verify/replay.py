@@ -25,9 +25,9 @@ from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.options import RunOptions
 from pipeline.run_directory.directory import RunDirectory, differences
-from pipeline.run_directory.layout import part_name
+from pipeline.run_directory.layout import parquet_bytes, part_name
 from pipeline.shards import Plan, Shard
-from pipeline.stages.write_parts import WriteParts, parquet_bytes
+from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import redacted_line
 

@@ -17,7 +17,7 @@ from igpt_core.model.checkpoint import load_palette, save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
-from pipeline.stages.write_parts import parquet_bytes
+from pipeline.run_directory.layout import parquet_bytes
 
 Outcome = tuple[int, dict[str, str]]
 
