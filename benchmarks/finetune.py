@@ -1,4 +1,4 @@
-"""Accuracy of a fine-tuned model on held-out images, against a linear probe of where it started.
+"""Accuracy of a fine-tuned model on evaluation images, against a linear probe of where it started.
 
     igpt finetune --input 'train-*.parquet' --limit 5000 --output classifier/ --minutes 40
     python benchmarks/finetune.py --model classifier/ --train 'train-*.parquet' --test test.parquet

@@ -1,39 +1,41 @@
 """The jobs that fill run directories, by the name that run.json has for them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import classify, complete, embed, quantize, sample, score
-from jobs.command import parse
-from pipeline.batch.definition import BatchJob
-from pipeline.batch.run import FOUND
+from jobs.command import JobCommand, parse
 from pipeline.errors import UsageError
 from pipeline.options import RunOptions
-from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import RUN_FILE
 from pipeline.storage.redact import is_redacted
 
-BATCH_JOBS: dict[str, BatchJob] = {
+BATCH_JOBS: dict[str, JobCommand] = {
     job.name: job
     for job in (
-        quantize.JOB,
-        complete.JOB,
-        sample.JOB,
-        embed.JOB,
-        score.JOB,
-        classify.JOB,
+        quantize.COMMAND,
+        complete.COMMAND,
+        sample.COMMAND,
+        embed.COMMAND,
+        score.COMMAND,
+        classify.COMMAND,
     )
 }
 
+if TYPE_CHECKING:
+    from pipeline.run_directory.directory import RunDirectory
+
 
 def recorded_job(
-    directory: RunDirectory, given: Mapping[str, Any]
-) -> tuple[BatchJob, RunOptions, dict[str, Any]]:
+    directory: "RunDirectory", given: Mapping[str, Any]
+) -> tuple[JobCommand, RunOptions, dict[str, Any]]:
     """The job of a run directory, its options, and run.json.
 
     The options are those of the run, where `given` has no others. Raises UsageError where there
     is no run, it is of another version, or its options cannot be used again.
     """
+    from pipeline.batch.run import FOUND
+    from pipeline.run_directory.layout import RUN_FILE
+
     record = directory.record()
     if record is None:
         raise UsageError(
@@ -57,4 +59,6 @@ def recorded_job(
             f"{RUN_FILE} keeps no logins and signatures, so --{hidden[0].replace('_', '-')} "
             f"{values[hidden[0]]} leads nowhere; next: the run's own command, with its own location"
         )
-    return job, parse(job.options, values), record
+    options = parse(job.model, values)
+    assert isinstance(options, RunOptions)
+    return job, options, record

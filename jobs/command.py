@@ -8,31 +8,47 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.batch.definition import BatchJob
-from pipeline.batch.run import run_job
 from pipeline.errors import UsageError
-from pipeline.options import Options
+from pipeline.options import Options, RunOptions
 from pipeline.storage.redact import redacted_traceback
+
+if TYPE_CHECKING:
+    from pipeline.batch.job import JobSpec
 
 WIDTH = 100
 
 Model = TypeVar("Model", bound=Options)
+Run = TypeVar("Run", bound=RunOptions)
 
 
 class JobCommand(click.Command):
-    """A command that remembers the model of its options, and which of them is an argument."""
+    """A command that remembers the model of its options, which of them is an argument, and of a
+    job that fills a run directory how its options define it."""
 
-    def __init__(self, name: str, model: type[Options], argument: str | None, **rest: Any) -> None:
+    name: str
+
+    def __init__(
+        self,
+        name: str,
+        model: type[Options],
+        argument: str | None,
+        define: "Callable[[Any], JobSpec] | None" = None,
+        **rest: Any,
+    ) -> None:
         super().__init__(name, **rest)
-        self.model, self.argument = model, argument
+        self.model, self.argument, self._define = model, argument, define
+
+    def define(self, options: Options) -> "JobSpec":
+        """Returns the job of these options. Raises UsageError."""
+        assert self._define is not None
+        return self._define(options)
 
 
 def command(
@@ -43,6 +59,7 @@ def command(
     help: str,
     example: str,
     argument: str | None = None,
+    define: "Callable[[Any], JobSpec] | None" = None,
 ) -> JobCommand:
     """A click command whose options are the model's fields, but for one that is an argument."""
 
@@ -69,6 +86,7 @@ def command(
         name,
         model,
         argument,
+        define,
         params=parameters,
         callback=callback,
         help=help,
@@ -78,9 +96,22 @@ def command(
     )
 
 
-def batch_command(job: BatchJob, *, help: str, example: str) -> JobCommand:
+def batch_command(
+    name: str,
+    model: type[Run],
+    define: "Callable[[Run], JobSpec]",
+    *,
+    help: str,
+    example: str,
+) -> JobCommand:
     """The command of a job that fills a run directory."""
-    return command(job.name, job.options, partial(run_job, job), help=help, example=example)
+
+    def run(options: Run) -> None:
+        from pipeline.batch.run import run_job
+
+        run_job(define, options)
+
+    return command(name, model, run, help=help, example=example, define=define)
 
 
 def _place(model: type[Options], key: str) -> tuple[bool, int]:
@@ -88,6 +119,11 @@ def _place(model: type[Options], key: str) -> tuple[bool, int]:
     common ones, in the order in which the model inherits them."""
     owner = next(i for i, cls in enumerate(model.__mro__) if key in inspect.get_annotations(cls))
     return not model.model_fields[key].is_required(), owner
+
+
+def notes(options: Options) -> Callable[[str], None]:
+    """Returns what prints a line on stderr, or nothing with --quiet."""
+    return lambda line: None if options.quiet else click.echo(line, err=True)
 
 
 def parse(model: type[Model], values: dict[str, Any]) -> Model:
@@ -180,7 +216,7 @@ def _option(key: str, field: FieldInfo) -> click.Option:
     return click.Option([flag, key], type=kind, metavar=metavar, **settings)
 
 
-class _NumberOrAuto(click.ParamType):
+class _NumberOrAuto(click.ParamType[int | None]):
     """A number that is found automatically where it is not given, or given as `auto`."""
 
     name = "number or auto"

@@ -1,20 +1,16 @@
 """igpt complete: finish images from their upper part."""
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field
 
 from jobs.command import batch_command
-from pipeline import rows
-from pipeline.batch.definition import BatchJob, Definition, find_input
-from pipeline.batch.model import model_of, sampling_batches
 from pipeline.errors import UsageError
-from pipeline.inputs.masks import find_mask
-from pipeline.inputs.source import Source
 from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
-from pipeline.stages.generate import Complete
-from pipeline.storage.filesystem import options_for
+
+if TYPE_CHECKING:
+    from pipeline.batch.job import JobSpec
 
 
 class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
@@ -30,10 +26,19 @@ class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
     )
 
 
-def define(options: CompleteOptions) -> Definition:
+def define(options: CompleteOptions) -> "JobSpec":
+    from pipeline import rows
+    from pipeline.batch.job import JobSpec, find_input
+    from pipeline.batch.model import drawing_of, model_of, sampling_batches
+    from pipeline.inputs.masks import find_mask
+    from pipeline.stages.generate import Complete
+    from pipeline.storage.filesystem import options_for
+
+    prompts = options.prompt_column is not None
+    if options.mask is not None and prompts:
+        raise UsageError("give either --mask or --prompt-column, found both")
     model = model_of(options)
     size = model.quantizer.image_size
-    prompts = options.prompt_column is not None
     given = 0 if prompts else prompt_length(options.keep, size, masked=options.mask is not None)
     if options.best_of is not None and options.best_of < options.samples:
         raise UsageError(
@@ -42,9 +47,13 @@ def define(options: CompleteOptions) -> Definition:
         )
     drawn = options.best_of or options.samples
     mask = find_mask(options.mask, options_for(options.storage_options, "input"))
-    return Definition(
+    drawing = drawing_of(options, options.samples, drawn)
+    return JobSpec(
+        name="complete",
+        options=options,
         columns=rows.complete_columns(size**2, prompts=prompts, scored=options.scored),
         quantizer=model.quantizer,
+        find_source=lambda: find_input(options, prompt_column=options.prompt_column),
         model=model,
         images_per_batch=sampling_batches(model, options, drawn),
         sequences=drawn,
@@ -57,11 +66,8 @@ def define(options: CompleteOptions) -> Definition:
             **options.sampling_results,
         },
         stages=lambda job: [
-            job.read_images(mask=mask and mask.location, prompts=prompts),
-            job.model_stage(
-                Complete,
-                {"drawing": options.drawing(options.samples, drawn), "prompt_length": given},
-            ),
+            job.read_images(mask=mask.location if mask else None, prompts=prompts),
+            job.model_stage(Complete, drawing=drawing, prompt_length=given),
             job.write_parts(),
         ],
     )
@@ -99,15 +105,10 @@ def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
     return given
 
 
-def _find_source(options: CompleteOptions) -> Source:
-    if options.mask is not None and options.prompt_column is not None:
-        raise UsageError("give either --mask or --prompt-column, found both")
-    return find_input(options, prompt_column=options.prompt_column)
-
-
-JOB = BatchJob("complete", CompleteOptions, define, _find_source)
 COMMAND = batch_command(
-    JOB,
+    "complete",
+    CompleteOptions,
+    define,
     help="Finish images from their upper part: quantize, complete, write Parquet and a report.",
     example="igpt complete --input photos/ --output out/photos --samples 4 --top-k 100",
 )

@@ -1,15 +1,15 @@
 """igpt convert: any checkpoint to one safetensors folder."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
-import torch
 from pydantic import Field
 
-from igpt_core.conversion.convert import Converted, convert_checkpoint
 from jobs.command import command
 from pipeline.options import StorageOptions
-from pipeline.storage.filesystem import absolute_model, local_output, options_for
+
+if TYPE_CHECKING:
+    from igpt_core.conversion.convert import Converted
 
 
 class ConvertOptions(StorageOptions):
@@ -27,6 +27,11 @@ class ConvertOptions(StorageOptions):
 
 
 def run(options: ConvertOptions) -> None:
+    import torch
+
+    from igpt_core.conversion.convert import convert_checkpoint
+    from pipeline.storage.filesystem import absolute_model, local_output, options_for
+
     converted = convert_checkpoint(
         absolute_model(options.input),
         local_output(options.output),
@@ -38,7 +43,7 @@ def run(options: ConvertOptions) -> None:
     click.echo(f"{options.output}: {_summary(converted)}")
 
 
-def _summary(converted: Converted) -> str:
+def _summary(converted: "Converted") -> str:
     config, processor = converted.config, converted.processor
     images = "no palette (next: --palette FILE.npy)"
     if processor is not None:

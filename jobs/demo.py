@@ -5,11 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
-from PIL import Image
 
 from jobs import complete
 from jobs.command import command
-from pipeline.batch.run import run_job
 from pipeline.errors import UsageError
 from pipeline.options import ProgressOptions
 
@@ -27,11 +25,13 @@ TILES = {
 
 
 def run(options: ProgressOptions) -> None:
+    from pipeline.batch.run import run_job
+
     count = write_tiles(INPUT)
     if not options.quiet:
         click.echo(f"{count} tiles of photographs in {INPUT}", err=True)
     run_job(
-        complete.JOB,
+        complete.define,
         complete.CompleteOptions(
             input=str(INPUT),
             output=str(OUTPUT),
@@ -50,6 +50,8 @@ def write_tiles(folder: Path) -> int:
 
     Raises UsageError where scikit-image is not installed.
     """
+    from PIL import Image
+
     if find_spec("skimage") is None:
         raise UsageError(
             "the demo takes its photographs from scikit-image, which is not installed; next: "
@@ -59,8 +61,10 @@ def write_tiles(folder: Path) -> int:
         (folder / name).mkdir(parents=True, exist_ok=True)
         with as_file(files("skimage") / "data" / f"{name}.png") as path, Image.open(path) as photo:
             for tile, edges in TILES.items():
-                box = [round(edge * size) for edge, size in zip(edges, photo.size * 2, strict=True)]
-                photo.crop(tuple(box)).save(folder / name / f"{tile}.png")
+                left, upper, right, lower = (
+                    round(edge * size) for edge, size in zip(edges, photo.size * 2, strict=True)
+                )
+                photo.crop((left, upper, right, lower)).save(folder / name / f"{tile}.png")
     return len(PHOTOS) * len(TILES)
 
 

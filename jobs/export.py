@@ -7,14 +7,7 @@ import click
 from pydantic import Field
 
 from jobs.command import command
-from pipeline.engine import cluster
-from pipeline.engine.stage import Stage
-from pipeline.export.export import claim, export_parts, find_palette, find_run, pending_parts
-from pipeline.export.formats import EXPORTS
-from pipeline.export.stage import ExportParts
 from pipeline.options import RayOptions, StorageOptions
-from pipeline.run_directory.directory import RunDirectory
-from pipeline.storage.filesystem import absolute, absolute_model, options_for
 
 
 class ExportOptions(RayOptions, StorageOptions):
@@ -31,6 +24,14 @@ class ExportOptions(RayOptions, StorageOptions):
 
 
 def run(options: ExportOptions) -> None:
+    from pipeline.engine import cluster
+    from pipeline.engine.stage import Stage
+    from pipeline.export.export import claim, export_parts, find_palette, find_run, pending_parts
+    from pipeline.export.formats import EXPORTS
+    from pipeline.export.stage import ExportParts
+    from pipeline.run_directory.directory import RunDirectory
+    from pipeline.storage.filesystem import absolute, absolute_model, options_for
+
     input_options = options_for(options.storage_options, "input")
     output_options = options_for(options.storage_options, "output")
     model_options = options_for(options.storage_options, "model")

@@ -1,16 +1,16 @@
 """igpt finetune: a classifier from a model and labeled images, one process."""
 
+from typing import TYPE_CHECKING
+
 import click
 from pydantic import Field
 
-from igpt_core.learning.objectives import JointClassification
-from igpt_core.learning.training import accuracy
-from jobs.command import command
-from pipeline.batch.model import Model, find_model
+from jobs.command import command, notes
 from pipeline.options import TrainingOptions
-from pipeline.storage.filesystem import options_for
-from pipeline.training.images import TrainingImages
-from pipeline.training.train import check_options, find_images, run_training
+
+if TYPE_CHECKING:
+    from pipeline.batch.model import Model
+    from pipeline.training.images import Labels, TrainingImages
 
 
 class FinetuneOptions(TrainingOptions):
@@ -23,18 +23,24 @@ class FinetuneOptions(TrainingOptions):
 
 
 def run(options: FinetuneOptions) -> None:
-    say = (lambda line: None) if options.quiet else (lambda line: click.echo(line, err=True))
+    from igpt_core.learning.objectives import JointClassification
+    from igpt_core.learning.training import accuracy
+    from pipeline.batch.model import find_model
+    from pipeline.storage.filesystem import options_for
+    from pipeline.training.train import check_options, run_training
+
+    say = notes(options)
     check_options(options)
     model_options = options_for(options.storage_options, "model")
     head = "causal" if options.next_pixel_weight else None
     model = find_model(options.model, model_options, head=head)
-    held_out = None
+    evaluated = None
     if options.eval_input is not None:  # before the work: a wrong path must not show after it
-        held_out = _labeled(options, options.eval_input, model, limit=None)
-    images = _labeled(options, options.input, model, limit=options.limit)
-    names = images.labels.all_names()
-    if held_out is not None:
-        held_out.labels.check_against(names)
+        evaluated = _labeled(options, options.eval_input, model, limit=None)
+    images, labels = _labeled(options, options.input, model, limit=options.limit)
+    names = labels.all_names()
+    if evaluated is not None:
+        evaluated[1].check_against(names)
     say(f"{len(images.tokens)} images of {len(names)} classes to train on")
     objective, state = run_training(
         images,
@@ -51,15 +57,17 @@ def run(options: FinetuneOptions) -> None:
         report=say,
     )
     click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
-    if held_out is not None:
-        share = accuracy(objective.model, held_out.tokens, held_out.labels.classes)
-        click.echo(f"accuracy {share:.4f} on {len(held_out.tokens)} held-out images")
+    if evaluated is not None:
+        share = accuracy(objective.model, evaluated[0].tokens, evaluated[1].classes)
+        click.echo(f"accuracy {share:.4f} on {len(evaluated[0].tokens)} evaluation images")
 
 
 def _labeled(
-    options: FinetuneOptions, location: str, model: Model, *, limit: int | None
-) -> TrainingImages:
-    return find_images(
+    options: FinetuneOptions, location: str, model: "Model", *, limit: int | None
+) -> "tuple[TrainingImages, Labels]":
+    from pipeline.training.train import find_images
+
+    images = find_images(
         options,
         location,
         palette=model.location,
@@ -67,6 +75,8 @@ def _labeled(
         limit=limit,
         label_column=options.label_column,
     )
+    assert images.labels is not None  # a column of them was asked for
+    return images, images.labels
 
 
 COMMAND = command(

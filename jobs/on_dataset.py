@@ -11,7 +11,7 @@ from pipeline.batch.on_dataset import map_images
 from pipeline.errors import UsageError
 from pipeline.options import ImageJobOptions
 
-JOBS = tuple(name for name, job in BATCH_JOBS.items() if issubclass(job.options, ImageJobOptions))
+JOBS = tuple(name for name, job in BATCH_JOBS.items() if issubclass(job.model, ImageJobOptions))
 # Of what is around a job: where rows come from and where they go is the data set's affair.
 _NOT_HERE = {"input", "output", "format", "limit", "image_column", "id_column", "keep_columns"}
 _NOT_HERE |= {"mask", "prompt_column", "shard_size", "overwrite", "max_error_fraction", "address"}
@@ -49,7 +49,6 @@ def on_dataset(
     wrong = sorted(_NOT_HERE & given.keys())
     if wrong:
         raise UsageError(f"option {wrong[0]} has no meaning for a data set; next: leave it out")
-    parsed = parse(BATCH_JOBS[job].options, {"input": "", "output": "", **given})
-    return map_images(
-        dataset, BATCH_JOBS[job], parsed, image_column=image_column, id_column=id_column
-    )
+    parsed = parse(BATCH_JOBS[job].model, {"input": "", "output": "", **given})
+    spec = BATCH_JOBS[job].define(parsed)
+    return map_images(dataset, spec, image_column=image_column, id_column=id_column)

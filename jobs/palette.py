@@ -5,16 +5,9 @@ import json
 import click
 from pydantic import Field
 
-from igpt_core.images.palette import Palette
 from jobs.command import command
-from pipeline.engine import cluster
-from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
-from pipeline.inputs.source import find_source
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
-from pipeline.stages.read_images import CountColors
-from pipeline.storage.filesystem import local_output, options_for
-from pipeline.training.palette import count_colors
 
 SHARD_SIZE = 4096
 
@@ -27,6 +20,14 @@ class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
 
 
 def run(options: PaletteOptions) -> None:
+    from igpt_core.images.palette import Palette
+    from pipeline.engine import cluster
+    from pipeline.engine.stage import Stage
+    from pipeline.inputs.source import find_source
+    from pipeline.stages.read_images import CountColors
+    from pipeline.storage.filesystem import local_output, options_for
+    from pipeline.training.palette import count_colors
+
     if not options.output.endswith(".npy"):
         raise UsageError(f"expected --output FILE.npy, found {options.output}")
     output = local_output(options.output)

@@ -2,20 +2,22 @@
 
 import json
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import Field, create_model
 
 from jobs.batch_jobs import BATCH_JOBS
-from jobs.command import command
-from pipeline.batch.definition import BatchJob
-from pipeline.batch.estimate import Estimate, estimate
-from pipeline.report.text import amount, duration, rate
+from jobs.command import JobCommand, command
+
+if TYPE_CHECKING:
+    from pipeline.batch.estimate import Estimate
 
 
-def run(job: BatchJob, options: Any) -> None:
-    found = estimate(job, options)
+def run(job: JobCommand, options: Any) -> None:
+    from pipeline.batch.estimate import estimate
+
+    found = estimate(job.define, options)
     price = options.gpu_hour_price
     if options.json_lines:
         click.echo(json.dumps({"event": "plan", **_facts(found, price)}))
@@ -23,7 +25,7 @@ def run(job: BatchJob, options: Any) -> None:
         click.echo("\n".join(_lines(found, price)))
 
 
-def _facts(found: Estimate, price: float | None) -> dict[str, Any]:
+def _facts(found: "Estimate", price: float | None) -> dict[str, Any]:
     return {
         "shards": found.shards,
         "shard_size": found.shard_size,
@@ -49,7 +51,9 @@ def _facts(found: Estimate, price: float | None) -> dict[str, Any]:
     }
 
 
-def _lines(found: Estimate, price: float | None) -> list[str]:
+def _lines(found: "Estimate", price: float | None) -> list[str]:
+    from pipeline.report.text import amount, duration, rate
+
     about = "" if found.counted else "about "
     bad = f", {found.trial_errors} of them bad" if found.trial_errors else ""
     lines = [
@@ -74,11 +78,11 @@ def _lines(found: Estimate, price: float | None) -> list[str]:
     return lines
 
 
-def _command(job: BatchJob) -> click.Command:
+def _command(job: JobCommand) -> click.Command:
     """The job's options, of which --output need not be given."""
     options = create_model(
-        f"Plan{job.options.__name__}",
-        __base__=job.options,
+        f"Plan{job.model.__name__}",
+        __base__=job.model,
         output=(str, Field("", description="as of the job: nothing is written there")),
         gpu_hour_price=(
             float | None,

@@ -1,15 +1,16 @@
 """igpt probe: how well each layer's features tell classes apart."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import Field
 
 from jobs.command import command
 from pipeline.options import ProgressOptions, StorageOptions
-from pipeline.storage.filesystem import absolute, options_for
-from pipeline.training.embeddings import read_embeddings
-from pipeline.training.probe import LayerAccuracy, check_packages, probe_layers, table, write_probe
+
+if TYPE_CHECKING:
+    from pipeline.training.probe import LayerAccuracy
 
 
 class ProbeOptions(ProgressOptions, StorageOptions):
@@ -21,6 +22,10 @@ class ProbeOptions(ProgressOptions, StorageOptions):
 
 
 def run(options: ProbeOptions) -> None:
+    from pipeline.storage.filesystem import absolute, options_for
+    from pipeline.training.embeddings import read_embeddings
+    from pipeline.training.probe import check_packages, probe_layers, table, write_probe
+
     check_packages()
     train, test = (
         read_embeddings(
@@ -46,7 +51,7 @@ def run(options: ProbeOptions) -> None:
         click.echo(f"{options.output}/accuracy.png")
 
 
-def _say(row: LayerAccuracy) -> None:
+def _say(row: "LayerAccuracy") -> None:
     click.echo(f"layer {row.layer}: accuracy {row.accuracy:.4f}", err=True)
 
 

@@ -1,14 +1,15 @@
 """igpt quantize: images to tokens."""
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from jobs.command import batch_command
-from pipeline import rows
-from pipeline.batch.definition import BatchJob, Definition
-from pipeline.batch.model import find_quantizer
 from pipeline.errors import UsageError
 from pipeline.options import ImageJobOptions
-from pipeline.storage.filesystem import options_for
+
+if TYPE_CHECKING:
+    from pipeline.batch.job import JobSpec
 
 
 class QuantizeOptions(ImageJobOptions):
@@ -19,25 +20,33 @@ class QuantizeOptions(ImageJobOptions):
     )
 
 
-def define(options: QuantizeOptions) -> Definition:
+def define(options: QuantizeOptions) -> "JobSpec":
+    from pipeline import rows
+    from pipeline.batch.job import JobSpec, find_input
+    from pipeline.batch.model import find_quantizer
+    from pipeline.storage.filesystem import options_for
+
     if options.model is not None and options.palette is not None:
         raise UsageError("give either --model or --palette, found both")
-    size = options.image_size or (32 if options.palette else None)
     quantizer = find_quantizer(
         options.palette or options.model or "embedded",
-        size,
+        options.image_size or (32 if options.palette else None),
         options_for(options.storage_options, "model"),
     )
-    return Definition(
+    return JobSpec(
+        name="quantize",
+        options=options,
         columns=rows.quantize_columns(quantizer.image_size**2),
         quantizer=quantizer,
+        find_source=lambda: find_input(options),
         stages=lambda job: [job.read_images(), job.write_parts()],
     )
 
 
-JOB = BatchJob("quantize", QuantizeOptions, define)
 COMMAND = batch_command(
-    JOB,
+    "quantize",
+    QuantizeOptions,
+    define,
     help="Turn images into tokens: read, decode, resize, quantize, write Parquet.",
     example="igpt quantize --input s3://bucket/images/ --output s3://bucket/tokens",
 )

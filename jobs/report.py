@@ -3,14 +3,9 @@
 import click
 from pydantic import Field
 
-from igpt_core.model.checkpoint import load_palette
 from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
-from pipeline.report.write import write_report
-from pipeline.run_directory.directory import RunDirectory
-from pipeline.storage.filesystem import absolute, options_for
-from pipeline.storage.redact import redacted
 
 
 class ReportOptions(StorageOptions, Options):
@@ -21,6 +16,12 @@ class ReportOptions(StorageOptions, Options):
 
 
 def run(options: ReportOptions) -> None:
+    from igpt_core.model.checkpoint import load_palette
+    from pipeline.report.write import write_report
+    from pipeline.run_directory.directory import RunDirectory
+    from pipeline.storage.filesystem import absolute, options_for
+    from pipeline.storage.redact import redacted
+
     location = absolute(options.output)
     output_options = options_for(options.storage_options, "output")
     record = RunDirectory.at(location, output_options).record()

@@ -5,14 +5,8 @@ import json
 import click
 from pydantic import Field
 
-from jobs.batch_jobs import recorded_job
 from jobs.command import command
-from pipeline.batch.run import run_job
 from pipeline.options import RayOptions, StorageOptions
-from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import shards_with_errors
-from pipeline.storage.filesystem import absolute, options_for
-from pipeline.storage.redact import redacted
 
 
 class RetryOptions(RayOptions, StorageOptions):
@@ -24,6 +18,13 @@ class RetryOptions(RayOptions, StorageOptions):
 
 
 def run(options: RetryOptions) -> None:
+    from jobs.batch_jobs import recorded_job
+    from pipeline.batch.run import run_job
+    from pipeline.run_directory.directory import RunDirectory
+    from pipeline.run_directory.layout import shards_with_errors
+    from pipeline.storage.filesystem import absolute, options_for
+    from pipeline.storage.redact import redacted
+
     directory = RunDirectory.at(
         absolute(options.output), options_for(options.storage_options, "output")
     )
@@ -32,7 +33,7 @@ def run(options: RetryOptions) -> None:
     job, recorded, _ = recorded_job(directory, given | ours)
     failed = shards_with_errors(directory.fs, directory.path)
     if failed:
-        run_job(job, recorded, again=failed)
+        run_job(job.define, recorded, again=failed)
     elif options.json_lines:
         click.echo(
             json.dumps({"event": "done", "output": redacted(directory.location), "retried": 0})

@@ -1,26 +1,35 @@
 """igpt sample: images from nothing."""
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from jobs.command import batch_command
-from pipeline import rows
-from pipeline.batch.definition import BatchJob, Definition
-from pipeline.batch.model import model_of, sampling_batches
-from pipeline.engine.stage import Stage
-from pipeline.inputs.source import Source
 from pipeline.options import ModelOptions, RunOptions, SamplingOptions
-from pipeline.stages.generate import NameSamples, Sample
+
+if TYPE_CHECKING:
+    from pipeline.batch.job import JobSpec
 
 
 class SampleOptions(SamplingOptions, ModelOptions, RunOptions):
     count: int = Field(ge=1, description="images to make")
 
 
-def define(options: SampleOptions) -> Definition:
+def define(options: SampleOptions) -> "JobSpec":
+    from pipeline import rows
+    from pipeline.batch.job import JobSpec
+    from pipeline.batch.model import drawing_of, model_of, sampling_batches
+    from pipeline.engine.stage import Stage
+    from pipeline.inputs.source import Source
+    from pipeline.stages.generate import NameSamples, Sample
+
     model = model_of(options)
     size = model.quantizer.image_size
     drawn = options.best_of or 1
-    return Definition(
+    drawing = drawing_of(options, 1, drawn)
+    return JobSpec(
+        name="sample",
+        options=options,
         columns=rows.sample_columns(size**2, scored=options.scored),
         quantizer=model.quantizer,
         model=model,
@@ -28,20 +37,19 @@ def define(options: SampleOptions) -> Definition:
         sequences=drawn,
         generates=True,
         results={"count": options.count, **options.sampling_results},
+        find_source=lambda: Source.numbered(options.count),
         stages=lambda job: [
             Stage(NameSamples, {}, job.resources.reading),
-            job.model_stage(
-                Sample,
-                {"drawing": options.drawing(1, drawn), "image_size": size},
-            ),
+            job.model_stage(Sample, drawing=drawing, image_size=size),
             job.write_parts(),
         ],
     )
 
 
-JOB = BatchJob("sample", SampleOptions, define, lambda options: Source.numbered(options.count))
 COMMAND = batch_command(
-    JOB,
+    "sample",
+    SampleOptions,
+    define,
     help="Sample images from nothing: tokens and PNG as Parquet.",
     example="igpt sample --count 64 --output out/samples --top-k 100",
 )

@@ -3,17 +3,16 @@
 import dataclasses
 import json
 import time
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import Field
 
 from jobs.command import command
-from pipeline.engine.progress import duration
 from pipeline.options import Options, StorageOptions
-from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.status import SAMPLE, Status, read_status
-from pipeline.storage.filesystem import absolute, options_for
-from pipeline.storage.redact import redacted
+
+if TYPE_CHECKING:
+    from pipeline.run_directory.status import Status
 
 
 class StatusOptions(StorageOptions, Options):
@@ -22,6 +21,11 @@ class StatusOptions(StorageOptions, Options):
 
 
 def run(options: StatusOptions) -> None:
+    from pipeline.run_directory.directory import RunDirectory
+    from pipeline.run_directory.status import read_status
+    from pipeline.storage.filesystem import absolute, options_for
+    from pipeline.storage.redact import redacted
+
     location = absolute(options.output)
     directory = RunDirectory.at(location, options_for(options.storage_options, "output"))
     status = read_status(directory)
@@ -34,8 +38,10 @@ def run(options: StatusOptions) -> None:
             click.echo(f"{name:7} {text}")
 
 
-def _lines(status: Status, location: str) -> dict[str, str]:
+def _lines(status: "Status", location: str) -> dict[str, str]:
     """What there is to say, by its heading; `about` stands before estimates."""
+    from pipeline.engine.progress import duration
+    from pipeline.run_directory.status import SAMPLE
 
     def figure(name: str, value: float | int | None) -> str:
         about = "about " if name in status.estimated else ""

@@ -1,7 +1,7 @@
 """igpt submit JOB: the same job on a cluster, through Ray's job API."""
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,12 +18,12 @@ from jobs import (
     score,
 )
 from jobs.command import JobCommand, command, words_of
-from pipeline.batch.record import in_any_folder
-from pipeline.errors import RunFailed, UsageError
+from pipeline.errors import IgptError, RunFailed, UsageError
 from pipeline.options import RayOptions
-from pipeline.submit.credentials import refuse_credentials
-from pipeline.submit.log import follow
-from pipeline.submit.submit import Cluster, check_versions, find_cluster
+
+if TYPE_CHECKING:
+    from pipeline.submit.submit import Cluster
+
 
 _JOBS = (
     palette.COMMAND,
@@ -41,6 +41,10 @@ _JOBS = (
 
 def run(job: JobCommand, name: list[str], options: RayOptions) -> None:
     """Hand a job over whose options are checked, and follow it unless that is not wanted."""
+    from pipeline.batch.record import in_any_folder
+    from pipeline.submit.credentials import refuse_credentials
+    from pipeline.submit.submit import check_versions, find_cluster
+
     if options.address is not None:
         raise UsageError(
             f"expected --address before the job: igpt submit --address {options.address} "
@@ -62,7 +66,9 @@ def run(job: JobCommand, name: list[str], options: RayOptions) -> None:
         _follow(cluster, id_)
 
 
-def _follow(cluster: Cluster, id_: str) -> None:
+def _follow(cluster: "Cluster", id_: str) -> None:
+    from pipeline.submit.log import follow
+
     stop = cluster.command("stop", id_)
     _say(f"job {id_} at {cluster.shown}; Ctrl-C leaves it alone, this stops it: {stop}")
     again = f"{cluster.command('logs --follow', id_)} follows it, {stop} stops it"
@@ -73,7 +79,7 @@ def _follow(cluster: Cluster, id_: str) -> None:
     except RunFailed as error:
         raise RunFailed(f"{error}; job {id_} may go on there: {again}") from error
     if end.code:
-        failed = click.ClickException(f"job {id_}: {end.reason}")
+        failed = IgptError(f"job {id_}: {end.reason}")
         failed.exit_code = end.code
         raise failed
 
@@ -115,7 +121,7 @@ class _Submit(click.Group):
 
 
 @click.pass_context
-def _remember(context: click.Context, **own: Any) -> None:
+def _remember(context: click.Context, /, **own: Any) -> None:
     context.obj = own
 
 

@@ -1,19 +1,16 @@
 """igpt train: next-pixel pretraining, one process."""
 
+from typing import TYPE_CHECKING
+
 import click
 from pydantic import Field
 
-from igpt_core.heads import ImageGPTForCausalImageModeling
-from igpt_core.learning.objectives import NextPixel
-from igpt_core.learning.training import evaluate
-from igpt_core.model.checkpoint import load_palette
-from igpt_core.model.config import ImageGPTConfig
-from jobs.command import command
+from jobs.command import command, notes
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
-from pipeline.storage.filesystem import options_for
-from pipeline.training.images import TrainingImages
-from pipeline.training.train import check_options, find_images, run_training
+
+if TYPE_CHECKING:
+    from pipeline.training.images import TrainingImages
 
 
 class TrainOptions(TrainingOptions):
@@ -25,7 +22,15 @@ class TrainOptions(TrainingOptions):
 
 
 def run(options: TrainOptions) -> None:
-    say = (lambda line: None) if options.quiet else (lambda line: click.echo(line, err=True))
+    from igpt_core.heads import ImageGPTForCausalImageModeling
+    from igpt_core.learning.objectives import NextPixel
+    from igpt_core.learning.training import evaluate
+    from igpt_core.model.checkpoint import load_palette
+    from igpt_core.model.config import ImageGPTConfig
+    from pipeline.storage.filesystem import options_for
+    from pipeline.training.train import check_options, run_training
+
+    say = notes(options)
     check_options(options)
     palette = load_palette(options.palette, options_for(options.storage_options, "model"))
     try:
@@ -42,9 +47,9 @@ def run(options: TrainOptions) -> None:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    held_out = None
+    evaluated = None
     if options.eval_input is not None:  # before the work: a wrong path must not show after it
-        held_out = _images(options, options.eval_input, limit=None)
+        evaluated = _images(options, options.eval_input, limit=None)
     images = _images(options, options.input, limit=options.limit)
     say(f"{len(images.tokens)} images to train on")
     objective, state = run_training(
@@ -57,12 +62,14 @@ def run(options: TrainOptions) -> None:
         report=say,
     )
     click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
-    if held_out is not None:
-        nats = evaluate(objective.model, held_out.tokens)
-        click.echo(f"{nats:.4f} nats per pixel on {len(held_out.tokens)} held-out images")
+    if evaluated is not None:
+        nats = evaluate(objective.model, evaluated.tokens)
+        click.echo(f"{nats:.4f} nats per pixel on {len(evaluated.tokens)} evaluation images")
 
 
-def _images(options: TrainOptions, location: str, *, limit: int | None) -> TrainingImages:
+def _images(options: TrainOptions, location: str, *, limit: int | None) -> "TrainingImages":
+    from pipeline.training.train import find_images
+
     return find_images(
         options, location, palette=options.palette, image_size=options.image_size, limit=limit
     )

@@ -2,20 +2,19 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import Field
 
-from jobs.batch_jobs import recorded_job
 from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
-from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import RUN_FILE
-from pipeline.storage.filesystem import absolute, options_for
-from pipeline.verify.replay import NotReplayed, replay
-from pipeline.verify.verify import Check, verify
+
+if TYPE_CHECKING:
+    from pipeline.run_directory.directory import RunDirectory
+    from pipeline.verify.verify import Check
+
 
 _SHOWN = 5  # places of a failed check
 
@@ -30,6 +29,10 @@ class VerifyOptions(StorageOptions, Options):
 
 
 def run(options: VerifyOptions) -> None:
+    from pipeline.run_directory.directory import RunDirectory
+    from pipeline.run_directory.layout import RUN_FILE
+    from pipeline.storage.filesystem import absolute, options_for
+
     directory = RunDirectory.at(
         absolute(options.output), options_for(options.storage_options, "output")
     )
@@ -46,8 +49,11 @@ def run(options: VerifyOptions) -> None:
 
 
 def _checks(
-    options: VerifyOptions, directory: RunDirectory, record: Mapping[str, Any]
-) -> Iterator[Check]:
+    options: VerifyOptions, directory: "RunDirectory", record: Mapping[str, Any]
+) -> "Iterator[Check]":
+    from pipeline.storage.filesystem import options_for
+    from pipeline.verify.verify import verify
+
     model_options = options_for(options.storage_options, "model")
     plan_is_read = False
     for check in verify(directory, record, model_options=model_options):
@@ -57,16 +63,20 @@ def _checks(
         yield _replayed(options, directory, options.replay)
 
 
-def _replayed(options: VerifyOptions, directory: RunDirectory, n_batches: int) -> Check:
+def _replayed(options: VerifyOptions, directory: "RunDirectory", n_batches: int) -> "Check":
+    from jobs.batch_jobs import recorded_job
+    from pipeline.verify.replay import NotReplayed, replay
+    from pipeline.verify.verify import Check
+
     given = {} if options.storage_options is None else {"storage_options": options.storage_options}
     try:
-        kind, recorded, record = recorded_job(directory, given)
+        job, recorded, record = recorded_job(directory, given)
     except UsageError as error:
         return Check("replay", False, str(error))
     try:
         found = list(
             replay(
-                kind,
+                job.define,
                 recorded,
                 directory=directory,
                 record=record,
@@ -87,7 +97,7 @@ def _replayed(options: VerifyOptions, directory: RunDirectory, n_batches: int) -
 _WORDS = {True: "ok", False: "FAILED", None: "notice"}
 
 
-def _line(check: Check) -> str:
+def _line(check: "Check") -> str:
     text = f"{_WORDS[check.ok]:7} {check.name}: {check.found}"
     if check.where:
         text += ": " + "; ".join(check.where[:_SHOWN])
@@ -95,7 +105,7 @@ def _line(check: Check) -> str:
     return f"{text}; and {more} more" if more > 0 else text
 
 
-def _json(check: Check) -> str:
+def _json(check: "Check") -> str:
     result = _WORDS[check.ok].lower()
     names = {"check": check.name, "result": result, "found": check.found}
     return json.dumps({**names, "where": list(check.where)})

@@ -15,7 +15,7 @@ class IgptError(Exception):
     """What stops a command, as one line that says what was expected, what was found and what to do
     next."""
 
-    exit_code = 1
+    exit_code: int = 1
 
 
 class UsageError(IgptError):

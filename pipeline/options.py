@@ -4,9 +4,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igpt_core.generation.sampling import SamplingConfig
-from pipeline.stages.sampling import Drawing
-
 
 class Options(BaseModel):
     """Options of every job."""
@@ -79,7 +76,7 @@ class StorageOptions(Options):
     )
 
 
-class ModelOptions(ProgressOptions):
+class ModelOptions(ProgressOptions, StorageOptions):
     """The model, and how it computes."""
 
     model: str = Field("embedded", description="model folder, local or a URI, or a hub id")
@@ -130,11 +127,6 @@ class SamplingOptions(Options):
     def scored(self) -> bool:
         """Whether results come with their nats."""
         return self.score or self.best_of is not None
-
-    def drawing(self, n_samples: int, n_drawn: int) -> Drawing:
-        """How pixels are drawn: `n_samples` images of the `n_drawn` of each row."""
-        sampling = SamplingConfig(self.temperature, self.top_k, self.top_p)
-        return Drawing(n_samples, n_drawn, self.scored, self.seed, sampling)
 
     @property
     def sampling_results(self) -> dict[str, Any]:

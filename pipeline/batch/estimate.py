@@ -1,21 +1,23 @@
 """What a job would take: its shards and bytes, and its time by a short trial on the cluster."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.batch.definition import Batch, BatchJob
-from pipeline.batch.job import Job, allotment_for
+from pipeline.batch.job import Job, JobSpec
+from pipeline.batch.run import cut
 from pipeline.engine import cluster
 from pipeline.engine.dispatch import consume
 from pipeline.inputs.source import Source
-from pipeline.options import ImageJobOptions, RunOptions
+from pipeline.options import RunOptions
 from pipeline.run_directory.layout import spread
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import STAGES
 from pipeline.storage.filesystem import open_location, options_for
+
+Options = TypeVar("Options", bound=RunOptions)
 
 NOWHERE = "memory://igpt-plan"  # parts of the trial lie in an actor's memory and go with it
 _MOST_SIZED = 256
@@ -81,38 +83,29 @@ class Estimate:
         return self.gpus * self.seconds / 3600
 
 
-def estimate(kind: BatchJob, options: RunOptions) -> Estimate:
+def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate:
     """Plan the job and try it on a few rows. Writes nothing. Raises UsageError; RunFailed where a
     stage fails."""
-    source = kind.find_source(options)
-    definition = kind.define(options)
+    spec = define(options)
+    source = spec.find_source()
     with cluster.connected(options.address):
-        batch = Batch.of(definition, options)
-        quantizer = definition.quantizer
-        source.check_tokens(image_size=quantizer.image_size, palette=quantizer.palette.fingerprint)
-        size = options.shard_size or batch.shard_size(definition, source.rows or 0)
-        plan = source.cut(size)
-        resources = allotment_for(options, batch)
-        job = Job(kind.name, options, definition, NOWHERE, plan, batch, resources)
-        trial = _trial_plan(kind, options, source, batch, resources)
-        tried = list(consume(trial, trial.shards, definition.stages(replace(job, plan=trial))))
+        compute = spec.find_compute()
+        plan = cut(spec, source, compute, options.shard_size)
+        job = Job(spec, NOWHERE, plan, compute, spec.resources(compute))
+        actors = job.resources.reading.actors if compute is None else job.resources.model.actors
+        size = _TRIAL_ROWS if compute is None else compute.images
+        if source.rows is None:  # tars cannot be cut: the first rows, which a limit counts
+            limit = size * actors * _TRIALS_PER_ACTOR
+            first = define(options.model_copy(update={"limit": limit}))
+            trial = first.find_source().cut(size)
+        else:
+            trial = _trial_plan(source, size, actors)
+        tried = list(consume(trial, trial.shards, spec.stages(replace(job, plan=trial))))
         return _estimate(job, source, trial, tried)
 
 
-def _trial_plan(
-    kind: BatchJob,
-    options: RunOptions,
-    source: Source,
-    batch: Batch,
-    resources: cluster.ResourcePlan,
-) -> Plan:
+def _trial_plan(source: Source, size: int, actors: int) -> Plan:
     """Shards of one model batch each, evenly spread over the input, a few for each actor."""
-    actors = resources.reading.actors if batch.images is None else resources.model.actors
-    size = batch.images or _TRIAL_ROWS
-    if source.rows is None:  # tars cannot be cut: the first rows, which a limit counts
-        assert isinstance(options, ImageJobOptions)
-        n_rows = size * actors * _TRIALS_PER_ACTOR
-        return kind.find_source(options.model_copy(update={"limit": n_rows})).cut(size)
     plan = source.cut(size)
     chosen = [plan.shards[i] for i in spread(len(plan.shards), actors * _TRIALS_PER_ACTOR)]
     return replace(plan, shards=tuple(Shard(i, shard.slices) for i, shard in enumerate(chosen)))
@@ -121,7 +114,7 @@ def _trial_plan(
 def _estimate(
     job: Job, source: Source, trial: Plan, tried: Sequence[Mapping[str, Any]]
 ) -> Estimate:
-    options = job.options
+    options = job.spec.options
     input_options = options_for(options.storage_options, "input")
     size = _input_bytes([file.path for file, _ in source.files if file.path], input_options)
     trial_rows = sum(part["rows"] + part["errors"] for part in tried)
@@ -132,8 +125,7 @@ def _estimate(
     good = max(sum(part["rows"] for part in tried), 1)
     per_row = sum(part["bytes"] for part in tried) / good
     share_good = good / max(trial_rows, 1)
-    compute = job.batch.compute
-    on_gpus = compute is not None and compute.device == "cuda"
+    on_gpus = job.compute is not None and job.compute.device == "cuda"
     return Estimate(
         shards=len(job.plan.shards),
         shard_size=job.plan.shard_size,

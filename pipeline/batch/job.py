@@ -1,18 +1,20 @@
-"""A job whose plan is made, and its stages."""
+"""A batch job: what its options make of it, and the same with its plan on a cluster."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import rows
-from pipeline.batch.definition import Batch, Definition
+from pipeline.batch.model import Model, Quantizer, find_device
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
+from pipeline.errors import UsageError
+from pipeline.inputs.source import Source, find_source
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
-from pipeline.report.examples import ROWS as SHEET_ROWS
+from pipeline.report.examples import ROWS as EXAMPLE_ROWS
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
 from pipeline.stages.model_batches import ComputePlan
@@ -20,30 +22,111 @@ from pipeline.stages.read_images import ReadImages
 from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import options_for
 
+SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
+SAMPLED_BATCHES = 4  # model batches of a shard at most, of jobs that sample pixels
+
 
 @dataclass(frozen=True)
-class Job:
-    """A job whose plan is made; `output` is where its run directory lies, `lease` its right to
-    work there, None where it only tries."""
+class JobSpec:
+    """A job as its options make it, before it has a cluster or a plan.
+
+    Attributes:
+        name: which of `rows.JOBS`.
+        options: of the command line, or of run.json.
+        columns: what it adds to the id and the columns passed through.
+        quantizer: of the images that it reads or generates.
+        find_source: finds its input; raises UsageError.
+        stages: from source to sink, of the job with its plan.
+        model: None for a job without one.
+        images_per_batch: images that the model computes together, by device and dtype.
+        sequences: that each of them makes in a batch.
+        generates: whether it samples pixels one by one, so that a shard takes long.
+        results: what results depend on beside the input, the quantizer, the model and the batch.
+    """
 
     name: str
     options: RunOptions
-    definition: Definition
+    columns: Sequence[rows.Column]
+    quantizer: Quantizer
+    find_source: Callable[[], Source]
+    stages: Callable[["Job"], list[Stage]]
+    model: Model | None = None
+    images_per_batch: Callable[[str, str], int] | None = None
+    sequences: int = 1
+    generates: bool = False
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+    def compute_plan(self, device: str, dtype: str) -> ComputePlan | None:
+        """Returns how the model computes on a device ("cpu" or "cuda") in a dtype, by its name;
+        None for a job without a model."""
+        if self.model is None or self.images_per_batch is None:
+            return None
+        return ComputePlan(
+            self.model.location,
+            device,
+            dtype,
+            self.images_per_batch(device, dtype),
+            self.sequences,
+            options_for(self.options.storage_options, "model"),
+        )
+
+    def find_compute(self) -> ComputePlan | None:
+        """Returns how the model computes on the cluster that is joined. Raises UsageError."""
+        if self.images_per_batch is None:
+            return None
+        options = self.options
+        assert isinstance(options, ModelOptions)
+        device, dtype = find_device(options, grows=cluster.may_grow(options.address))
+        return self.compute_plan(device, dtype)
+
+    def shard_size(self, compute: ComputePlan | None, n_rows: int) -> int:
+        """Returns the rows of a shard where the options give none."""
+        if compute is None:
+            return SHARD_ROWS
+        most = SAMPLED_BATCHES if self.generates else max(SHARD_ROWS // compute.images, 1)
+        return cluster.shard_size(n_rows, compute.images, compute.device, most_batches=most)
+
+    def resources(
+        self, compute: ComputePlan | None, *, request_cpus: bool = True
+    ) -> cluster.ResourcePlan:
+        """Returns what each stage gets of the cluster that is joined; see `cluster.allocate`."""
+        options = self.options
+        return cluster.allocate(
+            device=None if compute is None else compute.device,
+            cpu_actors=options.cpu_actors,
+            model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
+            request_cpus=request_cpus,
+            grows=cluster.may_grow(options.address),
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job with its plan, ready to run.
+
+    Attributes:
+        output: where its run directory lies.
+        compute: how its model computes, None without one.
+        resources: what each stage gets of the cluster.
+        lease: the right to work at `output`; None where nothing is written.
+    """
+
+    spec: JobSpec
     output: str
     plan: Plan
-    batch: Batch
+    compute: ComputePlan | None
     resources: cluster.ResourcePlan
     lease: Lease | None = None
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the results."""
-        columns = self.definition.columns
-        return rows.schema_for(self.name, columns, passthrough=self.plan.passthrough)
+        """The schema of the results."""
+        columns = self.spec.columns
+        return rows.schema_for(self.spec.name, columns, passthrough=self.plan.passthrough)
 
     def read_images(self, *, mask: str | None = None, prompts: bool = False) -> Stage:
-        """The first stage of every job over images; the arguments are those of `ReadImages`."""
-        options, quantizer = self.options, self.definition.quantizer
+        """Returns the first stage of a job over images; the arguments are those of `ReadImages`."""
+        options, quantizer = self.spec.options, self.spec.quantizer
         assert isinstance(options, ImageJobOptions)
         arguments = {
             "format": self.plan.format,
@@ -61,49 +144,45 @@ class Job:
         }
         return Stage(ReadImages, arguments, self.resources.reading)
 
-    def model_stage(
-        self, cls: type[Callable[[pa.Table], pa.Table]], own: Mapping[str, Any]
-    ) -> Stage:
-        """The stage whose actors hold the model; `own` are the class's own arguments."""
-        model, compute, images = self.definition.model, self.batch.compute, self.batch.images
-        assert model is not None
-        assert compute is not None
-        assert images is not None
-        compute_plan = ComputePlan(
-            model.location,
-            compute.device,
-            compute.dtype,
-            images,
-            self.definition.sequences,
-            options_for(self.options.storage_options, "model"),
-        )
-        return Stage(cls, {"compute_plan": compute_plan, **own}, self.resources.model)
+    def model_stage(self, cls: type[Callable[[pa.Table], pa.Table]], **arguments: Any) -> Stage:
+        """Returns the stage whose actors hold the model, with the class's own arguments."""
+        return Stage(cls, {"compute_plan": self.compute, **arguments}, self.resources.model)
 
     def write_parts(self) -> Stage:
-        """The last stage of every job."""
-        quantizer = self.definition.quantizer
+        """Returns the last stage of every job."""
+        quantizer, options = self.spec.quantizer, self.spec.options
         arguments = {
             "output": self.output,
             "lease": self.lease,
-            "job": self.name,
+            "job": self.spec.name,
             "schema": self.schema,
             "image_size": quantizer.image_size,
             "palette": quantizer.location,
-            "examples": ceil(SHEET_ROWS / max(len(self.plan.shards), 1)),
-            "output_options": options_for(self.options.storage_options, "output"),
-            "model_options": options_for(self.options.storage_options, "model"),
+            "examples": ceil(EXAMPLE_ROWS / max(len(self.plan.shards), 1)),
+            "output_options": options_for(options.storage_options, "output"),
+            "model_options": options_for(options.storage_options, "model"),
         }
         return Stage(WriteParts, arguments, self.resources.writing)
 
 
-def allotment_for(
-    options: RunOptions, batch: Batch, *, request_cpus: bool = True
-) -> cluster.ResourcePlan:
-    """What each stage gets of the cluster that is joined; see `cluster.allocate`."""
-    return cluster.allocate(
-        device=batch.compute and batch.compute.device,
-        cpu_actors=options.cpu_actors,
-        model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
-        request_cpus=request_cpus,
-        grows=cluster.may_grow(options.address),
+def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) -> Source:
+    """Finds the input that the options name. Raises UsageError."""
+    keep = options.keep_columns
+    source = find_source(
+        options.input,
+        format=options.format,
+        image_column=options.image_column,
+        id_column=options.id_column,
+        keep_columns=None if keep is None else [c.strip() for c in keep.split(",") if c.strip()],
+        prompt_column=prompt_column,
+        limit=options.limit,
+        storage_options=options_for(options.storage_options, "input"),
     )
+    changed = {"resize": options.resize != "exact", "crop": options.crop != "squash"}
+    unused = [name for name, given in changed.items() if given]
+    if source.format == "tokens" and unused:
+        raise UsageError(
+            f"--{unused[0]} is for images, {options.input} holds tokens, which stay as they are; "
+            "next: leave it out"
+        )
+    return source

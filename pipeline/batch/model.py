@@ -6,6 +6,7 @@ from typing import Any
 
 from igpt_core.errors import NoHeadError
 from igpt_core.files.model_files import EMBEDDED, resolve_revision
+from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import HEADS
 from igpt_core.images.image_processor import PREPROCESSOR_FILE
 from igpt_core.images.palette import Palette
@@ -16,8 +17,9 @@ from pipeline.engine.batch_size import CPU, Memory, forward_images, sampling_ima
 from pipeline.engine.gpu_memory import free_gpu_bytes
 from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
-from pipeline.options import ModelOptions
+from pipeline.options import ModelOptions, SamplingOptions
 from pipeline.stages.model_batches import RANDOM
+from pipeline.stages.sampling import Drawing
 from pipeline.storage.filesystem import absolute_model, options_for
 
 
@@ -38,14 +40,6 @@ class Model:
     config: ImageGPTConfig
     fingerprint: str
     quantizer: Quantizer
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where a model computes ("cpu" or "cuda"), and the name of the dtype."""
-
-    device: str
-    dtype: str
 
 
 def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
@@ -107,8 +101,9 @@ def _random_model(variant: str, head: str | None) -> Model:
     return Model(location, VARIANTS[variant], location, find_quantizer(EMBEDDED, None, {}))
 
 
-def find_compute(options: ModelOptions, *, grows: bool = False) -> Compute:
-    """Where and in what to compute, on the cluster that is joined. Raises UsageError.
+def find_device(options: ModelOptions, *, grows: bool = False) -> tuple[str, str]:
+    """Returns the device ("cpu" or "cuda") and the name of the dtype in which a model computes on
+    the cluster that is joined. Raises UsageError.
 
     Args:
         grows: whether GPUs that are not there may come; see `cluster.may_grow`.
@@ -128,46 +123,55 @@ def find_compute(options: ModelOptions, *, grows: bool = False) -> Compute:
     dtype = options.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    return Compute(device, dtype)
+    return device, dtype
 
 
-def forward_batches(model: Model, options: ModelOptions) -> Callable[[Compute], int]:
-    """Images that are looked at together: as the options say, or what memory holds."""
+def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str], int]:
+    """Returns how many images are looked at together, by device and dtype: as the options say, or
+    what memory holds."""
 
-    def images(compute: Compute) -> int:
+    def images(device: str, dtype: str) -> int:
         return options.batch_size or forward_images(
             model.config,
             model.quantizer.image_size**2,
-            dtype=compute.dtype,
-            memory=memory(compute, options.progress),
+            dtype=dtype,
+            memory=memory(device, options.progress),
         )
 
     return images
 
 
-def sampling_batches(model: Model, options: ModelOptions, n: int) -> Callable[[Compute], int]:
-    """Images that are decoded together, each with the n that are drawn of it.
+def sampling_batches(
+    model: Model, options: ModelOptions, n_drawn: int
+) -> Callable[[str, str], int]:
+    """Returns how many images are decoded together, by device and dtype, each with the samples
+    that are drawn of it.
 
-    Raises UsageError where a batch as the options give it does not hold one.
+    Raises UsageError where a batch as the options give it does not hold one image.
     """
     given = options.batch_size
-    if given is not None and given < n:
+    if given is not None and given < n_drawn:
         raise UsageError(
-            f"--batch-size {given} is below the {n} images that are drawn of each row "
+            f"--batch-size {given} is below the {n_drawn} samples that are drawn of each row "
             "(--samples, --best-of): they are computed together"
         )
 
-    def images(compute: Compute) -> int:
+    def images(device: str, dtype: str) -> int:
         if given is not None:
-            return given // n
-        positions, room = model.quantizer.image_size**2, memory(compute, options.progress)
-        return sampling_images(model.config, positions, n=n, dtype=compute.dtype, memory=room)
+            return given // n_drawn
+        positions, room = model.quantizer.image_size**2, memory(device, options.progress)
+        return sampling_images(model.config, positions, n=n_drawn, dtype=dtype, memory=room)
 
     return images
 
 
-def memory(compute: Compute, progress: Mode) -> Memory:
-    """Of the device, on the cluster that is joined. Raises RunFailed; see `free_gpu_bytes`."""
-    if compute.device == "cpu":
-        return CPU
-    return Memory.of_gpu(free_gpu_bytes(progress=progress))
+def drawing_of(options: SamplingOptions, n_samples: int, n_drawn: int) -> Drawing:
+    """Returns how pixels are drawn: `n_samples` images are kept of the `n_drawn` of each row."""
+    sampling = SamplingConfig(options.temperature, options.top_k, options.top_p)
+    return Drawing(n_samples, n_drawn, options.scored, options.seed, sampling)
+
+
+def memory(device: str, progress: Mode) -> Memory:
+    """Returns the memory of a device of the cluster that is joined. Raises RunFailed; see
+    `free_gpu_bytes`."""
+    return CPU if device == "cpu" else Memory.of_gpu(free_gpu_bytes(progress=progress))

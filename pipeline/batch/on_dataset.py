@@ -2,8 +2,7 @@
 
 from ray.data import Dataset
 
-from pipeline.batch.definition import Batch, BatchJob
-from pipeline.batch.job import Job, allotment_for
+from pipeline.batch.job import Job, JobSpec
 from pipeline.engine.stage import Stage, over
 from pipeline.errors import UsageError
 from pipeline.options import ImageJobOptions
@@ -19,8 +18,7 @@ _ROWS = 256  # the same of a job without a model
 
 def map_images(
     dataset: Dataset,
-    kind: BatchJob,
-    options: ImageJobOptions,
+    spec: JobSpec,
     *,
     image_column: str,
     id_column: str | None,
@@ -29,7 +27,7 @@ def map_images(
 
     Args:
         dataset: on the Ray that this process has joined.
-        options: of the job; those of input and output mean nothing here.
+        spec: of the job; its input and its output mean nothing here.
         image_column: see `TokenizeRows`.
         id_column: names rows; a job that draws needs it, as what it draws depends on it.
 
@@ -42,15 +40,14 @@ def map_images(
             f"expected column {' and '.join(map(str, missing))}, the data set has "
             f"{', '.join(known.names)}; next: image_column and id_column of these"
         )
-    definition = kind.define(options)
-    if definition.generates and id_column is None:
-        raise UsageError(f"{kind.name} needs id_column: what it draws for a row depends on its id")
-    batch = Batch.of(definition, options)
+    if spec.generates and id_column is None:
+        raise UsageError(f"{spec.name} needs id_column: what it draws for a row depends on its id")
+    options, quantizer, compute = spec.options, spec.quantizer, spec.find_compute()
+    assert isinstance(options, ImageJobOptions)
     # CPUs are not claimed: whoever made the data set may chain any number of stages, whose tasks
     # would wait for ever for what actors hold.
-    resources = allotment_for(options, batch, request_cpus=False)
-    job = Job(kind.name, options, definition, "", Plan("dataset", 1, ()), batch, resources)
-    quantizer = definition.quantizer
+    resources = spec.resources(compute, request_cpus=False)
+    job = Job(spec, "", Plan("dataset", 1, ()), compute, resources)
     model_options = options_for(options.storage_options, "model")
     palette = {
         "palette": quantizer.location,
@@ -63,11 +60,11 @@ def map_images(
         "resize": options.resize,
         "crop": options.crop,
     }
-    finish = {"job": kind.name, "columns": [column.name for column in definition.columns]}
-    inner = [s for s in definition.stages(job) if s.cls not in (ReadImages, WriteParts)]
+    finish = {"job": spec.name, "columns": [column.name for column in spec.columns]}
+    inner = [s for s in spec.stages(job) if s.cls not in (ReadImages, WriteParts)]
     stages = [
         Stage(TokenizeRows, tokenize | palette, resources.reading),
         *inner,
         Stage(FinishRows, finish | palette, resources.writing),
     ]
-    return over(dataset, stages, batch_rows=_BATCHES * batch.images if batch.images else _ROWS)
+    return over(dataset, stages, batch_rows=_BATCHES * compute.images if compute else _ROWS)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline import rows
-from pipeline.batch.definition import Batch, Definition
-from pipeline.batch.job import Job
+from pipeline.batch.job import Job, JobSpec
 from pipeline.inputs.files import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory.directory import new_record
+from pipeline.stages.model_batches import ComputePlan
 from pipeline.storage.filesystem import absolute, absolute_model
 from pipeline.storage.redact import redacted
 
@@ -20,30 +20,29 @@ SECRET_OPTIONS = {"storage_options"}
 _INPUT_OPTIONS = {"format", "image_column", "id_column", "keep_columns", "limit", "resize", "crop"}
 
 
-def dependencies(
-    name: str, options: RunOptions, definition: Definition, batch: Batch
-) -> dict[str, Any]:
-    """What the results of a job depend on, as run.json keeps it; but for the size of shards."""
-    quantizer, model, compute = definition.quantizer, definition.model, batch.compute
-    found: dict[str, Any] = {"job": name}
+def dependencies(spec: JobSpec, compute: ComputePlan | None) -> dict[str, Any]:
+    """Returns what the results of a job depend on, as run.json keeps it; but for the size of
+    shards."""
+    options, quantizer, model = spec.options, spec.quantizer, spec.model
+    found: dict[str, Any] = {"job": spec.name}
     if isinstance(options, ImageJobOptions):
         found |= {"input": redacted(absolute_input(options.input))}
         found |= options.model_dump(include=_INPUT_OPTIONS)
     found |= {"image_size": quantizer.image_size, "palette": quantizer.palette.fingerprint}
-    if batch.images is not None:
-        found |= {"batch_size": batch.images * definition.sequences}
-    found |= definition.results
+    if compute is not None:
+        found |= {"batch_size": compute.images * compute.sequences}
+    found |= spec.results
     found |= {"model": model and model.fingerprint}
     return found | {"device": compute and compute.device, "dtype": compute and compute.dtype}
 
 
 def record_of(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of run.json."""
-    model, quantizer = job.definition.model, job.definition.quantizer
+    """Returns the content of run.json."""
+    spec, model, quantizer = job.spec, job.spec.model, job.spec.quantizer
     return new_record(
-        job.name,
+        spec.name,
         command=command_line(),
-        options=_shown(job.options),
+        options=_shown(spec.options),
         seed=wanted.get("seed"),
         model=model and {"location": redacted(model.location), "fingerprint": model.fingerprint},
         palette={
@@ -51,7 +50,7 @@ def record_of(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
             "fingerprint": quantizer.palette.fingerprint,
         },
         image_size=quantizer.image_size,
-        columns=rows.described(job.schema, job.definition.columns),
+        columns=rows.described(job.schema, spec.columns),
         passthrough=job.plan.passthrough.names,
         results=dict(wanted) | {"shard_size": job.plan.shard_size},
     )

@@ -2,20 +2,22 @@
 
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.batch.definition import Batch, BatchJob
 from pipeline.batch.execute import execute
-from pipeline.batch.job import Job, allotment_for
+from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.record import dependencies, record_of
 from pipeline.engine import cluster
 from pipeline.errors import RunFailed, UsageError
+from pipeline.inputs.source import Source
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
 from pipeline.run_directory.lease import Lease
+from pipeline.shards import Plan
+from pipeline.stages.model_batches import ComputePlan
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import redacted
 
@@ -24,11 +26,17 @@ from pipeline.storage.redact import redacted
 FOUND = ("device", "dtype", "batch_size")
 
 
-def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ()) -> None:
-    """The job from its options to its report: begun, or gone on with.
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def run_job(
+    define: Callable[[Options], JobSpec], options: Options, *, again: Collection[int] = ()
+) -> None:
+    """Run a job from its options to its report, begun or resumed.
 
     Args:
-        again: shards that are forgotten, once all is checked, and so are done again.
+        define: what makes a job of its options.
+        again: shards that are invalidated, once all is checked, and so are done again.
 
     Raises UsageError before work begins; RunFailed and OverErrorBudget as `execute` does.
     """
@@ -38,37 +46,28 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
     recorded = directory.record()
     if recorded is None:
         directory.check_free()
-    begins = recorded is None or options.overwrite
-    plan = None if begins else directory.plan()
-    source = kind.find_source(options) if plan is None else None
-    if recorded is not None and not begins and isinstance(options, ModelOptions):
-        found = {name: recorded["results"].get(name) for name in FOUND}
-        given = {name: getattr(options, name) for name in FOUND}
-        given = {name: value for name, value in given.items() if value not in (None, "auto")}
-        options = options.model_copy(update=found | given)
-    definition = kind.define(options)
+    resumed = None if options.overwrite else recorded
+    if resumed is not None and isinstance(options, ModelOptions):
+        options = _as_recorded(options, resumed["results"])
+    spec = define(options)
+    plan = None if resumed is None else directory.plan()
+    source = spec.find_source() if plan is None else None
     with cluster.connected(options.address):
         _say_what_must_come(options)
-        batch = Batch.of(definition, options)
-        wanted = dependencies(kind.name, options, definition, batch)
+        compute = spec.find_compute()
+        wanted = dependencies(spec, compute)
         size = options.shard_size
-        if recorded is not None and not begins:
+        if resumed is not None:
             # Where the size of shards is not given it is found, so it is what was found then.
             wanted |= {} if size is None else {"shard_size": size}
-            refuse_other_run(directory.location, recorded["results"], wanted)
-            size = recorded["results"]["shard_size"]
+            refuse_other_run(directory.location, resumed["results"], wanted)
+            size = resumed["results"]["shard_size"]
         if source is not None:
-            quantizer = definition.quantizer
-            source.check_tokens(
-                image_size=quantizer.image_size, palette=quantizer.palette.fingerprint
-            )
-            # Where rows are not counted, each file is a shard by itself, whatever the size.
-            plan = source.cut(size or batch.shard_size(definition, source.rows or 0))
+            plan = cut(spec, source, compute, size)
         assert plan is not None
-        resources = allotment_for(options, batch)
-        job = Job(kind.name, options, definition, directory.location, plan, batch, resources)
-        record = record_of(job, wanted) if recorded is None or options.overwrite else recorded
-        job = replace(job, lease=_claim(job, directory, record, begins=begins))
+        job = Job(spec, directory.location, plan, compute, spec.resources(compute))
+        record = resumed or record_of(job, wanted)
+        lease = _acquire(job, directory, record, creates=resumed is None)
         if source is not None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
             there = None if options.overwrite else directory.plan()
@@ -76,20 +75,41 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
             directory.write_plan(job.plan)
         directory.forget(again)
         try:
-            _execute(job, directory)
+            _execute(replace(job, lease=lease), directory, lease)
         except KeyboardInterrupt:
             raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
 
 
-def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begins: bool) -> Lease:
+def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
+    """Options that a cluster decides where they are not given: as it did when the run began."""
+    found = {name: results.get(name) for name in FOUND}
+    given = {name: getattr(options, name) for name in FOUND}
+    given = {name: value for name, value in given.items() if value not in (None, "auto")}
+    return options.model_copy(update=found | given)
+
+
+def cut(spec: JobSpec, source: Source, compute: ComputePlan | None, size: int | None) -> Plan:
+    """Return the plan of an input; a size of None is that which suits the job and the cluster.
+
+    Raises UsageError where the input holds tokens that are not of the job's palette.
+    """
+    quantizer = spec.quantizer
+    source.check_tokens(image_size=quantizer.image_size, palette=quantizer.palette.fingerprint)
+    # Where rows are not counted, each file is a shard by itself, whatever the size.
+    return source.cut(size or spec.shard_size(compute, source.rows or 0))
+
+
+def _acquire(
+    job: Job, directory: RunDirectory, record: Mapping[str, Any], *, creates: bool
+) -> Lease:
     """The lease on the directory, which belongs to this run from now on. Raises UsageError where
     another run was faster."""
-    options = options_for(job.options.storage_options, "output")
-    lease = Lease(directory.location, options, str(record.get("run")))
-    if job.options.overwrite and directory.record() is not None:
+    storage_options = options_for(job.spec.options.storage_options, "output")
+    lease = Lease(directory.location, storage_options, str(record.get("run")))
+    if job.spec.options.overwrite and directory.record() is not None:
         lease.take()  # actors of the run that was there write nothing from now on
         directory.clear()
-    if begins:
+    if creates:
         directory.begin(record)
     _check_run(directory, lease)
     lease.take()  # also from one that cleared at the same time, and was refused in `begin`
@@ -124,15 +144,14 @@ def _say_what_must_come(options: RunOptions) -> None:
         )
 
 
-def _execute(job: Job, directory: RunDirectory) -> None:
+def _execute(job: Job, directory: RunDirectory, lease: Lease) -> None:
     """Run the stages, write the report, say where it lies."""
-    options, lease = job.options, job.lease
-    assert lease is not None
+    options = job.spec.options
     try:
         report = execute(
             directory,
             job.plan,
-            job.definition.stages(job),
+            job.spec.stages(job),
             lease=lease,
             max_error_fraction=options.max_error_fraction,
             progress=options.progress,
@@ -142,7 +161,7 @@ def _execute(job: Job, directory: RunDirectory) -> None:
     write_report(
         job.output,
         storage_options=options_for(options.storage_options, "output"),
-        palette=job.definition.quantizer.palette,
+        palette=job.spec.quantizer.palette,
     )
     if options.json_lines:
         print(json.dumps({"event": "done", "output": redacted(job.output), **report}), flush=True)

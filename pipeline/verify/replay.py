@@ -2,9 +2,9 @@
 
 import io
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from igpt_core.errors import CheckpointError
 from pipeline import rows
-from pipeline.batch.definition import Batch, BatchJob
-from pipeline.batch.job import Job
-from pipeline.batch.model import Compute
+from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.record import dependencies
 from pipeline.engine.cluster import ResourcePlan
 from pipeline.engine.stage import Resources
@@ -30,6 +28,8 @@ from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import redacted_line
+
+Options = TypeVar("Options", bound=RunOptions)
 
 _HERE = ResourcePlan(Resources(), Resources(), Resources())
 
@@ -50,8 +50,8 @@ class NotReplayed(Exception):
 
 
 def replay(
-    kind: BatchJob,
-    options: RunOptions,
+    define: Callable[[Options], JobSpec],
+    options: Options,
     *,
     directory: RunDirectory,
     record: Mapping[str, Any],
@@ -61,7 +61,7 @@ def replay(
     """Compute model batches of a run again; where it has no model, whole shards.
 
     Args:
-        kind, options: the job of the run, its options.
+        define, options: what makes the job of the run, and its options.
         record: run.json.
         n_batches: how many, of shards at random; fewer where there are no more.
         seed: of the choice.
@@ -74,9 +74,9 @@ def replay(
             "expected a GPU, on which the run computed and to which its bits belong, found none; "
             "next: the same command on such a machine, or without --replay"
         )
-    job = _job(kind, options, directory, record)
+    job = _job(define, options, directory, record)
     read, *model, write = [
-        stage.cls(**stage.arguments) for stage in job.definition.stages(job)
+        stage.cls(**stage.arguments) for stage in job.spec.stages(job)
     ]  # built once, as an actor does
     assert isinstance(write, WriteParts)
     chance = random.Random(seed)
@@ -93,7 +93,7 @@ def replay(
             yield Replayed(part_name("data", index), 0, (wrong,))
             left -= 1
             continue
-        batches = _batches(good, job.batch.images)
+        batches = _batches(good, job.compute and job.compute.images)
         wanted = -(-left // (len(chosen) - place))
         for batch in chance.sample(batches, min(wanted, len(batches))):
             left -= 1
@@ -106,24 +106,24 @@ def replay(
 
 
 def _job(
-    kind: BatchJob, options: RunOptions, directory: RunDirectory, record: Mapping[str, Any]
+    define: Callable[[Options], JobSpec],
+    options: Options,
+    directory: RunDirectory,
+    record: Mapping[str, Any],
 ) -> Job:
     """The job as it was, without a cluster."""
     recorded = record["results"]
     plan = directory.plan()
     assert plan is not None  # that is verified first
     try:
-        definition = kind.define(options)
+        spec = define(options)
     except (UsageError, CheckpointError) as error:
         raise NotReplayed(redacted_line(error)) from error
-    batch = Batch()
-    if definition.images_per_batch is not None:
-        compute = Compute(recorded["device"], recorded["dtype"])
-        batch = Batch(compute, definition.images_per_batch(compute))
-    other = differences(recorded, dependencies(kind.name, options, definition, batch))
+    compute = spec.compute_plan(recorded["device"], recorded["dtype"])
+    other = differences(recorded, dependencies(spec, compute))
     if other:
         raise NotReplayed(f"expected what the run was made with, found other: {'; '.join(other)}")
-    return Job(kind.name, options, definition, directory.location, plan, batch, _HERE)
+    return Job(spec, directory.location, plan, compute, _HERE)
 
 
 @dataclass(frozen=True)

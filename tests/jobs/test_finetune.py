@@ -125,7 +125,7 @@ def test_accuracy_is_printed_and_numbered_classes_have_numbered_names(start, tmp
         "--steps", 2, "--next-pixel-weight", 0,
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert re.search(r"accuracy 0\.\d{4} on 12 held-out images", printed)
+    assert re.search(r"accuracy 0\.\d{4} on 12 evaluation images", printed)
     config = json.loads((output / "config.json").read_text())
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
 

@@ -35,8 +35,8 @@ def taken(monkeypatch):
     """The words that a cluster was given, which is not there."""
     words = []
     there = Cluster("http://head:8265", {}, "2.60.0", "3.11.7")
-    monkeypatch.setattr("jobs.submit.find_cluster", lambda address: there)
-    monkeypatch.setattr("jobs.submit.check_versions", lambda cluster: None)
+    monkeypatch.setattr("pipeline.submit.submit.find_cluster", lambda address: there)
+    monkeypatch.setattr("pipeline.submit.submit.check_versions", lambda cluster: None)
     monkeypatch.setattr(
         Cluster, "submit", lambda self, job, *, typed: words.append((job, typed)) or "job-1"
     )
@@ -361,7 +361,7 @@ def test_leaving_a_job_says_how_to_come_back_to_it(taken, monkeypatch, capsys):
     def interrupted(client, job):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.submit.follow", interrupted)
+    monkeypatch.setattr("pipeline.submit.log.follow", interrupted)
     monkeypatch.setattr(Cluster, "client", lambda self: None)
     with pytest.raises(SystemExit) as stopped:
         main(["submit", *JOB])

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from pipeline.batch.model import find_compute
+from pipeline.batch.model import find_device
 from pipeline.engine import cluster
 from pipeline.engine.cluster import allocate, shard_size
 from pipeline.errors import UsageError
@@ -126,10 +126,10 @@ def test_only_a_cluster_that_is_joined_may_grow(monkeypatch, address, environmen
 def test_where_a_model_computes(machine, cpus, gpus, options, grows, found):
     machine(cpus=cpus, gpus=gpus)
     if found in ("cpu", "cuda"):
-        assert find_compute(ModelOptions(**options), grows=grows).device == found
+        assert find_device(ModelOptions(**options), grows=grows)[0] == found
     else:
         with pytest.raises(UsageError, match=found):
-            find_compute(ModelOptions(**options), grows=grows)
+            find_device(ModelOptions(**options), grows=grows)
 
 
 @pytest.mark.parametrize(
