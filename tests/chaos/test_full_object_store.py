@@ -9,8 +9,9 @@ import pytest
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 
-from drivers import finish, parts
+from drivers import finish
 from pictures import encoded, photo
+from runs import parts
 
 STORE_MIB = 80  # Ray takes no less than 75
 SHARDS, SHARD, ROW_MIB = 4, 4, 12  # no two blocks fit into the store
@@ -49,9 +50,9 @@ def test_blocks_that_the_object_store_cannot_hold_change_no_byte(large_rows, tin
         cluster.shutdown()
     assert _mebibytes("Spilled", said) >= SHARD * ROW_MIB, said
     assert _mebibytes("Restored", said) >= SHARD * ROW_MIB, said
-    made = parts(tmp_path / "run")
+    made = parts(tmp_path / "run", "data", "errors")
     assert len(made) == SHARDS
-    assert made == parts(tmp_path / "undisturbed")
+    assert made == parts(tmp_path / "undisturbed", "data", "errors")
 
 
 def _mebibytes(what: str, said: str) -> int:

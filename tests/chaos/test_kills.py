@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from disturbances import NIGHTS, Night
-from drivers import done, driver, finish, head, parts, rounds
+from drivers import done, driver, finish, head, rounds
 from pictures import encoded, photo
+from runs import parts
 
 IMAGES, BAD, SHARD = 60, 5, 3
 
@@ -51,7 +52,7 @@ def work(photos, tiny_model, tmp_path_factory) -> Work:
     words = completing(photos, tiny_model)
     folder = tmp_path_factory.mktemp("undisturbed")
     finish(*words, f"--output={folder / 'run'}", log=folder / "log")
-    made = parts(folder / "run")
+    made = parts(folder / "run", "data", "errors")
     shards = sum(name.startswith("data/") for name in made)
     assert shards == -(-(IMAGES + BAD) // SHARD)
     assert any(name.startswith("errors/") for name in made)
@@ -64,7 +65,7 @@ def test_what_dies_is_made_up_for(work, tmp_path, disturbance, seed):
     words = (*work.words, f"--output={output}")
     night = Night(words, tmp_path / "log", work.shards, lambda: done(output))
     disturbance(night, random.Random(seed))
-    assert parts(output) == work.parts
+    assert parts(output, "data", "errors") == work.parts
 
 
 @pytest.mark.slow
@@ -80,9 +81,9 @@ def test_a_lost_head_ends_the_run_in_one_line_and_the_same_command_goes_on(work,
     last = log.read_text().splitlines()[-1]
     assert last.startswith("igpt: the head of the Ray cluster does not answer")
     assert last.endswith("next: the same command again, without --overwrite")
-    assert len(parts(output)) < len(work.parts)
+    assert len(parts(output, "data", "errors")) < len(work.parts)
     finish(*words, log=log)
-    assert parts(output) == work.parts
+    assert parts(output, "data", "errors") == work.parts
 
 
 @pytest.mark.parametrize("seed", rounds(6, short=1))
@@ -106,5 +107,5 @@ def test_two_runs_that_start_at_once_on_one_output(work, photos, tiny_model, tmp
     whole = work.parts
     if words is other:
         finish(*other, f"--output={tmp_path / 'alone'}", log=tmp_path / "log")
-        whole = parts(tmp_path / "alone")
-    assert parts(output) == whole, (codes, said)
+        whole = parts(tmp_path / "alone", "data", "errors")
+    assert parts(output, "data", "errors") == whole, (codes, said)

@@ -10,13 +10,9 @@ import torch
 from igpt_core.heads import load_model
 from igpt_core.images.palette import Palette
 from igpt_core.model.checkpoint import load_palette, save_checkpoint
-from jobs.__main__ import main
 from pictures import SIDE
 from pipeline.inputs.source import find_source
-
-
-def igpt(job: str, **options: object) -> None:
-    main([job, *[f"--{name.replace('_', '-')}={value}" for name, value in options.items()]])
+from runs import igpt, refusal
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +46,6 @@ def test_a_part_made_of_a_run_is_made_again_alike(quantized, tiny_model, tmp_pat
     part.unlink()
     igpt("quantize", **options, shard_size=5)
     assert part.read_bytes() == content
-
-
-def refusal(capsys, job: str, **options: object) -> str:
-    with pytest.raises(SystemExit) as ended:
-        igpt(job, **options)
-    assert ended.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_tokens_that_do_not_fit_the_job_are_refused(quantized, tiny_model, tmp_path, capsys):

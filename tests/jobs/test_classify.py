@@ -1,6 +1,5 @@
 """`igpt classify` from end to end: held against transformers, read by others, what it refuses."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from igpt_core.model.checkpoint import load_palette, save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import main
 from pictures import BAD, GOOD, SIDE
+from runs import parts
 
 NAMES = {0: "cat", 1: "dog", 2: "frog"}
 
@@ -114,10 +114,6 @@ def test_duckdb_and_datasets_open_the_output(classified, tmp_path):
 
 def files(output: Path) -> list[Path]:
     return sorted((output / "data").iterdir())
-
-
-def parts(output: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files(output)}
 
 
 def test_other_numbers_of_actors_change_no_byte(classified, photos, classifier, tmp_path):

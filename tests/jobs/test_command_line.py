@@ -1,6 +1,8 @@
 """The command line as a person meets it: help, mistakes, configuration files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +14,8 @@ from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import COMMANDS, igpt, main
 from pictures import SIDE, encoded, photo
 from pipeline.run_directory.directory import RunDirectory
+from runs import igpt as igpt_run
+from runs import refusal
 
 
 @pytest.fixture
@@ -20,18 +24,6 @@ def image_folder(tmp_path) -> Path:
     folder.mkdir()
     (folder / "a.png").write_bytes(encoded(photo(0)))
     return folder
-
-
-def refusal(capsys, *words: object) -> str:
-    """The one line that a command which must be refused says; it must come with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    assert stopped.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("igpt: ")
-    assert captured.err.count("\n") == 1
-    assert "Traceback" not in captured.err
-    return captured.err
 
 
 @pytest.mark.parametrize("name", [command.name for command in COMMANDS])
@@ -214,3 +206,40 @@ def test_debug_shows_the_traceback_from_a_flag_or_a_file(tmp_path, capsys, way):
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("igpt: ")
     assert ("Traceback (most recent call last):" in lines) == (way != "neither")
+
+
+HEAVY = {"torch", "ray", "pyarrow", "numpy", "pandas"}
+
+
+def loaded_by(commands: list[list[str]], packages: set[str]) -> tuple[str, list[str]]:
+    """What a process prints that runs the commands, and which of the packages it has imported."""
+    script = (
+        "import sys\n"
+        "from jobs.__main__ import main\n"
+        f"for words in {commands}:\n"
+        "    try:\n"
+        "        main(words)\n"
+        "    except SystemExit:\n"
+        "        pass\n"
+        f"print(*sorted({packages} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    *lines, last = done.stdout.splitlines()
+    return "\n".join(lines), last.split()
+
+
+def test_help_and_mistakes_do_not_wait_for_torch_and_ray():
+    """Past bug: 3 s and 400 MB for a line of help."""
+    commands = [[command.name, "--help"] for command in COMMANDS]
+    commands += [["--help"], ["--version"], ["complete"], ["complete", "--samples=0"], ["nothing"]]
+    printed, loaded = loaded_by(commands, {"torch", "ray", "pyarrow", "numpy", "pandas"})
+    assert printed.count("Usage: igpt") == len(COMMANDS) + 1
+    assert loaded == []
+
+
+def test_the_status_of_a_run_waits_for_neither(in_process, image_folder, tiny_model, tmp_path):
+    output = tmp_path / "run"
+    igpt_run("quantize", input=image_folder, model=tiny_model, output=output)
+    printed, loaded = loaded_by([["status", str(output)]], {"torch", "ray"})
+    assert "1 of 1 done" in printed
+    assert loaded == []

@@ -1,6 +1,5 @@
 """`igpt complete` from end to end: its output read by others, and what it must not depend on."""
 
-import hashlib
 import io
 import json
 import os
@@ -25,23 +24,11 @@ from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
 from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
-from jobs.__main__ import main
 from pictures import BAD, GOOD, SIDE
 from pipeline.engine import dispatch as rounds
+from runs import igpt, parts
 
 GIVEN = SIDE * SIDE // 2
-
-
-def igpt(*words: object) -> None:
-    main([str(word) for word in words])
-
-
-def parts(output: Path, folder: str = "data") -> dict[str, str]:
-    """The SHA-256 of each part, by name."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((output / folder).iterdir())
-    }
 
 
 def command(photos: str, model: str, output: Path, **changes: object) -> list[str]:

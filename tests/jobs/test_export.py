@@ -19,13 +19,9 @@ from datasets import load_dataset
 from moto.server import ThreadedMotoServer
 
 from igpt_core.model.checkpoint import load_palette
-from jobs.__main__ import main
 from pictures import GOOD, SIDE
 from pipeline.storage.filesystem import open_location
-
-
-def igpt(*words: object) -> None:
-    main([str(word) for word in words])
+from runs import igpt, refusal
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +52,9 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def refused(capsys, *words: object) -> str:
-    """The one line of an export that is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        igpt("export", *words)
-    assert stopped.value.code == 2
-    message = str(capsys.readouterr().err)
-    assert message.count("\n") == 1
-    return message
-
-
 def test_pictures_of_tokens_are_those_of_the_palette(quantized, tiny_model, tmp_path, capsys):
     output = tmp_path / "png"
-    igpt("export", quantized, "--to", "png", "--output", output, "--quiet")
+    igpt("export", quantized, "--to", "png", "--output", output)
     assert capsys.readouterr().out == f"{output}: 22 rows as png in 5 parts\n"
     palette = load_palette(tiny_model)
     expected = pq.read_table(quantized / "data").to_pylist()
@@ -85,8 +71,8 @@ def test_pictures_of_tokens_are_those_of_the_palette(quantized, tiny_model, tmp_
 
 
 def test_completions_stay_one_sample(completed, tmp_path):
-    igpt("export", completed, "--to", "webdataset", "--output", tmp_path / "tars", "--quiet")
-    igpt("export", completed, "--to", "png", "--output", tmp_path / "png", "--quiet")
+    igpt("export", completed, "--to", "webdataset", "--output", tmp_path / "tars")
+    igpt("export", completed, "--to", "png", "--output", tmp_path / "png")
     rows = 0
     for part in sorted((completed / "data").iterdir()):
         index = pd.read_parquet(tmp_path / "png/images" / part.stem / "metadata.parquet")
@@ -140,23 +126,27 @@ def test_only_what_is_missing_is_done_again(quantized, tmp_path, to, capsys):
 
 def test_refusals_are_one_line_and_exit_code_2(quantized, completed, tmp_path, capsys):
     output = tmp_path / "out"
-    igpt("export", quantized, "--to", "npy", "--output", output, "--quiet")
+    igpt("export", quantized, "--to", "npy", "--output", output)
     before = files(output)
     to_out = ("--output", output)
-    assert "to: npy there, png now" in refused(capsys, quantized, "--to", "png", *to_out)
-    assert "run: " in refused(capsys, completed, "--to", "npy", *to_out)
+    assert "to: npy there, png now" in refusal(capsys, "export", quantized, "--to", "png", *to_out)
+    assert "run: " in refusal(capsys, "export", completed, "--to", "npy", *to_out)
     beside_a_file = output / "export.json" / "out"
-    assert "cannot use" in refused(capsys, quantized, "--to", "npy", "--output", beside_a_file)
-    assert "--palette" in refused(
-        capsys, quantized, "--to=png", f"--output={tmp_path}/new", "--palette=embedded"
+    assert "cannot use" in refusal(
+        capsys, "export", quantized, "--to", "npy", "--output", beside_a_file
     )
-    in_run = refused(capsys, quantized, "--to", "npy", "--output", completed, "--overwrite")
+    assert "--palette" in refusal(
+        capsys, "export", quantized, "--to=png", f"--output={tmp_path}/new", "--palette=embedded"
+    )
+    in_run = refusal(
+        capsys, "export", quantized, "--to", "npy", "--output", completed, "--overwrite"
+    )
     assert "empty or an export, found" in in_run
-    no_run = refused(capsys, output, "--to", "npy", "--output", tmp_path / "new")
+    no_run = refusal(capsys, "export", output, "--to", "npy", "--output", tmp_path / "new")
     assert "expected a run directory with run.json" in no_run
     assert files(output) == before
     assert not (tmp_path / "new").exists()
-    igpt("export", completed, "--to", "png", *to_out, "--overwrite", "--quiet")
+    igpt("export", completed, "--to", "png", *to_out, "--overwrite")
     assert not (output / "tokens").exists()
 
 
@@ -194,7 +184,7 @@ def test_from_disk_to_an_object_store_and_back(quantized, tmp_path):
         fs.put(str(quantized), "exports/run", recursive=True)
         igpt("export", "s3://exports/run", "--to", "png", "--output", "s3://exports/png", "--quiet",
              "--storage-options", json.dumps(store))  # fmt: skip
-        igpt("export", quantized, "--to", "png", "--output", tmp_path / "png", "--quiet")
+        igpt("export", quantized, "--to", "png", "--output", tmp_path / "png")
         local = files(tmp_path / "png")
         there = {name.removeprefix("exports/png/"): fs.cat(name) for name in fs.find("exports/png")}
         assert b"s3cr3t" not in there["export.json"]
@@ -240,6 +230,6 @@ def test_a_killed_driver_and_the_same_command_again_give_the_same_bytes(quantize
     time.sleep(1)  # Ray's processes end with their driver
     assert 0 < done() < n_parts
     assert subprocess.run(words, env=environment, check=False).returncode == 0
-    igpt("export", run, "--to", "png", "--output", tmp_path / "undisturbed", "--quiet")
+    igpt("export", run, "--to", "png", "--output", tmp_path / "undisturbed")
     assert files(output) == files(tmp_path / "undisturbed")
     assert len(list(output.rglob("*.png"))) == n_parts * part.num_rows

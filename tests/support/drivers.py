@@ -1,6 +1,5 @@
 """Runs as processes of their own, which can be killed, and what they leave."""
 
-import hashlib
 import os
 import random
 import signal
@@ -23,15 +22,6 @@ def rounds(total: int, *what: object, short: int) -> list:
         pytest.param(*what, seed, marks=pytest.mark.slow if seed < short else pytest.mark.chaos)
         for seed in range(total)
     ]
-
-
-def parts(output: Path) -> dict[str, str]:
-    """The SHA-256 of every part of results and errors, by path."""
-    return {
-        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("data", "errors")
-        for path in sorted((output / folder).glob("part-*"))
-    }
 
 
 def done(output: Path) -> int:

@@ -17,24 +17,25 @@ from pictures import SIDE
 START = 32  # the start token of the tiny model: after its 32 colors
 
 
-def igpt(job: str, **options: object) -> None:
-    """A job by its options; True stands for a flag alone."""
-    words = [job, "--quiet"]
+def igpt(*words: object, quiet: bool = True, **options: object) -> None:
+    """Run a command by its words and its options; a value of True stands for a flag alone."""
+    line = [str(word) for word in words]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        words.append(flag if value is True else f"{flag}={value}")
-    main(words)
+        line.append(flag if value is True else f"{flag}={value}")
+    main([*line, "--quiet"] if quiet and "--quiet" not in line else line)
 
 
-def refusal(capsys, job: str, **options: object) -> str:
-    """The one line of a job that is refused with exit code 2."""
+def refusal(capsys, *words: object, code: int = 2, **options: object) -> str:
+    """The one line of a command that ends with an exit code."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        igpt(job, **options)
-    assert stopped.value.code == 2
+        igpt(*words, **options)
+    assert stopped.value.code == code
     message = str(capsys.readouterr().err)
     assert message.startswith("igpt: ")
     assert message.count("\n") == 1
+    assert "Traceback" not in message
     return message
 
 
@@ -53,11 +54,12 @@ def columns(output: Path) -> dict[str, object]:
     return {field.name: field.type for field in schema}
 
 
-def parts(output: Path) -> dict[str, str]:
-    """The SHA-256 of each part of the results, by name."""
+def parts(output: Path, *folders: str) -> dict[str, str]:
+    """The SHA-256 of each part by its path, of the results unless other folders are named."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((output / "data").iterdir())
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders or ("data",)
+        for path in sorted((output / folder).glob("part-*"))
     }
 
 
