@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def recorded_job(
     directory: "RunDirectory", given: Mapping[str, Any]
 ) -> tuple[JobCommand, RunOptions, dict[str, Any]]:
-    """The job of a run directory, its options, and run.json.
+    """Returns the job of a run directory, its options, and run.json.
 
     The options are those of the run, where `given` has no others. Raises UsageError where there
     is no run, it is of another version, or its options cannot be used again.

@@ -61,7 +61,7 @@ def command(
     argument: str | None = None,
     define: "Callable[[Any], JobSpec] | None" = None,
 ) -> JobCommand:
-    """A click command whose options are the model's fields, but for one that is an argument."""
+    """Returns a click command whose options are the fields of a model; one may be an argument."""
 
     def callback(config: str | None, **flags: Any) -> None:
         values = _from_file(config) if config else {}
@@ -104,7 +104,7 @@ def batch_command(
     help: str,
     example: str,
 ) -> JobCommand:
-    """The command of a job that fills a run directory."""
+    """Returns the command of a job that fills a run directory; `define` makes it of its options."""
 
     def run(options: Run) -> None:
         from pipeline.batch.run import run_job
@@ -115,8 +115,8 @@ def batch_command(
 
 
 def _place(model: type[Options], key: str) -> tuple[bool, int]:
-    """Where an option stands in the help: what must be given, then the job's own, then the more
-    common ones, in the order in which the model inherits them."""
+    """Returns where an option stands in the help: what must be given, then the job's own, then the
+    more common ones, in the order in which the model inherits them."""
     owner = next(i for i, cls in enumerate(model.__mro__) if key in inspect.get_annotations(cls))
     return not model.model_fields[key].is_required(), owner
 
@@ -127,7 +127,7 @@ def notes(options: Options) -> Callable[[str], None]:
 
 
 def parse(model: type[Model], values: dict[str, Any]) -> Model:
-    """The options from plain values. Raises UsageError, one line for all that is wrong."""
+    """Makes options of plain values. Raises UsageError, one line for all that is wrong."""
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     values = {
         key: value
@@ -149,8 +149,8 @@ def parse(model: type[Model], values: dict[str, Any]) -> Model:
 
 
 def words_of(values: Mapping[str, Any], model: type[Options], argument: str | None) -> list[str]:
-    """The words that give these values on the command line, but for defaults; `parse` makes the
-    same options of them.
+    """Returns the words that give these values on the command line, but for defaults; `parse` makes
+    the same options of them.
 
     Args:
         argument: which option stands alone, at the end.
@@ -226,7 +226,7 @@ class _NumberOrAuto(click.ParamType[int | None]):
 
 
 def _plain_type(annotation: Any) -> Any:
-    """int of `int | None`."""
+    """Returns int of `int | None`."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
     return annotation

@@ -25,7 +25,7 @@ def on_dataset(
     image_column: str = "image",
     id_column: str | None = None,
 ) -> Dataset:
-    """What a job does to images, on a Ray data set.
+    """Does to the images of a Ray data set what a job does, lazily.
 
     Args:
         job: quantize, complete, embed, score or classify.

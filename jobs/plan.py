@@ -79,7 +79,7 @@ def _lines(found: "Estimate", price: float | None) -> list[str]:
 
 
 def _command(job: JobCommand) -> click.Command:
-    """The job's options, of which --output need not be given."""
+    """Returns the job's options, of which --output need not be given."""
     options = create_model(
         f"Plan{job.model.__name__}",
         __base__=job.model,

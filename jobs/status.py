@@ -39,7 +39,7 @@ def run(options: StatusOptions) -> None:
 
 
 def _lines(status: "Status", location: str) -> dict[str, str]:
-    """What there is to say, by its heading; `about` stands before estimates."""
+    """Returns the lines by their headings; `about` stands before estimates."""
     from pipeline.engine.progress import duration
     from pipeline.run_directory.status import SAMPLE
 

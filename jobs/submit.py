@@ -40,7 +40,7 @@ _JOBS = (
 
 
 def run(job: JobCommand, name: list[str], options: RayOptions) -> None:
-    """Hand a job over whose options are checked, and follow it unless that is not wanted."""
+    """Submits a job whose options are checked, and tails its log unless --no-wait is given."""
     from pipeline.batch.record import in_any_folder
     from pipeline.submit.credentials import refuse_credentials
     from pipeline.submit.submit import check_versions, find_cluster
@@ -89,7 +89,7 @@ def _say(text: str) -> None:
 
 
 def _submitted(job: click.Command, *above: str) -> click.Command:
-    """The command that submits a job, with the same options; of a group of jobs, a group."""
+    """Returns the command that submits a job, with the same options; a group for a group."""
     assert job.name is not None
     name = [*above, job.name]
     if isinstance(job, click.Group):

@@ -147,7 +147,7 @@ def _speeds(
     on_gpus: bool,
     cpus: int,
 ) -> Iterable[StageSpeed]:
-    """How fast each stage is, and the CPUs that those stages share which do not run on GPUs.
+    """Yields how fast each stage is, and the CPUs that all stages without a GPU share.
 
     Of a stage's trials the median counts: the first of an actor warms up.
     """
@@ -176,7 +176,7 @@ def _speeds(
 
 
 def _input_bytes(paths: Iterable[str], options: Mapping[str, Any]) -> int:
-    """Bytes of files, of many about so: those of some are asked for."""
+    """Returns the bytes of files; of many, an estimate from some of them."""
     paths = list(paths)
     chosen = [paths[i] for i in spread(len(paths), _MOST_SIZED)]
 

@@ -43,7 +43,7 @@ class Model:
 
 
 def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
-    """The palette and image size of a model folder, or of a palette file and a given size."""
+    """Returns the palette and image size of a model folder, or of a palette file with a size."""
     location = resolve_revision(absolute_model(location), (PREPROCESSOR_FILE,))
     palette = load_palette(location, storage_options=options)
     if image_size is None:
@@ -60,7 +60,7 @@ _HEADLESS: dict[str | None, str] = {
 
 
 def find_model(location: str, options: Mapping[str, Any], *, head: str | None = "causal") -> Model:
-    """The model of a folder, checked but not loaded.
+    """Returns the model of a folder, checked but not loaded.
 
     Args:
         head: of igpt_core.heads.HEADS, which the folder must have.
@@ -84,14 +84,14 @@ def find_model(location: str, options: Mapping[str, Any], *, head: str | None = 
 
 
 def model_of(options: ModelOptions, *, head: str | None = "causal") -> Model:
-    """The model that the options of a job name; see `find_model`."""
+    """Returns the model that the options of a job name; see `find_model`."""
     if options.random_weights:
         return _random_model(options.model, head)
     return find_model(options.model, options_for(options.storage_options, "model"), head=head)
 
 
 def _random_model(variant: str, head: str | None) -> Model:
-    """A model of a published size as every actor makes it, with the shipped palette."""
+    """Returns a model of a published size with random weights, the same in every actor."""
     if variant not in VARIANTS or head == "classification":
         raise UsageError(
             f"--random-weights needs --model {', '.join(VARIANTS)} and a job without classes, "

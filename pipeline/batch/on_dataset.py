@@ -23,7 +23,7 @@ def map_images(
     image_column: str,
     id_column: str | None,
 ) -> Dataset:
-    """The data set with the job's columns in place of the images; lazy.
+    """Returns a data set, lazy, with the columns of a job in place of the images.
 
     Args:
         dataset: on the Ray that this process has joined.

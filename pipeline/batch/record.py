@@ -68,7 +68,7 @@ _LOCATIONS: dict[str, Callable[[str], str]] = {
 
 
 def in_any_folder(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a job whose locations hold in any folder: local paths become absolute."""
+    """Makes the local paths among a job's options absolute, so that they hold in any folder."""
     whole = dict(values)
     for name, absolute_of in _LOCATIONS.items():
         if whole.get(name) and not (name == "model" and whole.get("random_weights")):
@@ -77,7 +77,7 @@ def in_any_folder(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(options: RunOptions) -> dict[str, Any]:
-    """The options as run.json shows them: no secrets, and locations that hold in any folder."""
+    """Returns the options for run.json: no secrets, and locations that hold in any folder."""
     values = in_any_folder(options.model_dump(exclude=SECRET_OPTIONS, mode="json"))
     return {key: redacted(v) if isinstance(v, str) else v for key, v in values.items()}
 
@@ -87,7 +87,7 @@ SUBMITTED_WITH = "IGPT_SUBMITTED_WITH"
 
 
 def command_line() -> str:
-    """The command as it was typed, without the values of --storage-options."""
+    """Returns the command as it was typed, without the values of --storage-options."""
     words = ["igpt", *shlex.split(os.environ.get(SUBMITTED_WITH, "")), *sys.argv[1:]]
     shown = []
     for before, word in zip(["", *words], words, strict=False):

@@ -1,4 +1,4 @@
-"""A job from its options to its report: checked, claimed, planned, run."""
+"""A job from its options to its report: checked, planned, run."""
 
 import json
 import sys
@@ -81,7 +81,7 @@ def run_job(
 
 
 def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
-    """Options that a cluster decides where they are not given: as it did when the run began."""
+    """Fills in the options that a cluster decides where they are not given, as it did at first."""
     found = {name: results.get(name) for name in FOUND}
     given = {name: getattr(options, name) for name in FOUND}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
@@ -102,8 +102,8 @@ def cut(spec: JobSpec, source: Source, compute: ComputePlan | None, size: int | 
 def _acquire(
     job: Job, directory: RunDirectory, record: Mapping[str, Any], *, creates: bool
 ) -> Lease:
-    """The lease on the directory, which belongs to this run from now on. Raises UsageError where
-    another run was faster."""
+    """Acquires the lease on the directory, which belongs to this run from now on. Raises
+    UsageError where another run was faster."""
     storage_options = options_for(job.spec.options.storage_options, "output")
     lease = Lease(directory.location, storage_options, str(record.get("run")))
     if job.spec.options.overwrite and directory.record() is not None:
@@ -115,24 +115,24 @@ def _acquire(
     lease.take()  # also from one that cleared at the same time, and was refused in `begin`
     _check_run(directory, lease)
     if not lease.may_write():
-        raise _taken(directory)
+        raise _superseded(directory)
     return lease
 
 
 def _check_run(directory: RunDirectory, lease: Lease) -> None:
     if str((directory.record() or {}).get("run")) != lease.run:
-        raise _taken(directory)
+        raise _superseded(directory)
 
 
-def _taken(directory: RunDirectory) -> UsageError:
+def _superseded(directory: RunDirectory) -> UsageError:
     return UsageError(
-        f"another run took {directory.location} just now; next: wait for its end, or another "
+        f"another run has just taken over {directory.location}; next: wait for its end, or another "
         "--output"
     )
 
 
 def _say_what_must_come(options: RunOptions) -> None:
-    """Where more GPUs are asked for than there are, people learn why nothing happens yet."""
+    """Prints that GPUs have to come, where more are asked for than there are."""
     if not isinstance(options, ModelOptions) or options.device != "cuda":
         return
     asked, there = options.model_actors or 0, cluster.gpus()
