@@ -12,7 +12,7 @@ from pipeline.batch.definition import Batch, Definition
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
-from pipeline.report.examples import ROWS as SHEET_ROWS
+from pipeline.report.examples import MAX_EXAMPLES
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
 from pipeline.stages.model_batches import ComputePlan
@@ -89,7 +89,7 @@ class Job:
             "schema": self.schema,
             "image_size": quantizer.image_size,
             "palette": quantizer.location,
-            "examples": ceil(SHEET_ROWS / max(len(self.plan.shards), 1)),
+            "examples": ceil(MAX_EXAMPLES / max(len(self.plan.shards), 1)),
             "output_options": options_for(self.options.storage_options, "output"),
             "model_options": options_for(self.options.storage_options, "model"),
         }
