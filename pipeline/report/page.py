@@ -47,19 +47,20 @@ class Tile:
 class Gallery:
     """The examples and how large they stand on the page.
 
-    `single`: one picture per example. `cell` and `small_cell`: side of a picture in pixels on wide
-    and on narrow screens. `across`: pictures side by side on a phone. `generated`: some mark rows
-    with generated pixels. `samples_left_out`: which samples are shown, where not all are.
+    `single`: one picture per example. `large_cell` and `small_cell`: side of a picture in pixels on
+    wide and on narrow screens. `across`: pictures side by side on a phone. `generated`: some mark
+    rows with generated pixels. `shown_samples`: which completions there are, where not all.
+    `nll_top`: nats of the brightest color of heat maps.
     """
 
     examples: Sequence[Example]
     note: str
     single: bool
-    cell: int
+    large_cell: int
     small_cell: int
     across: int
     generated: bool
-    samples_left_out: str
+    shown_samples: str
     nll_top: float | None
 
 
@@ -188,11 +189,11 @@ def _gallery(record: RunRecord, examples: Sequence[Example], note: str) -> Galle
         examples=examples,
         note=note,
         single=n_pictures == 1,
-        cell=side * scale,
+        large_cell=side * scale,
         small_cell=side * max(1, scale * 3 // 4),
         across=n_pictures if n_pictures <= 4 else math.ceil(n_pictures / 2),
         generated=any_generated(examples),
-        samples_left_out=(
+        shown_samples=(
             f"the first {MAX_SAMPLES} of {samples} completions" if samples > MAX_SAMPLES else ""
         ),
         nll_top=heat_map_top(examples),

@@ -224,7 +224,7 @@ def test_heat_maps_grow_evenly_brighter() -> None:
     assert shades[-1] > 90
 
 
-def test_heat_maps_stand_odd_numbers() -> None:
+def test_heat_maps_of_odd_numbers() -> None:
     odd = np.array([[np.nan, np.inf, -1.0, 2.0]], np.float32)
     picture = pixels_of(draw_heat_map(odd, 2.0))
     assert picture[..., 3].tolist() == [[0, 255, 255, 255]]

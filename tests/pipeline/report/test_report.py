@@ -1,4 +1,4 @@
-"""The report of a run: figures, pictures and escaping, against run directories made here."""
+"""Checks the report of a run: figures, pictures and escaping, against run directories made here."""
 
 import io
 import json
@@ -397,7 +397,7 @@ def test_datasets_loads_the_folder(
         assert np.array_equal(pixels, colors(tokens_for("photo-0004.jpg", 0)))
 
 
-def test_card_stands_odd_columns(tmp_path: Path) -> None:
+def test_card_escapes_odd_columns(tmp_path: Path) -> None:
     output = make_run(tmp_path / "run", [ids(1)], job="quantize")
     path = Path(output, "run.json")
     run = json.loads(path.read_text())
