@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PACKAGES = ("igpt_core", "pipeline", "jobs")
-_SUFFIXES = {".py", ".j2", ".css"}
+_SUFFIXES = {".py", ".css", ".j2"}  # modules, and the report's style sheet and template
 
 
 @contextmanager
