@@ -45,17 +45,17 @@ _SIZES = (
 )
 
 
-def dataset_card(record: RunRecord) -> str:
+def dataset_card(summary: RunRecord) -> str:
     """Writes the card in Markdown.
 
     Its header makes data/*.parquet, and nothing else in the folder, the split `train`.
     """
     return f"""---
-{yaml.safe_dump(_header(record), sort_keys=False, allow_unicode=True)}---
+{yaml.safe_dump(_header(summary), sort_keys=False, allow_unicode=True)}---
 
-# {_NAMES[record.job]}
+# {_NAMES[summary.job]}
 
-{_DESCRIPTIONS[record.job]} {_row_count(record)}
+{_DESCRIPTIONS[summary.job]} {_row_count(summary)}
 
 ![examples from the whole run](contact_sheet.png)
 
@@ -63,8 +63,8 @@ def dataset_card(record: RunRecord) -> str:
 
 | column | type | meaning |
 |---|---|---|
-{_columns(record)}
-{_likelihoods(record.nats)}
+{_columns(summary)}
+{_likelihoods(summary.nats)}
 ## Use
 
 ```python
@@ -80,18 +80,18 @@ SELECT * FROM 'data/*.parquet' LIMIT 10;
 
 ## How it was made
 
-{_fenced(str(record.run["command"]))}
+{_fenced(str(summary.run["command"]))}
 
-{_origin(record)}
+{_origin(summary)}
 
-`run.json` holds all options, `report.html` the statistics of the run{_errors(record)}.
+`run.json` holds all options, `report.html` the statistics of the run{_errors(summary)}.
 """
 
 
-def _header(record: RunRecord) -> dict[str, Any]:
-    rows = record.figures.rows
+def _header(summary: RunRecord) -> dict[str, Any]:
+    rows = summary.figures.rows
     header: dict[str, Any] = {
-        "pretty_name": _NAMES[record.job],
+        "pretty_name": _NAMES[summary.job],
         "tags": ["imagegpt", "igpt"],
         "size_categories": [next(name for bound, name in _SIZES if rows < bound)],
         "configs": [
@@ -104,20 +104,20 @@ def _header(record: RunRecord) -> dict[str, Any]:
             }
         ],
     }
-    if record.job in _TASKS:
-        header["task_categories"] = _TASKS[record.job]
+    if summary.job in _TASKS:
+        header["task_categories"] = _TASKS[summary.job]
     return header
 
 
-def _row_count(record: RunRecord) -> str:
-    text = f"{record.figures.rows:,} rows."
-    return text if record.finished else f"{text} {record.status}."
+def _row_count(summary: RunRecord) -> str:
+    text = f"{summary.figures.rows:,} rows."
+    return text if summary.finished else f"{text} {summary.status}."
 
 
-def _columns(record: RunRecord) -> str:
+def _columns(summary: RunRecord) -> str:
     return "\n".join(
         f"| {_code(column['name'])} | {_code(column['type'])} | {column['meaning']} |"
-        for column in record.run["columns"]
+        for column in summary.run["columns"]
     )
 
 
@@ -133,8 +133,8 @@ the lowest {nll.lowest[0][1]:.2f}, the highest {nll.highest[0][1]:.2f}.
 """
 
 
-def _origin(record: RunRecord) -> str:
-    run = record.run
+def _origin(summary: RunRecord) -> str:
+    run = summary.run
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
         ("model", (run.get("model") or {}).get("location")),
@@ -149,8 +149,8 @@ def _origin(record: RunRecord) -> str:
     return "\n".join(f"- {name}: {_code(str(value))}" for name, value in lines if value is not None)
 
 
-def _errors(record: RunRecord) -> str:
-    return ", `errors/` the rows that failed" if record.figures.errors else ""
+def _errors(summary: RunRecord) -> str:
+    return ", `errors/` the rows that failed" if summary.figures.errors else ""
 
 
 def _code(text: str) -> str:

@@ -104,27 +104,27 @@ class RenderContext:
     sql_errors: str
 
 
-def report_page(record: RunRecord, examples: Sequence[Example], *, note: str, output: str) -> str:
+def report_page(summary: RunRecord, examples: Sequence[Example], *, note: str, output: str) -> str:
     """Renders the page as HTML, pictures and style sheet within.
 
     `note` says which examples there are, or why none; `output` is where the reader finds the run.
     """
-    run = record.run
+    run = summary.run
     context = RenderContext(
-        job=record.job,
-        headline=HEADLINES[record.job],
-        status=record.status,
-        finished=record.finished,
-        origin=record.origin,
+        job=summary.job,
+        headline=HEADLINES[summary.job],
+        status=summary.status,
+        finished=summary.finished,
+        origin=summary.origin,
         created=datetime.fromisoformat(run["created"]).astimezone(UTC),
         command=run["command"],
         resume_command=resuming(run["command"]),
-        tiles=_tiles(record),
-        gallery=_gallery(record, examples, note),
-        likelihoods=_likelihoods(record.job, record.nats) if record.nats else None,
-        errors=record.errors,
-        stage_seconds=record.figures.stage_seconds,
-        hosts=record.figures.hosts,
+        tiles=_tiles(summary),
+        gallery=_gallery(summary, examples, note),
+        likelihoods=_likelihoods(summary.job, summary.nats) if summary.nats else None,
+        errors=summary.errors,
+        stage_seconds=summary.figures.stage_seconds,
+        hosts=summary.figures.hosts,
         columns=run["columns"],
         provenance=_provenance(run),
         options=run["options"],
@@ -161,8 +161,8 @@ def _sql_files(output: str, folder: str) -> str:
     return "'" + join(output, folder, "*.parquet").replace("'", "''") + "'"
 
 
-def _tiles(record: RunRecord) -> list[Tile]:
-    figures = record.figures
+def _tiles(summary: RunRecord) -> list[Tile]:
+    figures = summary.figures
     share = figures.errors / max(figures.rows + figures.errors, 1)
     pauses = "" if figures.in_one_run else "without pauses"
     tiles = [
@@ -174,17 +174,17 @@ def _tiles(record: RunRecord) -> list[Tile]:
     ]
     if not figures.tokens:
         del tiles[3]
-    if record.nats:
-        nats = record.nats.mean
+    if summary.nats:
+        nats = summary.nats.mean
         tiles.append(Tile("Nats per pixel", nats, rate(nats), f"mean, {rate(to_bits(nats))} bits"))
     return tiles
 
 
-def _gallery(record: RunRecord, examples: Sequence[Example], note: str) -> Gallery:
+def _gallery(summary: RunRecord, examples: Sequence[Example], note: str) -> Gallery:
     side = examples[0].pictures[0].side if examples else 1
     scale = scale_of(side)
     n_pictures = len(examples[0].pictures) if examples else 1
-    samples = int(record.run["options"].get("samples") or 1)
+    samples = int(summary.run["options"].get("samples") or 1)
     return Gallery(
         examples=examples,
         note=note,

@@ -33,8 +33,8 @@ def write_report(
     """
     directory = RunDirectory.at(output, storage_options or {})
     fs = directory.fs
-    record = read_record(directory)
-    expected = (record.run.get("palette") or {}).get("fingerprint")
+    summary = read_record(directory)
+    expected = (summary.run.get("palette") or {}).get("fingerprint")
     if palette is not None and expected not in (None, palette.fingerprint):
         raise UsageError(
             f"expected the palette of the run, fingerprint {expected}, found "
@@ -42,41 +42,41 @@ def write_report(
         )
     examples = read_examples(
         fs,
-        record.filled_parts,
-        job=record.job,
-        image_size=int(record.run["image_size"]),
-        passthrough=record.run.get("passthrough", ()),
+        summary.filled_parts,
+        job=summary.job,
+        image_size=int(summary.run["image_size"]),
+        passthrough=summary.run.get("passthrough", ()),
         palette=palette,
-        quantized=record.examples,
+        quantized=summary.examples,
     )
-    note = _examples_note(record, examples)
+    note = _examples_note(summary, examples)
     files = {
         "contact_sheet.png": draw_contact_sheet(
-            examples, title=HEADLINES[record.job], note=_sheet_note(record, examples, note)
+            examples, title=HEADLINES[summary.job], note=_sheet_note(summary, examples, note)
         ),
-        "README.md": dataset_card(record).encode(),
-        "report.html": report_page(record, examples, note=note, output=output).encode(),
+        "README.md": dataset_card(summary).encode(),
+        "report.html": report_page(summary, examples, note=note, output=output).encode(),
     }
     for name, payload in files.items():
         write_atomic(fs, join(directory.path, name), payload)
 
 
-def _examples_note(record: RunRecord, examples: Sequence[Example]) -> str:
+def _examples_note(summary: RunRecord, examples: Sequence[Example]) -> str:
     """Says which examples there are, or why none."""
-    if examples and len(examples) == record.figures.rows:
+    if examples and len(examples) == summary.figures.rows:
         return f"All {len(examples):,} images"
     if examples:
-        return f"{len(examples):,} of {record.figures.rows:,} images, evenly spread over the run"
-    if not record.figures.rows:
+        return f"{len(examples):,} of {summary.figures.rows:,} images, evenly spread over the run"
+    if not summary.figures.rows:
         return "No examples: no row has a result"
-    if record.job == "quantize":
+    if summary.job == "quantize":
         return "No examples: tokens need the palette of the run"
     return "No examples: the run kept no images"
 
 
-def _sheet_note(record: RunRecord, examples: Sequence[Example], note: str) -> str:
+def _sheet_note(summary: RunRecord, examples: Sequence[Example], note: str) -> str:
     """Says in one line what the page says in its header and legend."""
-    notes = [note, *record.origin]
+    notes = [note, *summary.origin]
     if any_generated(examples):
         notes.append("the bar marks rows with generated pixels")
     if top := heat_map_top(examples):
