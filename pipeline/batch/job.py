@@ -14,7 +14,7 @@ from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.source import Source, find_source
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
-from pipeline.report.examples import ROWS as EXAMPLE_ROWS
+from pipeline.report.examples import MAX_EXAMPLES
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
 from pipeline.stages.model_batches import ComputePlan
@@ -158,7 +158,7 @@ class Job:
             "schema": self.schema,
             "image_size": quantizer.image_size,
             "palette": quantizer.location,
-            "examples": ceil(EXAMPLE_ROWS / max(len(self.plan.shards), 1)),
+            "examples": ceil(MAX_EXAMPLES / max(len(self.plan.shards), 1)),
             "output_options": options_for(options.storage_options, "output"),
             "model_options": options_for(options.storage_options, "model"),
         }

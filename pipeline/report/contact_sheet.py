@@ -1,4 +1,4 @@
-"""The contact sheet: pictures of rows drawn as one PNG, with titles and ids."""
+"""The contact sheet: all examples as one PNG, with titles and ids."""
 
 import io
 import math
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.report.examples import Entry, Picture
+from pipeline.report.pictures import Example, Picture
 from pipeline.report.text import printable, shortened
 
 _CELL = 128  # about; pictures grow by a whole factor
@@ -22,36 +22,36 @@ _MISSING, _HATCH = "#eceef2", "#d3d7de"
 
 
 def scale_of(side: int) -> int:
-    """The whole factor by which pictures of `side` pixels are shown."""
+    """Finds the whole factor by which pictures of `side` pixels are enlarged."""
     return max(1, round(_CELL / side))
 
 
-def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
-    """All entries as one PNG: pictures enlarged by a whole factor, nearest neighbor.
+def draw_contact_sheet(examples: Sequence[Example], *, title: str, note: str) -> bytes:
+    """Draws all examples as one PNG: pictures enlarged by a whole factor, nearest neighbor.
 
-    `title` and `note` are the two lines above them. Entries run from left to right, in as many
+    `title` and `note` are the two lines above them. Examples run from left to right, in as many
     columns as make the sheet somewhat wider than high. Missing rows and transparent pixels of a
-    picture are hatched, a bar at its left marks the rows that the model made.
+    picture are hatched, a bar at its left marks rows with generated pixels.
     """
-    cells = [picture.title for picture in entries[0].pictures] if entries else []
-    cell = entries[0].pictures[0].side * scale_of(entries[0].pictures[0].side) if entries else 0
-    entry_width = len(cells) * (cell + _GAP) - _GAP
-    label = _LABEL + (_CAPTION if any(entry.caption for entry in entries) else 0)
-    entry_height = label + cell + _GAP
-    across = _across(len(entries), entry_width + _COLUMN_GAP, entry_height)
-    down = math.ceil(len(entries) / across)
+    cells = [picture.title for picture in examples[0].pictures] if examples else []
+    cell = examples[0].pictures[0].side * scale_of(examples[0].pictures[0].side) if examples else 0
+    example_width = len(cells) * (cell + _GAP) - _GAP
+    label = _LABEL + (_CAPTION if any(example.caption for example in examples) else 0)
+    example_height = label + cell + _GAP
+    across = _across(len(examples), example_width + _COLUMN_GAP, example_height)
+    down = math.ceil(len(examples) / across)
     top = _MARGIN + _HEADER + (_TITLES if len(cells) > 1 else 0)
-    width = max(across * (entry_width + _COLUMN_GAP) - _COLUMN_GAP + 2 * _MARGIN, _MIN_WIDTH)
-    sheet = Image.new("RGB", (width, top + down * entry_height + _MARGIN), _PAPER)
+    width = max(across * (example_width + _COLUMN_GAP) - _COLUMN_GAP + 2 * _MARGIN, _MIN_WIDTH)
+    sheet = Image.new("RGB", (width, top + down * example_height + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _text(draw, (_MARGIN, _MARGIN - 4), title, 20, _INK, width - 2 * _MARGIN)
     _text(draw, (_MARGIN, _MARGIN + 24), note, 13, _QUIET, width - 2 * _MARGIN)
-    for i, entry in enumerate(entries):
-        x = _MARGIN + i % across * (entry_width + _COLUMN_GAP)
-        y = top + i // across * entry_height
-        _text(draw, (x, y), printable(entry.id), 13, _INK, entry_width)
-        _text(draw, (x, y + _CAPTION), printable(entry.caption), 13, _ACCENT, entry_width)
-        for j, picture in enumerate(entry.pictures):
+    for i, example in enumerate(examples):
+        x = _MARGIN + i % across * (example_width + _COLUMN_GAP)
+        y = top + i // across * example_height
+        _text(draw, (x, y), printable(example.id), 13, _INK, example_width)
+        _text(draw, (x, y + _CAPTION), printable(example.caption), 13, _ACCENT, example_width)
+        for j, picture in enumerate(example.pictures):
             left = x + j * (cell + _GAP)
             if i < across and len(cells) > 1:
                 _text(draw, (left, top - _TITLES), picture.title, 12, _QUIET, cell)
@@ -61,14 +61,14 @@ def draw_sheet(entries: Sequence[Entry], *, title: str, note: str) -> bytes:
     return buffer.getvalue()
 
 
-def _across(entries: int, width: int, height: int) -> int:
-    """Columns of entries for which the shape of the whole is nearest to _ASPECT."""
+def _across(n: int, width: int, height: int) -> int:
+    """Finds the number of columns with which the shape of the whole is nearest to _ASPECT."""
 
     def misfit(across: int) -> float:
-        shape = across * width / (math.ceil(entries / across) * height)
+        shape = across * width / (math.ceil(n / across) * height)
         return abs(math.log(shape / _ASPECT))
 
-    return min(range(1, entries + 1), key=misfit, default=1)
+    return min(range(1, n + 1), key=misfit, default=1)
 
 
 def _place(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
@@ -81,8 +81,8 @@ def _place(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
         large = (pixels.width * scale, pixels.height * scale)
         pixels = pixels.resize(large, Image.Resampling.NEAREST)
         sheet.paste(pixels, (x, y), pixels)
-    if picture.made_from is not None:
-        bar = (x - _MARK - 1, y + picture.made_from * scale, x - 2, y + size - 1)
+    if picture.generated_from is not None:
+        bar = (x - _MARK - 1, y + picture.generated_from * scale, x - 2, y + size - 1)
         ImageDraw.Draw(sheet).rectangle(bar, fill=_ACCENT)
 
 
@@ -97,8 +97,11 @@ def _hatched(size: int) -> Image.Image:
 def _text(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, ink: str, width: int
 ) -> None:
-    """One line of text, shortened to the width. The built-in font lacks accents: they are left
-    out; letters that it does not know at all become boxes."""
+    """Writes one line of text, shortened to the width.
+
+    The built-in font lacks accents: they are left out; letters that it does not know at all become
+    boxes.
+    """
     font = ImageFont.load_default(size=size)
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(c for c in plain if not unicodedata.combining(c))

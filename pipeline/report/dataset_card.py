@@ -1,4 +1,4 @@
-"""The data set card, README.md of a run directory: a hub shows it, `datasets` reads its header."""
+"""The dataset card, README.md of a run directory: a hub shows it, `datasets` reads its header."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ _NAMES = {
     "sample": "ImageGPT samples",
     "score": "ImageGPT likelihoods",
 }
-_SAYS = {
-    "classify": "The classes that an ImageGPT classifier finds in images.",
-    "complete": "Images finished by ImageGPT from a part of each.",
-    "embed": "What ImageGPT sees in images, as features.",
-    "quantize": "Images as the color tokens that ImageGPT reads.",
-    "sample": "Images that ImageGPT made up.",
-    "score": "How likely ImageGPT finds images.",
+_DESCRIPTIONS = {
+    "classify": "Classes of images, predicted by an ImageGPT classifier.",
+    "complete": "Images completed by ImageGPT from a part of each.",
+    "embed": "Features of images from layers of ImageGPT.",
+    "quantize": "Images quantized to the color tokens that ImageGPT reads.",
+    "sample": "Unconditional samples of ImageGPT.",
+    "score": "Negative log-likelihoods of images under ImageGPT.",
 }
 # The hub's own names; it has none for score and quantize.
 _TASKS = {
@@ -45,24 +45,26 @@ _SIZES = (
 )
 
 
-def dataset_card(record: RunRecord) -> str:
-    """The card in Markdown. Its header makes data/*.parquet, and nothing else in the folder, the
-    split `train`."""
+def dataset_card(summary: RunRecord) -> str:
+    """Writes the card in Markdown.
+
+    Its header makes data/*.parquet, and nothing else in the folder, the split `train`.
+    """
     return f"""---
-{yaml.safe_dump(_header(record), sort_keys=False, allow_unicode=True)}---
+{yaml.safe_dump(_header(summary), sort_keys=False, allow_unicode=True)}---
 
-# {_NAMES[record.job]}
+# {_NAMES[summary.job]}
 
-{_SAYS[record.job]} {_counted(record)}
+{_DESCRIPTIONS[summary.job]} {_row_count(summary)}
 
-![some rows of the whole run](contact_sheet.png)
+![examples from the whole run](contact_sheet.png)
 
 ## Columns
 
 | column | type | meaning |
 |---|---|---|
-{_columns(record)}
-{_units(record.nats)}
+{_columns(summary)}
+{_likelihoods(summary.nats)}
 ## Use
 
 ```python
@@ -76,20 +78,20 @@ rows = load_dataset("path/or/name/of/this/folder", split="train")
 SELECT * FROM 'data/*.parquet' LIMIT 10;
 ```
 
-## Made with
+## How it was made
 
-{_fenced(str(record.run["command"]))}
+{_fenced(str(summary.run["command"]))}
 
-{_origin(record)}
+{_origin(summary)}
 
-`run.json` holds all options, `report.html` the figures of the run{_errors(record)}.
+`run.json` holds all options, `report.html` the statistics of the run{_errors(summary)}.
 """
 
 
-def _header(record: RunRecord) -> dict[str, Any]:
-    rows = record.figures.rows
+def _header(summary: RunRecord) -> dict[str, Any]:
+    rows = summary.figures.rows
     header: dict[str, Any] = {
-        "pretty_name": _NAMES[record.job],
+        "pretty_name": _NAMES[summary.job],
         "tags": ["imagegpt", "igpt"],
         "size_categories": [next(name for bound, name in _SIZES if rows < bound)],
         "configs": [
@@ -102,37 +104,37 @@ def _header(record: RunRecord) -> dict[str, Any]:
             }
         ],
     }
-    if record.job in _TASKS:
-        header["task_categories"] = _TASKS[record.job]
+    if summary.job in _TASKS:
+        header["task_categories"] = _TASKS[summary.job]
     return header
 
 
-def _counted(record: RunRecord) -> str:
-    text = f"{record.figures.rows:,} rows."
-    return text if record.finished else f"{text} {record.status}."
+def _row_count(summary: RunRecord) -> str:
+    text = f"{summary.figures.rows:,} rows."
+    return text if summary.finished else f"{text} {summary.status}."
 
 
-def _columns(record: RunRecord) -> str:
+def _columns(summary: RunRecord) -> str:
     return "\n".join(
         f"| {_code(column['name'])} | {_code(column['type'])} | {column['meaning']} |"
-        for column in record.run["columns"]
+        for column in summary.run["columns"]
     )
 
 
-def _units(nats: NLLHistogram | None) -> str:
-    """What stands behind numbers of `nll`."""
-    if nats is None:
+def _likelihoods(nll: NLLHistogram | None) -> str:
+    """Explains the numbers of `nll`."""
+    if nll is None:
         return ""
     return f"""
-`nll` is a negative log-likelihood in nats per pixel: the lower, the likelier for the model. A pixel
-is one color of the palette, so the numbers compare between images of one palette and size.
-Bits are nats / ln 2. Of {nats.n:,} values the mean is {nats.mean:.2f}, the median
-{nats.median:.2f}, the lowest {nats.lowest[0][1]:.2f}, the highest {nats.highest[0][1]:.2f}.
+`nll` is a negative log-likelihood in nats per pixel: lower is more likely. A pixel is
+one color of the palette, so the numbers compare between images of one palette and size. Bits are
+nats / ln 2. Of {nll.n:,} values the mean is {nll.mean:.2f}, the median {nll.median:.2f},
+the lowest {nll.lowest[0][1]:.2f}, the highest {nll.highest[0][1]:.2f}.
 """
 
 
-def _origin(record: RunRecord) -> str:
-    run = record.run
+def _origin(summary: RunRecord) -> str:
+    run = summary.run
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
         ("model", (run.get("model") or {}).get("location")),
@@ -147,12 +149,12 @@ def _origin(record: RunRecord) -> str:
     return "\n".join(f"- {name}: {_code(str(value))}" for name, value in lines if value is not None)
 
 
-def _errors(record: RunRecord) -> str:
-    return ", `errors/` the rows that failed" if record.figures.errors else ""
+def _errors(summary: RunRecord) -> str:
+    return ", `errors/` the rows that failed" if summary.figures.errors else ""
 
 
 def _code(text: str) -> str:
-    """A code span of one line, fit for a cell of a table."""
+    """Formats a code span of one line, fit for a cell of a table."""
     text = printable(text).replace("|", "\\|")
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 

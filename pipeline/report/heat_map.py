@@ -1,4 +1,4 @@
-"""Maps of surprise as pictures: the nats of each pixel, from dark to bright."""
+"""Heat maps: the negative log-likelihood of each pixel, from dark to bright."""
 
 import io
 from collections.abc import Sequence
@@ -19,11 +19,14 @@ COLORS = (
     (243, 198, 140),
     (246, 239, 211),
 )
-_SHARE = 0.99  # of all pixels are on the scale: a few surprises do not make the others dark
+_SHARE = 0.99  # of all pixels are on the scale: a few outliers do not make the others dark
 
 
 def scale_top(maps: Sequence[ArrayLike]) -> float:
-    """Nats of the brightest color, the same for all maps of a report; what is above has it too."""
+    """Finds the nats of the brightest color, the same for all maps of a report.
+
+    Pixels above it have that color too.
+    """
     nats = np.concatenate([np.empty(0), *(np.asarray(one, np.float64).ravel() for one in maps)])
     nats = nats[np.isfinite(nats)]
     top = float(np.quantile(nats, _SHARE)) if nats.size else 0.0
@@ -31,7 +34,7 @@ def scale_top(maps: Sequence[ArrayLike]) -> float:
 
 
 def draw_heat_map(nats: NDArray[np.float32], top: float) -> bytes:
-    """Nats (H, W) as PNG, dark at 0 and bright at `top`; what is no number is transparent."""
+    """Draws nats (H, W) as a PNG, dark at 0 and bright at `top`; NaN is transparent."""
     known = ~np.isnan(nats)
     at = np.where(known, np.clip(nats, 0, top), 0) / top
     steps = np.linspace(0, 1, len(COLORS))

@@ -1,18 +1,24 @@
 """report.html: a run on one page that needs nothing but itself."""
 
+import base64
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
+from pathlib import Path
 from typing import Any
 
-from igpt_core.images.palette import Palette
-from pipeline.report.charts import likelihoods, palette_colors, speed_over_time, stage_times
-from pipeline.report.examples import Entry
-from pipeline.report.pictures import pictures
-from pipeline.report.style import STYLE
-from pipeline.report.text import duration, html_id, html_text, rate
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.report.charts import CHART_HEIGHT, BarChart, likelihood_chart
+from pipeline.report.contact_sheet import scale_of
+from pipeline.report.examples import any_generated, heat_map_top
+from pipeline.report.heat_map import COLORS
+from pipeline.report.pictures import MAX_SAMPLES, Example
+from pipeline.report.text import duration, printable, rate, shortened
 from pipeline.run_directory.directory import resuming
-from pipeline.run_directory.likelihoods import to_bits
+from pipeline.run_directory.likelihoods import TOP, NLLHistogram, to_bits
 from pipeline.run_directory.summary import ErrorKind, RunRecord
 from pipeline.storage.filesystem import join
 
@@ -24,140 +30,187 @@ HEADLINES = {
     "sample": "Sampled images",
     "score": "Image likelihoods",
 }
+TEMPLATE = "report.html.j2"
 
 
-def report_page(
-    record: RunRecord,
-    entries: Sequence[Entry],
-    *,
-    palette: Palette | None,
-    shown: str,
-    output: str,
-) -> str:
-    """The page in HTML, pictures and style within.
+@dataclass(frozen=True)
+class Tile:
+    """A key figure: its name, exact value, the value as people read it, a note."""
 
-    `shown` says which pictures there are, or why none; `output` is where the reader finds the run.
+    name: str
+    value: float
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The examples and how large they stand on the page.
+
+    `single`: one picture per example. `large_cell` and `small_cell`: side of a picture in pixels on
+    wide and on narrow screens. `across`: pictures side by side on a phone. `generated`: some mark
+    rows with generated pixels. `shown_samples`: which completions there are, where not all.
+    `nll_top`: nats of the brightest color of heat maps.
     """
-    sections = [
-        _header(record),
-        _key_figures(record),
-        pictures(record, entries, shown),
-        likelihoods(record) if record.nats else "",
-        _errors(record, output),
-        speed_over_time(record.speed) if record.speed else "",
-        stage_times(record.figures),
-        palette_colors(palette) if palette else "",
-        _columns(record),
-        _what_was_run(record),
-        _next_steps(record, output),
-    ]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{html_text(HEADLINES[record.job])} · {html_text(record.status)}</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{"".join(sections)}</main>
-</body>
-</html>
-"""
+
+    examples: Sequence[Example]
+    note: str
+    single: bool
+    large_cell: int
+    small_cell: int
+    across: int
+    generated: bool
+    shown_samples: str
+    nll_top: float | None
 
 
-# --- from the top of the page down ----------------------------------------------------------------
+@dataclass(frozen=True)
+class Likelihoods:
+    """The section on negative log-likelihoods; `unit` names what has one."""
+
+    nll: NLLHistogram
+    unit: str
+    pixels: str
+    chart: BarChart
 
 
-def _header(record: RunRecord) -> str:
-    run = record.run
-    kind = "done" if record.finished else "partial"
-    created = datetime.fromisoformat(run["created"]).astimezone(UTC)
-    shown = f"{created.day} {created:%B %Y, %H:%M} UTC"
-    origin = "".join(f"{html_text(part)} · " for part in record.origin)
-    return f"""<header>
-<p class="status {kind}">{html_text(record.status)}</p>
-<h1>{html_text(HEADLINES[record.job])}</h1>
-<p class="quiet"><code>igpt {html_text(record.job)}</code> · {origin}
-<time datetime="{html_text(created.isoformat())}">{shown}</time></p>
-<pre class="command">{_shell(run["command"])}</pre>
-</header>
-"""
+@dataclass(frozen=True)
+class RenderContext:
+    """What the template refers to.
+
+    `python_output` is the run's location as a literal of Python, `sql_data` and `sql_errors` are
+    the Parquet files of two of its folders as literals of SQL.
+    """
+
+    job: str
+    headline: str
+    status: str
+    finished: bool
+    origin: Sequence[str]
+    created: datetime
+    command: str
+    resume_command: str
+    tiles: Sequence[Tile]
+    gallery: Gallery
+    likelihoods: Likelihoods | None
+    errors: Sequence[ErrorKind]
+    stage_seconds: Mapping[str, float]
+    hosts: int
+    columns: Sequence[Mapping[str, str]]
+    provenance: Mapping[str, Any]
+    options: Mapping[str, Any]
+    python_output: str
+    sql_data: str
+    sql_errors: str
 
 
-def _key_figures(record: RunRecord) -> str:
-    figures = record.figures
+def report_page(summary: RunRecord, examples: Sequence[Example], *, note: str, output: str) -> str:
+    """Renders the page as HTML, pictures and style sheet within.
+
+    `note` says which examples there are, or why none; `output` is where the reader finds the run.
+    """
+    run = summary.run
+    context = RenderContext(
+        job=summary.job,
+        headline=HEADLINES[summary.job],
+        status=summary.status,
+        finished=summary.finished,
+        origin=summary.origin,
+        created=datetime.fromisoformat(run["created"]).astimezone(UTC),
+        command=run["command"],
+        resume_command=resuming(run["command"]),
+        tiles=_tiles(summary),
+        gallery=_gallery(summary, examples, note),
+        likelihoods=_likelihoods(summary.job, summary.nats) if summary.nats else None,
+        errors=summary.errors,
+        stage_seconds=summary.figures.stage_seconds,
+        hosts=summary.figures.hosts,
+        columns=run["columns"],
+        provenance=_provenance(run),
+        options=run["options"],
+        python_output=repr(output),
+        sql_data=_sql_files(output, "data"),
+        sql_errors=_sql_files(output, "errors"),
+    )
+    return environment().get_template(TEMPLATE).render(vars(context))
+
+
+def environment() -> Environment:
+    """Sets up Jinja: everything is escaped, hidden characters too; `|e` keeps those as they are."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters.update(
+        data_uri=_data_uri, duration=duration, rate=rate, shortened=shortened, to_bits=to_bits
+    )
+    templates.globals.update(chart_height=CHART_HEIGHT, heat_map_colors=COLORS, top_nats=TOP)
+    return templates
+
+
+def _data_uri(png: bytes) -> Markup:
+    return Markup("data:image/png;base64,") + base64.b64encode(png).decode()
+
+
+def _sql_files(output: str, folder: str) -> str:
+    return "'" + join(output, folder, "*.parquet").replace("'", "''") + "'"
+
+
+def _tiles(summary: RunRecord) -> list[Tile]:
+    figures = summary.figures
     share = figures.errors / max(figures.rows + figures.errors, 1)
     pauses = "" if figures.in_one_run else "without pauses"
     tiles = [
-        _tile("Images", figures.rows, f"{figures.rows:,}", "with a result"),
-        _tile("Errors", figures.errors, f"{figures.errors:,}", f"{share:.1%} of all"),
-        _tile("Images per second", figures.images_per_second, rate(figures.images_per_second)),
-        _tile("Tokens per second", figures.tokens_per_second, rate(figures.tokens_per_second)),
-        _tile("Wall time", figures.seconds, duration(figures.seconds), pauses),
+        Tile("Images", figures.rows, f"{figures.rows:,}", "with a result"),
+        Tile("Failed rows", figures.errors, f"{figures.errors:,}", f"{share:.1%} of all"),
+        Tile("Images per second", figures.images_per_second, rate(figures.images_per_second)),
+        Tile("Tokens per second", figures.tokens_per_second, rate(figures.tokens_per_second)),
+        Tile("Wall time", figures.seconds, duration(figures.seconds), pauses),
     ]
     if not figures.tokens:
         del tiles[3]
-    if record.nats:
-        nats = record.nats.mean
-        tiles.append(_tile("Nats per pixel", nats, rate(nats), f"mean, {rate(to_bits(nats))} bits"))
-    return f'<section class="tiles" aria-label="Key figures">{"".join(tiles)}</section>\n'
+    if summary.nats:
+        nats = summary.nats.mean
+        tiles.append(Tile("Nats per pixel", nats, rate(nats), f"mean, {rate(to_bits(nats))} bits"))
+    return tiles
 
 
-def _errors(record: RunRecord, output: str) -> str:
-    if not record.errors:
-        return ""
-    cards = "".join(_error(kind) for kind in record.errors)
-    query = f"SELECT id, source, error, message FROM {_files(output, 'errors')};"
-    return f"""<section>
-<h2>Errors</h2>
-<p class="quiet">Rows without a result, by kind.</p>
-{cards}<p class="quiet">All of them, with DuckDB:</p>
-<pre class="command card">{escape(query)}</pre>
-</section>
-"""
-
-
-def _error(kind: ErrorKind) -> str:
-    items = "".join(
-        f'<li>{html_id(row)}<span class="message">{html_text(message)}</span></li>'
-        for row, message in kind.examples
+def _gallery(summary: RunRecord, examples: Sequence[Example], note: str) -> Gallery:
+    side = examples[0].pictures[0].side if examples else 1
+    scale = scale_of(side)
+    n_pictures = len(examples[0].pictures) if examples else 1
+    samples = int(summary.run["options"].get("samples") or 1)
+    return Gallery(
+        examples=examples,
+        note=note,
+        single=n_pictures == 1,
+        large_cell=side * scale,
+        small_cell=side * max(1, scale * 3 // 4),
+        across=n_pictures if n_pictures <= 4 else math.ceil(n_pictures / 2),
+        generated=any_generated(examples),
+        shown_samples=(
+            f"the first {MAX_SAMPLES} of {samples} completions" if samples > MAX_SAMPLES else ""
+        ),
+        nll_top=heat_map_top(examples),
     )
-    left = kind.count - len(kind.examples)
-    more = f'<p class="quiet">and {left:,} more</p>' if left else ""
-    return f"""<div class="card error">
-<h3>{html_text(kind.error)} · <data value="{kind.count}">{kind.count:,}</data></h3>
-<p class="quiet">stage: {html_text(", ".join(kind.stages))}</p>
-<ul>{items}</ul>{more}
-</div>
-"""
 
 
-def _columns(record: RunRecord) -> str:
-    lines = "".join(
-        f"<tr><th scope=row><code>{html_text(column['name'])}</code></th>"
-        f"<td><code>{html_text(column['type'])}</code></td><td>{html_text(column['meaning'])}</td></tr>"
-        for column in record.run["columns"]
-    )
-    return f"""<section>
-<h2>Columns</h2>
-<div class="card"><table class="columns">
-<thead><tr><th scope=col>name</th><th scope=col>type</th><th scope=col>meaning</th></tr></thead>
-<tbody>{lines}</tbody></table></div>
-</section>
-"""
+def _likelihoods(job: str, nll: NLLHistogram) -> Likelihoods:
+    completed = job == "complete"
+    unit = "completion" if completed else "image"
+    pixels = "generated pixels" if completed else "all pixels"
+    return Likelihoods(nll, unit, pixels, likelihood_chart(nll, unit))
 
 
-def _what_was_run(record: RunRecord) -> str:
-    run = record.run
+def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
     model, palette = run.get("model") or {}, run.get("palette") or {}
-    told = {
-        "job": record.job,
+    return {
+        "job": run["job"],
         "model": model.get("location"),
         "model fingerprint": model.get("fingerprint"),
         "palette": palette.get("location"),
@@ -167,53 +220,3 @@ def _what_was_run(record: RunRecord) -> str:
         "started": run["created"],
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
     }
-    return f"""<section>
-<h2>What was run</h2>
-<div class="card">{_listed(told)}
-<details><summary>All options</summary>{_listed(run["options"])}</details></div>
-</section>
-"""
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    pairs = (
-        f"<dt>{html_text(name)}</dt><dd>{html_text(value)}</dd>"
-        for name, value in values.items()
-        if value is not None
-    )
-    return f"<dl>{''.join(pairs)}</dl>"
-
-
-def _next_steps(record: RunRecord, output: str) -> str:
-    if not record.finished:
-        steps = {"This goes on where the run stopped:": _shell(resuming(record.run["command"]))}
-    else:
-        python = "from datasets import load_dataset\n\n"
-        python += f'rows = load_dataset({output!r}, split="train")'
-        query = f"SELECT * FROM {_files(output, 'data')} LIMIT 10;"
-        steps = {"In Python:": escape(python), "With DuckDB:": escape(query)}
-    shown = "".join(
-        f'<p class="quiet">{says}</p><pre class="command card">{command}</pre>'
-        for says, command in steps.items()
-    )
-    return f"<section>\n<h2>Next</h2>\n{shown}</section>\n"
-
-
-# --- pieces ---------------------------------------------------------------------------------------
-
-
-def _shell(command: str) -> str:
-    """A command of the shell, its words kept whole where lines break."""
-    return " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
-
-
-def _files(output: str, folder: str) -> str:
-    """All Parquet files of a folder of the run, as a literal of SQL."""
-    return "'" + join(output, folder, "*.parquet").replace("'", "''") + "'"
-
-
-def _tile(name: str, value: float, shown: str, note: str = "") -> str:
-    return (
-        f'<div class="tile"><span>{name}</span><data value="{value!r}">{shown}</data>'
-        f"<span>{html_text(note)}</span></div>"
-    )

@@ -5,10 +5,11 @@ from typing import Any
 
 from igpt_core.images.palette import Palette
 from pipeline.errors import UsageError
-from pipeline.report.contact_sheet import draw_sheet
+from pipeline.report.contact_sheet import draw_contact_sheet
 from pipeline.report.dataset_card import dataset_card
-from pipeline.report.examples import Entry, read_entries
+from pipeline.report.examples import any_generated, heat_map_top, read_examples
 from pipeline.report.page import HEADLINES, report_page
+from pipeline.report.pictures import Example
 from pipeline.report.text import rate
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.summary import RunRecord, read_record
@@ -25,56 +26,59 @@ def write_report(
     """Writes report.html, contact_sheet.png and README.md into a run directory; replaces them.
 
     Reads a few rows of the results, however many there are. Pictures of quantized images take the
-    run's `palette`; without it the report has none of them. `storage_options` are those of the
+    run's `palette`; without it the report of quantize has none. `storage_options` are those of the
     output location alone.
 
     Raises UsageError where `output` is no run directory, or the palette is not the run's.
     """
     directory = RunDirectory.at(output, storage_options or {})
     fs = directory.fs
-    record = read_record(directory)
-    size = int(record.run["image_size"])
-    expected = (record.run.get("palette") or {}).get("fingerprint")
+    summary = read_record(directory)
+    expected = (summary.run.get("palette") or {}).get("fingerprint")
     if palette is not None and expected not in (None, palette.fingerprint):
         raise UsageError(
             f"expected the palette of the run, fingerprint {expected}, found "
             f"{palette.fingerprint}; give the palette or model that the run had"
         )
-    entries = read_entries(
+    examples = read_examples(
         fs,
-        record.filled_parts,
-        job=record.job,
-        image_size=size,
-        passthrough=record.run.get("passthrough", ()),
+        summary.filled_parts,
+        job=summary.job,
+        image_size=int(summary.run["image_size"]),
+        passthrough=summary.run.get("passthrough", ()),
         palette=palette,
-        examples=record.examples,
+        quantized=summary.examples,
     )
-    shown = _shown(record, entries)
-    note = [shown, *record.origin]
-    pictures = [picture for entry in entries for picture in entry.pictures]
-    if any(picture.made_from is not None for picture in pictures):
-        note.append("the bar marks the rows with pixels that the model made")
-    if top := next((picture.heat_top for picture in pictures if picture.heat_top), None):
-        note.append(f"surprise from dark, 0, to bright, {rate(top)} nats")
-    page = report_page(record, entries, palette=palette, shown=shown, output=output)
+    note = _examples_note(summary, examples)
     files = {
-        "contact_sheet.png": draw_sheet(
-            entries, title=HEADLINES[record.job], note=" · ".join(note)
+        "contact_sheet.png": draw_contact_sheet(
+            examples, title=HEADLINES[summary.job], note=_sheet_note(summary, examples, note)
         ),
-        "README.md": dataset_card(record).encode(),
-        "report.html": page.encode(),
+        "README.md": dataset_card(summary).encode(),
+        "report.html": report_page(summary, examples, note=note, output=output).encode(),
     }
     for name, payload in files.items():
         write_atomic(fs, join(directory.path, name), payload)
 
 
-def _shown(record: RunRecord, entries: Sequence[Entry]) -> str:
-    if entries and len(entries) == record.figures.rows:
-        return f"All {len(entries):,} images"
-    if entries:
-        return f"{len(entries):,} of {record.figures.rows:,} images, evenly spread over the run"
-    if not record.figures.rows:
-        return "No pictures: no row has a result"
-    if record.job == "quantize":
-        return "No pictures: tokens need the palette of the run"
-    return "No pictures: the run kept none"
+def _examples_note(summary: RunRecord, examples: Sequence[Example]) -> str:
+    """Says which examples there are, or why none."""
+    if examples and len(examples) == summary.figures.rows:
+        return f"All {len(examples):,} images"
+    if examples:
+        return f"{len(examples):,} of {summary.figures.rows:,} images, evenly spread over the run"
+    if not summary.figures.rows:
+        return "No examples: no row has a result"
+    if summary.job == "quantize":
+        return "No examples: tokens need the palette of the run"
+    return "No examples: the run kept no images"
+
+
+def _sheet_note(summary: RunRecord, examples: Sequence[Example], note: str) -> str:
+    """Says in one line what the page says in its header and legend."""
+    notes = [note, *summary.origin]
+    if any_generated(examples):
+        notes.append("the bar marks rows with generated pixels")
+    if top := heat_map_top(examples):
+        notes.append(f"nats per pixel from dark, 0, to bright, {rate(top)}")
+    return " · ".join(notes)

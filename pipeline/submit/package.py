@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PACKAGES = ("igpt_core", "pipeline", "jobs")
+_SUFFIXES = {".py", ".css", ".j2"}  # modules, and the report's style sheet and template
 
 
 @contextmanager
@@ -30,9 +31,10 @@ def packaged() -> Iterator[str]:
 
 
 def is_needed(file: Path) -> bool:
-    """Whether a file of a package, by its path in there, is a module or of the shipped model."""
+    """Tells whether a file of a package, by its path in there, is needed to run: a module, part of
+    the shipped model, or what the report is made of."""
     hidden = any(part.startswith((".", "__pycache__")) for part in file.parts)
-    return not hidden and (file.suffix == ".py" or "assets" in file.parts)
+    return not hidden and (file.suffix in _SUFFIXES or "assets" in file.parts)
 
 
 def _write_version(folder: Path) -> None:

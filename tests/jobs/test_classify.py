@@ -139,7 +139,7 @@ def test_the_report_shows_images_with_their_classes(classified):
     page = (classified / "report.html").read_text()
     first, second = (pq.read_table(path).to_pylist() for path in files(classified))
     # Each of the two parts keeps up to half of the 24 that a report shows.
-    pictures = page.count("data:image/png") - 1  # but the palette
+    pictures = page.count("data:image/png")
     assert pictures == 12 + min(12, len(second))
     shown = [f"{row['predicted_name']}, {row['probability']:.0%}" in page for row in first]
     assert sum(shown) >= 12

@@ -77,11 +77,11 @@ def test_duckdb_and_datasets_open_the_output(scored, tmp_path):
     assert len(loaded) == GOOD
 
 
-def test_the_report_shows_images_beside_their_surprise(scored):
+def test_the_report_shows_images_beside_their_heat_maps(scored):
     page = (scored / "report.html").read_text()
     shown = [row for row in results(scored) if f"{row['nll']:.2f} nats" in page]
     assert len(shown) >= 12
-    assert len(re.findall("<img[^>]*alt=.surprise", page)) >= 12
+    assert len(re.findall("<img[^>]*alt=.nats per pixel", page)) >= 12
     assert (scored / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -173,13 +173,14 @@ def test_the_package_runs_by_itself_and_holds_nothing_else():
         version = f"igpt-{importlib.metadata.version('igpt')}.dist-info"
         assert {path.parts[0] for path in inner} == {*PACKAGES, version}
         kinds = {path.suffix for path in inner if "assets" not in path.parts}
-        assert kinds == {".py", ""}  # the last is the METADATA of the version
+        assert kinds == {".py", ".j2", ".css", ""}  # the last is the METADATA of the version
         assert sum(path.stat().st_size for path in files) < 64 << 20  # Ray takes 512 MiB
     assert not Path(folder).exists()
 
 
 def test_what_lies_around_stays_here():
     kept = ["a.py", "stages/b.py", "assets/model/config.json", "assets/model/README.md"]
+    kept += ["report/page.html.j2", "report/style.css"]
     left = [".git/config.py", "__pycache__/a.py", "out/data/part.parquet", ".ipynb/a.py", "a.so"]
     assert [name for name in kept + left if is_needed(Path(name))] == kept
 

@@ -1,4 +1,4 @@
-"""Run directories as the stages leave them, and readers of the report that is written of one."""
+"""Writes run directories as the stages leave them, and reads the report of one."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ from pipeline.run_directory.likelihoods import NLLHistogram, has_nll
 SIDE = 8
 SCALE = 16  # 128 / SIDE
 PALETTE = Palette(np.random.default_rng(0).uniform(-1, 1, (64, 3)))
-GIVEN = 3  # rows of the prompt
+KNOWN_ROWS = 3  # of the prompt
 COMMAND = "igpt complete --input 'my photos' --output out --keep 0.4"
 COLUMNS = {
     "quantize": rows.quantize_columns(SIDE * SIDE),
@@ -34,7 +34,7 @@ COLUMNS = {
     "score": rows.score_columns(SIDE * SIDE, mapped=True),
     "embed": rows.embed_columns([2, 4], 6, pa.float16()),
 }
-BY_EXAMPLE = ("classify", "embed", "score")
+BY_STATS = ("classify", "embed", "score")
 STATS = {"seconds": {"read": 0.5, "decode": 1.5, "model": 7.0, "write": 1.0}, "host": "box"}
 
 
@@ -48,13 +48,13 @@ def png(pixels: NDArray[np.uint8], mode: str = "RGB") -> bytes:
 
 
 def tokens_for(id_: str, sample: int) -> NDArray[np.uint16]:
-    """Some image for each id and sample: no two alike."""
+    """Makes some image for each id and sample: no two alike."""
     seed = [sample, *id_.encode()]
     return np.random.default_rng(seed).integers(0, 64, (SIDE, SIDE)).astype(np.uint16)
 
 
 def map_for(id_: str) -> NDArray[np.float32]:
-    """Some nats for each pixel."""
+    """Makes some nats for each pixel of an image."""
     return np.random.default_rng([*id_.encode()]).gamma(4.0, 0.7, (SIDE, SIDE)).astype(np.float32)
 
 
@@ -82,17 +82,17 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
             return scored | {"nll_map": map_for(id_).ravel()}
         picture = {"bytes": png(colors(original)), "path": None}
         return scored | {"tokens": original.ravel(), "image": picture}
-    drawn = [tokens_for(id_, k + 1) for k in range(samples)]
-    for sample in drawn:
-        sample[:GIVEN] = original[:GIVEN]
+    sampled = [tokens_for(id_, k + 1) for k in range(samples)]
+    for sample in sampled:
+        sample[:KNOWN_ROWS] = original[:KNOWN_ROWS]
     return {
         "id": id_,
         "tokens": original.ravel(),
-        "samples": [sample.ravel() for sample in drawn],
-        "images": [{"bytes": png(colors(sample)), "path": None} for sample in drawn],
-        "prompt": {"bytes": png(colors(original[:GIVEN])), "path": None},
+        "samples": [sample.ravel() for sample in sampled],
+        "images": [{"bytes": png(colors(sample)), "path": None} for sample in sampled],
+        "prompt": {"bytes": png(colors(original[:KNOWN_ROWS])), "path": None},
         "original": {"bytes": png(colors(original)), "path": None},
-        "prompt_length": GIVEN * SIDE,
+        "prompt_length": KNOWN_ROWS * SIDE,
         "nll": [nats_for(f"{id_} {k}") for k in range(samples)],
     }
 
@@ -105,13 +105,15 @@ def make_run(
     samples: int = 1,
     planned: int | None = None,
     report: dict[str, Any] | None = None,
-    bad: Sequence[tuple[int, str, str, str]] = (),
+    failed: Sequence[tuple[int, str, str, str]] = (),
     starts: Sequence[float] | None = None,
     row_group_size: int | None = None,
     columns: Sequence[rows.Column] | None = None,
 ) -> str:
-    """A run directory as the stages leave it: `shards` hold the ids of rows with a result, `bad`
-    the failed ones as (shard, id, error, message)."""
+    """Writes a run directory as the stages leave it.
+
+    `shards` hold the ids of rows with a result, `failed` the others as (shard, id, error, message).
+    """
     for name in ("data", "errors", "stats"):
         (folder / name).mkdir(parents=True)
     columns = COLUMNS[job] if columns is None else columns
@@ -139,24 +141,24 @@ def make_run(
         made = [row(job, id_, samples) for id_ in ids]
         table = pa.Table.from_pylist(made, schema=schema)  # of the keys those in the schema
         pq.write_table(table, folder / f"data/{name}.parquet", row_group_size=row_group_size)
-        failed = [
+        error_rows = [
             {"id": id_, "source": f"/in/{id_}", "stage": "read", "error": error, "message": text}
-            for index, id_, error, text in bad
+            for index, id_, error, text in failed
             if index == shard
         ]
-        if failed:
-            errors = pa.Table.from_pylist(failed, schema=rows.ERRORS)
+        if error_rows:
+            errors = pa.Table.from_pylist(error_rows, schema=rows.ERRORS)
             pq.write_table(errors, folder / f"errors/{name}.parquet")
         stats = STATS | {
             "shard": shard,
             "rows": len(ids),
-            "errors": len(failed),
-            "tokens": len(ids) * samples * (SIDE - GIVEN) * SIDE if job == "complete" else 0,
+            "errors": len(error_rows),
+            "tokens": len(ids) * samples * (SIDE - KNOWN_ROWS) * SIDE if job == "complete" else 0,
             "finished": (starts[shard] if starts else 100.0 * shard) + 10.0,
         }
         if has_nll(job, schema):
             stats["nats"] = NLLHistogram.of(table).to_json()
-        if job in BY_EXAMPLE:
+        if job in BY_STATS:
             pictures = [base64.b64encode(png(colors(tokens_for(id_, 0)))) for id_ in ids]
             stats["examples"] = [
                 {"row": row, "png": picture.decode()} for row, picture in enumerate(pictures)
@@ -183,7 +185,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.text: list[tuple[str, str]] = []  # (innermost tag, text)
         self._open: list[str] = []
-        self.charts = [ElementTree.fromstring(svg) for svg in re.findall("<svg.*?</svg>", html)]
+        self.charts = [ElementTree.fromstring(svg) for svg in re.findall("(?s)<svg.*?</svg>", html)]
         self.feed(html)
         self.close()
 
@@ -199,22 +201,23 @@ class Page(HTMLParser):
         self.text.append((self._open[-1] if self._open else "", data))
 
     def all_text(self) -> str:
-        return "".join(text for tag, text in self.text if tag != "style")
+        """Joins all texts, white space as a browser shows it."""
+        return " ".join("".join(text for tag, text in self.text if tag != "style").split())
 
     def titles_of(self, css_class: str) -> list[str]:
         return [a["title"] for _, a in self.tags if a.get("class") == css_class]
 
     def figures(self) -> dict[str, float]:
-        """Name to exact value of the tiles with key figures."""
-        names = ("Images", "Errors", "Images per second", "Tokens per second", "Wall time")
+        """Reads the key figures: name to exact value."""
+        names = ("Images", "Failed rows", "Images per second", "Tokens per second", "Wall time")
         names = (*names, "Nats per pixel")
         shown = [text for tag, text in self.text if tag == "span" and text in names]
         values = [float(a["value"]) for tag, a in self.tags if tag == "data"]
         return dict(zip(shown, values, strict=False))
 
-    def pictures(self, css_class: str = "") -> list[bytes]:
-        """Those of rows, or the ones of a class."""
-        found = [a for tag, a in self.tags if tag == "img" and a.get("class", "") == css_class]
+    def pictures(self) -> list[bytes]:
+        """Decodes those of the examples."""
+        found = [a for tag, a in self.tags if tag == "img"]
         assert all(a["alt"] for a in found)
         sources = [a["src"] for a in found]
         return [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
@@ -225,11 +228,11 @@ def written(output: str, **arguments: Any) -> Page:
     return Page(Path(output, "report.html").read_text(encoding="utf-8"))
 
 
-# --- reading the sheet ----------------------------------------------------------------------------
+# --- reading the contact sheet --------------------------------------------------------------------
 
 
 def places(sheet: NDArray[np.uint8], picture: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """Every (y, x) at which the picture lies in the sheet, enlarged SCALE times: brute force."""
+    """Finds every (y, x) at which the picture lies in the sheet, enlarged SCALE times."""
     large = picture.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     height, width = large.shape[:2]
     candidates = np.argwhere((sheet == large[0, 0]).all(axis=2))

@@ -1,8 +1,9 @@
-"""The report of a run: figures, pictures and escaping, against run directories made here."""
+"""Checks the report of a run: figures, pictures and escaping, against run directories made here."""
 
 import io
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import fsspec
@@ -10,13 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from jinja2.meta import find_undeclared_variables
 from PIL import Image
 
 from igpt_core.images.palette import Palette
 from made_runs import (
     COLUMNS,
     COMMAND,
-    GIVEN,
+    KNOWN_ROWS,
     PALETTE,
     SCALE,
     SIDE,
@@ -31,10 +33,12 @@ from made_runs import (
     tokens_for,
     written,
 )
-from pipeline import rows
+from pipeline import report, rows
 from pipeline.errors import UsageError
-from pipeline.report.contact_sheet import draw_sheet
-from pipeline.report.examples import Entry, Picture, read_entries
+from pipeline.report.contact_sheet import draw_contact_sheet
+from pipeline.report.examples import read_examples
+from pipeline.report.page import TEMPLATE, RenderContext, environment
+from pipeline.report.pictures import Example, Picture
 from pipeline.report.text import duration, rate, shortened
 from pipeline.report.write import write_report
 
@@ -56,6 +60,14 @@ def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert "@import" not in style
 
 
+def test_template_and_context_agree() -> None:
+    """Every name of the template is filled in, and no other is."""
+    templates = environment()
+    source = (Path(report.__file__ or "").parent / TEMPLATE).read_text("utf-8")
+    names = find_undeclared_variables(templates.parse(source)) - set(templates.globals)
+    assert names == {field.name for field in fields(RenderContext)}
+
+
 NASTY = [
     '<script>alert("x")</script>',
     "'\"><img src=http://evil/x onerror=alert(1)>",
@@ -68,9 +80,9 @@ SEEN = [*NASTY[:4], "line\\nbreak\\x00\\u202egnp.exe", NASTY[5]]
 
 
 def test_every_id_is_escaped(tmp_path: Path) -> None:
-    plain = written(make_run(tmp_path / "a", [ids(6)], bad=[(0, "id", "E", "m")]))
-    bad = [(0, id_, "Bad<i>Error", f"about {id_}") for id_ in NASTY[:5]]
-    page = written(make_run(tmp_path / "b", [NASTY], bad=bad))
+    plain = written(make_run(tmp_path / "a", [ids(6)], failed=[(0, "id", "E", "m")]))
+    failed = [(0, id_, "Bad<i>Error", f"about {id_}") for id_ in NASTY[:5]]
+    page = written(make_run(tmp_path / "b", [NASTY], failed=failed))
 
     assert page.titles_of("id") == SEEN + SEEN[:5]  # whole ids: of six pictures, of five errors
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
@@ -84,14 +96,16 @@ def test_every_id_is_escaped(tmp_path: Path) -> None:
 
 
 def test_figures_are_those_of_the_stats(tmp_path: Path) -> None:
-    bad = [(1, "broken.jpg", "ImageError", "cut short")]
-    output = make_run(tmp_path / "run", [ids(5), ids(4, start=5)], bad=bad, report={"seconds": 4.0})
+    failed = [(1, "broken.jpg", "ImageError", "cut short")]
+    output = make_run(
+        tmp_path / "run", [ids(5), ids(4, start=5)], failed=failed, report={"seconds": 4.0}
+    )
     page = written(output)
     assert page.figures() == {
         "Images": 9,
-        "Errors": 1,
+        "Failed rows": 1,
         "Images per second": 10 / 4,
-        "Tokens per second": 9 * (SIDE - GIVEN) * SIDE / 4,
+        "Tokens per second": 9 * (SIDE - KNOWN_ROWS) * SIDE / 4,
         "Wall time": 4.0,
     }
     seconds = [float(a["value"]) for tag, a in page.tags if tag == "data"][-4:]
@@ -102,9 +116,16 @@ def test_figures_are_those_of_the_stats(tmp_path: Path) -> None:
     assert widths == ["width: 7.1%", "width: 21.4%", "width: 100.0%", "width: 14.3%"]
     text = page.all_text()
     assert "Finished: 2 of 2 shards" in text
-    for told in (COMMAND, "tiny", "f00d", PALETTE.fingerprint, "torch 2.13.0", "5 January 2026"):
-        assert told in text
-    assert "goes on" not in text
+    for text_shown in (
+        COMMAND,
+        "tiny",
+        "f00d",
+        PALETTE.fingerprint,
+        "torch 2.13.0",
+        "5 January 2026",
+    ):
+        assert text_shown in text
+    assert "Resume the run" not in text
 
 
 def test_partial_run_says_how_far_it_is(tmp_path: Path) -> None:
@@ -116,7 +137,7 @@ def test_partial_run_says_how_far_it_is(tmp_path: Path) -> None:
     page = written(output)
     text = page.all_text()
     assert "Not finished: 3 of 7 shards" in text
-    assert text.count(COMMAND) == 2  # what was run, and what goes on
+    assert text.count(COMMAND) == 2  # what was run, and what resumes it
     assert page.figures()["Wall time"] == pytest.approx(25.0)
     assert page.figures()["Images per second"] == pytest.approx(12 / 25)
     assert "Not finished: 3 of 7 shards" in Path(output, "README.md").read_text()
@@ -143,21 +164,21 @@ def test_run_without_any_part(tmp_path: Path) -> None:
 
 
 def test_all_rows_failed(tmp_path: Path) -> None:
-    bad = [(shard, f"{shard}.jpg", "ImageError", "cut short") for shard in range(3)]
-    output = make_run(tmp_path / "run", [[], [], []], bad=bad, report={"seconds": 2.0})
+    failed = [(shard, f"{shard}.jpg", "ImageError", "cut short") for shard in range(3)]
+    output = make_run(tmp_path / "run", [[], [], []], failed=failed, report={"seconds": 2.0})
     page = written(output)
     assert page.figures() == {
-        "Images": 0, "Errors": 3, "Images per second": 1.5, "Wall time": 2.0
+        "Images": 0, "Failed rows": 3, "Images per second": 1.5, "Wall time": 2.0
     }  # fmt: skip
-    assert "No pictures: no row has a result" in page.all_text()
+    assert "No examples: no row has a result" in page.all_text()
     assert page.pictures() == []
     Image.open(Path(output, "contact_sheet.png")).verify()
 
 
 def test_errors_by_kind(tmp_path: Path) -> None:
-    bad = [(i % 2, f"cut-{i}.jpg", "ImageError", f"number {i}") for i in range(8)]
-    bad += [(1, f"empty-{i}.jpg", "EmptyImage", "no bytes") for i in range(2)]
-    page = written(make_run(tmp_path / "run", [ids(1), ids(1, start=1)], bad=bad))
+    failed = [(i % 2, f"cut-{i}.jpg", "ImageError", f"number {i}") for i in range(8)]
+    failed += [(1, f"empty-{i}.jpg", "EmptyImage", "no bytes") for i in range(2)]
+    page = written(make_run(tmp_path / "run", [ids(1), ids(1, start=1)], failed=failed))
     text = page.all_text()
     assert text.index("ImageError · 8") < text.index("EmptyImage · 2")  # the most frequent first
     shown = [title for title in page.titles_of("id") if not title.startswith("photo")]
@@ -167,19 +188,19 @@ def test_errors_by_kind(tmp_path: Path) -> None:
 
 
 def test_lost_stats_are_counted_again(tmp_path: Path) -> None:
-    bad = [(0, "broken.jpg", "ImageError", "cut short")]
-    output = make_run(tmp_path / "run", [ids(5), ids(2, start=5)], bad=bad)
+    failed = [(0, "broken.jpg", "ImageError", "cut short")]
+    output = make_run(tmp_path / "run", [ids(5), ids(2, start=5)], failed=failed)
     Path(output, "stats/part-000000.json").unlink()
     page = written(output)
     assert page.figures()["Images"] == 7
-    assert page.figures()["Errors"] == 1
+    assert page.figures()["Failed rows"] == 1
     assert page.figures()["Images per second"] == pytest.approx(2 / 10)  # of the timed shard
 
 
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def test_sheet_shows_every_pixel_at_its_place(tmp_path: Path) -> None:
+def test_contact_sheet_shows_every_pixel_at_its_place(tmp_path: Path) -> None:
     names = ids(5)
     output = make_run(tmp_path / "run", [names[:2], names[2:]], samples=2)
     page = written(output)
@@ -190,26 +211,26 @@ def test_sheet_shows_every_pixel_at_its_place(tmp_path: Path) -> None:
         original = colors(tokens_for(name, 0))
         completions = [colors(tokens_for(name, k)) for k in (1, 2)]
         for completion in completions:
-            completion[:GIVEN] = original[:GIVEN]
+            completion[:KNOWN_ROWS] = original[:KNOWN_ROWS]
         [(y, x)] = places(sheet, original)
         found = [places(sheet, completion) for completion in completions]
         assert [len(f) for f in found] == [1, 1]
         assert {f[0][0] for f in found} == {y}
-        # the given rows are the top of all four pictures; the first of them is the given part
-        tops = [place for place in places(sheet, original[:GIVEN]) if place[0] == y]
+        # the known rows are the top of all four pictures; the first of them is the prompt
+        tops = [place for place in places(sheet, original[:KNOWN_ROWS]) if place[0] == y]
         assert [left for _, left in tops] == [tops[0][1], found[0][0][1], found[1][0][1], x]
         assert [left for _, left in tops] == sorted(left for _, left in tops)
         lefts.add(tuple(left for _, left in tops))
         order.append((y, tops[0][1]))
-        # below the given rows there is no pixel of the image, only two grays
+        # below the known rows there is no pixel of the image, only two grays
         size = SIDE * SCALE
-        rest = sheet[y + GIVEN * SCALE : y + size, tops[0][1] : tops[0][1] + size].reshape(-1, 3)
-        assert len(np.unique(rest, axis=0)) == 2
+        unknown = sheet[y + KNOWN_ROWS * SCALE : y + size, tops[0][1] : tops[0][1] + size]
+        assert len(np.unique(unknown.reshape(-1, 3), axis=0)) == 2
         # the bar beside a completion starts where the model did
         bar = sheet[y : y + size, found[0][0][1] - 2]
-        assert len(np.unique(bar[: GIVEN * SCALE], axis=0)) == 1
-        assert len(np.unique(bar[GIVEN * SCALE :], axis=0)) == 1
-        assert not np.array_equal(bar[GIVEN * SCALE - 1], bar[GIVEN * SCALE])
+        assert len(np.unique(bar[: KNOWN_ROWS * SCALE], axis=0)) == 1
+        assert len(np.unique(bar[KNOWN_ROWS * SCALE :], axis=0)) == 1
+        assert not np.array_equal(bar[KNOWN_ROWS * SCALE - 1], bar[KNOWN_ROWS * SCALE])
     assert order == sorted(order)  # as in the run: line by line
 
     expected = [
@@ -220,7 +241,7 @@ def test_sheet_shows_every_pixel_at_its_place(tmp_path: Path) -> None:
     ]
     assert page.pictures() == [picture["bytes"] for picture in expected]  # the page's are as stored
     cells = [text for tag, text in page.text if tag == "div" and text.strip()]
-    assert cells == ["given", "completion 1", "completion 2", "original"] * 5
+    assert cells == ["prompt", "completion 1", "completion 2", "original"] * 5
     tops_on_page = {a["style"] for tag, a in page.tags if tag == "i"}
     assert tops_on_page == {"top: 37.50%"}  # 3 of 8 rows
 
@@ -262,8 +283,8 @@ def test_only_needed_row_groups_are_read(tmp_path: Path) -> None:
     output = make_run(tmp_path / "run", [ids(200)], row_group_size=40)
     path = Path(output, "data/part-000000.parquet")
     fs = fsspec.filesystem("file")
-    entries = read_entries(fs, [str(path)], job="complete", image_size=SIDE, n=2)
-    assert [entry.id for entry in entries] == ["photo-0050.jpg", "photo-0150.jpg"]
+    examples = read_examples(fs, [str(path)], job="complete", image_size=SIDE, n=2)
+    assert [example.id for example in examples] == ["photo-0050.jpg", "photo-0150.jpg"]
     damaged = bytearray(path.read_bytes())
     metadata = pq.read_metadata(path)
     for group in (0, 2, 4):  # rows 50 and 150 lie in groups 1 and 3
@@ -274,24 +295,24 @@ def test_only_needed_row_groups_are_read(tmp_path: Path) -> None:
                 b"?" * chunk.total_compressed_size
             )
     path.write_bytes(damaged)
-    assert read_entries(fs, [str(path)], job="complete", image_size=SIDE, n=2) == entries
+    assert read_examples(fs, [str(path)], job="complete", image_size=SIDE, n=2) == examples
 
 
-def test_parts_without_rows_give_way(tmp_path: Path) -> None:
+def test_parts_without_rows_take_no_place(tmp_path: Path) -> None:
     """Shards in which every row failed do not cost the sheet its pictures."""
     shards = [ids(1, start=shard) if shard % 10 == 0 else [] for shard in range(60)]
-    bad = [(shard, f"{shard}.jpg", "E", "m") for shard in range(60) if shard % 10]
-    page = written(make_run(tmp_path / "run", shards, bad=bad))
+    failed = [(shard, f"{shard}.jpg", "E", "m") for shard in range(60) if shard % 10]
+    page = written(make_run(tmp_path / "run", shards, failed=failed))
     assert page.titles_of("id")[:6] == [f"photo-{i:04d}.jpg" for i in range(0, 60, 10)]
 
 
 def test_gray_pictures_and_unconditional_ones() -> None:
     gray = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
     pictures = (
-        Picture("given", None, SIDE),
+        Picture("prompt", None, SIDE),
         Picture("completion", png(np.stack([gray] * 3, axis=-1), "L"), SIDE, 0),
     )
-    raw = draw_sheet([Entry("a", pictures)], title="t", note="n")
+    raw = draw_contact_sheet([Example("a", pictures)], title="t", note="n")
     sheet = np.asarray(Image.open(io.BytesIO(raw)))
     [(y, x)] = places(sheet, np.stack([gray] * 3, axis=-1))
     left = x - SIDE * SCALE - 8
@@ -301,8 +322,8 @@ def test_gray_pictures_and_unconditional_ones() -> None:
 
 def test_long_ids_stay_in_their_column() -> None:
     white = np.full((SIDE, SIDE, 3), 255, np.uint8)
-    entry = Entry("W" * 500, (Picture("quantized", png(white), SIDE),))
-    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet([entry], title="", note=""))))
+    example = Example("W" * 500, (Picture("quantized", png(white), SIDE),))
+    sheet = np.asarray(Image.open(io.BytesIO(draw_contact_sheet([example], title="", note=""))))
     inked = np.flatnonzero((sheet < 128).any(axis=(0, 2)))
     assert inked.size
     assert inked.max() - inked.min() < SIDE * SCALE
@@ -345,9 +366,13 @@ def test_datasets_loads_the_folder(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
-    bad = [(0, "broken.jpg", "ImageError", "cut short")]  # errors/*.parquet has other columns
+    failed = [(0, "broken.jpg", "ImageError", "cut short")]  # errors/*.parquet has other columns
     output = make_run(
-        tmp_path / "run", [ids(3), [], ids(2, start=3)], job=job, bad=bad, report={"seconds": 1.0}
+        tmp_path / "run",
+        [ids(3), [], ids(2, start=3)],
+        job=job,
+        failed=failed,
+        report={"seconds": 1.0},
     )
     write_report(output)
     card = Path(output, "README.md").read_text()
@@ -372,7 +397,7 @@ def test_datasets_loads_the_folder(
         assert np.array_equal(pixels, colors(tokens_for("photo-0004.jpg", 0)))
 
 
-def test_card_stands_odd_columns(tmp_path: Path) -> None:
+def test_card_escapes_odd_columns(tmp_path: Path) -> None:
     output = make_run(tmp_path / "run", [ids(1)], job="quantize")
     path = Path(output, "run.json")
     run = json.loads(path.read_text())
