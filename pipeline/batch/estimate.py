@@ -92,6 +92,8 @@ def estimate(kind: BatchJob, options: RunOptions) -> Estimate:
         source.check_tokens(image_size=quantizer.image_size, palette=quantizer.palette.fingerprint)
         size = options.shard_size or batch.shard_size(definition, source.rows or 0)
         plan = source.cut(size)
+        if options.progress == "text":
+            source.print_large_groups(size)
         resources = allotment_for(options, batch)
         job = Job(kind.name, options, definition, NOWHERE, plan, batch, resources)
         trial = _trial_plan(kind, options, source, batch, resources)

@@ -64,6 +64,8 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
             )
             # Where rows are not counted, each file is a shard by itself, whatever the size.
             plan = source.cut(size or batch.shard_size(definition, source.rows or 0))
+            if options.progress == "text":
+                source.print_large_groups(plan.shard_size)
         assert plan is not None
         resources = allotment_for(options, batch)
         job = Job(kind.name, options, definition, directory.location, plan, batch, resources)
