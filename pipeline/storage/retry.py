@@ -12,10 +12,11 @@ from typing import TypeVar
 
 from igpt_core.errors import library_errors
 
-# Of a store's faults these are permanent, and so are statuses of 4xx; the rest is retried.
+# Of a store's faults these are permanent, statuses of 4xx, and hosts without a name or certificate;
+# the rest is retried.
 _PERMANENT = (
     *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),
-    ssl.SSLCertVerificationError,
+    ValueError,  # an address that is none
 )
 _PERMANENT_ERRNOS = {
     *(errno.EINVAL, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG, errno.EOVERFLOW),
@@ -45,7 +46,12 @@ def is_transient(error: BaseException) -> bool:
 
     An error that is no store's is not: a bug, or data that is damaged or cut.
     """
-    verdicts = [verdict for each in _causes(error) if (verdict := _verdict(each)) is not None]
+    causes = list(_causes(error))
+    if any(_is_wrong_host(each) for each in causes):
+        return False
+    if any(_is_broken_connection(each) for each in causes):
+        return True
+    verdicts = [verdict for each in causes if (verdict := _verdict(each)) is not None]
     return bool(verdicts) and verdicts[-1]  # the first cause knows best
 
 
@@ -66,8 +72,22 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__
 
 
+def _is_wrong_host(error: BaseException) -> bool:
+    """Returns whether a host has no name here, or proves to be another one."""
+    if isinstance(error, socket.gaierror):
+        return error.errno != socket.EAI_AGAIN
+    return isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """Returns whether a request got no answer, or not all of it."""
+    own = (ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
+    no_answer = isinstance(error, own + library_errors()) and _http_status(error) is None
+    return no_answer and not isinstance(error, _PERMANENT)
+
+
 def _verdict(error: BaseException) -> bool | None:
-    """Returns whether a store's fault is transient; None where the error is no store's."""
+    """Returns whether what a store answers is transient; None where the error is no store's."""
     status = _http_status(error)
     if status is not None:
         if status in _TRANSIENT_STATUSES or status >= 500:
@@ -75,12 +95,6 @@ def _verdict(error: BaseException) -> bool | None:
         return _SAYS_TRANSIENT.search(str(error)) is not None
     if isinstance(error, _PERMANENT):
         return isinstance(error, PermissionError) and "expired" in str(error).lower()
-    if isinstance(error, socket.gaierror):  # a host that has no name here will not get one
-        return error.errno == socket.EAI_AGAIN
-    if isinstance(
-        error, (ConnectionError, TimeoutError, ssl.SSLError, HTTPException, *library_errors())
-    ):
-        return True
     if not isinstance(error, OSError):
         return None
     if error.errno is None:  # as pyarrow and Pillow say that data is damaged

@@ -4,6 +4,7 @@ import errno
 import gzip
 import http.client
 import http.server
+import io
 import json
 import socket
 import ssl
@@ -17,9 +18,10 @@ import huggingface_hub.errors
 import pyarrow as pa
 import pytest
 import requests
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from s3fs.errors import translate_boto_error
 
+from igpt_core.images.pixels import ImageError, load_pixels
 from pipeline.readers.images import read_image_files
 from pipeline.readers.input_rows import ReadOptions
 from pipeline.rows import RowError
@@ -93,6 +95,7 @@ TRANSIENT = [
     of_http(502),
     OfGcs(503),
     aiohttp.ClientPayloadError("not all"),
+    raised_from(aiohttp.ClientPayloadError("not all")),
     botocore.exceptions.ReadTimeoutError(endpoint_url="https://store"),
     botocore.exceptions.EndpointConnectionError(endpoint_url="https://store"),
     ConnectionResetError(errno.ECONNRESET, "reset"),
@@ -125,6 +128,9 @@ PERMANENT = [
     ValueError("no image"),
     raised_from(ValueError("no image")),
     UnicodeDecodeError("utf-8", b"\\xff", 0, 1, "invalid"),
+    aiohttp.InvalidURL("no address"),
+    requests.exceptions.MissingSchema("no address"),
+    raised_from(socket.gaierror(socket.EAI_NONAME, "name or service not known")),
     KeyError("no such key"),
     TypeError("a bug"),
     IsADirectoryError(errno.EISDIR, "a folder"),
@@ -208,6 +214,29 @@ def test_a_body_of_the_hub_that_is_cut_fails_no_row():
         with pytest.raises(HTTPX.RemoteProtocolError):
             list(read_image_files(shard, options))
         server.shutdown()
+
+
+def test_a_body_of_a_web_server_that_is_cut_fails_no_row(pauses):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CuttingHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = ReadOptions(None, None, pa.schema([]), {}, "images")
+        uri = f"http://127.0.0.1:{server.server_port}/resolve/a.png"
+        with pytest.raises(aiohttp.ClientPayloadError) as caught:
+            list(read_image_files(Shard(0, (FileSlice(uri, "a.png", 0, 1),)), options))
+        server.shutdown()
+    assert caught.value.__cause__ is not None, "an error over what is left of the body"
+    assert len(pauses) == 3
+
+
+def test_an_image_that_is_damaged_fails_its_row():
+    """Pillow's errors are OSErrors, as a store's are."""
+    whole = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(whole, "JPEG")
+    for image in (b"no image", whole.getvalue()[:-300]):
+        with pytest.raises(ImageError) as caught:
+            load_pixels(image, 8)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert RowError.of("decode", caught.value).error == "ImageError"
 
 
 @pytest.fixture
