@@ -26,14 +26,14 @@ def raw_pixels(
     plan = source.cut(1024)
     pixels, labels = [], []
     for shard in plan.shards:
-        for chunk in read_shard(
+        for found in read_shard(
             shard,
             format=plan.format,
             image_column=plan.image_column,
             passthrough=plan.passthrough,
         ):
             for image, label in zip(
-                chunk.images, chunk.columns[label_column].to_pylist(), strict=True
+                found.images, found.columns[label_column].to_pylist(), strict=True
             ):
                 if not isinstance(image, RowError):
                     pixels.append(load_pixels(image, size).ravel())

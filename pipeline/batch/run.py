@@ -89,14 +89,17 @@ def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
 
 
 def cut(spec: JobSpec, source: Source, compute: ComputePlan | None, size: int | None) -> Plan:
-    """Return the plan of an input; a size of None is that which suits the job and the cluster.
+    """Cuts an input into a plan; a size of None is that which suits the job and the cluster.
 
     Raises UsageError where the input holds tokens that are not of the job's palette.
     """
     quantizer = spec.quantizer
     source.check_tokens(image_size=quantizer.image_size, palette=quantizer.palette.fingerprint)
     # Where rows are not counted, each file is a shard by itself, whatever the size.
-    return source.cut(size or spec.shard_size(compute, source.rows or 0))
+    plan = source.cut(size or spec.shard_size(compute, source.rows or 0))
+    if spec.options.progress == "text":
+        source.print_large_groups(plan.shard_size)
+    return plan
 
 
 def _acquire(

@@ -1,27 +1,31 @@
 """The files of an input: folders, globs and lists of them, and the format that they have."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
+from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
 from PIL import Image
 
 from pipeline.errors import UsageError
-from pipeline.inputs.braces import expand, split_list
 from pipeline.storage.filesystem import absolute, kind, open_location, store_errors, uri_of
 from pipeline.storage.redact import redacted_line
 from pipeline.storage.walk import glob_files, has_magic, list_files, list_folder
 
+MOST_NAMES = 1_000_000
+
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 # Pillow recognizes these but cannot decode them.
 _ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def format_extensions() -> dict[str, frozenset[str]]:
-    """The extensions of each input format, in lower case with their dot; for images all that
-    Pillow can decode."""
+    """Returns the extensions of each input format, in lower case with their dot; for images all
+    that Pillow can decode."""
     known = Image.registered_extensions()
     images = {e for e, name in known.items() if name in Image.OPEN and name not in _ONLY_IDENTIFIED}
     return {
@@ -36,24 +40,25 @@ class InputFile(NamedTuple):
 
     path: str  # or URI
     name: str  # relative to the folder that all of the input lies in
+    largest_group: int = 0  # rows of its largest row group, once a Parquet footer is read
 
 
 def find_files(text: str, options: Mapping[str, Any]) -> list[InputFile]:
-    """All visible files of an input (file, folder, glob, names with braces, comma-list of them),
-    sorted by name."""
+    """Finds all visible files of an input (file, folder, glob, names with braces, comma-list of
+    them), sorted by name."""
     if os.path.exists(text):  # whose name may hold commas
-        parts = [text]
+        locations = [text]
     else:
-        parts = [part.strip() for part in split_list(text) if part.strip()]
-    if not parts:
+        locations = [location.strip() for location in split_list(text) if location.strip()]
+    if not locations:
         raise UsageError("expected --input to name a file, folder or glob, found nothing")
-    opened = [open_location(part, options) for part in parts]
+    opened = [open_location(location, options) for location in locations]
     if any(fs != opened[0][0] for fs, _ in opened):
         raise UsageError(f"expected inputs on one filesystem, found {text}; run one job for each")
     bases: list[str] = []
     uris: dict[str, str] = {}  # by path, so that what is named twice is there once
-    for uri, (fs, path) in zip(parts, opened, strict=True):
-        base, paths = _list_part(fs, uri, path)
+    for uri, (fs, path) in zip(locations, opened, strict=True):
+        base, paths = _list_location(fs, uri, path)
         bases.append(base)
         for found in paths:
             uris[found] = uri_of(found, uri=uri, path=path)
@@ -65,15 +70,51 @@ def find_files(text: str, options: Mapping[str, Any]) -> list[InputFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def _list_part(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[str]]:
-    """The folder that names are relative to, and the files, of one part of the input."""
+def split_list(text: str) -> list[str]:
+    """Splits a comma-list at the commas that stand outside braces."""
+    items, depth = [""], 0
+    for letter in text:
+        depth = max(0, depth + (letter == "{") - (letter == "}"))
+        if letter == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += letter
+    return items
+
+
+def expand_braces(text: str) -> list[str]:
+    """Expands the braces of a text, lists `{a,b}` and ranges `{000..127}`, as a shell does; returns
+    the text itself without any.
+
+    Raises UsageError for braces that do not pair, and for more than MOST_NAMES names.
+    """
+    # The package holds each range in memory.
+    ranges = _RANGE.findall(text)
+    huge = any(abs(int(b) - int(a)) >= MOST_NAMES * max(1, int(step or 1)) for a, b, step in ranges)
+    try:
+        names = [] if huge else list(islice(braceexpand(text, escape=False), MOST_NAMES + 1))
+    except ValueError as error:
+        raise UsageError(
+            f"expected braces in --input that pair, found {text}; next: add the missing one, or "
+            "name the folder"
+        ) from error
+    if huge or len(names) > MOST_NAMES:
+        raise UsageError(
+            f"expected braces in --input that stand for at most {MOST_NAMES} names, found more in "
+            f"{text}; next: a folder or a glob"
+        )
+    return names
+
+
+def _list_location(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[str]]:
+    """Finds the folder that names are relative to, and the files, of one location of the input."""
     try:
         found = kind(fs, path)
         if found == "folder":
             base, files = path, list_files(fs, path)
         elif found == "file":  # what exists is never a pattern
             base, files = path.rpartition("/")[0], [path]
-        elif (names := expand(path)) != [path]:
+        elif (names := expand_braces(path)) != [path]:
             base, files = _list_names(fs, uri, names)
         elif has_magic(path):
             base, files = glob_files(fs, path)
@@ -90,7 +131,8 @@ def _list_part(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[s
 
 
 def _list_names(fs: AbstractFileSystem, uri: str, names: Sequence[str]) -> tuple[str, list[str]]:
-    """The same for the names that braces stand for: files, folders and globs, all of them there.
+    """Does the same for the names that braces stand for: files, folders and globs, all of them
+    there.
 
     A folder is listed once, however many of its files are named.
     """
@@ -122,12 +164,13 @@ def _list_names(fs: AbstractFileSystem, uri: str, names: Sequence[str]) -> tuple
 
 
 def _is_utf8(path: str) -> bool:
-    """Whether a local name can be written down: other bytes in it come as lone surrogates."""
+    """Returns whether a local name can be written down: other bytes in it come as lone
+    surrogates."""
     return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def _common_folder(folders: Sequence[str]) -> str:
-    """As os.path.commonpath, for URIs with their double slash too."""
+    """Does what os.path.commonpath does, for URIs with their double slash too."""
     split = [folder.split("/") for folder in folders]
     same = (len(set(level)) == 1 for level in zip(*split, strict=False))
     return "/".join(split[0][: sum(takewhile(bool, same))])
@@ -139,16 +182,16 @@ def _extension(name: str) -> str:
 
 
 def absolute_input(text: str) -> str:
-    """An input that means the same in every process, as `absolute` does for a location."""
+    """Makes an input mean the same in every process, as `absolute` does for a location."""
     if os.path.exists(text):
         return absolute(text)
-    return ",".join(absolute(part.strip()) for part in split_list(text))
+    return ",".join(absolute(location.strip()) for location in split_list(text))
 
 
 def choose_format(
     files: Sequence[InputFile], format: str, text: str
 ) -> tuple[str, list[InputFile], dict[str, int]]:
-    """The format, the files of that format, and the number of others by extension."""
+    """Returns the format, the files of that format, and the number of others by extension."""
     extensions = format_extensions()
     if format not in ("auto", *extensions, "tokens"):
         known = ", ".join(["auto", *extensions, "tokens"])

@@ -1,4 +1,4 @@
-"""Masks: which pixels of an image are given beside its upper part."""
+"""Masks: which pixels of an image are known beside its upper part."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ class Mask:
 
 
 def find_mask(location: str | None, options: Mapping[str, Any]) -> Mask | None:
-    """The image, or folder of images, that --mask names. Raises UsageError."""
+    """Finds the image, or folder of images, that --mask names. Raises UsageError."""
     if location is None:
         return None
     location = absolute(location)
@@ -44,7 +44,7 @@ def find_mask(location: str | None, options: Mapping[str, Any]) -> Mask | None:
         content = read_bytes(fs, path) if found == "file" else b""
         if content:
             load_pixels(content, 1)
-    except (*store_errors(), ImageError) as error:
+    except store_errors(ImageError) as error:
         raise UsageError(
             f"cannot read --mask {redacted(location)}: {redacted_line(error)}"
         ) from error
@@ -58,7 +58,7 @@ def find_mask(location: str | None, options: Mapping[str, Any]) -> Mask | None:
 
 
 class Masks:
-    """Reads masks: pixels darker than half are given, the others are to be samples.
+    """Reads masks: pixels darker than half are known, the others are to be sampled.
 
     Args:
         location: an image for all rows; or a folder, in which the mask of a row has the row's id
@@ -74,15 +74,16 @@ class Masks:
         self._fs, self._path = open_location(location, options)
         self._size, self._crop = image_size, crop
         is_file = kind(self._fs, self._path) == "file"
-        self._same = self._load(self._path) if is_file else None
+        self._one_for_all = self._load(self._path) if is_file else None
 
-    def given(self, ids: Sequence[str]) -> list[NDArray[np.bool_] | RowError]:
-        """(image_size ** 2,) bool for each id, or why there is none."""
-        if self._same is not None:
-            return [self._same] * len(ids)
-        return [self._of(id_) for id_ in ids]
+    def known(self, ids: Sequence[str]) -> list[NDArray[np.bool_] | RowError]:
+        """Returns (image_size ** 2,) bool for each id, true for known pixels, or why there is
+        none."""
+        if self._one_for_all is not None:
+            return [self._one_for_all] * len(ids)
+        return [self._find(id_) for id_ in ids]
 
-    def _of(self, id_: str) -> NDArray[np.bool_] | RowError:
+    def _find(self, id_: str) -> NDArray[np.bool_] | RowError:
         if ".." in id_.split("/") or id_.startswith("/"):
             return RowError(STAGE, "MissingMask", "the id is no name of a file in the mask folder")
         names = dict.fromkeys([id_, os.path.splitext(id_)[0] + ".png"])
@@ -91,10 +92,10 @@ class Masks:
                 return self._load(join(self._path, name))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
-            except (*store_errors(), ImageError) as error:
+            except store_errors(ImageError) as error:
                 return RowError.of(STAGE, error)
         return RowError(STAGE, "MissingMask", f"expected {' or '.join(names)} in the mask folder")
 
     def _load(self, path: str) -> NDArray[np.bool_]:
         pixels = load_pixels(read_bytes(self._fs, path), self._size, crop=self._crop)
-        return pixels.mean(axis=2).ravel() < 128
+        return np.asarray(pixels.mean(axis=2).ravel() < 128)

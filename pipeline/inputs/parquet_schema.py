@@ -16,31 +16,34 @@ from pipeline.storage.filesystem import is_local, open_location, store_errors
 from pipeline.storage.redact import redacted_line
 
 _FOOTER_THREADS = 32
-_FOOTER_ROUND = 512
+_FOOTERS_AT_ONCE = 512
 _FOOTER_BYTES = 64 << 10
 
 _Schemas = list[tuple[InputFile, pa.Schema]]
 
 
-def parquet_errors() -> tuple[type[Exception], ...]:
-    """What a missing, unreachable or damaged Parquet file raises (names in it may not be UTF-8)."""
-    return (*store_errors(), pa.ArrowException, UnicodeDecodeError)
+def parquet_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Returns what a missing, unreachable or damaged Parquet file raises (names in it may not be
+    UTF-8), and `others`, for an `except`."""
+    return store_errors(pa.ArrowException, UnicodeDecodeError, *others)
 
 
 def read_footers(
     files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
 ) -> tuple[list[tuple[InputFile, int]], _Schemas]:
-    """Files with their rows, as many as the limit asks for; and each schema that occurs, with
-    the first file that has it. Files without rows have no say in schemas: what wrote them, often
-    did not know the types. Raises UsageError where no file has rows."""
+    """Reads files' rows and largest row groups, as many as the limit needs; and each schema that
+    occurs, with the first file that has it. Files without rows have no say in schemas: what wrote
+    them, often did not know the types. Raises UsageError where no file has rows."""
     counted: list[tuple[InputFile, int]] = []
     schemas: dict[tuple[Any, ...], tuple[InputFile, pa.Schema]] = {}
     rows = 0
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        for start in range(0, len(files), _FOOTER_ROUND):
-            batch = files[start : start + _FOOTER_ROUND]
-            footers = pool.map(lambda file: _footer(file, options), batch)
-            for file, (footer, schema) in zip(batch, footers, strict=True):
+        for start in range(0, len(files), _FOOTERS_AT_ONCE):
+            some = files[start : start + _FOOTERS_AT_ONCE]
+            footers = pool.map(lambda file: _read_footer(file, options), some)
+            for file, (footer, schema) in zip(some, footers, strict=True):
+                groups = (footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+                file = file._replace(largest_group=max(groups, default=0))
                 counted.append((file, footer.num_rows))
                 if footer.num_rows == 0:
                     continue
@@ -57,15 +60,15 @@ def read_footers(
     return counted, list(schemas.values())
 
 
-def _footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMetaData, pa.Schema]:
-    """The footer of a Parquet file, and its Arrow schema."""
+def _read_footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMetaData, pa.Schema]:
+    """Reads the footer of a Parquet file; returns it and its Arrow schema."""
     fs, path = open_location(file.path, options)
     try:
         if is_local(fs):
             with open(path, "rb") as opened:
                 footer = pq.read_metadata(opened)
         else:
-            footer = _remote_footer(fs, path)
+            footer = _read_remote_footer(fs, path)
         return footer, footer.schema.to_arrow_schema()
     except parquet_errors() as error:
         raise UsageError(
@@ -74,8 +77,8 @@ def _footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMetaDat
         ) from error
 
 
-def _remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:
-    """One request for the end of the file, which holds nearly every footer."""
+def _read_remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:
+    """Makes one request, for the end of the file, which holds nearly every footer."""
     tail = fs.cat_file(path, start=-_FOOTER_BYTES)
     needed = int.from_bytes(tail[-8:-4], "little") + 8
     if needed <= len(tail) or tail[-4:] != b"PAR1":
@@ -85,7 +88,7 @@ def _remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:
 
 
 def is_image(type_: pa.DataType) -> bool:
-    """Whether a column can hold encoded images: binary, or a struct with binary `bytes`."""
+    """Returns whether a column can hold encoded images: binary, or a struct with binary `bytes`."""
     if pa.types.is_struct(type_):
         index = type_.get_field_index("bytes")
         return index >= 0 and is_image(type_.field(index).type)
@@ -93,15 +96,15 @@ def is_image(type_: pa.DataType) -> bool:
 
 
 def is_tokens(type_: pa.DataType) -> bool:
-    """Whether a column can hold tokens: lists of whole numbers, of one length or any."""
+    """Returns whether a column can hold tokens: lists of whole numbers, of one length or any."""
     kinds = pa.types
     listed = kinds.is_list(type_) or kinds.is_large_list(type_) or kinds.is_fixed_size_list(type_)
-    return listed and kinds.is_integer(type_.value_type)
+    return bool(listed and kinds.is_integer(type_.value_type))
 
 
 def holds_tokens(schemas: _Schemas, wanted: str | None) -> bool:
-    """Whether the input is one of tokens, going by its first file: the wanted column holds them,
-    or without one there is a column `tokens`, and none of images."""
+    """Returns whether the input is one of tokens, going by its first file: the wanted column holds
+    them, or without one there is a column `tokens`, and none of images."""
     schema = schemas[0][1]
     if wanted is None and any(is_image(type_) for type_ in schema.types):
         return False
@@ -110,8 +113,8 @@ def holds_tokens(schemas: _Schemas, wanted: str | None) -> bool:
 
 
 def choose_tokens_column(schemas: _Schemas, wanted: str | None) -> tuple[str, int | None]:
-    """The column of tokens, which every file must have, and how many a row has if its type says
-    so."""
+    """Finds the column of tokens, which every file must have, and how many a row has if its type
+    says so."""
     file, schema = schemas[0]
     candidates = [field.name for field in schema if is_tokens(field.type)]
     if wanted is None and TOKENS not in candidates and len(candidates) != 1:
@@ -141,7 +144,7 @@ def choose_tokens_column(schemas: _Schemas, wanted: str | None) -> tuple[str, in
 
 
 def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
-    """The column of encoded images, which every file must have."""
+    """Finds the column of encoded images, which every file must have."""
     file, schema = schemas[0]
     candidates = [field.name for field in schema if is_image(field.type)]
     by_name = [name for name in ("image", "img") if name in candidates]
@@ -170,10 +173,11 @@ def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
 def passthrough_schema(
     schemas: _Schemas, keep: Sequence[str] | None, image: str | None, id_column: str | None
 ) -> pa.Schema:
-    """The columns that go into the results, with their Hub features; in every file the same."""
+    """Returns the columns that go into the results, with their Hub features; in every file the
+    same."""
     first, schema = schemas[0]
-    asked = [*(keep or []), *([id_column] if id_column else [])]
-    missing = [name for name in asked if name not in schema.names]
+    wanted = [*(keep or []), *([id_column] if id_column else [])]
+    missing = [name for name in wanted if name not in schema.names]
     if missing:
         raise UsageError(
             f"expected column {', '.join(missing)} in {first.path}, found "

@@ -1,5 +1,6 @@
 """From an input to a plan: its files found and counted, and cut into shards."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,12 @@ from pipeline.inputs.parquet_schema import (
     read_footers,
 )
 from pipeline.inputs.previous_run import find_run
-from pipeline.inputs.webdataset_schema import count_samples, first_fields
+from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
 from pipeline.rows import ID, TOKENS
 from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
+from pipeline.storage.redact import redacted
+
+_MOST_SHARDS_IN_GROUP = 64  # of a Parquet file, before people hear of it
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,13 @@ class Source:
 
     @classmethod
     def numbered(cls, count: int) -> "Source":
-        """No input but `count` numbers, of which `sample` makes ids."""
+        """Makes a source without an input: `count` numbers, of which `sample` makes ids."""
         files = [(InputFile("", "sample"), count)]
         return cls("numbers", files, None, None, None, pa.schema([]), {})
 
     @property
     def rows(self) -> int | None:
-        """None where that shows only when all files are read."""
+        """Counts the rows; None where that shows only when all files are read."""
         every = sum_if_known(rows for _, rows in self.files)
         return every if self.limit is None or every is None else min(every, self.limit)
 
@@ -69,7 +73,7 @@ class Source:
             )
 
     def cut(self, shard_size: int) -> Plan:
-        """Shards of exactly `shard_size` rows, in the order of the files' names; only the last
+        """Cuts shards of exactly `shard_size` rows, in the order of the files' names; only the last
         may be smaller. A tar is a shard by itself, whatever the size. Raises ValueError for less
         than one row."""
         if shard_size < 1:
@@ -84,6 +88,21 @@ class Source:
             self.skipped,
         )
 
+    def print_large_groups(self, shard_size: int) -> None:
+        """Prints a line for people, on stderr, where a row group holds so many rows that to read a
+        shard late in it takes far longer than the shard itself."""
+        file = max((file for file, _ in self.files), key=lambda file: file.largest_group)
+        rows = min(file.largest_group, self.limit or file.largest_group)
+        if rows > _MOST_SHARDS_IN_GROUP * shard_size:
+            size = _MOST_SHARDS_IN_GROUP // 4 * shard_size
+            print(
+                f"{redacted(file.path)} has a row group of {file.largest_group} rows, for shards "
+                f"of {shard_size}: to read a late one takes reading all before it; next: write the "
+                f"file anew with pq.write_table(..., row_group_size={size})",
+                file=sys.stderr,
+                flush=True,
+            )
+
     def _tars(self) -> Iterator[Shard]:
         for index, (file, rows) in enumerate(self.files):
             yield Shard(index, (FileSlice(file.path, file.name, 0, rows),))
@@ -92,6 +111,8 @@ class Source:
         index, room, left = 0, shard_size, self.rows
         slices: list[FileSlice] = []
         for file, rows in self.files:
+            assert rows is not None  # of tars alone nobody knows them
+            assert left is not None
             stop_at, start = min(rows, left), 0
             left -= stop_at
             while start < stop_at:
@@ -142,6 +163,7 @@ def find_source(
     wanted = format
     format, files, skipped = choose_format(files, wanted, input)
     passthrough, positions = pa.schema([]), None
+    counted: Sequence[tuple[InputFile, int | None]]
     if format == "images":
         given = {
             "--image-column": image_column,
@@ -156,8 +178,8 @@ def find_source(
             keep_columns = [*(keep_columns or []), label_column]
         if format == "webdataset":
             counted = count_samples(files, options, limit=limit)
-            asked = [*(keep_columns or []), *([id_column] if id_column else [])]
-            schemas = [first_fields(files, options, image=image_column, asked=asked)]
+            columns = [*(keep_columns or []), *([id_column] if id_column else [])]
+            schemas = [find_sample_schema(files, options, image=image_column, wanted=columns)]
         else:
             counted, schemas = read_footers(files, options, limit=limit)
             if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):

@@ -1,6 +1,6 @@
 """The members of a tar, by the sample that they belong to, and where a tar is cut or damaged.
 
-Only headers are read, and nothing is ever unpacked under a name that stands in a tar.
+Only headers are read, and nothing is ever extracted under a name that stands in a tar.
 """
 
 import gzip
@@ -8,7 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from pipeline.storage.filesystem import is_local, open_location
 
@@ -21,19 +21,19 @@ _HEADER_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 class DamagedTar(Exception):
-    """A file is no tar, or from some byte on none any more."""
+    """A file that is no tar, or from some byte on none any more."""
 
 
 class TruncatedTar(DamagedTar):
-    """A tar ends before its end marker."""
+    """A tar that ends before its end marker."""
 
 
 # What is raised over bytes that are damaged or cut short, as none of a store's own errors is.
-DAMAGE = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
+DAMAGE_ERRORS = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Member(NamedTuple):
-    """Where the bytes of a member lie, and why they cannot be had (class and message)."""
+    """Where the bytes of a member lie, and why they cannot be read (class and message)."""
 
     offset: int
     size: int
@@ -42,16 +42,16 @@ class Member(NamedTuple):
 
 @contextmanager
 def open_tar(path: str, options: Mapping[str, Any]) -> Iterator[IO[bytes]]:
-    """The bytes of a tar, unpacked where gzip packs it. Raises as the store does."""
+    """Opens a tar as a stream of its bytes, decompressed if need be. Raises as the store does."""
     fs, path = open_location(path, options)
     with open(path, "rb") if is_local(fs) else fs.open(path, "rb") as raw:
-        packed = raw.read(len(_GZIP)) == _GZIP
+        compressed = raw.read(len(_GZIP)) == _GZIP
         raw.seek(0)
-        yield gzip.GzipFile(fileobj=raw) if packed else raw
+        yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if compressed else raw
 
 
 def read_members(file: IO[bytes]) -> Iterator[tuple[str, str, Member]]:
-    """The key, the field and the place of each member, in order.
+    """Yields the key, the field and the place of each member, in order.
 
     As WebDataset has it, a member belongs to the sample `key` of its path up to the first dot of
     its name, and is the `field` after that dot, in lower case. Folders, hidden names and names
@@ -65,7 +65,7 @@ def read_members(file: IO[bytes]) -> Iterator[tuple[str, str, Member]]:
     before, failure = -1, ""
     try:
         while (info := tar.next()) is not None:
-            tar.members.clear()  # which would keep every header
+            tar.members.clear()  # type: ignore[attr-defined]  # which would keep every header
             if not before < tar.offset < _MOST_TAR_BYTES:  # below: it would never come to an end
                 raise DamagedTar(f"the tar is damaged: a member of {info.size} bytes")
             before = tar.offset

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.files import InputFile, format_extensions
-from pipeline.inputs.tar_index import DAMAGE, MOST_BYTES, open_tar, read_members
+from pipeline.inputs.tar_index import DAMAGE_ERRORS, MOST_BYTES, open_tar, read_members
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import redacted_line
 
@@ -17,39 +17,39 @@ from pipeline.storage.redact import redacted_line
 _INTEGERS = {"cls", "cls2", "class", "count", "index", "inx", "id"}
 _TEXTS = {"txt", "text", "transcript", "json", "jsn"}
 
-_PEEKED_SAMPLES = 32
-_PEEKED_TARS = 16
+_FIRST_SAMPLES = 32
+_FIRST_TARS = 16
 
 
 def image_fields(fields: Iterable[str]) -> list[str]:
-    """Those that are images by their extension."""
+    """Returns those that are images by their extension."""
     images = format_extensions()["images"]
     return [field for field in fields if os.path.splitext(f"x.{field}")[1] in images]
 
 
 def field_type(field: str) -> pa.DataType | None:
-    """The type of a field that becomes a column; None for one that does not."""
+    """Returns the type of a field that becomes a column; None for one that does not."""
     extension = field.rpartition(".")[2]
     if extension in _INTEGERS:
         return pa.int64()
     return pa.string() if extension in _TEXTS else None
 
 
-def first_fields(
+def find_sample_schema(
     files: Sequence[InputFile],
     options: Mapping[str, Any],
     *,
     image: str | None,
-    asked: Iterable[str],
+    wanted: Iterable[str],
 ) -> tuple[InputFile, pa.Schema]:
-    """The first tar that holds samples, and the columns that its first samples can give, or those
-    asked for: whole numbers and text, by their extensions. `image`: the field of images, where
+    """Finds the first tar that holds samples, and the columns that its first samples can give, or
+    those wanted: whole numbers and text, by their extensions. `image`: the field of images, where
     one is chosen.
 
     Raises UsageError where there are no samples, or it is not clear which image is theirs.
     """
-    for file in files[:_PEEKED_TARS]:
-        samples = _peek(file, options)
+    for file in files[:_FIRST_TARS]:
+        samples = _read_first_fields(file, options)
         if samples:
             break
     else:
@@ -59,45 +59,46 @@ def first_fields(
         )
     fields = list(dict.fromkeys(field for sample in samples.values() for field in sample))
     images = image_fields(fields)
-    crowded = [sample for sample in samples.values() if len(image_fields(sample)) > 1]
+    ambiguous = [sample for sample in samples.values() if len(image_fields(sample)) > 1]
     if (image or next(iter(images), None)) not in fields:
         raise UsageError(
             f"expected images {image or ''} in the samples of {file.path}, found members "
             f"{', '.join(field or 'without extension' for field in fields)}; "
             f"choose with --image-column"
         )
-    if image is None and crowded:
-        several = ", ".join(image_fields(crowded[0]))
+    if image is None and ambiguous:
+        several = ", ".join(image_fields(ambiguous[0]))
         raise UsageError(
             f"expected one image a sample in {file.path}, found {several}; choose with "
             "--image-column"
         )
-    # What is asked for may lie far behind the images.
-    columns = [(f, field_type(f)) for f in dict.fromkeys([*fields, *asked]) if f != image]
+    # What is wanted may lie far behind the images.
+    columns = [(f, field_type(f)) for f in dict.fromkeys([*fields, *wanted]) if f != image]
     return file, pa.schema([column for column in columns if column[1] is not None])
 
 
-def _peek(file: InputFile, options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The fields of the first samples of a tar, by key."""
+def _read_first_fields(file: InputFile, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Reads the fields of the first samples of a tar, by key."""
     samples: dict[str, list[str]] = {}
     try:
-        for key, field, size in _heads(file, options):
-            if key not in samples and len(samples) == _PEEKED_SAMPLES:
+        for key, field, size in _read_headers(file, options):
+            if key not in samples and len(samples) == _FIRST_SAMPLES:
                 break
             samples.setdefault(key, []).append(field)
             if size > MOST_BYTES:  # what lies behind is too far away
                 break
-    except DAMAGE:
+    except DAMAGE_ERRORS:
         pass
     return samples
 
 
-def _heads(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+def _read_headers(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """Yields key, field and size of each member. Raises UsageError where the store refuses."""
     try:
         with open_tar(file.path, options) as opened:
             for key, field, member in read_members(opened):
                 yield key, field, member.size
-    except DAMAGE:
+    except DAMAGE_ERRORS:
         raise
     except store_errors() as error:
         raise UsageError(
@@ -109,8 +110,9 @@ def _heads(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, s
 def count_samples(
     files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
 ) -> list[tuple[InputFile, int | None]]:
-    """Files with their rows: without a limit all of them, not counted (None); with one the first
-    files and rows that make it up. The rows of a tar that is cut or damaged are not counted."""
+    """Returns files with their rows: without a limit all of them, not counted (None); with one the
+    first files and rows that make it up. The rows of a tar that is cut or damaged are not
+    counted."""
     if limit is None:
         return [(file, None) for file in files]
     counted: list[tuple[InputFile, int | None]] = []
@@ -121,12 +123,12 @@ def count_samples(
         keys: set[str] = set()
         rows: int | None = None
         try:
-            for key, _, _ in _heads(file, options):
+            for key, _, _ in _read_headers(file, options):
                 keys.add(key)
                 if len(keys) == left:
                     break
             rows = max(len(keys), 1)  # a tar without samples is an error, and that is a row
-        except DAMAGE:
+        except DAMAGE_ERRORS:
             pass
         counted.append((file, rows))
         left -= len(keys) + 1 if rows is None else rows

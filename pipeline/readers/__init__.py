@@ -1,21 +1,23 @@
-"""One reader per input format: the rows of a shard as images or tokens, in order, good or bad."""
+"""From a shard to rows, good or failed: one file a format, which READERS lists.
+
+Uses storage and inputs, for what planning knows of the formats."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.readers.chunk import Chunk, ReadOptions
 from pipeline.readers.images import read_image_files
+from pipeline.readers.input_rows import InputRows, ReadOptions
 from pipeline.readers.parquet import read_parquet
-from pipeline.readers.webdataset import read_tars
+from pipeline.readers.webdataset import read_webdataset
 from pipeline.shards import Shard
 
-SOURCES: dict[str, Callable[[Shard, ReadOptions], Iterator[Chunk]]] = {
+READERS: dict[str, Callable[[Shard, ReadOptions], Iterator[InputRows]]] = {
     "images": read_image_files,
     "parquet": read_parquet,
     "tokens": read_parquet,
-    "webdataset": read_tars,
+    "webdataset": read_webdataset,
 }
 
 
@@ -27,12 +29,14 @@ def read_shard(
     id_column: str | None = None,
     passthrough: pa.Schema | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> Iterator[Chunk]:
-    """All rows of a shard, in order, a few megabytes at a time. What comes next is read while
-    the caller works on a chunk. A row that cannot be read is there with its error.
+) -> Iterator[InputRows]:
+    """Reads all rows of a shard, in order, a few megabytes at a time; what comes next is read
+    while the caller works. A row that cannot be read is there with its error.
 
     The arguments are fields of the shard's plan; `storage_options` those of the input alone.
+    Raises what the store raises where a fault of it may be gone soon (`is_transient`), and
+    UnreadableTar.
     """
     passthrough = pa.schema([]) if passthrough is None else passthrough
     options = ReadOptions(image_column, id_column, passthrough, storage_options or {}, format)
-    return SOURCES[format](shard, options)
+    return READERS[format](shard, options)

@@ -1,64 +1,65 @@
 """Reader of Parquet: a row of a file is a row, whatever happens to the file."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.inputs.parquet_schema import is_image, is_tokens, parquet_errors
-from pipeline.readers.chunk import (
+from pipeline.readers.input_rows import (
     STAGE,
-    Chunk,
+    InputRows,
     ReadOptions,
-    RowInput,
-    failed,
+    RowContent,
+    failed_rows,
     null_table,
-    one_ahead,
     places,
+    prefetch,
 )
-from pipeline.readers.parquet_file import ParquetReader, opened
+from pipeline.readers.parquet_file import ParquetReader, open_parquet
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 
 
-def read_parquet(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
-    """A row of a file is a row; its id is `file#row`, or what the id column holds."""
+def read_parquet(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
+    """Reads a row of a file as a row; its id is `file#row`, or what the id column holds."""
 
-    def chunks() -> Iterator[Chunk]:
-        for piece in shard.slices:
-            yield from _read_slice(piece, options)
+    def read() -> Iterator[InputRows]:
+        for file in shard.slices:
+            yield from _read_slice(file, options)
 
-    return one_ahead(chunks())
+    return prefetch(read())
 
 
 class ChangedFile(Exception):
     """A file is not what it was when the run was planned."""
 
 
-def _read_slice(piece: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
-    """The rows of a slice: all of them, whatever happened to the file."""
-    row = piece.start
+def _read_slice(file: FileSlice, options: ReadOptions) -> Iterator[InputRows]:
+    """Yields the rows of a slice: all of them, whatever happened to the file."""
+    row, stop = file.start, file.stop
+    assert stop is not None  # planning has counted the rows of Parquet files
     try:
-        with opened(piece.path, options.storage_options, stop=piece.stop) as reader:
+        with open_parquet(file.path, options.storage_options, stop=stop) as reader:
             columns = _columns(reader.schema, options)
             first = 0
             for group in range(reader.footer.num_row_groups):
                 end = first + reader.footer.row_group(group).num_rows
-                part = replace(piece, start=max(row, first), stop=min(piece.stop, end))
-                if part.start < part.stop:
-                    yield from _read_group(reader, group, first, columns, part, options)
-                    row = part.stop
+                row_range = range(max(row, first), min(stop, end))
+                if row_range:
+                    yield from _read_group(reader, group, first, columns, file, row_range, options)
+                    row = row_range.stop
                 first = end
             error = RowError(STAGE, "ChangedFile", f"the file has only {first} rows now")
-    except (*parquet_errors(), ChangedFile) as failure:
+    except parquet_errors(ChangedFile) as failure:
         error = RowError.of(STAGE, failure)
-    if row < piece.stop:
-        yield failed(replace(piece, start=row), error, options.passthrough)
+    if row < stop:
+        yield failed_rows(file, range(row, stop), error, options.passthrough)
 
 
 def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
+    """Returns the columns to read. Raises ChangedFile where the file lacks one now."""
     wanted = [options.image_column, options.id_column, *options.passthrough.names]
     columns = list(dict.fromkeys(name for name in wanted if name is not None))
     absent = [name for name in columns if name not in schema.names]
@@ -75,49 +76,50 @@ def _read_group(
     group: int,
     first: int,
     columns: list[str],
-    part: FileSlice,
+    file: FileSlice,
+    row_range: range,
     options: ReadOptions,
-) -> Iterator[Chunk]:
-    """The rows `part`, which lie in one row group, whose first row is `first` in the file.
+) -> Iterator[InputRows]:
+    """Yields rows of a file that lie in one row group, whose first row is `first` in the file.
 
     From a damaged page on, a row group cannot be read further: those rows are the failed ones.
     """
-    row = part.start
+    row = row_range.start
     try:
-        for at, batch in reader.batches(group, columns, start=row - first):
-            start, stop = max(row, first + at), min(part.stop, first + at + batch.num_rows)
+        for at, batch in reader.read_group(group, columns, start=row - first):
+            start, stop = max(row, first + at), min(row_range.stop, first + at + batch.num_rows)
             if start < stop:
-                rows = batch.slice(start - first - at, stop - start)
-                for chunk in _chunks(rows, replace(part, start=start, stop=stop), options):
-                    yield chunk
-                    row += len(chunk.ids)
-            if row == part.stop:
+                wanted = batch.slice(start - first - at, stop - start)
+                for found in _input_rows(wanted, file, range(start, stop), options):
+                    yield found
+                    row += len(found.ids)
+            if row == row_range.stop:
                 return
         error = RowError(STAGE, "ChangedFile", "the row group ends early")
-    except (*parquet_errors(), ChangedFile) as failure:
+    except parquet_errors(ChangedFile) as failure:
         error = RowError.of(STAGE, failure)
-    yield failed(replace(part, start=row), error, options.passthrough)
+    yield failed_rows(file, range(row, row_range.stop), error, options.passthrough)
 
 
-def _chunks(batch: pa.RecordBatch, part: FileSlice, options: ReadOptions) -> Iterator[Chunk]:
-    """The rows `part`, which were read as `batch`: one chunk, or where a value is invalid (text
-    that is not UTF-8, which no reader of the results would accept) one chunk a row."""
+def _input_rows(
+    batch: pa.RecordBatch, file: FileSlice, row_range: range, options: ReadOptions
+) -> Iterator[InputRows]:
+    """Yields the rows that were read as `batch`: together, or where a value is invalid (text that
+    is not UTF-8, which no reader of the results would accept) one by one."""
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid as failure:
         if batch.num_rows == 1:
-            yield failed(part, RowError.of(STAGE, failure), options.passthrough)
+            error = RowError.of(STAGE, failure)
+            yield failed_rows(file, row_range, error, options.passthrough)
             return
-        for offset in range(batch.num_rows):
-            row = part.start + offset
-            yield from _chunks(
-                batch.slice(offset, 1), replace(part, start=row, stop=row + 1), options
-            )
+        for i in range(batch.num_rows):
+            yield from _input_rows(batch.slice(i, 1), file, row_range[i : i + 1], options)
         return
     schema = options.passthrough
-    given = [(batch.column(field.name), field.type) for field in schema]
-    arrays = [array if array.type == type_ else array.cast(type_) for array, type_ in given]
-    ids, sources = places(part)
+    found = [(batch.column(field.name), field.type) for field in schema]
+    arrays = [array if array.type == type_ else array.cast(type_) for array, type_ in found]
+    ids, sources = places(file, row_range)
     find = _tokens if options.format == "tokens" else _images
     images = find(batch.column(options.image_column))
     if options.id_column is not None:
@@ -129,10 +131,11 @@ def _chunks(batch: pa.RecordBatch, part: FileSlice, options: ReadOptions) -> Ite
             else:
                 ids[index] = key
     columns = pa.table(arrays, schema=schema) if arrays else null_table(schema, batch.num_rows)
-    yield Chunk(ids, sources, images, columns)
+    yield InputRows(ids, sources, images, columns)
 
 
-def _images(column: pa.Array) -> list[RowInput]:
+def _images(column: pa.Array) -> list[RowContent]:
+    """Returns the bytes of each image of a column, or why there are none."""
     is_struct = pa.types.is_struct(column.type)
     found = (pc.struct_field(column, "bytes") if is_struct else column).to_pylist()
     return [image or _no_image(column[index]) for index, image in enumerate(found)]
@@ -144,12 +147,12 @@ def _no_image(value: pa.Scalar) -> RowError:
     return RowError(STAGE, "EmptyImage", f"the image column holds no bytes in this row{where}")
 
 
-def _tokens(column: pa.Array) -> list[RowInput]:
-    """The lists of a column as arrays of its own integer type."""
+def _tokens(column: pa.Array) -> list[RowContent]:
+    """Returns the lists of a column as arrays of its own integer type, or why there is none."""
     flat = pc.list_flatten(column)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     ends = np.cumsum(lengths)
-    found: list[RowInput] = list(np.split(pc.fill_null(flat, 0).to_numpy(), ends[:-1]))
+    found: list[RowContent] = list(np.split(pc.fill_null(flat, 0).to_numpy(), ends[:-1]))
     for index in np.flatnonzero(column.is_null()):
         found[index] = RowError(STAGE, "BadTokens", "expected tokens, found null in this row")
     # A null within a row.

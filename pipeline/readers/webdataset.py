@@ -5,14 +5,13 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import islice
 from typing import IO, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.inputs.tar_index import (
-    DAMAGE,
+    DAMAGE_ERRORS,
     DamagedTar,
     Member,
     TruncatedTar,
@@ -20,24 +19,24 @@ from pipeline.inputs.tar_index import (
     read_members,
 )
 from pipeline.inputs.webdataset_schema import field_type, image_fields
-from pipeline.readers.chunk import (
-    CHUNK_BYTES,
+from pipeline.readers.input_rows import (
+    READ_BYTES,
     STAGE,
-    Chunk,
+    InputRows,
     ReadOptions,
-    failed,
+    failed_rows,
     null_table,
-    one_ahead,
+    prefetch,
 )
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import redacted, redacted_line
 
-MOST_UNPACKED = 16 << 30  # of a packed tar, which may be made to fill the disk
+MOST_DECOMPRESSED = 16 << 30  # of a .tar.gz, which may be made to fill the disk
 
-_CHUNK_ROWS = 256
-_BLOCK = 1 << 20
+_MOST_ROWS = 256  # that are handed on together
+_COPY_BYTES = 1 << 20
 
 Values = Mapping[str, int | str | None]
 
@@ -49,21 +48,21 @@ class _Row(NamedTuple):
     values: Values
 
 
-class BadSample(Exception):
-    """A sample gives no row: the class and the message of its error."""
+class FailedSample(Exception):
+    """A sample that gives no good row: the class and the message of its error."""
 
     def __init__(self, error: str, message: str) -> None:
         self.row_error = RowError(STAGE, error, message)
 
 
 class UnreadableTar(OSError):
-    """A store does not hand out a tar, or only its beginning. The message is one line, with the
+    """A tar that a store does not give, or only its beginning. The message is one line, with the
     tar's location."""
 
 
-def read_tars(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
-    """A sample is a row, in the order in which the samples begin; its id is `file#key`, or what
-    the id column holds. Its members may lie anywhere in the tar.
+def read_webdataset(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
+    """Reads a sample as a row, in the order in which the samples begin; its id is `file#key`, or
+    what the id column holds. Its members may lie anywhere in the tar.
 
     A tar that is cut, damaged or empty gives one more row, with the error, named like the file.
 
@@ -72,49 +71,51 @@ def read_tars(shard: Shard, options: ReadOptions) -> Iterator[Chunk]:
     for that tar, as nobody knows how many it would be.
     """
 
-    def chunks() -> Iterator[Chunk]:
-        for piece in shard.slices:
+    def read() -> Iterator[InputRows]:
+        for tar in shard.slices:
             row = 0
-            for chunk in _chunks(islice(_read_tar(piece, options), piece.stop), options):
-                row += len(chunk.ids)
-                yield chunk
-            if piece.stop is not None and row < piece.stop:
+            for found in _together(islice(_read_tar(tar, options), tar.stop), options):
+                row += len(found.ids)
+                yield found
+            if tar.stop is not None and row < tar.stop:
                 error = RowError(STAGE, "ChangedFile", f"the tar has only {row} samples now")
-                yield failed(replace(piece, start=row), error, options.passthrough)
+                yield failed_rows(tar, range(row, tar.stop), error, options.passthrough)
 
-    return one_ahead(chunks())
+    return prefetch(read())
 
 
-def _chunks(rows: Iterator[_Row], options: ReadOptions) -> Iterator[Chunk]:
+def _together(rows: Iterator[_Row], options: ReadOptions) -> Iterator[InputRows]:
+    """Puts together as many rows as are handed on at once."""
     some: list[_Row] = []
     size = 0
     for row in rows:
         some.append(row)
         size += len(row.image) if isinstance(row.image, bytes) else 0
         size += sum(len(value) for value in row.values.values() if isinstance(value, str))
-        if len(some) == _CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield _chunk(some, options.passthrough)
+        if len(some) == _MOST_ROWS or size >= READ_BYTES:
+            yield _input_rows(some, options.passthrough)
             some, size = [], 0
     if some:
-        yield _chunk(some, options.passthrough)
+        yield _input_rows(some, options.passthrough)
 
 
-def _chunk(rows: list[_Row], schema: pa.Schema) -> Chunk:
+def _input_rows(rows: list[_Row], schema: pa.Schema) -> InputRows:
     arrays = [pa.array([row.values.get(f.name) for row in rows], f.type) for f in schema]
     columns = pa.table(arrays, schema=schema) if arrays else null_table(schema, len(rows))
     ids, sources, images, _ = zip(*rows, strict=True)
-    return Chunk(list(ids), list(sources), list(images), columns)
+    return InputRows(list(ids), list(sources), list(images), columns)
 
 
-def _read_tar(piece: FileSlice, options: ReadOptions) -> Iterator[_Row]:
-    """The rows of a whole tar, and at last what is wrong with its bytes. Raises UnreadableTar."""
-    with _named(piece.path), ExitStack() as stack:
+def _read_tar(tar: FileSlice, options: ReadOptions) -> Iterator[_Row]:
+    """Yields the rows of a whole tar, and at last what is wrong with its bytes. Raises
+    UnreadableTar."""
+    with _naming(tar.path), ExitStack() as stack:
         try:
-            stream = stack.enter_context(open_tar(piece.path, options.storage_options))
-        except DAMAGE as failure:
-            yield _Row(piece.name, piece.path, RowError.of(STAGE, failure), {})
+            stream = stack.enter_context(open_tar(tar.path, options.storage_options))
+        except DAMAGE_ERRORS as failure:
+            yield _Row(tar.name, tar.path, RowError.of(STAGE, failure), {})
             return
-        file, damage = stack.enter_context(_at_hand(stream))
+        file, damage = stack.enter_context(_local_copy(stream))
         samples: dict[str, dict[str, Member]] = {}
         key = ""
         try:
@@ -130,13 +131,13 @@ def _read_tar(piece: FileSlice, options: ReadOptions) -> Iterator[_Row]:
         last = key  # where a tar is cut or damaged, this sample may not be whole
         for key, fields in samples.items():
             id_, image, values = _sample(file, fields, options, damage if key == last else None)
-            yield _Row(id_ or f"{piece.name}#{key}", f"{piece.path}#{key}", image, values)
+            yield _Row(id_ or f"{tar.name}#{key}", f"{tar.path}#{key}", image, values)
         if damage:
-            yield _Row(piece.name, piece.path, damage, {})
+            yield _Row(tar.name, tar.path, damage, {})
 
 
 @contextmanager
-def _named(path: str) -> Iterator[None]:
+def _naming(path: str) -> Iterator[None]:
     """Makes an error of a store, or of the disk that a tar is copied to, say which tar it is of."""
     try:
         yield
@@ -147,9 +148,10 @@ def _named(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _at_hand(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]]:
-    """A file of this machine with the bytes of a stream, as far as they can be read: members may
-    come in any order, and neither a packed file nor a store can be read here and there."""
+def _local_copy(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]]:
+    """Yields a file of this machine with the bytes of a stream, as far as they can be read, and
+    what is wrong with those where it ends early: members may come in any order, and neither a
+    compressed file nor a store can be read here and there."""
     if isinstance(stream, io.BufferedReader):  # it is such a file
         yield stream, None
         return
@@ -160,28 +162,31 @@ def _at_hand(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]]:
 
 
 def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
-    """Returns what is wrong with the bytes that it ended early at."""
-    packed = isinstance(stream, gzip.GzipFile)
+    """Copies all bytes; returns what is wrong with them where it ended early."""
+    compressed = isinstance(stream, gzip.GzipFile)
     # read would lose what it has got before an error
     read = stream.read1 if isinstance(stream, gzip.GzipFile) else stream.read
     while True:
         try:
-            block = read(_BLOCK)
+            some = read(_COPY_BYTES)
         except EOFError as failure:
             return RowError.of(STAGE, TruncatedTar(f"the tar is cut short: {failure}"))
-        except DAMAGE as failure:
+        except DAMAGE_ERRORS as failure:
             return RowError.of(STAGE, failure)
-        if not block:
+        if not some:
             return None
-        copy.write(block)
-        if packed and copy.tell() > MOST_UNPACKED:
-            return RowError(STAGE, "TarTooLarge", f"expected at most {MOST_UNPACKED} bytes in it")
+        copy.write(some)
+        if compressed and copy.tell() > MOST_DECOMPRESSED:
+            return RowError(
+                STAGE, "TarTooLarge", f"expected at most {MOST_DECOMPRESSED} bytes in it"
+            )
 
 
 def _sample(
     file: IO[bytes], fields: Mapping[str, Member], options: ReadOptions, damage: RowError | None
 ) -> tuple[str | None, bytes | RowError, Values]:
-    """What the id column holds, the image, the columns. `damage`: of the tar, behind the sample."""
+    """Reads what the id column holds, the image, the columns. `damage`: of the tar, behind the
+    sample."""
     names = options.passthrough.names
     id_column = options.id_column
     wanted = [*names, *([id_column] if id_column and id_column not in names else [])]
@@ -189,13 +194,13 @@ def _sample(
     try:
         values = {name: _value(file, name, fields) for name in wanted if name in fields}
         if damage and len(values) < len(wanted):
-            raise BadSample(damage.error, "the tar is cut or damaged within this sample")
+            raise FailedSample(damage.error, "the tar is cut or damaged within this sample")
         if id_column and id_column not in values:
-            raise BadSample("MissingId", f"expected a member .{id_column}, found none")
+            raise FailedSample("MissingId", f"expected a member .{id_column}, found none")
         image: bytes | RowError = _image(file, fields, options.image_column)
-    except BadSample as bad:
-        image = bad.row_error
-    id_ = str(values[id_column]) if id_column in values else None
+    except FailedSample as failure:
+        image = failure.row_error
+    id_ = str(values[id_column]) if id_column and id_column in values else None
     return id_, image, values
 
 
@@ -204,30 +209,35 @@ def _value(file: IO[bytes], field: str, fields: Mapping[str, Member]) -> int | s
     try:
         if field_type(field) == pa.string():
             return payload.decode()
-        return pa.scalar(int(payload), pa.int64()).as_py()
+        number: int = pa.scalar(int(payload), pa.int64()).as_py()
+        return number
     except (ValueError, OverflowError) as failure:
-        raise BadSample("InvalidField", f"member .{field}: {redacted_line(failure)}") from failure
+        raise FailedSample(
+            "InvalidField", f"member .{field}: {redacted_line(failure)}"
+        ) from failure
 
 
 def _image(file: IO[bytes], fields: Mapping[str, Member], chosen: str | None) -> bytes:
     found = image_fields(fields) if chosen is None else [chosen] if chosen in fields else []
     if not found:
-        raise BadSample("MissingImage", f"expected an image, found members .{', .'.join(fields)}")
+        raise FailedSample(
+            "MissingImage", f"expected an image, found members .{', .'.join(fields)}"
+        )
     if len(found) > 1:
-        raise BadSample(
+        raise FailedSample(
             "SeveralImages", f"expected one image, found {', '.join(found)}; see --image-column"
         )
     image = _read(file, fields[found[0]])
     if not image:
-        raise BadSample("EmptyImage", f"member .{found[0]} holds no bytes")
+        raise FailedSample("EmptyImage", f"member .{found[0]} holds no bytes")
     return image
 
 
 def _read(file: IO[bytes], member: Member) -> bytes:
     if member.fault is not None:
-        raise BadSample(*member.fault)
+        raise FailedSample(*member.fault)
     file.seek(member.offset)
     payload = file.read(member.size)
     if len(payload) < member.size:
-        raise BadSample("TruncatedTar", "the tar is cut short within this sample")
+        raise FailedSample("TruncatedTar", "the tar is cut short within this sample")
     return payload

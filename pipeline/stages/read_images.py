@@ -13,7 +13,7 @@ from igpt_core.images.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.inputs.masks import Masks
 from pipeline.readers import read_shard
-from pipeline.readers.chunk import STAGE, Chunk
+from pipeline.readers.input_rows import STAGE, InputRows
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shards_in
 from pipeline.stages.blocks import with_seconds
@@ -93,10 +93,10 @@ class ReadImages:
         decode_seconds = 0.0
         tables = []
         sources: dict[str, str] = {}  # by id
-        for chunk in read_shard(shard, **self._reading):
-            _refuse_duplicates(chunk, sources)
+        for found in read_shard(shard, **self._reading):
+            _refuse_duplicates(found, sources)
             decode_begun = time.perf_counter()
-            tables.append(self._quantize(chunk, shard))
+            tables.append(self._quantize(found, shard))
             decode_seconds += time.perf_counter() - decode_begun
         table = pa.concat_tables(tables)
         expected = table.num_rows if shard.rows is None else shard.rows
@@ -106,27 +106,27 @@ class ReadImages:
         table = with_seconds(table, "read", read_seconds)
         return with_seconds(table, "decode", decode_seconds)
 
-    def _quantize(self, chunk: Chunk, shard: Shard) -> pa.Table:
-        found = [self._tokenizer.tokens(image) for image in chunk.images]
+    def _quantize(self, read: InputRows, shard: Shard) -> pa.Table:
+        found = [self._tokenizer.tokens(image) for image in read.images]
         own = {
             rows.SHARD: pa.array(np.full(len(found), shard.index, np.int32)),
-            rows.ROW_ID: pa.array(chunk.ids, pa.string()),
-            rows.SOURCE: pa.array(chunk.sources, pa.string()),
+            rows.ROW_ID: pa.array(read.ids, pa.string()),
+            rows.SOURCE: pa.array(read.sources, pa.string()),
         }
         if self._masks is not None:
-            pins = self._masks.given(chunk.ids)
+            pins = self._masks.known(read.ids)
             found = [_worse(*pair) for pair in zip(found, pins, strict=True)]
             own[rows.KNOWN_PIXELS] = _pins_array(pins, self._tokenizer.n_positions)
-        columns = {name: chunk.columns[name] for name in chunk.columns.column_names}
+        columns = {name: read.columns[name] for name in read.columns.column_names}
         return pa.table({**own, **self._tokenizer.columns(found), **columns})
 
 
-def _refuse_duplicates(chunk: Chunk, sources: dict[str, str]) -> None:
+def _refuse_duplicates(read: InputRows, sources: dict[str, str]) -> None:
     """Make errors of the rows whose id an earlier row of the shard has; `sources` knows those."""
-    for index, (id_, source) in enumerate(zip(chunk.ids, chunk.sources, strict=True)):
+    for index, (id_, source) in enumerate(zip(read.ids, read.sources, strict=True)):
         first = sources.setdefault(id_, source)
         if first != source:
-            chunk.images[index] = RowError(
+            read.images[index] = RowError(
                 STAGE, "DuplicateId", f"expected ids that differ, found that of {first}: {id_}"
             )
 
@@ -173,8 +173,8 @@ class CountColors:
     def _count(self, shard: Shard) -> dict[str, Any]:
         begun = time.perf_counter()
         parts, good_rows, errors = [], 0, 0
-        for chunk in read_shard(shard, **self._reading):
-            pixels = [decoded(image, **self._decoding) for image in chunk.images]
+        for found in read_shard(shard, **self._reading):
+            pixels = [decoded(image, **self._decoding) for image in found.images]
             good = [item for item in pixels if not isinstance(item, RowError)]
             good_rows += len(good)
             errors += len(pixels) - len(good)

@@ -11,7 +11,7 @@ from PIL import Image
 from igpt_core.images.pixels import Crop, ImageError, Pixels, Resize, load_pixels
 from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
-from pipeline.readers.chunk import STAGE, RowInput
+from pipeline.readers.input_rows import STAGE, RowContent
 from pipeline.rows import RowError
 from pipeline.stages.blocks import tokens_array
 
@@ -44,7 +44,7 @@ class Tokenizer:
         self.n_positions = image_size**2
         self._prompts = prompts
 
-    def tokens(self, content: RowInput | Image.Image) -> Tokens | RowError:
+    def tokens(self, content: RowContent | Image.Image) -> Tokens | RowError:
         """The tokens of a row, flat: n_positions, or fewer of a prompt; or why there are none."""
         if isinstance(content, np.ndarray):
             return self._checked(content)

@@ -1,3 +1,3 @@
 """Bytes anywhere: filesystems, atomic writes, retries, redaction, walks.
 
-Uses the rows and errors of the package, nothing else of it."""
+Uses errors of the package and the core's paths to models; no Ray, no pyarrow."""

@@ -45,12 +45,13 @@ def write_atomic(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
 
 
 def has_temporaries(fs: AbstractFileSystem) -> bool:
-    """Whether a writer that is killed may leave a file under a temporary name."""
+    """Returns whether a writer that is killed may leave a file under a temporary name."""
     return is_local(fs) or bool(protocols(fs) & _NOT_ATOMIC)
 
 
 def is_temporary(path: str) -> bool:
-    """Whether a file has the name of one that `write_atomic` or `write_new` has not finished."""
+    """Returns whether a file has the name of one that `write_atomic` or `write_new` has not
+    finished."""
     return _TEMPORARY.fullmatch(path.rpartition("/")[2]) is not None
 
 
@@ -60,7 +61,8 @@ def _temporary_for(path: str) -> str:
 
 
 def write_new(fs: AbstractFileSystem, path: str, payload: bytes) -> None:
-    """The same of a file that must not be there yet: of two writers at once, one is first.
+    """Writes a file that must not be there yet, whole or not at all: of two writers at once, one is
+    first.
 
     Raises FileExistsError. Where a store knows no such writing, two writers at the same moment are
     not kept apart.

@@ -24,20 +24,21 @@ Role = Literal["input", "output", "model"]
 ROLES: tuple[Role, ...] = ("input", "output", "model")
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(?:://|::)")
-# Filesystems that make a request again by themselves; trying theirs again would take minutes.
-_PATIENT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
+# Filesystems that retry their requests themselves; to retry on top of that would take minutes.
+_RETRYING = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 # s3fs would ask for the size first, to read large objects in pieces: two requests for each image.
 _ONE_GET = {"max_concurrency": 1}
 
 
-def store_errors() -> tuple[type[Exception], ...]:
-    """What an unreachable or forbidden location raises: filesystems let the errors of the libraries
-    below them through, and which of those are loaded changes."""
-    return (OSError, *library_errors())
+def store_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Returns what an unreachable or forbidden location raises, and `others`, for an `except`:
+    filesystems let the errors of the libraries below them through, and which of those are loaded
+    changes."""
+    return (OSError, *library_errors(), *others)
 
 
 def options_for(storage_options: Mapping[str, Any] | None, role: Role) -> dict[str, Any]:
-    """The fsspec options of one location: flat options hold for every location,
+    """Returns the fsspec options of one location: flat options hold for every location,
     `{"input": {...}, "output": {...}, "model": {...}}` (any of them) for one each.
 
     Raises UsageError where the two forms are mixed. Values never stand in a message.
@@ -60,7 +61,8 @@ def options_for(storage_options: Mapping[str, Any] | None, role: Role) -> dict[s
 def open_location(
     uri: str, options: Mapping[str, Any] | None = None
 ) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URI and the path within it (local: absolute, no trailing slash).
+    """Opens the filesystem of a URI; returns it and the path within it (local: absolute, no
+    trailing slash).
 
     `options` go to fsspec for locations that are not local. Raises UsageError for an unknown
     protocol, a missing package, options that the filesystem does not take, or a server that it
@@ -87,7 +89,7 @@ def open_location(
         fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
         if "s3" in protocols(fs):
             fs.connect()  # without a request: s3fs looks at its options no sooner
-    except (TypeError, ValueError, ImportError, *store_errors()) as error:
+    except store_errors(TypeError, ValueError, ImportError) as error:
         raise UsageError(
             f"cannot open {protocol}:// with --storage-options {', '.join(options or {}) or '{}'}: "
             f"{redacted_line(error)}"
@@ -96,7 +98,7 @@ def open_location(
 
 
 def absolute(location: str) -> str:
-    """A location that means the same in every process: local paths become absolute, URIs and the
+    """Makes a location mean the same in every process: local paths become absolute, URIs and the
     name of the shipped model stay."""
     if _PROTOCOL.match(location) or location == EMBEDDED:
         return location
@@ -104,13 +106,13 @@ def absolute(location: str) -> str:
 
 
 def absolute_model(location: str) -> str:
-    """The same for a model, which may also be the id of one on the Hugging Face Hub."""
+    """Does the same for a model, which may also be the id of one on the Hugging Face Hub."""
     return location if is_hub_id(location) else absolute(location)
 
 
 def local_output(path: str) -> str:
-    """The path of a local file to be written, its folder made. Raises UsageError where it is a
-    URI or cannot be written: better now than when the work is done."""
+    """Returns the path of a local file to be written, its folder made. Raises UsageError where it
+    is a URI or cannot be written: better now than when the work is done."""
     if _PROTOCOL.match(path):
         raise UsageError(f"expected a local --output, found {redacted(path)}; copy it afterwards")
     path = absolute(path)
@@ -125,12 +127,13 @@ def local_output(path: str) -> str:
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
-    """Whether paths of `fs` can be given to `open`."""
+    """Returns whether paths of `fs` can be given to `open`."""
     return isinstance(fs, LocalFileSystem)
 
 
 def uri_of(child: str, *, uri: str, path: str) -> str:
-    """The URI of `child`, a path on the filesystem for which `open_location(uri)` gave `path`.
+    """Returns the URI of `child`, a path on the filesystem for which `open_location(uri)` gave
+    `path`.
 
     Keeps what the URI holds beside the path: protocol, host, the outer file of `zip://a::b.zip`.
     """
@@ -146,12 +149,12 @@ def uri_of(child: str, *, uri: str, path: str) -> str:
 
 
 def join(path: str, *names: str) -> str:
-    """`path/name/...`, for paths and URIs alike."""
+    """Joins to `path/name/...`, for paths and URIs alike."""
     return "/".join([path.rstrip("/"), *names])
 
 
 def exists(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether a file or folder is there now, whatever was listed before.
+    """Returns whether a file or folder is there now, whatever was listed before.
 
     Raises OSError where nobody can tell: a filesystem's own `exists` says no to that.
     """
@@ -159,7 +162,7 @@ def exists(fs: AbstractFileSystem, path: str) -> bool:
 
 
 def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
-    """A whole file. Raises OSError (FileNotFoundError, PermissionError, ...)."""
+    """Reads a whole file. Raises OSError (FileNotFoundError, PermissionError, ...)."""
     if is_local(fs):
         with open(path, "rb") as file:
             return file.read()
@@ -168,16 +171,17 @@ def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:
 
 
 def retry_on(fs: AbstractFileSystem, request: Callable[[], Result]) -> Result:
-    """What a request returns, which is made again where the filesystem does not do so itself."""
-    return request() if protocols(fs) & _PATIENT else with_retry(request)
+    """Makes a request; retries it where the filesystem does not do so itself."""
+    return request() if protocols(fs) & _RETRYING else with_retry(request)
 
 
 def protocols(fs: AbstractFileSystem) -> set[str]:
+    """Returns the names that a filesystem goes by in URIs."""
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
 def kind(fs: AbstractFileSystem, path: str) -> Literal["file", "folder"] | None:
-    """What is there now, whatever was listed before; None: nothing."""
+    """Tells what is there now, whatever was listed before; None: nothing."""
     fs.invalidate_cache()
     try:
         found = retry_on(fs, lambda: fs.info(path))["type"]

@@ -7,7 +7,7 @@ _SIGNATURE = r"[^\s'\"]+(?<![:;,])"  # without what ends the clause that it stan
 # urllib3 leaves the host out: "Max retries exceeded with url: /image.png?..."
 _QUERY = re.compile(rf"((?:\w://|\burl: /)[^\s?'\"]*)\?{_SIGNATURE}")
 _WEB_QUERY = re.compile(rf"(https?://[^\s?'\"]*)\?{_SIGNATURE}")
-_MASKED_QUERY = re.compile(r"https?://[^\s?'\"]*\?\*\*\*")
+_REDACTED_QUERY = re.compile(r"https?://[^\s?'\"]*\?\*\*\*")
 # To the last @: a password may hold one. A name alone is no secret (`abfs://container@account`,
 # `sftp://me@host`), but for web addresses, where it may be a token.
 _LOGIN = re.compile(
@@ -16,18 +16,18 @@ _LOGIN = re.compile(
 
 
 def redacted(text: str) -> str:
-    """Text that may hold locations, without logins and without the queries (signatures) of web
-    addresses: fit to be shown and written down."""
+    """Returns text that may hold locations without logins and without the queries (signatures) of
+    web addresses: fit to be shown and written down."""
     return _without_logins(_WEB_QUERY.sub(r"\1?***", text))
 
 
 def is_redacted(text: str) -> bool:
-    """Whether `redacted` left something out of a location, so that it leads nowhere."""
-    return "://***@" in text or _MASKED_QUERY.search(text) is not None
+    """Returns whether `redacted` left something out of a location, so that it leads nowhere."""
+    return "://***@" in text or _REDACTED_QUERY.search(text) is not None
 
 
 def redacted_line(error: BaseException, *, length: int = 300) -> str:
-    """An exception's text on one line of at most `length` characters, without the queries
+    """Returns an exception's text on one line of at most `length` characters, without the queries
     (signatures) and the logins that URLs in it hold."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = _without_secrets(text)
@@ -35,7 +35,8 @@ def redacted_line(error: BaseException, *, length: int = 300) -> str:
 
 
 def redacted_traceback(error: BaseException) -> str:
-    """An exception's traceback, and those of what it was raised from, with the same left out."""
+    """Returns an exception's traceback, and those of what it was raised from, with the same left
+    out."""
     return _without_secrets("".join(traceback.format_exception(error)))
 
 

@@ -16,12 +16,14 @@ _LISTING_PAGE = 1000
 
 
 def is_hidden(name: str) -> bool:
-    """Names that listings pass over: `.git`, `_SUCCESS`, half-written temporary files."""
+    """Returns whether listings pass over a name: `.git`, `_SUCCESS`, half-written temporary
+    files."""
     return name.startswith((".", "_"))
 
 
 def list_files(fs: AbstractFileSystem, path: str) -> list[str]:
-    """Every file below a folder, sorted, hidden names and folders left out; [] if it is missing.
+    """Lists every file below a folder, sorted, hidden names and folders left out; [] if it is
+    missing.
 
     Linked folders are followed, but never into themselves. Holds paths only, no sizes.
     """
@@ -29,12 +31,12 @@ def list_files(fs: AbstractFileSystem, path: str) -> list[str]:
 
 
 def has_magic(path: str) -> bool:
-    """Whether a path could be meant as a glob."""
+    """Returns whether a path could be meant as a glob."""
     return _MAGIC.search(path) is not None
 
 
 def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
-    """The fixed folder of a pattern, and the files that match or lie in a folder that does.
+    """Finds the fixed folder of a pattern, and the files that match or lie in a folder that does.
 
     `*` and `?` stay within a name, `**` stands for any number of folders, `[ab]` and `[!ab]` for
     one character. Only folders that can lead to a match are listed. A hidden name matches only
@@ -47,7 +49,7 @@ def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
     regexes = [re.compile(fnmatch.translate(part)) for part in wanted]
 
     def leads(names: Sequence[str], at: int, *, complete: bool) -> bool:
-        """Whether names can go on to match `wanted[at:]` (complete: whether they do)."""
+        """Returns whether names can go on to match `wanted[at:]` (complete: whether they do)."""
         if at == len(wanted):
             return not any(is_hidden(name) for name in names)
         if not names:
@@ -67,7 +69,7 @@ def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
 
 
 def _walk(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
-    """Files below root. `enter` gets each name relative to root, of files and folders."""
+    """Yields files below root. `enter` gets each name relative to root, of files and folders."""
     prefix = len(root.rstrip("/")) + 1 if root else 0
     walk = _walk_local if is_local(fs) else _walk_remote
     return walk(fs, root, lambda path: enter(path[prefix:]))
@@ -94,7 +96,7 @@ def _walk_local(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool])
 
 
 def _walk_remote(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
-    """One listing request a folder, many at once: a store lists a folder page after page."""
+    """Makes one listing request per folder, many at once: a store lists a folder page by page."""
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         running: set[Future[tuple[list[str], list[str]]]] = {pool.submit(list_folder, fs, root)}
         while running:
@@ -106,7 +108,7 @@ def _walk_remote(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]
 
 
 def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
-    """The files and the folders in a folder; none if it is missing."""
+    """Lists the files and the folders in a folder; none if it is missing."""
     try:
         if "s3" in protocols(fs) and folder:
             return _ls_s3(fs, folder)
@@ -120,7 +122,7 @@ def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[st
 
 
 def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
-    """As list_folder, a page of names at a time: s3fs holds a kilobyte for each file."""
+    """Does the same a page of names at a time: s3fs holds a kilobyte for each file."""
     bucket, key, _ = fs.split_path(folder)
     prefix = f"{key}/" if key else ""
     files: list[str] = []

@@ -10,9 +10,9 @@ import pytest
 from datasets import ClassLabel, Features, Image, Value
 
 from pipeline.errors import UsageError
-from pipeline.inputs import parquet_schema as footers
+from pipeline.inputs import parquet_schema
 from pipeline.inputs.files import format_extensions
-from pipeline.inputs.source import find_source
+from pipeline.inputs.source import Source, find_source
 from pipeline.rows import hub_features
 from pipeline.shards import FileSlice, Plan, Shard, shards_in
 
@@ -162,7 +162,7 @@ def test_parquet_rows_are_cut_and_put_together(tmp_path, shard_size):
 
 @pytest.mark.parametrize("limit", [1, 5, 7, 8, 100])
 def test_limit_takes_the_first_rows(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(footers, "_FOOTER_ROUND", 1)  # footers are read until there are enough rows
+    monkeypatch.setattr(parquet_schema, "_FOOTERS_AT_ONCE", 1)
     for name in ("a", "b", "c"):
         write(tmp_path / f"{name}.parquet", 4)
     everything = rows_of(plan_shards(str(tmp_path), shard_size=5))
@@ -178,6 +178,27 @@ def test_a_source_knows_its_rows_before_it_is_cut(tmp_path, limit, rows):
     assert [shard.rows for shard in source.cut(3).shards] == [3] * (rows // 3) + [rows % 3] * (
         rows % 3 > 0
     )
+
+
+def test_a_row_group_of_many_shards_is_said_at_planning(tmp_path, capsys):
+    write(tmp_path / "a.parquet", 200)
+    write(tmp_path / "b.parquet", 130, group=10)
+    source = find_source(str(tmp_path))
+    source.print_large_groups(4)  # 50 shards in a group
+    find_source(str(tmp_path), limit=100).print_large_groups(2)
+    find_source(f"{tmp_path}/b.parquet").print_large_groups(1)
+    assert capsys.readouterr().err == ""
+    source.print_large_groups(3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/a.parquet has a row group of 200 rows, for shards of 3" in line
+    assert "pq.write_table(..., row_group_size=48)" in line
+
+
+def test_image_files_and_numbers_have_no_row_groups(tmp_path, capsys):
+    touch(tmp_path, "a.png")
+    find_source(str(tmp_path)).print_large_groups(1)
+    Source.numbered(1000).print_large_groups(1)
+    assert capsys.readouterr().err == ""
 
 
 def test_shards_of_no_rows_are_refused(tmp_path):
@@ -304,6 +325,7 @@ def test_refused_places(tmp_path):
     assert "all 4 names" in message
     assert f"none for 2 of them, the first is {tmp_path}/text/x.txt" in message
     assert "missing" in refusal(f"{tmp_path}/text,{tmp_path}/missing")
+    assert "braces in --input that pair" in refusal(tmp_path / "text/{a,b.txt")
     assert "--input" in refusal(" , ")
     assert "memory://x" in refusal("memory://x")
     assert "one filesystem" in refusal(f"{tmp_path}/text,memory://x")

@@ -59,7 +59,7 @@ def read(location, model, *, shard_size=100, prompts=False, **options):
 
 
 def errors_of(block):
-    """(stage, class, message) of each bad row, by its number."""
+    """(stage, class, message) of each failed row, by its number."""
     found = zip(
         block[rows.ERROR_STAGE].to_pylist(),
         block[rows.ERROR_CLASS].to_pylist(),

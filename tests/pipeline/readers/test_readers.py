@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.errors import UsageError
 from pipeline.inputs.files import format_extensions
 from pipeline.inputs.source import find_source
-from pipeline.readers import SOURCES, parquet_file, read_shard
+from pipeline.readers import READERS, parquet_file, read_shard
 from pipeline.readers import images as image_files
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
@@ -74,7 +74,7 @@ def images(payloads, type_=STRUCT):
     return pa.array(payloads, type_)
 
 
-def chunks_of(plan, place):
+def rows_of(plan, place):
     for shard in plan.shards:
         yield from read_shard(
             shard,
@@ -91,20 +91,25 @@ def read(place, *, shard_size=4, name="", **options):
     uri = f"{place[0]}/{name}".rstrip("/")
     plan = plan_shards(uri, shard_size=shard_size, storage_options=place[1], **options)
     ids, where, found, tables = [], [], [], []
-    for chunk in chunks_of(plan, place):
-        sizes = {len(chunk.ids), len(chunk.sources), len(chunk.images), chunk.columns.num_rows}
-        assert len(sizes) == 1, "the four parts of a chunk are aligned"
-        assert chunk.columns.schema == plan.passthrough
-        ids += chunk.ids
-        where += chunk.sources
-        found += chunk.images
-        tables.append(chunk.columns)
+    for some in rows_of(plan, place):
+        sizes = {
+            len(some.ids),
+            len(some.sources),
+            len(some.images),
+            some.columns.num_rows,
+        }
+        assert len(sizes) == 1, "the four fields are aligned"
+        assert some.columns.schema == plan.passthrough
+        ids += some.ids
+        where += some.sources
+        found += some.images
+        tables.append(some.columns)
     assert len(ids) == plan.rows
     return ids, where, found, pa.concat_tables(tables)
 
 
 def test_every_planned_format_has_a_reader():
-    assert SOURCES.keys() == format_extensions().keys() | {"tokens"}
+    assert READERS.keys() == format_extensions().keys() | {"tokens"}
 
 
 # --- image files ----------------------------------------------------------------------------------
@@ -120,15 +125,15 @@ def test_files_are_read_in_order(place):
     assert found == [payloads[name] for name in ids]
 
 
-def test_bad_files_become_errors_and_the_others_go_on(tmp_path):
+def test_files_that_fail_become_errors_and_the_others_go_on(tmp_path):
     for name in ("a.png", "gone.png", "hollow.png", "z.png"):
         (tmp_path / name).write_bytes(b"x" if name != "hollow.png" else b"")
     (tmp_path / "link.png").symlink_to("nowhere")
     plan = plan_shards(str(tmp_path), shard_size=10)
     (tmp_path / "gone.png").unlink()
     (tmp_path / "gone.png").mkdir()
-    (chunk,) = chunks_of(plan, (str(tmp_path), {}))
-    by_id = dict(zip(chunk.ids, chunk.images, strict=True))
+    (some,) = rows_of(plan, (str(tmp_path), {}))
+    by_id = dict(zip(some.ids, some.images, strict=True))
     assert by_id["a.png"] == by_id["z.png"] == b"x"
     errors = {name: (e.stage, e.error) for name, e in by_id.items() if isinstance(e, RowError)}
     assert errors == {
@@ -144,10 +149,10 @@ def test_a_missing_object_is_an_error_of_its_row(s3):
         put(place, name, b"x")
     plan = plan_shards(place[0], shard_size=5, storage_options=s3)
     open_location(place[0], s3)[0].rm_file("sources-tests/missing/a.png")
-    (chunk,) = chunks_of(plan, place)
-    assert isinstance(chunk.images[0], RowError)
-    assert chunk.images[0].error == "FileNotFoundError"
-    assert chunk.images[1] == b"x"
+    (some,) = rows_of(plan, place)
+    assert isinstance(some.images[0], RowError)
+    assert some.images[0].error == "FileNotFoundError"
+    assert some.images[1] == b"x"
 
 
 def files_shard(count):
@@ -155,7 +160,7 @@ def files_shard(count):
 
 
 def test_files_are_read_while_the_caller_works(monkeypatch):
-    """With the caller busy with the first chunk, as many files as allowed are read, no more."""
+    """With the caller busy with the first rows, as many files as allowed are read, no more."""
     seen = []
 
     def fake(fs, path):
@@ -171,22 +176,22 @@ def test_files_are_read_while_the_caller_works(monkeypatch):
     while len(seen) < len(first.ids) + 16 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(first.ids) + 16 <= len(seen) <= len(first.ids) + image_files._FILES_AHEAD
-    rest = [name for chunk in reading for name in chunk.ids]
-    assert first.ids + rest == [piece.name for piece in shard.slices]
+    rest = [name for some in reading for name in some.ids]
+    assert first.ids + rest == [file.name for file in shard.slices]
 
 
 def test_large_files_are_not_piled_up(monkeypatch):
-    """Images of half the budget: at most a chunk, and three files ahead, are in memory."""
+    """Images of half the budget: at most one, and three files ahead, are in memory."""
     monkeypatch.setattr(image_files, "_BYTES_AHEAD", 1000)
-    monkeypatch.setattr(image_files, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(image_files, "READ_BYTES", 500)
     seen = []
     monkeypatch.setattr(image_files, "read_bytes", lambda fs, path: seen.append(path) or b"x" * 500)
     reading = read_shard(files_shard(100), format="images")
     taken = 0
-    for chunk in reading:
-        taken += len(chunk.ids)
-        assert len(chunk.ids) == 1
-        if taken > image_files._CHUNK_FILES:  # before, no size was known
+    for some in reading:
+        taken += len(some.ids)
+        assert len(some.ids) == 1
+        if taken > image_files._MOST_FILES:  # before, no size was known
             assert len(seen) <= taken + 3
     assert taken == 100
 
@@ -229,8 +234,8 @@ def table():
 @pytest.mark.parametrize("shard_size", [1, 13, 100])
 def test_parquet_equals_what_pandas_reads(tmp_path, table, group, shard_size):
     for name, rows in {"a": (0, 20), "b": (20, 21), "c": (21, 57)}.items():
-        piece = table.slice(rows[0], rows[1] - rows[0])
-        (tmp_path / f"{name}.parquet").write_bytes(parquet(piece, row_group_size=group))
+        rows_of_file = table.slice(rows[0], rows[1] - rows[0])
+        (tmp_path / f"{name}.parquet").write_bytes(parquet(rows_of_file, row_group_size=group))
     ids, where, found, columns = read((str(tmp_path), {}), shard_size=shard_size)
     frames = {name: pd.read_parquet(tmp_path / f"{name}.parquet") for name in "abc"}
     expected = pd.concat(frames.values(), ignore_index=True)
@@ -338,24 +343,30 @@ def test_names_with_dots_are_told_apart(tmp_path):
     assert columns.to_pydict() == {"a": [1]}
 
 
+def close_files():
+    """Leaves the process as a new one is."""
+    while parquet_file._open_reader:
+        parquet_file._open_reader.pop().close()
+
+
 def count_batches(monkeypatch):
-    """The list of batches that are decoded from now on, by their first rows."""
+    """Returns the list of batches that are decoded from now on, by their first rows."""
     decoded = []
-    whole = parquet_file.row_batches
+    whole = parquet_file._read_batches
 
     def counting(*arguments):
         for at, batch in whole(*arguments):
             decoded.append(at)
             yield at, batch
 
-    monkeypatch.setattr(parquet_file, "row_batches", counting)
+    monkeypatch.setattr(parquet_file, "_read_batches", counting)
     return decoded
 
 
 def read_rows(path, start, stop):
     shard = Shard(0, (FileSlice(str(path), "a", start, stop),))
     reading = read_shard(shard, format="parquet", image_column="image")
-    return [image for chunk in reading for image in chunk.images]
+    return [image for some in reading for image in some.images]
 
 
 @pytest.mark.parametrize("group", [30_000, 1000, 700])
@@ -382,7 +393,7 @@ def test_a_file_that_is_replaced_between_two_shards_is_opened_again(tmp_path, mo
     pq.write_table(pa.table({"image": [b"new"] * 1000}), path)
     assert read_rows(path, 500, 1000) == [b"new"] * 500
     assert decoded == [0, 256, 0, 256, 512, 768]
-    assert not parquet_file._left, "nothing stays open at the end of a file"
+    assert not parquet_file._open_reader, "nothing stays open at the end of a file"
 
 
 def test_at_most_one_file_stays_open(tmp_path):
@@ -390,7 +401,7 @@ def test_at_most_one_file_stays_open(tmp_path):
         pq.write_table(pa.table({"image": [b"x"] * 10}), tmp_path / name)
     for name in ("a", "b", "a"):
         assert read_rows(tmp_path / name, 0, 5) == [b"x"] * 5
-        (reader,) = parquet_file._left
+        (reader,) = parquet_file._open_reader
         assert reader._path == str(tmp_path / name)
 
 
@@ -426,22 +437,71 @@ def damaged(tmp_path, column, *, page):
     (tmp_path / "a.parquet").write_bytes(payload)
 
 
-@pytest.mark.parametrize("chunk_rows", [16, 256])
+@pytest.mark.parametrize("most_rows", [16, 256])
 @pytest.mark.parametrize("shard_size", [1, 45, 1000])
 @pytest.mark.parametrize("column", ["image", "label"])
 @pytest.mark.parametrize("page", [0, 3, 5])
 def test_damage_ends_a_row_group_at_the_same_row_whatever_the_shards(
-    tmp_path, monkeypatch, column, page, shard_size, chunk_rows
+    tmp_path, monkeypatch, column, page, shard_size, most_rows
 ):
-    monkeypatch.setattr(parquet_file, "_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(parquet_file, "_MOST_ROWS", most_rows)
     damaged(tmp_path, column, page=page)
     ids, _, found, columns = read((str(tmp_path), {}), shard_size=shard_size)
-    bad = range(page * PAGE, GROUP)
-    assert [i for i in range(ROWS) if isinstance(found[i], RowError)] == list(bad)
-    assert all(found[i] == bytes([i]) * 50 for i in range(ROWS) if i not in bad)
-    assert columns["label"].to_pylist() == [None if i in bad else i for i in range(ROWS)]
+    failed = range(page * PAGE, GROUP)
+    assert [i for i in range(ROWS) if isinstance(found[i], RowError)] == list(failed)
+    assert all(found[i] == bytes([i]) * 50 for i in range(ROWS) if i not in failed)
+    assert columns["label"].to_pylist() == [None if i in failed else i for i in range(ROWS)]
     assert ids == [f"a.parquet#{i}" for i in range(ROWS)]
-    assert "\n" not in found[bad[0]].message
+    assert "\n" not in found[failed[0]].message
+
+
+@pytest.mark.parametrize("most_rows", [16, 256])
+def test_damage_fails_the_same_rows_of_a_shard_whoever_reads_it(tmp_path, monkeypatch, most_rows):
+    """In a process of its own, after others, and after a gap that holds the damage."""
+    monkeypatch.setattr(parquet_file, "_MOST_ROWS", most_rows)
+    damaged(tmp_path, "image", page=2)
+    bounds = [(start, start + 8) for start in range(0, GROUP, 8)]
+
+    def failed(start, stop):
+        found = read_rows(tmp_path / "a.parquet", start, stop)
+        return {start + i for i, image in enumerate(found) if isinstance(image, RowError)}
+
+    alone = []
+    for place in bounds:
+        close_files()
+        alone.append(failed(*place))
+    assert set().union(*alone) == set(range(2 * PAGE, GROUP))
+    close_files()
+    assert [failed(*place) for place in bounds] == alone, "one after the other"
+    close_files()
+    assert [failed(*place) for place in bounds[::3]] == alone[::3], "with gaps"
+
+
+def test_a_damaged_page_says_so(tmp_path):
+    damaged(tmp_path, "image", page=2)
+    error = read_rows(tmp_path / "a.parquet", 2 * PAGE, GROUP)[0]
+    assert (error.stage, error.error) == ("read", "OSError")
+    assert "CRC checksum verification failed" in error.message
+
+
+def test_a_file_that_shrinks_while_it_is_open_fails_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_file, "_SMALL_GROUP", 0)  # else all of it is read ahead
+    monkeypatch.setattr(parquet_file, "_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(parquet_file, "_MOST_ROWS", 10)
+    path = tmp_path / "a.parquet"
+    frame = pa.table({"image": [bytes([i % 251]) * 50 for i in range(500)]})
+    layout = {"data_page_size": 1, "write_batch_size": PAGE, "use_dictionary": False}
+    payload = parquet(frame, compression="none", **layout)
+    path.write_bytes(payload)
+    shard = Shard(0, (FileSlice(str(path), "a", 0, 500),))
+    reading = read_shard(shard, format="parquet", image_column="image")
+    found = [next(reading)]
+    path.write_bytes(payload[:3000])
+    found += reading
+    images = [image for some in found for image in some.images]
+    assert len(images) == 500
+    assert images[:10] == frame["image"][:10].to_pylist()
+    assert isinstance(images[-1], RowError)
 
 
 def test_text_that_is_not_utf8_fails_its_row_alone(tmp_path):
@@ -479,7 +539,7 @@ def test_a_file_that_changed_after_planning_fails_its_rows(tmp_path, change):
         (tmp_path / "b.parquet").unlink()
     else:
         (tmp_path / "b.parquet").write_bytes(alter(whole))
-    found = [image for chunk in chunks_of(plan, ("", {})) for image in chunk.images]
+    found = [image for some in rows_of(plan, ("", {})) for image in some.images]
     good = [True] * 3 + [change == "shorter", False, False] + [True] * 3
     assert [image == b"x" for image in found] == good
     assert found[5].error == error
@@ -507,12 +567,12 @@ def test_wrong_bytes_in_pages_never_lose_a_row(tmp_path):
         at = int(random.integers(4, len(payload) - 8 - footer))
         payload[at : at + 2] = random.bytes(2)
         path.write_bytes(payload)
-        chunks = list(chunks_of(plan, ("", {})))
-        ids = [id_ for chunk in chunks for id_ in chunk.ids]
+        reads = list(rows_of(plan, ("", {})))
+        ids = [id_ for some in reads for id_ in some.ids]
         assert ids == [f"a.parquet#{row}" for row in range(60)], seed
-        for chunk in chunks:
-            chunk.columns.validate(full=True)
-        failed += any(isinstance(image, RowError) for chunk in chunks for image in chunk.images)
+        for some in reads:
+            some.columns.validate(full=True)
+        failed += any(isinstance(image, RowError) for some in reads for image in some.images)
     assert failed > 20, "most damage must have been found, or this test shows nothing"
 
 
@@ -530,7 +590,7 @@ def test_a_wrong_bit_anywhere_in_a_footer_never_ends_the_process(tmp_path, bit):
         broken = bytearray(payload)
         broken[at] ^= bit
         path.write_bytes(broken)
-        found = [id_ for chunk in chunks_of(good, ("", {})) for id_ in chunk.ids]
+        found = [id_ for some in rows_of(good, ("", {})) for id_ in some.ids]
         assert found == [f"a.parquet#{row}" for row in range(6)], at
         try:
             plan_shards(str(path), shard_size=10)
@@ -552,8 +612,8 @@ def test_a_large_row_group_is_not_held_in_memory(tmp_path):
     try:
         found = [
             image
-            for chunk in read_shard(shard, format="parquet", image_column="image")
-            for image in chunk.images
+            for some in read_shard(shard, format="parquet", image_column="image")
+            for image in some.images
         ]
         peak = tracemalloc.get_traced_memory()[1]
     finally:

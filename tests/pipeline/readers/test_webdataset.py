@@ -14,11 +14,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UsageError
-from pipeline.inputs import tar_index as tar_members
-from pipeline.inputs import webdataset_schema as tar_heads
+from pipeline.inputs import tar_index, webdataset_schema
 from pipeline.inputs.source import find_source
-from pipeline.readers import read_shard
-from pipeline.readers import webdataset as tar_samples
+from pipeline.readers import read_shard, webdataset
 from pipeline.readers.webdataset import UnreadableTar
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Plan, Shard
@@ -27,7 +25,7 @@ from pipeline.storage.filesystem import open_location
 from pipeline.storage.retry import is_of_the_node, is_transient
 
 
-def packed(members, *, format=tarfile.GNU_FORMAT):
+def make_tar(members, *, format=tarfile.GNU_FORMAT):
     """A tar of (name, payload) as bytes; a payload that is a TarInfo stands for itself."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=format) as tar:
@@ -69,7 +67,7 @@ def rows_of(plan, options=None):
     """(id, image or error, columns) of every row of a plan."""
     rows = []
     for shard in plan.shards:
-        for chunk in read_shard(
+        for some in read_shard(
             shard,
             format=plan.format,
             image_column=plan.image_column,
@@ -77,9 +75,9 @@ def rows_of(plan, options=None):
             passthrough=plan.passthrough,
             storage_options=options,
         ):
-            assert chunk.columns.schema == plan.passthrough
-            assert len(chunk.sources) == chunk.columns.num_rows
-            rows += zip(chunk.ids, chunk.images, chunk.columns.to_pylist(), strict=True)
+            assert some.columns.schema == plan.passthrough
+            assert len(some.sources) == some.columns.num_rows
+            rows += zip(some.ids, some.images, some.columns.to_pylist(), strict=True)
     return rows
 
 
@@ -88,7 +86,7 @@ def plan_of(location, **options) -> Plan:
 
 
 def read(tmp_path, members, *, name="t.tar", **options):
-    (tmp_path / name).write_bytes(packed(members))
+    (tmp_path / name).write_bytes(make_tar(members))
     return rows_of(plan_of(tmp_path / name, **options))
 
 
@@ -104,11 +102,13 @@ def good(rows):
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz", "t.tgz", "packed-in-spite-of-its-name.tar"])
+@pytest.mark.parametrize(
+    "name", ["t.tar", "t.tar.gz", "t.tgz", "compressed-in-spite-of-its-name.tar"]
+)
 def test_members_of_a_sample_may_lie_anywhere(tmp_path, name, format):
     members = samples(20)
     order = shuffled(members)
-    payload = packed(order, format=format)
+    payload = make_tar(order, format=format)
     (tmp_path / name).write_bytes(payload if name == "t.tar" else gzip.compress(payload))
     plan = plan_of(tmp_path / name)
     assert (plan.format, plan.rows, len(plan.shards)) == ("webdataset", None, 1)
@@ -131,7 +131,7 @@ def test_long_names_and_leading_dots(tmp_path):
     long = "x" * 90 + "/" + "ü" * 80
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         members = [(f"./{long}.jpg", b"1"), ("./short.JPG", b"2"), ("short.cls", b"3")]
-        (tmp_path / "t.tar").write_bytes(packed(members, format=format))
+        (tmp_path / "t.tar").write_bytes(make_tar(members, format=format))
         assert rows_of(plan_of(tmp_path / "t.tar")) == [
             (f"t.tar#{long}", b"1", {"cls": None}),
             ("t.tar#short", b"2", {"cls": 3}),
@@ -139,7 +139,7 @@ def test_long_names_and_leading_dots(tmp_path):
 
 
 def test_a_name_that_is_not_utf8_is_spelled_out(tmp_path):
-    payload = packed([("ab.jpg", b"1")]).replace(b"ab.jpg", b"a\xff.jpg", 1)
+    payload = make_tar([("ab.jpg", b"1")]).replace(b"ab.jpg", b"a\xff.jpg", 1)
     header = bytearray(payload[:512])
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
@@ -163,7 +163,7 @@ def test_folders_hidden_names_and_meta_members_are_no_samples(tmp_path):
 def test_tars_of_a_brace_range_are_a_shard_each_in_the_order_of_names(tmp_path):
     for i in range(12):
         members = [(f"{i}-{k}.png", bytes([k + 1])) for k in range(i + 1)]
-        (tmp_path / f"s-{i:03}.tar").write_bytes(packed(members))
+        (tmp_path / f"s-{i:03}.tar").write_bytes(make_tar(members))
     plan = plan_of(tmp_path / "s-{002..010}.tar")
     assert len(plan.shards) == 9
     assert Plan.from_table(plan.to_table()) == plan
@@ -176,7 +176,7 @@ def test_tars_of_a_brace_range_are_a_shard_each_in_the_order_of_names(tmp_path):
 @pytest.mark.parametrize("limit", [1, 3, 4, 6, 7, 100])
 def test_a_limit_takes_the_first_samples(tmp_path, limit):
     for name, count in (("a", 4), ("b", 3)):
-        (tmp_path / f"{name}.tar.gz").write_bytes(gzip.compress(packed(shuffled(samples(count)))))
+        (tmp_path / f"{name}.tar.gz").write_bytes(gzip.compress(make_tar(shuffled(samples(count)))))
     everything = rows_of(plan_of(tmp_path))
     plan = plan_of(tmp_path, limit=limit)
     assert plan.rows == min(limit, 7)
@@ -184,14 +184,14 @@ def test_a_limit_takes_the_first_samples(tmp_path, limit):
 
 
 def test_a_limit_over_tars_that_are_empty_cut_or_have_changed(tmp_path):
-    (tmp_path / "a.tar").write_bytes(packed([]))
-    (tmp_path / "b.tar").write_bytes(packed(samples(3).items())[:-10240])
-    (tmp_path / "c.tar").write_bytes(packed(samples(8).items()))
+    (tmp_path / "a.tar").write_bytes(make_tar([]))
+    (tmp_path / "b.tar").write_bytes(make_tar(samples(3).items())[:-10240])
+    (tmp_path / "c.tar").write_bytes(make_tar(samples(8).items()))
     rows = rows_of(plan_of(tmp_path, limit=8))
     assert len(rows) == 8
     assert errors(rows) == {"a.tar": "EmptyTar", "b.tar": "TruncatedTar"}
     plan = plan_of(tmp_path / "c.tar", limit=8)
-    (tmp_path / "c.tar").write_bytes(packed(samples(6).items()))
+    (tmp_path / "c.tar").write_bytes(make_tar(samples(6).items()))
     assert errors(rows_of(plan)) == {"c.tar#6": "ChangedFile", "c.tar#7": "ChangedFile"}
 
 
@@ -214,12 +214,12 @@ def s3():
 def test_tars_on_s3_by_a_brace_range(s3):
     members = samples(9)
     for name in ("s-0.tar", "s-1.tar.gz"):
-        payload = packed(shuffled(members))
+        payload = make_tar(shuffled(members))
         fs, path = open_location(f"s3://tars/in/{name}", s3)
         write_atomic(fs, path, gzip.compress(payload) if name.endswith("gz") else payload)
     plan = plan_of("s3://tars/in/s-{0.tar,1.tar.gz}", storage_options=s3)
     rows = rows_of(plan, s3)
-    assert [piece.path for shard in plan.shards for piece in shard.slices] == [
+    assert [file.path for shard in plan.shards for file in shard.slices] == [
         "s3://tars/in/s-0.tar",
         "s3://tars/in/s-1.tar.gz",
     ]
@@ -238,15 +238,15 @@ def test_a_large_tar_is_not_held_in_memory(tmp_path):
     payload = random.Random(0).randbytes(1 << 20)
     names = [f"{i}.jpg" for i in range(60)]
     members = [*((name, payload) for name in names), *((f"{i}.cls", b"1") for i in range(60))]
-    (tmp_path / "t.tar").write_bytes(packed(members))
+    (tmp_path / "t.tar").write_bytes(make_tar(members))
     del members
     assert plan_of(tmp_path / "t.tar").passthrough.names == [], "too far away to be found"
     plan = plan_of(tmp_path / "t.tar", keep_columns=["cls"])
     tracemalloc.start()
     try:
-        for chunk in read_shard(plan.shards[0], format=plan.format, passthrough=plan.passthrough):
-            assert chunk.images == [payload] * len(chunk.ids)
-            assert chunk.columns["cls"].to_pylist() == [1] * len(chunk.ids)
+        for some in read_shard(plan.shards[0], format=plan.format, passthrough=plan.passthrough):
+            assert some.images == [payload] * len(some.ids)
+            assert some.columns["cls"].to_pylist() == [1] * len(some.ids)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -315,9 +315,9 @@ def test_refused_choices(tmp_path):
 # --- what is wrong with a sample ------------------------------------------------------------------
 
 
-def test_a_bad_sample_is_an_error_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_members, "MOST_BYTES", 1000)
-    monkeypatch.setattr(tar_heads, "_PEEKED_SAMPLES", 1)
+def test_a_sample_that_fails_is_an_error_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_index, "MOST_BYTES", 1000)
+    monkeypatch.setattr(webdataset_schema, "_FIRST_SAMPLES", 1)
     rows = read(
         tmp_path,
         [
@@ -368,7 +368,7 @@ def test_a_name_that_climbs_out_is_a_label_and_no_path(tmp_path):
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     names = ["../../climbed", "/../climbed", f"{tmp_path}/absolute", "a/../../c", ".."]
-    payload = packed([(f"{name}.jpg", b"x") for name in names])
+    payload = make_tar([(f"{name}.jpg", b"x") for name in names])
     before = sorted(tmp_path.rglob("*"))
     for name in ("t.tar", "t.tar.gz"):
         (inside / name).write_bytes(payload if name == "t.tar" else gzip.compress(payload))
@@ -380,9 +380,9 @@ def test_a_name_that_climbs_out_is_a_label_and_no_path(tmp_path):
 
 
 def test_a_packed_tar_that_would_fill_the_disk_ends_at_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_samples, "MOST_UNPACKED", 3 << 20)
+    monkeypatch.setattr(webdataset, "MOST_DECOMPRESSED", 3 << 20)
     members = [("1.jpg", b"1"), ("2.jpg", bytes(50 << 20)), ("3.jpg", b"3")]
-    (tmp_path / "t.tar.gz").write_bytes(gzip.compress(packed(members)))
+    (tmp_path / "t.tar.gz").write_bytes(gzip.compress(make_tar(members)))
     rows = rows_of(plan_of(tmp_path / "t.tar.gz"))
     assert good(rows) == {"t.tar.gz#1": b"1"}
     assert errors(rows) == {"t.tar.gz#2": "TruncatedTar", "t.tar.gz": "TarTooLarge"}
@@ -397,7 +397,7 @@ def test_every_row_before_a_cut_is_there_and_an_error_names_the_tar(tmp_path, mi
     """At every kind of place: within headers and payloads, at their edges, in the end marker."""
     members = samples(12)
     order = shuffled(members) if mixed else list(members.items())
-    payload = packed(order, format=format)
+    payload = make_tar(order, format=format)
     with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
         ends = {m.name: m.offset_data + m.size for m in tar.getmembers()}
     whole = {
@@ -431,7 +431,7 @@ def test_every_row_before_a_cut_is_there_and_an_error_names_the_tar(tmp_path, mi
 
 def test_a_packed_tar_that_is_cut_gives_the_rows_before(tmp_path):
     members = samples(12)
-    payload = gzip.compress(packed(members.items()))
+    payload = gzip.compress(make_tar(members.items()))
     (tmp_path / "t.tar.gz").write_bytes(payload)
     plan = plan_of(tmp_path / "t.tar.gz")
     everything = [id_ for id_, _, _ in rows_of(plan)]
@@ -448,7 +448,7 @@ def test_a_packed_tar_that_is_cut_gives_the_rows_before(tmp_path):
 
 
 def test_wrong_bits_in_a_packed_tar_are_an_error_of_the_tar(tmp_path):
-    payload = gzip.compress(packed(samples(12).items()))
+    payload = gzip.compress(make_tar(samples(12).items()))
     (tmp_path / "t.tar.gz").write_bytes(payload)
     plan = plan_of(tmp_path / "t.tar.gz")
     for at in range(20, len(payload), 1499):
@@ -471,7 +471,7 @@ def with_size(payload, at, size):
 @pytest.mark.parametrize("size", [0, 10, 5000, 1 << 30, 1 << 50, -1, -512, -5000])
 def test_a_size_that_lies_damages_the_tar_and_never_hangs(tmp_path, size):
     members = [(f"{i}.jpg", bytes([i + 1]) * 2000) for i in range(6)]
-    payload = packed(members)
+    payload = make_tar(members)
     with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
         at = tar.getmembers()[3].offset
     (tmp_path / "t.tar").write_bytes(payload)
@@ -486,7 +486,7 @@ def test_a_size_that_lies_damages_the_tar_and_never_hangs(tmp_path, size):
 def test_wrong_bytes_anywhere_never_lose_a_sample_in_silence(tmp_path):
     """A byte in a header makes its checksum wrong; one in an image is for its decoder to find."""
     members = samples(10)
-    payload = packed(members.items())
+    payload = make_tar(members.items())
     (tmp_path / "t.tar").write_bytes(payload)
     plan = plan_of(tmp_path / "t.tar")
     rng = random.Random(2)
@@ -508,31 +508,31 @@ def test_names_that_nest_without_end_are_damage(tmp_path):
     link.type = tarfile.GNUTYPE_LONGNAME
     link.size = 2
     head = link.tobuf(tarfile.GNU_FORMAT) + b"x\0".ljust(512, b"\0")
-    (tmp_path / "t.tar").write_bytes(packed([("1.jpg", b"1")])[:1024] + head * 5000)
+    (tmp_path / "t.tar").write_bytes(make_tar([("1.jpg", b"1")])[:1024] + head * 5000)
     assert errors(rows_of(plan_of(tmp_path / "t.tar"))) == {"t.tar": "DamagedTar"}
 
 
 @pytest.mark.parametrize(
     ("payload", "error"),
     [
-        (packed([]), "EmptyTar"),
-        (packed([("d", special(tarfile.DIRTYPE))]), "EmptyTar"),
+        (make_tar([]), "EmptyTar"),
+        (make_tar([("d", special(tarfile.DIRTYPE))]), "EmptyTar"),
         (b"", "DamagedTar"),
         (b"text" * 1000, "DamagedTar"),
         (b"\x1f\x8b" + b"text" * 9, "BadGzipFile"),
-        (gzip.compress(packed([])), "EmptyTar"),
+        (gzip.compress(make_tar([])), "EmptyTar"),
         (gzip.compress(b"text" * 1000), "DamagedTar"),
     ],
 )
 def test_a_tar_without_samples_is_one_error_that_names_it(tmp_path, payload, error):
-    (tmp_path / "a.tar").write_bytes(packed([("1.jpg", b"1")]))
+    (tmp_path / "a.tar").write_bytes(make_tar([("1.jpg", b"1")]))
     (tmp_path / "b.tar").write_bytes(payload)
     rows = rows_of(plan_of(tmp_path))
     assert good(rows) == {"a.tar#1": b"1"}
     assert errors(rows) == {"b.tar": error}
 
 
-# --- tars that a store does not hand out ----------------------------------------------------------
+# --- tars that a store does not give --------------------------------------------------------------
 
 
 class Breaking(io.RawIOBase):
@@ -557,11 +557,11 @@ class Breaking(io.RawIOBase):
 
 
 @pytest.mark.parametrize("at", [0, 15_000])
-@pytest.mark.parametrize("kind", ["of this machine", "of a store", "packed"])
+@pytest.mark.parametrize("kind", ["of this machine", "of a store", "compressed"])
 def test_a_tar_that_cannot_be_read_on_ends_the_shard(tmp_path, monkeypatch, kind, at):
-    """Past bug: it was one bad row, the shard was done, and the run ended well without the rest."""
-    payload = packed(samples(40).items())
-    payload = gzip.compress(payload, 0) if kind == "packed" else payload
+    """Past bug: it was one failed row, the shard was done, and the run ended well without it."""
+    payload = make_tar(samples(40).items())
+    payload = gzip.compress(payload, 0) if kind == "compressed" else payload
     (tmp_path / "t.tar").write_bytes(payload)
     plan = plan_of(tmp_path / "t.tar")
 
@@ -569,8 +569,8 @@ def test_a_tar_that_cannot_be_read_on_ends_the_shard(tmp_path, monkeypatch, kind
         raw = Breaking(payload, at)
         return io.BufferedReader(raw, 512) if kind == "of this machine" else raw
 
-    monkeypatch.setattr(tar_samples, "_BLOCK", 4096)
-    monkeypatch.setattr(tar_members, "open", broken, raising=False)
+    monkeypatch.setattr(webdataset, "_COPY_BYTES", 4096)
+    monkeypatch.setattr(tar_index, "open", broken, raising=False)
     with pytest.raises(UnreadableTar) as caught:
         rows_of(plan)
     name = tmp_path / "t.tar"
@@ -581,10 +581,10 @@ def test_a_tar_that_cannot_be_read_on_ends_the_shard(tmp_path, monkeypatch, kind
 
 def test_a_tar_that_is_gone_ends_its_shard_with_the_tars_before_it(tmp_path):
     for name in ("a", "b"):
-        (tmp_path / f"{name}.tar").write_bytes(packed(samples(3).items()))
+        (tmp_path / f"{name}.tar").write_bytes(make_tar(samples(3).items()))
     planned = plan_of(tmp_path)
     assert len(planned.shards) == 2
-    together = tuple(piece for shard in planned.shards for piece in shard.slices)
+    together = tuple(file for shard in planned.shards for file in shard.slices)
     (tmp_path / "b.tar").unlink()
     with pytest.raises(UnreadableTar, match=r"read the tar .*/b\.tar: FileNotFoundError: .*\Z"):
         list(read_shard(Shard(0, together), format="webdataset"))
@@ -600,7 +600,7 @@ def test_the_message_of_a_forbidden_tar_holds_no_secret(monkeypatch):
         raise PermissionError(f"403, message='Forbidden', url='{path}'")
 
     there = SimpleNamespace(open=forbidden), location
-    monkeypatch.setattr(tar_members, "open_location", lambda *_: there)
+    monkeypatch.setattr(tar_index, "open_location", lambda *_: there)
     with pytest.raises(UnreadableTar) as caught:
         list(read_shard(Shard(0, (FileSlice(location, "b.tar", 0, None),)), format="webdataset"))
     assert str(caught.value) == (
@@ -610,12 +610,12 @@ def test_the_message_of_a_forbidden_tar_holds_no_secret(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [errno.ESTALE, errno.ENOSPC])
-def test_a_fault_that_passes_and_a_full_disk_are_known_by_their_cause(monkeypatch, error):
+def test_a_transient_fault_and_a_full_disk_are_known_by_their_cause(monkeypatch, error):
     def fails(path, mode):
         raise OSError(error, os.strerror(error))
 
     there = SimpleNamespace(open=fails), "b.tar"
-    monkeypatch.setattr(tar_members, "open_location", lambda *_: there)
+    monkeypatch.setattr(tar_index, "open_location", lambda *_: there)
     with pytest.raises(UnreadableTar) as caught:
         list(read_shard(Shard(0, (FileSlice("b.tar", "b.tar", 0, None),)), format="webdataset"))
     assert is_transient(caught.value) == (error == errno.ESTALE)

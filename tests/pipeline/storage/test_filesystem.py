@@ -389,11 +389,11 @@ def test_of_two_writers_at_the_same_moment_one_has_a_new_file(place, monkeypatch
 
 def test_a_large_object_goes_up_in_pieces_and_a_failed_one_leaves_nothing(s3, monkeypatch):
     fs, root = open_location("s3://storage-tests/large", s3)
-    asked = []
+    methods = []
     call = type(fs)._call_s3
 
     async def noted(self, method, *args, **kwargs):
-        asked.append(method)
+        methods.append(method)
         if method == "upload_part" and kwargs["Body"][:1] == b"x":
             raise OSError(28, "the store is full")
         return await call(self, method, *args, **kwargs)
@@ -401,7 +401,7 @@ def test_a_large_object_goes_up_in_pieces_and_a_failed_one_leaves_nothing(s3, mo
     monkeypatch.setattr(type(fs), "_call_s3", noted)
     payload = bytes(101 << 20)
     write_atomic(fs, f"{root}/part.parquet", payload)
-    assert asked.count("upload_part") == 3
+    assert methods.count("upload_part") == 3
     assert fs.cat_file(f"{root}/part.parquet") == payload
     with pytest.raises(OSError, match="full"):
         write_atomic(fs, f"{root}/lost.parquet", b"x" + payload)

@@ -1,8 +1,10 @@
-"""Which faults of a store pass, and how often a call is made again."""
+"""Which faults of a store are transient, and how often a call is retried."""
 
 import errno
+import gzip
 import http.client
 import http.server
+import io
 import json
 import socket
 import ssl
@@ -16,13 +18,15 @@ import huggingface_hub.errors
 import pyarrow as pa
 import pytest
 import requests
+from PIL import Image, UnidentifiedImageError
 from s3fs.errors import translate_boto_error
 
-from pipeline.readers.chunk import ReadOptions
+from igpt_core.images.pixels import ImageError, load_pixels
 from pipeline.readers.images import read_image_files
+from pipeline.readers.input_rows import ReadOptions
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.storage import retry as patience
+from pipeline.storage import retry
 from pipeline.storage.retry import is_transient, with_retry
 
 # The HTTP library of huggingface_hub: httpx or httpx2.
@@ -63,12 +67,12 @@ def raised_beside(context: Exception, error: Exception) -> Exception:
     return error
 
 
-PASSING = [
-    of_s3("SlowDown"),
-    of_s3("InternalError"),
-    of_s3("ServiceUnavailable"),
+TRANSIENT = [
+    of_s3("SlowDown", status=503),
+    of_s3("InternalError", status=500),
+    of_s3("ServiceUnavailable", status=503),
     of_s3("RequestTimeout"),
-    of_s3("503"),
+    of_s3("503", status=503, operation="HeadObject"),
     of_s3("ExpiredToken", "The provided token has expired."),
     of_s3("502", status=502, operation="HeadObject"),
     of_s3("504", status=504),
@@ -91,6 +95,7 @@ PASSING = [
     of_http(502),
     OfGcs(503),
     aiohttp.ClientPayloadError("not all"),
+    raised_from(aiohttp.ClientPayloadError("not all")),
     botocore.exceptions.ReadTimeoutError(endpoint_url="https://store"),
     botocore.exceptions.EndpointConnectionError(endpoint_url="https://store"),
     ConnectionResetError(errno.ECONNRESET, "reset"),
@@ -101,16 +106,16 @@ PASSING = [
     OSError(errno.EHOSTDOWN, "host is down"),
     socket.gaierror(socket.EAI_AGAIN, "temporary failure in name resolution"),
     ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
-    raised_from(of_s3("SlowDown")),
+    ssl.SSLSyscallError(5, "EOF occurred in violation of protocol"),
+    raised_from(of_s3("SlowDown", status=503)),
+    OSError(errno.EREMOTEIO, "not known to anybody"),
 ]
-LASTING = [
-    of_s3("NoSuchKey"),
-    of_s3("AccessDenied"),
-    of_s3("InvalidRange"),
+PERMANENT = [
+    of_s3("NoSuchKey", status=404),
+    of_s3("AccessDenied", status=403),
+    of_s3("InvalidRange", status=416),
     of_s3("InvalidToken"),
     of_s3("PreconditionFailed", status=412),
-    HTTPX.UnsupportedProtocol("no such protocol"),
-    HTTPX.LocalProtocolError("a header that cannot be"),
     of_http(404),
     of_http(403),
     OfGcs(404),
@@ -118,10 +123,23 @@ LASTING = [
     OSError(errno.EIO, "the disk is broken"),
     socket.gaierror(socket.EAI_NONAME, "name or service not known"),
     ssl.SSLCertVerificationError(1, "certificate verify failed"),
-    raised_beside(TimeoutError(), of_s3("AccessDenied")),
+    ssl.SSLCertVerificationError(1, "certificate has expired"),
+    raised_beside(TimeoutError(), of_s3("AccessDenied", status=403)),
     ValueError("no image"),
     raised_from(ValueError("no image")),
     UnicodeDecodeError("utf-8", b"\\xff", 0, 1, "invalid"),
+    aiohttp.InvalidURL("no address"),
+    requests.exceptions.MissingSchema("no address"),
+    raised_from(socket.gaierror(socket.EAI_NONAME, "name or service not known")),
+    KeyError("no such key"),
+    TypeError("a bug"),
+    IsADirectoryError(errno.EISDIR, "a folder"),
+    OSError(errno.ELOOP, "too many levels of symbolic links"),
+    pa.ArrowInvalid("not Parquet"),
+    OSError("could not verify page integrity, CRC checksum verification failed"),
+    UnidentifiedImageError("cannot identify image file"),
+    OSError("image file is truncated"),
+    gzip.BadGzipFile("not a gzipped file"),
 ]
 
 
@@ -133,22 +151,22 @@ OF_THE_NODE = [
 
 
 @pytest.mark.parametrize("error", OF_THE_NODE)
-def test_what_a_node_lacks_is_no_error_of_a_row_and_not_waited_for(error):
-    """Past bug: a full disk made thousands of images bad."""
+def test_what_a_node_lacks_fails_no_row_and_is_not_retried(error):
+    """Past bug: a full disk made thousands of failed rows."""
     assert not is_transient(error)
     with pytest.raises(type(error)):
         RowError.of("read", error)
 
 
-@pytest.mark.parametrize("error", PASSING)
-def test_what_passes_is_no_error_of_a_row(error):
+@pytest.mark.parametrize("error", TRANSIENT)
+def test_a_transient_fault_fails_no_row(error):
     assert is_transient(error)
     with pytest.raises(type(error)):
         RowError.of("read", error)
 
 
-@pytest.mark.parametrize("error", LASTING)
-def test_what_lasts_is_one(error):
+@pytest.mark.parametrize("error", PERMANENT)
+def test_a_permanent_error_fails_its_row(error):
     assert not is_transient(error)
     assert RowError.of("read", error).error == type(error).__name__
 
@@ -156,9 +174,8 @@ def test_what_lasts_is_one(error):
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("google.auth.exceptions", "TransportError"),
-        ("azure.core.exceptions", "ServiceResponseError"),
-        ("azure.core.exceptions", "IncompleteReadError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+        ("azure.core.exceptions", "AzureError"),
     ],
 )
 def test_broken_connections_of_libraries_that_may_be_absent(monkeypatch, module, name):
@@ -187,8 +204,8 @@ class CuttingHub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_body_of_the_hub_that_is_cut_is_no_bad_image():
-    """Past bug: it was an error row, and the run went on without the image."""
+def test_a_body_of_the_hub_that_is_cut_fails_no_row():
+    """Past bug: it was a failed row, and the run went on without the image."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CuttingHub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         store = {"endpoint": f"http://127.0.0.1:{server.server_port}"}
@@ -199,11 +216,34 @@ def test_a_body_of_the_hub_that_is_cut_is_no_bad_image():
         server.shutdown()
 
 
+def test_a_body_of_a_web_server_that_is_cut_fails_no_row(pauses):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CuttingHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = ReadOptions(None, None, pa.schema([]), {}, "images")
+        uri = f"http://127.0.0.1:{server.server_port}/resolve/a.png"
+        with pytest.raises(aiohttp.ClientPayloadError) as caught:
+            list(read_image_files(Shard(0, (FileSlice(uri, "a.png", 0, 1),)), options))
+        server.shutdown()
+    assert caught.value.__cause__ is not None, "an error over what is left of the body"
+    assert len(pauses) == 3
+
+
+def test_an_image_that_is_damaged_fails_its_row():
+    """Pillow's errors are OSErrors, as a store's are."""
+    whole = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(whole, "JPEG")
+    for image in (b"no image", whole.getvalue()[:-300]):
+        with pytest.raises(ImageError) as caught:
+            load_pixels(image, 8)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert RowError.of("decode", caught.value).error == "ImageError"
+
+
 @pytest.fixture
 def pauses(monkeypatch) -> list[float]:
     """Of calls, which do not take them here."""
     taken: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", taken.append)
+    monkeypatch.setattr(retry.time, "sleep", taken.append)
     return taken
 
 
@@ -219,19 +259,19 @@ def failing(*errors: Exception):
     return call
 
 
-def test_a_call_is_made_again_until_the_fault_has_passed(pauses):
-    assert with_retry(failing(TimeoutError(), of_s3("SlowDown")), (1.0, 4.0)) == 3
+def test_a_call_is_retried_while_its_faults_are_transient(pauses):
+    assert with_retry(failing(TimeoutError(), of_s3("SlowDown", status=503)), (1.0, 4.0)) == 3
     assert 1.0 <= pauses[0] <= 1.5
     assert 4.0 <= pauses[1] <= 6.0
 
 
-def test_patience_ends(pauses):
+def test_retries_end(pauses):
     with pytest.raises(TimeoutError):
         with_retry(failing(*[TimeoutError()] * 3), (1.0, 4.0))
     assert len(pauses) == 2
 
 
-def test_what_lasts_is_not_tried_again(pauses):
+def test_a_permanent_fault_is_not_retried(pauses):
     with pytest.raises(FileNotFoundError):
         with_retry(failing(FileNotFoundError()), (1.0, 4.0))
     assert pauses == []

@@ -1,4 +1,4 @@
-"""What readers make of a shard: chunks of consecutive rows, good or bad."""
+"""What a reader makes of a shard: consecutive rows, good or failed, a few megabytes at a time."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +13,15 @@ from pipeline.rows import RowError
 from pipeline.shards import FileSlice
 
 STAGE = "read"
-CHUNK_BYTES = 8 << 20  # about what the images of a chunk take
+READ_BYTES = 8 << 20  # about what the images of rows that are read together take
 
 # What a row holds: an encoded image, ready tokens (of any integer dtype, unchecked), or the reason
 # why it has neither.
-RowInput = bytes | NDArray[np.integer[Any]] | RowError
+RowContent = bytes | NDArray[np.integer[Any]] | RowError
 
 
 @dataclass(frozen=True)
-class Chunk:
+class InputRows:
     """Consecutive rows of a shard; the four fields have one element or row for each.
 
     `sources` says where the row lies, for error reports; `columns` are the columns passed through,
@@ -30,7 +30,7 @@ class Chunk:
 
     ids: list[str]
     sources: list[str]
-    images: list[RowInput]
+    images: list[RowContent]
     columns: pa.Table
 
 
@@ -45,28 +45,29 @@ class ReadOptions:
     format: str
 
 
-def places(part: FileSlice) -> tuple[list[str], list[str]]:
-    """The ids of a table's rows, unless a column holds them, and where the rows lie."""
-    rows = range(part.start, part.stop)
-    return [f"{part.name}#{row}" for row in rows], [f"{part.path}#{row}" for row in rows]
+def places(file: FileSlice, row_range: range) -> tuple[list[str], list[str]]:
+    """Returns the ids of a table's rows, unless a column holds them, and where the rows lie."""
+    ids = [f"{file.name}#{row}" for row in row_range]
+    return ids, [f"{file.path}#{row}" for row in row_range]
 
 
-def failed(part: FileSlice, error: RowError, schema: pa.Schema) -> Chunk:
-    """Rows of a table that cannot be read."""
-    ids, sources = places(part)
-    return Chunk(ids, sources, [error] * len(ids), null_table(schema, len(ids)))
+def failed_rows(file: FileSlice, row_range: range, error: RowError, schema: pa.Schema) -> InputRows:
+    """Returns rows of a table that cannot be read, each with the same error."""
+    ids, sources = places(file, row_range)
+    return InputRows(ids, sources, [error] * len(ids), null_table(schema, len(ids)))
 
 
 def null_table(schema: pa.Schema, rows: int) -> pa.Table:
+    """Makes a table of so many rows whose values are all null."""
     if len(schema) == 0:  # only a table cut down to no columns knows its number of rows
         return pa.table({"row": pa.nulls(rows)}).select([])
     return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)
 
 
-def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, each made by a thread while the caller has the one before."""
+def prefetch(reading: Iterator[InputRows]) -> Iterator[InputRows]:
+    """Yields the same, each read by a thread while the caller works on the one before."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, chunks, None)
-        while (chunk := coming.result()) is not None:
-            coming = pool.submit(next, chunks, None)
-            yield chunk
+        coming = pool.submit(next, reading, None)
+        while (found := coming.result()) is not None:
+            coming = pool.submit(next, reading, None)
+            yield found

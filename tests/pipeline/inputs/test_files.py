@@ -1,4 +1,4 @@
-"""Braces in names, against bash."""
+"""Braces in the names of an input, against bash."""
 
 import shutil
 import subprocess
@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.inputs import braces
-from pipeline.inputs.braces import expand, split_list
+from pipeline.inputs import files
+from pipeline.inputs.files import expand_braces, split_list
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the reference is bash")
@@ -27,9 +27,6 @@ from pipeline.inputs.braces import expand, split_list
         "{a{b,c},d{1..3}}",
         "{a{b,c}}",
         "{a}",
-        "x{",
-        "}{a,b}",
-        "{{a,b}",
         "{1..3,9}",
         "plain",
     ],
@@ -38,15 +35,24 @@ def test_names_are_those_of_bash(text):
     printed = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True
     )
-    assert expand(text) == printed.stdout.splitlines()
+    assert expand_braces(text) == printed.stdout.splitlines()
 
 
 def test_commas_within_braces_do_not_split():
-    assert split_list("a{1,2},b,{c,{d,e}},x{y,z") == ["a{1,2}", "b", "{c,{d,e}}", "x{y", "z"]
+    assert split_list("a{1,2},b,{c,{d,e}},x}y,z") == ["a{1,2}", "b", "{c,{d,e}}", "x}y", "z"]
+
+
+@pytest.mark.parametrize("text", ["x{", "}{a,b}", "{{a,b}"])
+def test_braces_that_do_not_pair_are_refused(text):
+    with pytest.raises(UsageError, match="braces in --input that pair") as caught:
+        expand_braces(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_range_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr(braces, "MOST_NAMES", 100)
-    assert len(expand("{1..100}")) == 100
+    monkeypatch.setattr(files, "MOST_NAMES", 100)
+    assert len(expand_braces("{1..100}")) == 100
     with pytest.raises(UsageError, match="at most 100 names, found more"):
-        expand("{0..99999999999}{0..99999999999}")
+        expand_braces("{0..99999999999}{0..99999999999}")
+    with pytest.raises(UsageError, match="at most 100 names, found more"):
+        expand_braces("{1..50}{1..50}")
