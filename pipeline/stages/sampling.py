@@ -73,8 +73,8 @@ class Sampler:
         samples = np.empty((n_rows, self._drawing.n_samples, n_positions), np.uint16)
         nll = np.empty((n_rows, self._drawing.n_samples), np.float32)
         seeds = np.array([row_seed(self._drawing.seed, id_) for id_ in ids], np.int64)
-        for rows, samples, nats in self._batches(given, seeds):
-            samples[rows] = samples[: len(rows)].cpu().numpy()
+        for rows, drawn, nats in self._batches(given, seeds):
+            samples[rows] = drawn[: len(rows)].cpu().numpy()
             if nats is not None:
                 nll[rows] = nats[: len(rows)].float().cpu().numpy()
         return Samples(samples, nll if self._drawing.scored else None)
