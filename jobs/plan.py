@@ -51,7 +51,7 @@ def _facts(found: Estimate, price: float | None) -> dict[str, Any]:
 
 def _lines(found: Estimate, price: float | None) -> list[str]:
     about = "" if found.counted else "about "
-    bad = f", {found.trial_errors} of them bad" if found.trial_errors else ""
+    bad = f", {found.trial_errors} of them failed" if found.trial_errors else ""
     lines = [
         f"shards      {found.shards:,} of up to {found.shard_size:,} rows",
         f"rows        {about}{found.rows:,}",
@@ -79,10 +79,13 @@ def _command(job: BatchJob) -> click.Command:
     options = create_model(
         f"Plan{job.options.__name__}",
         __base__=job.options,
-        output=(str, Field("", description="as of the job: nothing is written there")),
+        output=(
+            str,
+            Field("", description="the run directory of the job; nothing is written there"),
+        ),
         gpu_hour_price=(
             float | None,
-            Field(None, ge=0, description="price of a GPU for an hour, to have that of the job"),
+            Field(None, ge=0, description="price of one GPU for one hour; adds that of the job"),
         ),
     )
     what = "--count 1000" if job.name == "sample" else "--input photos/"

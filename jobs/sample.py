@@ -1,4 +1,4 @@
-"""igpt sample: images from nothing."""
+"""igpt sample: unconditional samples."""
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from pipeline.stages.generate import NameSamples, Sample
 
 
 class SampleOptions(SamplingOptions, ModelOptions, RunOptions):
-    count: int = Field(ge=1, description="images to make")
+    count: int = Field(ge=1, description="images to sample")
 
 
 def define(options: SampleOptions) -> Definition:
@@ -42,6 +42,6 @@ def define(options: SampleOptions) -> Definition:
 JOB = BatchJob("sample", SampleOptions, define, lambda options: Source.numbered(options.count))
 COMMAND = batch_command(
     JOB,
-    help="Sample images from nothing: tokens and PNG as Parquet.",
+    help="Draw unconditional samples: tokens and PNG as Parquet.",
     example="igpt sample --count 64 --output out/samples --top-k 100",
 )

@@ -18,7 +18,7 @@ from pipeline.training.train import check_options, find_images, run_training
 
 class TrainOptions(TrainingOptions):
     palette: str = Field(description="palette (.npy) or model folder that has one")
-    image_size: int = Field(32, ge=1, description="pixels a side")
+    image_size: int = Field(32, ge=1, description="pixels per side")
     n_layer: int = Field(6, ge=1, description="layers")
     n_embd: int = Field(192, ge=1, description="width")
     n_head: int = Field(6, ge=1, description="attention heads")
@@ -59,7 +59,7 @@ def run(options: TrainOptions) -> None:
     click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
     if held_out is not None:
         nats = evaluate(objective.model, held_out.tokens)
-        click.echo(f"{nats:.4f} nats per pixel on {len(held_out.tokens)} held-out images")
+        click.echo(f"{nats:.4f} nats per pixel on {len(held_out.tokens)} validation images")
 
 
 def _images(options: TrainOptions, location: str, *, limit: int | None) -> TrainingImages:
