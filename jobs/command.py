@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from pipeline.batch.job import JobSpec
 
 WIDTH = 100
+_NAME_WIDTH = 30
 
 Model = TypeVar("Model", bound=Options)
 Run = TypeVar("Run", bound=RunOptions)
+
+
+# The order of the headings in the help; those that are none of these are of a job itself.
+_HEADINGS = ("Input", "Output", "Training", "", "Model", "Sampling", "Cluster", "Other")
 
 
 class JobCommand(click.Command):
@@ -49,6 +54,28 @@ class JobCommand(click.Command):
         """Returns the job of these options. Raises UsageError."""
         assert self._define is not None
         return self._define(options)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes what the job does, its example, and its options under headings."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+        self.format_options(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options of each heading."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):  # the usage names it
+                continue
+            if (line := parameter.get_help_record(ctx)) is not None:
+                groups.setdefault(_heading(self.model, parameter.name or ""), []).append(line)
+        longest = max(len(name) for lines in groups.values() for name, _ in lines)
+        width = min(longest, _NAME_WIDTH)  # the text of a longer one begins a line lower
+        for heading in sorted(groups, key=_HEADINGS.index):
+            with formatter.section(heading or f"Options of {self.name}"):
+                aligned = [(name.ljust(width), text) for name, text in groups[heading]]
+                formatter.write_dl(aligned, col_max=width)
 
 
 def command(
@@ -114,11 +141,24 @@ def batch_command(
     return command(name, model, run, help=help, example=example, define=define)
 
 
+def _owner(model: type[Options], key: str) -> int:
+    """Returns which of the classes that a model inherits from, itself the first, declares an option."""
+    return next(i for i, cls in enumerate(model.__mro__) if key in inspect.get_annotations(cls))
+
+
+def _heading(model: type[Options], key: str) -> str:
+    """Returns the heading of an option: that of the class which declares it, "" where that is the job's
+    own. An option that a job only gives another default stays where it was."""
+    if key not in model.model_fields:  # --config and --help
+        return Options.heading
+    owners = (vars(cls) for cls in model.__mro__ if key in inspect.get_annotations(cls))
+    return str(next((owner["heading"] for owner in owners if "heading" in owner), ""))
+
+
 def _place(model: type[Options], key: str) -> tuple[bool, int]:
-    """Returns where an option stands in the help: what must be given, then the job's own, then the
-    more common ones, in the order in which the model inherits them."""
-    owner = next(i for i, cls in enumerate(model.__mro__) if key in inspect.get_annotations(cls))
-    return not model.model_fields[key].is_required(), owner
+    """Returns where an option stands under its heading: what must be given first, then in the order in
+    which the model inherits them."""
+    return not model.model_fields[key].is_required(), _owner(model, key)
 
 
 def notes(options: Options) -> Callable[[str], None]:

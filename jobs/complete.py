@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
     keep: Annotated[str, BeforeValidator(str)] = Field(
-        "0.5", description="what is given from the top: a share of the rows, 16rows, or 500pixels"
+        "0.5", description="known upper part: 0.5 of the rows, 16rows or 500pixels"
     )
     samples: int = Field(1, ge=1, description="completions of each image")
     mask: str | None = Field(
-        None, description="image, or folder of one per id: its black pixels are given too"
+        None, description="image, or folder of one per id; black pixels are known too"
     )
     prompt_column: str | None = Field(
-        None, description="column of tokens that are given, in place of images and --keep"
+        None, description="column of prompt tokens, in place of images"
     )
 
 
@@ -85,22 +85,22 @@ def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
     found = _KEEP.fullmatch(keep.strip())
     if found is None:
         raise UsageError(
-            f"--keep: expected a share of the rows such as 0.5, rows such as 16rows, or pixels "
+            f"--keep: expected a fraction of the rows such as 0.5, rows such as 16rows, or pixels "
             f"such as 500pixels, found {keep}"
         )
     amount, unit = float(found[1]), found[2]
     if not unit:
         if not (0 <= amount < 1):
             raise UsageError(
-                f"--keep: expected a share from 0 to 1, found {keep}; next: a share such as 0.5, "
-                "or 16rows, or 500pixels"
+                f"--keep: expected a fraction of the rows below 1 such as 0.5, found {keep}; next: "
+                f"{amount:.0f}rows or {amount:.0f}pixels are numbers of rows and of pixels"
             )
         amount, unit = round(amount * image_size), "rows"
     given = round(amount) * (image_size if unit.startswith("row") else 1)
     if not (0 if masked else 1) <= given < image_size**2:
         raise UsageError(
             f"--keep {keep} of images of {image_size} x {image_size} pixels is {given} pixels: "
-            "expected at least one given and one to paint"
+            "expected at least one known and one to generate"
         )
     return given
 

@@ -21,7 +21,7 @@ class ConvertOptions(StorageOptions):
         None, description="palette (.npy) or model folder [default: the input's]"
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="of the weights [default: as stored]"
+        None, description="dtype of the weights [default: as stored]"
     )
     overwrite: bool = Field(False, description="replace the model in --output")
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 class EmbedOptions(ModelOptions, ImageJobOptions):
     layers: str = Field(
-        "middle", description="middle, all, or a list such as 8,12; 0 is the embedding of colors"
+        "middle", description="middle (n_layer // 2), all, or a list such as 8,12; 0: the embedding"
     )
-    pool: Literal["mean"] = Field("mean", description="over positions")
+    pool: Literal["mean"] = Field("mean", description="pooling over positions")
     normed: bool = Field(False, description="each layer's normed input, as in the paper")
     no_sos: bool = Field(False, description="feed the pixels alone, without the start token")
-    embedding_dtype: Literal["float32", "float16"] = Field("float32", description="of the columns")
+    embedding_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="dtype of the columns"
+    )
 
 
 def define(options: EmbedOptions) -> "JobSpec":

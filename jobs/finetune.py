@@ -17,9 +17,9 @@ class FinetuneOptions(TrainingOptions):
     model: str = Field("embedded", description="model to start from: folder, URI or hub id")
     label_column: str = Field("label", description="column of classes, whole numbers from 0")
     next_pixel_weight: float = Field(
-        1.0, ge=0, description="of the next-pixel loss beside that of the classes"
+        1.0, ge=0, description="weight of the next-pixel loss in the sum"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="highest, after the warm-up")
+    learning_rate: float = Field(1e-3, gt=0, description="highest learning rate")
 
 
 def run(options: FinetuneOptions) -> None:
@@ -59,7 +59,7 @@ def run(options: FinetuneOptions) -> None:
     click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
     if evaluated is not None:
         share = accuracy(objective.model, evaluated[0].tokens, evaluated[1].classes)
-        click.echo(f"accuracy {share:.4f} on {len(evaluated[0].tokens)} evaluation images")
+        click.echo(f"accuracy {share:.4f} on {len(evaluated[0].tokens)} validation images")
 
 
 def _labeled(

@@ -14,9 +14,12 @@ SHARD_SIZE = 4096
 
 class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
     output: str = Field(description="the palette, a local .npy file")
+    shard_size: int | None = Field(
+        None, ge=1, description=f"rows counted at once; a tar is one shard [default: {SHARD_SIZE}]"
+    )
     colors: int = Field(512, ge=1, le=65536, description="colors of the palette")
-    image_size: int = Field(32, ge=1, description="pixels a side to resize to before counting")
-    seed: int = Field(0, ge=0, description="of the k-means start")
+    image_size: int = Field(32, ge=1, description="pixels per side to resize to before counting")
+    seed: int = Field(0, ge=0, description="seed of the k-means start")
 
 
 def run(options: PaletteOptions) -> None:
@@ -79,7 +82,7 @@ def run(options: PaletteOptions) -> None:
     else:
         click.echo(
             "{output}: {colors} colors for {distinct_colors} distinct ones of {images} images "
-            "({errors} bad), fingerprint {fingerprint}".format(**facts)
+            "({errors} could not be read), fingerprint {fingerprint}".format(**facts)
         )
 
 

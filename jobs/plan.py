@@ -55,7 +55,7 @@ def _lines(found: "Estimate", price: float | None) -> list[str]:
     from pipeline.report.text import amount, duration, rate
 
     about = "" if found.counted else "about "
-    bad = f", {found.trial_errors} of them bad" if found.trial_errors else ""
+    bad = f", {found.trial_errors} of them failed" if found.trial_errors else ""
     lines = [
         f"shards      {found.shards:,} of up to {found.shard_size:,} rows",
         f"rows        {about}{found.rows:,}",
@@ -83,10 +83,13 @@ def _command(job: JobCommand) -> click.Command:
     options = create_model(
         f"Plan{job.model.__name__}",
         __base__=job.model,
-        output=(str, Field("", description="as of the job: nothing is written there")),
+        output=(
+            str,
+            Field("", description="the run directory of the job; nothing is written there"),
+        ),
         gpu_hour_price=(
             float | None,
-            Field(None, ge=0, description="price of a GPU for an hour, to have that of the job"),
+            Field(None, ge=0, description="price of one GPU for one hour; adds that of the job"),
         ),
     )
     what = "--count 1000" if job.name == "sample" else "--input photos/"

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 class ProbeOptions(ProgressOptions, StorageOptions):
     train: str = Field(description="run of igpt embed to fit the probes to")
-    test: str = Field(description="run of igpt embed to try them on")
+    test: str = Field(description="run of igpt embed to test them on")
     output: str = Field(description="folder for probe.json, probe.npz and accuracy.png")
     label_column: str = Field("label", description="column of classes, whole numbers from 0")
-    seed: int = Field(0, ge=0, description="of the choice of held-out rows")
+    seed: int = Field(0, ge=0, description="seed of the choice of validation rows")
 
 
 def run(options: ProbeOptions) -> None:

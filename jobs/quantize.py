@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 class QuantizeOptions(ImageJobOptions):
-    model: str | None = Field(None, description="model folder whose palette and size to use")
+    model: str | None = Field(
+        None, description="model whose palette and size to use [default: embedded]"
+    )
     palette: str | None = Field(None, description="palette (.npy) in place of a model")
     image_size: int | None = Field(
-        None, ge=1, description="pixels a side [default: the model's, or 32]"
+        None, ge=1, description="pixels per side [default: the model's, or 32]"
     )
 
 

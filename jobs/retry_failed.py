@@ -13,7 +13,7 @@ class RetryOptions(RayOptions, StorageOptions):
     output: str = Field(description="run directory, local or a URI")
     model_actors: int | None = Field(None, ge=1, description="model actors [default: the run's]")
     max_error_fraction: float | None = Field(
-        None, ge=0, le=1, description="bad rows allowed, a share of all [default: the run's]"
+        None, ge=0, le=1, description="abort when more of the rows fail [default: the run's]"
     )
 
 

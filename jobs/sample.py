@@ -1,4 +1,4 @@
-"""igpt sample: images from nothing."""
+"""igpt sample: unconditional samples."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SampleOptions(SamplingOptions, ModelOptions, RunOptions):
-    count: int = Field(ge=1, description="images to make")
+    count: int = Field(ge=1, description="images to sample")
 
 
 def define(options: SampleOptions) -> "JobSpec":
@@ -50,6 +50,6 @@ COMMAND = batch_command(
     "sample",
     SampleOptions,
     define,
-    help="Sample images from nothing: tokens and PNG as Parquet.",
+    help="Draw unconditional samples: tokens and PNG as Parquet.",
     example="igpt sample --count 64 --output out/samples --top-k 100",
 )

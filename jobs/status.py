@@ -52,7 +52,7 @@ def _lines(status: "Status", location: str) -> dict[str, str]:
         "run": f"{location}: {status.job}, {state}",
         "shards": f"{status.shards:,} of {figure('total_shards', status.total_shards)} done",
         "images": f"{figure('images', status.images)} of {figure('total', status.total)}, "
-        f"{figure('errors', status.errors)} of them bad",
+        f"{figure('errors', status.errors)} of them failed",
     }
     if status.errors_by_kind:
         kinds = status.errors_by_kind.items()

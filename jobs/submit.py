@@ -140,8 +140,9 @@ COMMAND = _Submit(
             ["--no-wait"], is_flag=True, help="print the job's id and leave, do not follow its log"
         ),
     ],
-    help="Run a job on a cluster through Ray's job API: check its options, take igpt along, follow "
-    "its log. Local paths must be on storage that every node sees, credentials on the nodes.",
+    help="Run a job on a cluster through Ray's job API: check its options, ship the "
+    "packages with it, follow its log. Local paths must be on storage that every node sees, "
+    "credentials on the nodes.",
     short_help="Run a job on a cluster, through Ray's job API.",
     epilog="Example: igpt submit --address http://127.0.0.1:8265 complete --input s3://bucket/in "
     "--output s3://bucket/out",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class TrainOptions(TrainingOptions):
     palette: str = Field(description="palette (.npy) or model folder that has one")
-    image_size: int = Field(32, ge=1, description="pixels a side")
+    image_size: int = Field(32, ge=1, description="pixels per side")
     n_layer: int = Field(6, ge=1, description="layers")
     n_embd: int = Field(192, ge=1, description="width")
     n_head: int = Field(6, ge=1, description="attention heads")
@@ -64,7 +64,7 @@ def run(options: TrainOptions) -> None:
     click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
     if evaluated is not None:
         nats = evaluate(objective.model, evaluated.tokens)
-        click.echo(f"{nats:.4f} nats per pixel on {len(evaluated.tokens)} evaluation images")
+        click.echo(f"{nats:.4f} nats per pixel on {len(evaluated.tokens)} validation images")
 
 
 def _images(options: TrainOptions, location: str, *, limit: int | None) -> "TrainingImages":

@@ -24,7 +24,7 @@ class VerifyOptions(StorageOptions, Options):
     replay: int | None = Field(
         None, ge=1, description="compute N model batches again, compare bit by bit [default: none]"
     )
-    seed: int = Field(0, description="of the choice of these batches")
+    seed: int = Field(0, description="seed of the choice of batches")
     json_lines: bool = Field(False, alias="json", description="a JSON line for each check")
 
 

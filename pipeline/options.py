@@ -1,6 +1,9 @@
-"""Options of the jobs over images, as pydantic models: type, bounds, default and help together."""
+"""Options of the jobs over images, as pydantic models: type, bounds, default and help together.
 
-from typing import Any, Literal
+Each class names the heading under which `--help` shows its own fields.
+"""
+
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Options(BaseModel):
     """Options of every job."""
 
+    heading: ClassVar[str] = "Other"
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     quiet: bool = Field(False, description="print results and errors only")
@@ -15,10 +19,11 @@ class Options(BaseModel):
 
 
 class ProgressOptions(Options):
-    """Options of jobs that run on a cluster."""
+    """Options of jobs that show how far they are."""
 
+    heading: ClassVar[str] = "Other"
     json_lines: bool = Field(
-        False, alias="json", description="progress and result as JSON lines on stdout"
+        False, alias="json", description="print progress and result as JSON lines"
     )
 
     @property
@@ -30,24 +35,28 @@ class ProgressOptions(Options):
 class PixelOptions(Options):
     """Where images come from and how they become pixels."""
 
+    heading: ClassVar[str] = "Input"
     input: str = Field(description="file, folder, glob or comma-list, local or a URI")
     format: Literal["auto", "images", "parquet", "webdataset", "tokens"] = Field(
-        "auto", description="of the input"
+        "auto", description="format of the input"
     )
     image_column: str | None = Field(
-        None, description="of images or tokens; in tars an extension [default: by type]"
+        None, description="column, or extension in tars, of the image [default: by type]"
     )
-    limit: int | None = Field(None, ge=1, description="first N rows only")
+    limit: int | None = Field(None, ge=1, description="read the first N rows only")
     resize: Literal["exact", "fast"] = Field(
-        "exact", description="fast: decode JPEGs at reduced size first"
+        "exact", description="fast: decode JPEGs at a reduced size first"
     )
-    crop: Literal["squash", "center"] = Field("squash", description="how to make images square")
+    crop: Literal["squash", "center"] = Field("squash", description="how images become square")
 
 
 class InputOptions(PixelOptions):
     """What of the input's tables goes into the results."""
 
-    id_column: str | None = Field(None, description="column that names rows [default: file#row]")
+    heading: ClassVar[str] = "Input"
+    id_column: str | None = Field(
+        None, description="column that names the rows [default: file#row]"
+    )
     keep_columns: str | None = Field(
         None, description="comma-list of columns to pass through [default: all]"
     )
@@ -56,53 +65,66 @@ class InputOptions(PixelOptions):
 class RayOptions(ProgressOptions):
     """Where and how widely a job runs; results do not depend on these."""
 
+    heading: ClassVar[str] = "Cluster"
     address: str | None = Field(
-        None, description="Ray cluster [default: RAY_ADDRESS, or a private local one]"
+        None, description="Ray head, host:6379 [default: RAY_ADDRESS, or a local Ray]"
     )
-    cpu_actors: int | None = Field(None, ge=1, description="reading actors [default: by CPUs]")
+    cpu_actors: int | None = Field(
+        None, ge=1, description="actors that read [default: CPUs - 1; a quarter for models on CPUs]"
+    )
 
 
 class ClusterOptions(RayOptions):
     """The same of a job that cuts its input; results depend on how."""
 
+    heading: ClassVar[str] = "Cluster"
+
     shard_size: int | None = Field(
-        None, ge=1, description="rows of an output part; a tar makes one [default: by job]"
+        None, ge=1, description="rows per part [default: 1024, or 4 batches of samples]"
     )
 
 
 class StorageOptions(Options):
+    """How locations that are not local are reached."""
+
+    heading: ClassVar[str] = "Other"
+
     storage_options: dict[str, Any] | None = Field(
-        None, description="fsspec options, JSON; flat, or by location: input, output, model"
+        None, description="fsspec options, for all or under input, output, model"
     )
 
 
 class ModelOptions(ProgressOptions, StorageOptions):
     """The model, and how it computes."""
 
-    model: str = Field("embedded", description="model folder, local or a URI, or a hub id")
+    heading: ClassVar[str] = "Model"
+
+    model: str = Field("embedded", description="model folder, URI or hub id")
     random_weights: bool = Field(
         False, description="--model is small, medium or large, untrained: for benchmarks"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model computes")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on cuda, float32 on cpu"
     )
     batch_size: int | None = Field(
-        None, ge=1, description="sequences computed together [default: by memory]"
+        None, ge=1, description="sequences per model batch [default: 16, on GPUs what fits]"
     )
     model_actors: int | None = Field(
-        None, ge=1, description="model actors [default: one a GPU, or one a core]"
+        None, ge=1, description="actors with a model [default: one per GPU, or one per core]"
     )
 
 
 class RunOptions(ClusterOptions, StorageOptions):
     """Options of a job that fills a run directory."""
 
+    heading: ClassVar[str] = "Output"
+
     max_error_fraction: float = Field(
-        0.1, ge=0, le=1, description="share of bad rows to stop at, exit code 3"
+        0.1, ge=0, le=1, description="abort when more of the rows fail, exit code 3"
     )
-    overwrite: bool = Field(False, description="replace the run in --output")
-    output: str = Field(description="run directory, local or URI; the same command resumes")
+    overwrite: bool = Field(False, description="replace the run in --output, each time")
+    output: str = Field(description="run directory; the same command resumes")
 
 
 class ImageJobOptions(InputOptions, RunOptions):
@@ -112,12 +134,12 @@ class ImageJobOptions(InputOptions, RunOptions):
 class SamplingOptions(Options):
     """How pixels are drawn."""
 
-    temperature: float = Field(1.0, gt=0, description="below 1: safer colors")
-    top_k: int | None = Field(None, ge=1, description="draw from the k likeliest colors")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="from the fewest colors of chance p together"
-    )
-    seed: int = Field(0, description="of the random draws")
+    heading: ClassVar[str] = "Sampling"
+
+    temperature: float = Field(1.0, gt=0, description="softmax temperature")
+    top_k: int | None = Field(None, ge=1, description="top-k sampling")
+    top_p: float | None = Field(None, gt=0, le=1, description="nucleus (top-p) sampling")
+    seed: int = Field(0, description="seed of the random draws")
     score: bool = Field(False, description="add nats per generated pixel, column nll")
     best_of: int | None = Field(
         None, ge=1, description="draw N of each, keep the likeliest; implies --score"
@@ -138,20 +160,24 @@ class SamplingOptions(Options):
 class TrainingOptions(PixelOptions, StorageOptions):
     """Options of the jobs that train a model, in one process."""
 
+    heading: ClassVar[str] = "Training"
+
     output: str = Field(description="local folder for the model and its log")
     epochs: int | None = Field(None, ge=1, description="end after N passes over the images")
     steps: int | None = Field(None, ge=1, description="end after N steps")
     minutes: float | None = Field(
         None, gt=0, description="end after X minutes; give one of the three"
     )
-    batch_size: int = Field(8, ge=1, description="images a step")
-    learning_rate: float = Field(2e-3, gt=0, description="highest, after the warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="on matrices")
+    batch_size: int = Field(8, ge=1, description="images per step")
+    learning_rate: float = Field(2e-3, gt=0, description="highest learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
     warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
-    eval_input: str | None = Field(None, description="held-out images for a final figure")
-    seed: int = Field(0, ge=0, description="of new weights, order and flips")
+    eval_input: str | None = Field(None, description="validation images for a final figure")
+    seed: int = Field(0, ge=0, description="seed of new weights, order and flips")
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="of the saved weights"
+        "float32", description="dtype of the saved weights"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of matrix products")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="dtype of matrix products"
+    )

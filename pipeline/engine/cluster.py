@@ -17,7 +17,7 @@ from ray.data import DataContext
 
 from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
-from pipeline.storage.redact import redacted_line
+from pipeline.storage.redact import redacted, redacted_line
 
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
@@ -65,7 +65,21 @@ def silence_stdout(call: Callable[..., Result], *arguments: Any) -> Result:
         return call(*arguments)
 
 
+def _refuse_other_addresses(address: str) -> None:
+    """Raises UsageError for the addresses of a cluster that are not that of its head."""
+    kind, separator, host = address.partition("://")
+    if separator:
+        name = host.partition(":")[0].partition("/")[0]
+        what = "Ray Client's" if kind == "ray" else "that of a job server"
+        raise UsageError(
+            f"expected the address of a Ray cluster's head such as {name}:6379, found "
+            f"{redacted(address)}, which is {what}; next: --address {name}:6379 on one of its "
+            f"machines, or from elsewhere igpt submit --address http://{name}:8265 before the job"
+        )
+
+
 def _join_or_start(address: str | None) -> None:
+    _refuse_other_addresses(address or "")
     here = address in (None, "", "local")
     private = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with _stderr_closed():
@@ -87,7 +101,7 @@ def _join_or_start(address: str | None) -> None:
 def _knock(address: str) -> None:
     """Raises OSError where nothing listens at an `ip:port`: Ray would try for a quarter of an
     hour."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 

@@ -163,7 +163,7 @@ def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
     for file, schema in schemas:
         if column not in schema.names or not is_image(schema.field(column).type):
             found = schema.field(column).type if column in schema.names else "no such column"
-            advice = f"; choose of {', '.join(candidates)}" if candidates else ""
+            advice = f"; next: --image-column {' or '.join(candidates)}" if candidates else ""
             raise UsageError(
                 f"expected encoded images in column {column} of {file.path}, found {found}{advice}"
             )

@@ -206,6 +206,11 @@ def find_source(
 
 def _refuse_columns(given: Mapping[str, object], input: str) -> None:
     wrong = [name for name, value in given.items() if value]
+    if wrong == ["--label-column"]:  # which has a default: nobody need have typed it
+        raise UsageError(
+            f"expected images with labels at {input}, found image files, which have none; next: a "
+            "table (Parquet) or tars with a column of classes"
+        )
     if wrong:
         raise UsageError(
             f"{wrong[0]} is for tables, {input} holds image files, which have no columns; "

@@ -89,6 +89,12 @@ def find_cluster(address: str | None) -> Cluster:
     Its token is sent to a cluster that asks for one, and to no other. Raises UsageError.
     """
     url = server_url(address)
+    host, _, port = (address or "").rpartition(":")
+    if host and "://" not in host and port.isdigit() and int(port) != _PORT:
+        raise UsageError(
+            f"expected the URL of a job server after submit --address, found {redacted(address)}; "
+            f"next: --address {url}, unless Ray's dashboard has another port there"
+        )
     headers = _own_headers()
     reply = _ask(url, headers)
     if reply.status_code == requests.codes.unauthorized and (token := _token()):

@@ -54,12 +54,12 @@ class Labels:
         """Raises UsageError unless these are among the classes of a classifier, so named."""
         if self.names is not None and self.names != tuple(names):
             raise UsageError(
-                f"expected held-out images of the classes {', '.join(names)}, found "
+                f"expected validation images of the classes {', '.join(names)}, found "
                 f"{', '.join(self.names)}; next: an --eval-input of the same classes"
             )
         if self.classes.max() >= len(names):
             raise UsageError(
-                f"expected held-out images of the {len(names)} classes trained on, found label "
+                f"expected validation images of the {len(names)} classes trained on, found label "
                 f"{self.classes.max()}; next: an --eval-input of the same classes"
             )
 

@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, mistakes, configuration files."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from igpt_core.model.config import ImageGPTConfig
+from jobs import complete
 from jobs.__main__ import COMMANDS, igpt, main
 from pictures import SIDE, encoded, photo
 from pipeline.run_directory.directory import RunDirectory
 from runs import igpt as igpt_run
 from runs import refusal
+
+GROUPS = ("plan", "submit")  # of jobs, whose example comes last
 
 
 @pytest.fixture
@@ -27,12 +31,23 @@ def image_folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", [command.name for command in COMMANDS])
-def test_help_fits_a_screen_and_shows_an_example(name):
+def test_help_fits_a_screen_and_shows_its_example_first(name):
     result = CliRunner().invoke(igpt, [name, "--help"], terminal_width=100)
     assert result.exit_code == 0
     assert f"igpt {name}" in result.output
     assert "Example:" in result.output
-    assert len(result.output.splitlines()) <= 48
+    assert result.output.index("Example:") < result.output.find("--help") or name in GROUPS
+    assert len(result.output.splitlines()) <= 60
+
+
+def test_help_shows_options_under_headings_in_the_order_of_a_job():
+    text = CliRunner().invoke(igpt, ["complete", "--help"], terminal_width=100).output
+    headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    expected = ["Input", "Output", "Options of complete", "Model", "Sampling", "Cluster", "Other"]
+    assert headings == expected
+    assert re.search(r"^Input:\n  --input .*\[required\]$", text, re.MULTILINE)
+    for option in complete.COMMAND.params:
+        assert len(re.findall(rf"^  {option.opts[0]} ", text, re.MULTILINE)) == 1, option.opts
 
 
 def test_version(capsys):
@@ -47,6 +62,7 @@ def test_version(capsys):
         ({"input": "empty"}, "empty"),
         ({"input": "texts"}, ".txt"),
         ({"keep": "1.5"}, "--keep"),
+        ({"keep": "1"}, "below 1 such as 0.5, found 1; next: 1rows or 1pixels"),
         ({"keep": "0.01"}, "--keep"),
         ({"samples": "0"}, "--samples"),
         ({"temperature": "0"}, "--temperature"),

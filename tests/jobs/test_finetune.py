@@ -65,7 +65,7 @@ def start(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[str, str]:
-    """Images to train on and held-out ones."""
+    """Images to train on and validation images."""
     folder = tmp_path_factory.mktemp("data")
     return (
         write_images(folder / "train.parquet", 240, 0),
@@ -125,7 +125,7 @@ def test_accuracy_is_printed_and_numbered_classes_have_numbered_names(start, tmp
         "--steps", 2, "--next-pixel-weight", 0,
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert re.search(r"accuracy 0\.\d{4} on 12 evaluation images", printed)
+    assert re.search(r"accuracy 0\.\d{4} on 12 validation images", printed)
     config = json.loads((output / "config.json").read_text())
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
 
@@ -184,7 +184,8 @@ def test_mistakes_are_one_line_before_anything_is_written(
     assert "lable" in message
     assert "found image, label" in message
     message = refused(capsys, *given, "--input", photos)
-    assert "--label-column is for tables" in message
+    assert "expected images with labels" in message
+    assert "leave it out" not in message
     other = write_images(tmp_path / "other.parquet", 6, 0, names=[*NAMES, "dark right"])
     message = refused(capsys, *given, "--input", data[0], "--eval-input", other)
     assert "dark right" in message

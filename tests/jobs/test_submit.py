@@ -256,6 +256,8 @@ def test_a_cluster_that_does_not_let_in_or_is_none_is_named(server, monkeypatch)
         find_cluster(server.url)
     with pytest.raises(UsageError, match="found nothing that answers"):
         find_cluster("http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="found head:6379; next: --address http://head:8265"):
+        find_cluster("head:6379")
     monkeypatch.setenv("RAY_JOB_HEADERS", "text")
     with pytest.raises(UsageError, match="RAY_JOB_HEADERS"):
         find_cluster(server.url)

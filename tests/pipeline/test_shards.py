@@ -374,7 +374,7 @@ def test_refused_image_columns(tmp_path):
     table = pa.table({"a": [b"x"], "b": [b"x"], "c": ["text"]})
     pq.write_table(table, tmp_path / "a.parquet")
     assert "found a, b; choose with --image-column" in refusal(tmp_path)
-    assert "found string; choose of a, b" in refusal(tmp_path, image_column="c")
+    assert "found string; next: --image-column a or b" in refusal(tmp_path, image_column="c")
     assert "no such column" in refusal(tmp_path, image_column="z")
     pq.write_table(table.select(["c"]), tmp_path / "a.parquet")
     assert "column of encoded images" in refusal(tmp_path)

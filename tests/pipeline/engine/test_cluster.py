@@ -1,5 +1,6 @@
 """Sharing a cluster out among the stages, the sizes of shards, and clusters that are not there."""
 
+import re
 import socket
 
 import pytest
@@ -147,12 +148,27 @@ def test_shards_are_whole_batches_and_two_for_each_actor(machine, rows, cpus, ex
     assert shard_size(rows, 16, "cpu") == expected
 
 
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch, scheme):
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://head:8265", "that of a job server; next: --address head:6379"),
+        ("https://head/", "igpt submit --address http://head:8265"),
+        ("ray://head:10001", "Ray Client's; next: --address head:6379"),
+    ],
+)
+def test_other_addresses_of_a_cluster_are_told_apart(monkeypatch, address, says):
+    """Past bug: Ray said that it did not know the name, or failed with an AttributeError."""
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("no such address"))
+    with pytest.raises(UsageError, match=re.escape(says)), cluster.connected(address):
+        pass
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch):
     """Past bug: Ray tries for minutes, and says nothing."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        address = f"{scheme}127.0.0.1:{unused.getsockname()[1]}"
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("nobody is there to join"))
     monkeypatch.setenv("RAY_ADDRESS", address)

@@ -118,13 +118,11 @@ def test_a_missing_column_is_named_with_those_that_are_there(labeled_parquet, ti
 
 
 def test_image_files_have_no_labels(photos, tiny_model):
-    with pytest.raises(
-        UsageError, match=r"--label-column is for tables, .* holds image files.*next: a table"
-    ):
+    with pytest.raises(UsageError, match=r"images with labels .* image files.*next: a table"):
         labels_of(photos, tiny_model)
 
 
-def test_held_out_labels_must_be_among_the_classes():
+def test_validation_labels_must_be_among_the_classes():
     def labels(*names: str) -> Labels:
         return Labels(np.array([0, 1]), names or None)
 
