@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.options import RunOptions
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import RUN_FILE
+from pipeline.run_directory.record import known_job
 from pipeline.storage.redact import is_redacted
 
 BATCH_JOBS: dict[str, BatchJob] = {
@@ -34,17 +35,8 @@ def recorded_job(
     The options are those of the run, where `given` has no others. Raises UsageError where there
     is no run, it is of another version, or its options cannot be used again.
     """
-    record = directory.record()
-    if record is None:
-        raise UsageError(
-            f"expected a run directory, found no {RUN_FILE} in {directory.location}; check the path"
-        )
-    job = BATCH_JOBS.get(record["job"])
-    if job is None:
-        raise UsageError(
-            f"{directory.location} is a run of {record['job']}, this igpt knows "
-            f"{', '.join(BATCH_JOBS)}; next: the version of igpt that wrote it"
-        )
+    record = directory.require_record()
+    job = BATCH_JOBS[known_job(directory.location, record)]
     values = dict(record["options"])
     found = {name: record["results"].get(name) for name in FOUND}
     values |= {name: value for name, value in found.items() if value is not None}

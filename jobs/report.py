@@ -5,7 +5,6 @@ from pydantic import Field
 
 from igpt_core.model.checkpoint import load_palette
 from jobs.command import command
-from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
 from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory
@@ -23,9 +22,7 @@ class ReportOptions(StorageOptions, Options):
 def run(options: ReportOptions) -> None:
     location = absolute(options.output)
     output_options = options_for(options.storage_options, "output")
-    record = RunDirectory.at(location, output_options).record()
-    if record is None:
-        raise UsageError(f"expected a run directory with run.json, found none at {options.output}")
+    record = RunDirectory.at(location, output_options).require_record()
     palette = load_palette(
         options.palette or record["palette"]["location"],
         options_for(options.storage_options, "model"),

@@ -12,7 +12,6 @@ from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import RUN_FILE
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.verify.replay import NotReplayed, replay
 from pipeline.verify.verify import Check, verify
@@ -33,9 +32,7 @@ def run(options: VerifyOptions) -> None:
     directory = RunDirectory.at(
         absolute(options.output), options_for(options.storage_options, "output")
     )
-    record = directory.record()
-    if record is None:
-        raise UsageError(f"expected a run directory, found no {RUN_FILE} in {directory.location}")
+    record = directory.require_record()
     failed = total = 0
     for check in _checks(options, directory, record):
         total += 1

@@ -11,7 +11,7 @@ from pipeline.batch.definition import Batch, Definition
 from pipeline.batch.job import Job
 from pipeline.inputs.files import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
-from pipeline.run_directory.directory import new_record
+from pipeline.run_directory.record import new_record
 from pipeline.storage.filesystem import absolute, absolute_model
 from pipeline.storage.redact import redacted
 

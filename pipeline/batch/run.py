@@ -1,4 +1,4 @@
-"""A job from its options to its report: checked, claimed, planned, run."""
+"""A job from its options to its report: checked, acquired, planned, run."""
 
 import json
 import sys
@@ -14,8 +14,9 @@ from pipeline.engine import cluster
 from pipeline.errors import RunFailed, UsageError
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report.write import write_report
-from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.record import refuse_other_run, resuming
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import redacted
 
@@ -28,7 +29,7 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
     """The job from its options to its report: begun, or gone on with.
 
     Args:
-        again: shards that are forgotten, once all is checked, and so are done again.
+        again: shards that are invalidated, once all is checked, and so are done again.
 
     Raises UsageError before work begins; RunFailed and OverErrorBudget as `execute` does.
     """
@@ -68,31 +69,33 @@ def run_job(kind: BatchJob, options: RunOptions, *, again: Collection[int] = ())
         resources = allotment_for(options, batch)
         job = Job(kind.name, options, definition, directory.location, plan, batch, resources)
         record = record_of(job, wanted) if recorded is None or options.overwrite else recorded
-        job = replace(job, lease=_claim(job, directory, record, begins=begins))
+        job = replace(job, lease=_acquire(job, directory, record, begins=begins))
         if source is not None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
             there = None if options.overwrite else directory.plan()
             job = job if there is None else replace(job, plan=there)
             directory.write_plan(job.plan)
-        directory.forget(again)
+        directory.invalidate(again)
         try:
             _execute(job, directory)
         except KeyboardInterrupt:
             raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
 
 
-def _claim(job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begins: bool) -> Lease:
+def _acquire(
+    job: Job, directory: RunDirectory, record: Mapping[str, Any], *, begins: bool
+) -> Lease:
     """The lease on the directory, which belongs to this run from now on. Raises UsageError where
     another run was faster."""
     options = options_for(job.options.storage_options, "output")
     lease = Lease(directory.location, options, str(record.get("run")))
     if job.options.overwrite and directory.record() is not None:
-        lease.take()  # actors of the run that was there write nothing from now on
+        lease.acquire()  # actors of the run that was there write nothing from now on
         directory.clear()
     if begins:
-        directory.begin(record)
+        directory.create(record)
     _check_run(directory, lease)
-    lease.take()  # also from one that cleared at the same time, and was refused in `begin`
+    lease.acquire()  # also from one that cleared at the same time, and was refused in `create`
     _check_run(directory, lease)
     if not lease.may_write():
         raise _taken(directory)

@@ -11,10 +11,9 @@ from PIL import Image
 
 from igpt_core.images.palette import Palette
 from pipeline.report.bar_chart import bar_chart, ticks
-from pipeline.report.text import duration, html_id, html_text, rate
+from pipeline.report.text import duration, html_id, html_text
 from pipeline.run_directory.likelihoods import BIN_WIDTH, N_BINS, TOP, NLLHistogram, to_bits
-from pipeline.run_directory.summary import Figures, RunRecord
-from pipeline.run_directory.throughput import Throughput
+from pipeline.run_directory.summary import Figures, RunSummary
 
 _MERGES = (1, 2, 4, 10, 20)  # bins to a bar: the edges stay round numbers
 _MARKED_PAUSES = 20
@@ -25,10 +24,10 @@ _COLOR_SIZE = 14  # of a palette's color, pixels
 # --- nats per pixel -------------------------------------------------------------------------------
 
 
-def likelihoods(record: RunRecord) -> str:
+def likelihoods(record: RunSummary) -> str:
     """How the nats per pixel are spread, the likeliest images and the others. The record has
     some."""
-    nats = record.nats
+    nats = record.nll
     assert nats is not None
     completed = record.job == "complete"
     each = "completion" if completed else "image"
@@ -107,47 +106,6 @@ def _extremes(title: str, found: Sequence[tuple[str, float]]) -> str:
 
 
 # --- time -----------------------------------------------------------------------------------------
-
-
-def speed_over_time(speed: Throughput) -> str:
-    """Images per second from the first shard to the last."""
-    rates = speed.images_per_second
-    unit, name = next(((u, n) for u, n in _UNITS if speed.seconds >= 2 * u), (1, "seconds"))
-    long = [pause for pause in speed.pauses if pause[1] >= speed.bin_seconds]
-    marked = sorted(long, key=lambda pause: -pause[1])[:_MARKED_PAUSES]
-    out = ""
-    if marked:
-        total = duration(sum(length for _, length in speed.pauses))
-        out = f" So are pauses, together {total}: dotted lines mark where."
-    chart = bar_chart(
-        rates.tolist(),
-        titles=[
-            f"{duration(i * speed.bin_seconds)} to {duration((i + 1) * speed.bin_seconds)}: "
-            f"{rate(value)} images per second"
-            for i, value in enumerate(rates)
-        ],
-        x_labels=[
-            (value * unit / speed.seconds, f"{value:g}")
-            for value in ticks(0, speed.seconds / unit, 8)
-        ],
-        marks=[
-            (at / speed.seconds, "pause", f"a pause of {duration(length)}") for at, length in marked
-        ],
-        level=speed.mean,
-        says=(
-            f"Images per second over {duration(speed.seconds)}: mean {rate(speed.mean)}, "
-            f"lowest {rate(rates.min())}, highest {rate(rates.max())}"
-        ),
-    )
-    return f"""<section>
-<h2>Images per second</h2>
-<p class="quiet">The images of a shard, failed ones too, count evenly over the time in which it was
-in work. What came before the first shard, such as the start of actors, is left out.{out}</p>
-<p class="quiet"><span class="legend"><span class="key line level"></span> mean
-{rate(speed.mean)}</span></p>
-<div class="card">{chart}<p class="axis">{name} in work</p></div>
-</section>
-"""
 
 
 def stage_times(figures: Figures) -> str:

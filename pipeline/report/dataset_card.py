@@ -7,7 +7,7 @@ import yaml
 from pipeline.report.text import printable
 from pipeline.run_directory.layout import ROW_GROUP_ROWS
 from pipeline.run_directory.likelihoods import NLLHistogram
-from pipeline.run_directory.summary import RunRecord
+from pipeline.run_directory.summary import RunSummary
 
 _NAMES = {
     "classify": "ImageGPT classifications",
@@ -45,7 +45,7 @@ _SIZES = (
 )
 
 
-def dataset_card(record: RunRecord) -> str:
+def dataset_card(record: RunSummary) -> str:
     """The card in Markdown. Its header makes data/*.parquet, and nothing else in the folder, the
     split `train`."""
     return f"""---
@@ -62,7 +62,7 @@ def dataset_card(record: RunRecord) -> str:
 | column | type | meaning |
 |---|---|---|
 {_columns(record)}
-{_units(record.nats)}
+{_units(record.nll)}
 ## Use
 
 ```python
@@ -86,7 +86,7 @@ SELECT * FROM 'data/*.parquet' LIMIT 10;
 """
 
 
-def _header(record: RunRecord) -> dict[str, Any]:
+def _header(record: RunSummary) -> dict[str, Any]:
     rows = record.figures.rows
     header: dict[str, Any] = {
         "pretty_name": _NAMES[record.job],
@@ -107,12 +107,12 @@ def _header(record: RunRecord) -> dict[str, Any]:
     return header
 
 
-def _counted(record: RunRecord) -> str:
+def _counted(record: RunSummary) -> str:
     text = f"{record.figures.rows:,} rows."
     return text if record.finished else f"{text} {record.status}."
 
 
-def _columns(record: RunRecord) -> str:
+def _columns(record: RunSummary) -> str:
     return "\n".join(
         f"| {_code(column['name'])} | {_code(column['type'])} | {column['meaning']} |"
         for column in record.run["columns"]
@@ -131,7 +131,7 @@ Bits are nats / ln 2. Of {nats.n:,} values the mean is {nats.mean:.2f}, the medi
 """
 
 
-def _origin(record: RunRecord) -> str:
+def _origin(record: RunSummary) -> str:
     run = record.run
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
@@ -147,7 +147,7 @@ def _origin(record: RunRecord) -> str:
     return "\n".join(f"- {name}: {_code(str(value))}" for name, value in lines if value is not None)
 
 
-def _errors(record: RunRecord) -> str:
+def _errors(record: RunSummary) -> str:
     return ", `errors/` the rows that failed" if record.figures.errors else ""
 
 

@@ -15,7 +15,7 @@ from igpt_core.images.pixels import encode_png
 from pipeline import rows
 from pipeline.report.heat_map import draw_heat_map, scale_top
 from pipeline.run_directory.layout import spread
-from pipeline.run_directory.summary import row_count
+from pipeline.run_directory.stats import row_count
 
 ROWS = 24
 MAX_SAMPLES = 6

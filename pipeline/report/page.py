@@ -6,14 +6,15 @@ from html import escape
 from typing import Any
 
 from igpt_core.images.palette import Palette
-from pipeline.report.charts import likelihoods, palette_colors, speed_over_time, stage_times
+from pipeline.report.charts import likelihoods, palette_colors, stage_times
 from pipeline.report.examples import Entry
 from pipeline.report.pictures import pictures
 from pipeline.report.style import STYLE
 from pipeline.report.text import duration, html_id, html_text, rate
-from pipeline.run_directory.directory import resuming
+from pipeline.run_directory.failed_rows import ErrorKind
 from pipeline.run_directory.likelihoods import to_bits
-from pipeline.run_directory.summary import ErrorKind, RunRecord
+from pipeline.run_directory.record import resuming
+from pipeline.run_directory.summary import RunSummary
 from pipeline.storage.filesystem import join
 
 HEADLINES = {
@@ -27,7 +28,7 @@ HEADLINES = {
 
 
 def report_page(
-    record: RunRecord,
+    record: RunSummary,
     entries: Sequence[Entry],
     *,
     palette: Palette | None,
@@ -42,9 +43,8 @@ def report_page(
         _header(record),
         _key_figures(record),
         pictures(record, entries, shown),
-        likelihoods(record) if record.nats else "",
+        likelihoods(record) if record.nll else "",
         _errors(record, output),
-        speed_over_time(record.speed) if record.speed else "",
         stage_times(record.figures),
         palette_colors(palette) if palette else "",
         _columns(record),
@@ -74,7 +74,7 @@ def report_page(
 # --- from the top of the page down ----------------------------------------------------------------
 
 
-def _header(record: RunRecord) -> str:
+def _header(record: RunSummary) -> str:
     run = record.run
     kind = "done" if record.finished else "partial"
     created = datetime.fromisoformat(run["created"]).astimezone(UTC)
@@ -90,7 +90,7 @@ def _header(record: RunRecord) -> str:
 """
 
 
-def _key_figures(record: RunRecord) -> str:
+def _key_figures(record: RunSummary) -> str:
     figures = record.figures
     share = figures.errors / max(figures.rows + figures.errors, 1)
     pauses = "" if figures.in_one_run else "without pauses"
@@ -103,13 +103,13 @@ def _key_figures(record: RunRecord) -> str:
     ]
     if not figures.tokens:
         del tiles[3]
-    if record.nats:
-        nats = record.nats.mean
+    if record.nll:
+        nats = record.nll.mean
         tiles.append(_tile("Nats per pixel", nats, rate(nats), f"mean, {rate(to_bits(nats))} bits"))
     return f'<section class="tiles" aria-label="Key figures">{"".join(tiles)}</section>\n'
 
 
-def _errors(record: RunRecord, output: str) -> str:
+def _errors(record: RunSummary, output: str) -> str:
     if not record.errors:
         return ""
     cards = "".join(_error(kind) for kind in record.errors)
@@ -138,7 +138,7 @@ def _error(kind: ErrorKind) -> str:
 """
 
 
-def _columns(record: RunRecord) -> str:
+def _columns(record: RunSummary) -> str:
     lines = "".join(
         f"<tr><th scope=row><code>{html_text(column['name'])}</code></th>"
         f"<td><code>{html_text(column['type'])}</code></td><td>{html_text(column['meaning'])}</td></tr>"
@@ -153,7 +153,7 @@ def _columns(record: RunRecord) -> str:
 """
 
 
-def _what_was_run(record: RunRecord) -> str:
+def _what_was_run(record: RunSummary) -> str:
     run = record.run
     model, palette = run.get("model") or {}, run.get("palette") or {}
     told = {
@@ -184,7 +184,7 @@ def _listed(values: Mapping[str, Any]) -> str:
     return f"<dl>{''.join(pairs)}</dl>"
 
 
-def _next_steps(record: RunRecord, output: str) -> str:
+def _next_steps(record: RunSummary, output: str) -> str:
     if not record.finished:
         steps = {"This goes on where the run stopped:": _shell(resuming(record.run["command"]))}
     else:

@@ -8,10 +8,10 @@ from pipeline.report.contact_sheet import scale_of
 from pipeline.report.examples import MAX_SAMPLES, Entry, Picture
 from pipeline.report.heat_map import COLORS
 from pipeline.report.text import html_id, html_text, rate
-from pipeline.run_directory.summary import RunRecord
+from pipeline.run_directory.summary import RunSummary
 
 
-def pictures(record: RunRecord, entries: Sequence[Entry], shown: str) -> str:
+def pictures(record: RunSummary, entries: Sequence[Entry], shown: str) -> str:
     """The section of all entries; `shown` says which they are, or why there are none."""
     says = f'<p class="quiet">{html_text(shown)}.</p>'
     if not entries:
@@ -34,7 +34,7 @@ def pictures(record: RunRecord, entries: Sequence[Entry], shown: str) -> str:
 """
 
 
-def _legend(record: RunRecord, entries: Sequence[Entry]) -> str:
+def _legend(record: RunSummary, entries: Sequence[Entry]) -> str:
     keys = ""
     shown = [picture for entry in entries for picture in entry.pictures]
     if any(picture.made_from is not None for picture in shown):
@@ -49,7 +49,7 @@ def _legend(record: RunRecord, entries: Sequence[Entry]) -> str:
     return f'<p class="quiet">{keys}</p>' if keys else ""
 
 
-def _samples_left_out(record: RunRecord) -> str:
+def _samples_left_out(record: RunSummary) -> str:
     samples = int(record.run["options"].get("samples") or 1)
     return f"the first {MAX_SAMPLES} of {samples} completions" if samples > MAX_SAMPLES else ""
 

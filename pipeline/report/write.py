@@ -11,7 +11,7 @@ from pipeline.report.examples import Entry, read_entries
 from pipeline.report.page import HEADLINES, report_page
 from pipeline.report.text import rate
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.summary import RunRecord, read_record
+from pipeline.run_directory.summary import RunSummary, read_summary
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join
 
@@ -32,7 +32,7 @@ def write_report(
     """
     directory = RunDirectory.at(output, storage_options or {})
     fs = directory.fs
-    record = read_record(directory)
+    record = read_summary(directory)
     size = int(record.run["image_size"])
     expected = (record.run.get("palette") or {}).get("fingerprint")
     if palette is not None and expected not in (None, palette.fingerprint):
@@ -68,7 +68,7 @@ def write_report(
         write_atomic(fs, join(directory.path, name), payload)
 
 
-def _shown(record: RunRecord, entries: Sequence[Entry]) -> str:
+def _shown(record: RunSummary, entries: Sequence[Entry]) -> str:
     if entries and len(entries) == record.figures.rows:
         return f"All {len(entries):,} images"
     if entries:

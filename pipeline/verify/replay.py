@@ -24,8 +24,9 @@ from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.options import RunOptions
-from pipeline.run_directory.directory import RunDirectory, differences
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import parquet_bytes, part_name
+from pipeline.run_directory.record import differences
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import join, read_bytes, store_errors
