@@ -20,7 +20,7 @@ from pipeline.batch.job import Job
 from pipeline.batch.model import Compute
 from pipeline.batch.record import dependencies
 from pipeline.engine.cluster import ResourcePlan
-from pipeline.engine.stage import Resources
+from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.options import RunOptions
@@ -46,8 +46,8 @@ class Replayed:
 
 
 class NotReplayed(Exception):
-    """Nothing can be computed again: the input or the model is not that of the run, or out of
-    reach. The message is one line."""
+    """Raised where nothing can be computed again: the input or the model is not that of the run, or
+    out of reach. The message is one line."""
 
 
 def replay(
@@ -59,12 +59,12 @@ def replay(
     n_batches: int,
     seed: int,
 ) -> Iterator[Replayed]:
-    """Compute model batches of a run again; where it has no model, whole shards.
+    """Computes model batches of a run again; where it has no model, whole shards.
 
     Args:
         kind, options: the job of the run, its options.
         record: run.json.
-        n_batches: how many, of shards at random; fewer where there are no more.
+        n_batches: how many, of random shards; fewer where there are no more.
         seed: of the choice.
 
     Raises UsageError where the run computed on a GPU and there is none, NotReplayed.
@@ -76,9 +76,7 @@ def replay(
             "next: the same command on such a machine, or without --replay"
         )
     job = _job(kind, options, directory, record)
-    read, *model, write = [
-        stage.cls(**stage.arguments) for stage in job.definition.stages(job)
-    ]  # built once, as an actor does
+    read, *model, write = map(_built, job.definition.stages(job))
     assert isinstance(write, WriteParts)
     chance = random.Random(seed)
     done = sorted(directory.finished() & {shard.index for shard in job.plan.shards})
@@ -106,10 +104,16 @@ def replay(
             yield Replayed(where, len(batch), tuple(f"{where}: {text}" for text in differing))
 
 
+def _built(stage: Stage) -> Any:
+    """Builds a stage, as an actor does once."""
+    cls: Any = stage.cls
+    return cls(**stage.arguments)
+
+
 def _job(
     kind: BatchJob, options: RunOptions, directory: RunDirectory, record: Mapping[str, Any]
 ) -> Job:
-    """The job as it was, without a cluster."""
+    """Makes the job as it was, without a cluster."""
     recorded = record["results"]
     plan = directory.plan()
     assert plan is not None  # that is verified first
@@ -150,38 +154,43 @@ def _read_part(directory: RunDirectory, shard: int) -> _Stored:
         ) from error
 
 
+def _not_read() -> tuple[type[Exception], ...]:
+    """Returns what reading the input raises where it is out of reach or another one."""
+    return (*store_errors(), RuntimeError)
+
+
 def _read_shard(read: Any, plan: Plan, shard: Shard) -> pa.Table:
     try:
         return read(replace(plan, shards=(shard,)).to_table())
-    except (*store_errors(), RuntimeError) as error:
+    except _not_read() as error:
         raise NotReplayed(f"cannot read the input: {redacted_line(error)}") from error
 
 
 def _other_rows(shard: int, stored: _Stored, block: pa.Table) -> str | None:
-    """How the rows that are read now, good and bad, differ from those of the part."""
-    bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
+    """Says how the rows that are read now, failed ones included, differ from those of the part."""
+    failed = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
     good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))[rows.ROW_ID].to_pylist()
     columns = (rows.ROW_ID, rows.ERROR_STAGE, rows.ERROR_CLASS)
     found = []
-    if bad.num_rows:  # rows that cannot fail have no columns for it
-        found = list(zip(*(bad[name].to_pylist() for name in columns), strict=True))
+    if failed.num_rows:  # rows that cannot fail have no columns for it
+        found = list(zip(*(failed[name].to_pylist() for name in columns), strict=True))
     names = ("id", "stage", "error")
     recorded = list(zip(*(stored.errors[name].to_pylist() for name in names), strict=True))
     if found != recorded:
         new = next((error for error in found if error not in recorded), None)
         gone = next((error for error in recorded if error not in found), None)
-        texts = [f"{new[0]} is bad now ({new[2]})" if new else ""]
-        texts += [f"{gone[0]} was bad ({gone[2]})" if gone else ""]
+        texts = [f"{new[0]} fails now ({new[2]})" if new else ""]
+        texts += [f"{gone[0]} failed then ({gone[2]})" if gone else ""]
         text = " and ".join(filter(None, texts)) or "they come in another order"
-        return f"{part_name('errors', shard)}: expected {len(recorded)} bad rows: {text}"
+        return f"{part_name('errors', shard)}: expected {len(recorded)} failed rows: {text}"
     if good != stored.results[rows.ID].to_pylist():
         return f"{part_name('data', shard)}: the ids are not those of the input"
     return None
 
 
 def _batches(good: pa.Table, images: int | None) -> list[NDArray[np.intp]]:
-    """The rows of each model batch, as the stages form them; all rows without a model. Prompts of
-    one length are computed together."""
+    """Returns the rows of each model batch, as the stages form them; all rows without a model.
+    Prompts of one length are computed together."""
     n = good.num_rows
     groups: Sequence[NDArray[np.intp]] = [np.arange(n)]
     if rows.PROMPT_LENGTH in good.column_names:
@@ -192,7 +201,7 @@ def _batches(good: pa.Table, images: int | None) -> list[NDArray[np.intp]]:
 
 
 def _differing(computed: pa.Table, stored: pa.Table) -> list[str]:
-    """What differs in each column. Parquet's bytes are compared: they tell -0.0 from 0.0."""
+    """Says what differs in each column. Parquet's bytes are compared: they tell -0.0 from 0.0."""
     texts = []
     for name in computed.column_names:
         pair = [
@@ -208,5 +217,5 @@ def _differing(computed: pa.Table, stored: pa.Table) -> list[str]:
 
 
 def _alone(table: pa.Table, name: str, type_: pa.DataType) -> pa.Table:
-    """A column of either table, of one type down to the names of list elements."""
+    """Returns a column as a table, cast to a type: those of lists differ in names of elements."""
     return pa.table({name: table[name].cast(type_).combine_chunks()})

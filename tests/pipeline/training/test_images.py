@@ -124,7 +124,7 @@ def test_image_files_have_no_labels(photos, tiny_model):
         labels_of(photos, tiny_model)
 
 
-def test_held_out_labels_must_be_among_the_classes():
+def test_validation_labels_must_be_among_the_classes():
     def labels(*names: str) -> Labels:
         return Labels(np.array([0, 1]), names or None)
 
