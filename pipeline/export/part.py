@@ -47,7 +47,7 @@ class Contents:
 
     @property
     def columns(self) -> list[str]:
-        """All that an export reads."""
+        """Lists all that an export reads."""
         picture = () if self.picture is None else (self.picture,)
         return list(dict.fromkeys((*self.values, *self.arrays, *picture)))
 
@@ -78,12 +78,12 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Its name in an export, without an extension."""
+        """Returns its name in an export, without an extension."""
         return f"part-{self.index:06d}"
 
     @property
     def has_samples(self) -> bool:
-        """Whether a row has several pictures, however many."""
+        """Tells whether a row has several pictures, however many."""
         return self.contents.picture == rows.IMAGES
 
     def pngs(self) -> list[list[bytes]]:

@@ -1,18 +1,17 @@
 """The stage that exports a run: a part in, the files of a format out."""
 
-import io
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from igpt_core.model.checkpoint import load_palette
 from pipeline.export.formats import EXPORTS
 from pipeline.export.part import Contents, Part
 from pipeline.inputs.parquet_schema import parquet_errors
+from pipeline.run_directory.layout import parquet_file
 from pipeline.shards import Shard, shards_in
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
@@ -85,7 +84,7 @@ class ExportParts:
         (file_slice,) = shard.slices
         fs, path = open_location(file_slice.path, self._input_options)
         try:
-            file = pq.ParquetFile(io.BytesIO(read_bytes(fs, path)), page_checksum_verification=True)
+            file = parquet_file(read_bytes(fs, path))
             contents = Contents.of(self._job, file.schema_arrow, self._passthrough)
             table = file.read(contents.columns)
         except parquet_errors() as error:

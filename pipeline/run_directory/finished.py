@@ -71,17 +71,17 @@ class FinishedRun:
 
     @property
     def job(self) -> str:
-        """The job that made it."""
+        """Returns the job that made it, one of `rows.JOBS`."""
         return str(self.record["job"])
 
     @property
     def passthrough(self) -> list[str]:
-        """The columns that it has from its own input."""
+        """Lists the columns that it has from its own input."""
         return list(self.record.get("passthrough", ()))
 
     @property
     def palette(self) -> str:
-        """The fingerprint of the palette of its tokens."""
+        """Returns the fingerprint of the palette of its tokens."""
         return str(self.record["palette"]["fingerprint"])
 
     def check_tokens(self) -> None:

@@ -27,7 +27,7 @@ def part_name(folder: str, shard: int) -> str:
 
 
 def stop_file(holder: str) -> str:
-    """Returns the name, in the run directory, of the mark of a driver that was told to stop."""
+    """Returns the name, in the run directory, of the file that tells actors of a driver to stop."""
     return f"{_STOP}{holder}"
 
 
@@ -66,6 +66,12 @@ def spread(total: int, n: int) -> list[int]:
     where there are no more than n."""
     n = min(n, total)
     return [(2 * i + 1) * total // (2 * n) for i in range(n)]
+
+
+def parquet_file(content: bytes) -> pq.ParquetFile:
+    """Opens what `parquet_bytes` returned, or any Parquet file, to be read with its checksums
+    verified."""
+    return pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

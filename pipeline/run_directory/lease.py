@@ -2,9 +2,9 @@
 
 A file in the run directory names who acquired it last. It is written by `acquire` alone and deleted
 by nobody: whatever else a driver did to it might hit another one that acquires it at that moment.
-The actors of a run look into it before they work at a shard and before they write, so what a driver
-that is gone, or superseded, has left behind stops. A driver that is told to stop says so in a file
-of its own.
+The actors of a run read it before they work at a shard and before they write, so those that a
+driver left behind stop once another one has superseded it. A driver that is told to stop says so in
+a file of its own.
 """
 
 import json

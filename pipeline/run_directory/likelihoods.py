@@ -102,17 +102,17 @@ class NLLHistogram:
 
     @property
     def n(self) -> int:
-        """The number of finite values."""
+        """Counts the finite values."""
         return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """The exact mean; there must be a value."""
+        """Returns the exact mean; there must be a value."""
         return self.total / self.n
 
     @property
     def median(self) -> float:
-        """The median to within a bin, as if values lay evenly within it; there must be a value."""
+        """Estimates the median to within a bin, as if values lay evenly in it; there is one."""
         below = np.concatenate([[0], np.cumsum(self.counts)])
         bin_ = int(np.searchsorted(below, self.n / 2, side="right")) - 1
         start, least, most = bin_ * BIN_WIDTH, self.lowest[0][1], self.highest[0][1]

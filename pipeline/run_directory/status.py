@@ -11,9 +11,10 @@ from pipeline.run_directory.failed_rows import count_by_kind
 from pipeline.run_directory.layout import shard_of, shards_with_errors, spread
 from pipeline.run_directory.record import resuming
 from pipeline.run_directory.stats import Span, read_stats, working_seconds
+from pipeline.shards import sum_if_known
 from pipeline.storage.filesystem import join
 
-SAMPLE = 256  # parts that are looked into at most, however many there are
+SAMPLE = 256  # parts that are read at most, however many there are
 _THREADS = 32
 
 
@@ -53,9 +54,7 @@ def read_status(directory: RunDirectory) -> Status:
     finished = report is not None and planned is not None and len(done) == len(planned)
     stats = _stats(directory, done[-SAMPLE:])
     estimated: list[str] = []
-    total = None
-    if planned is not None and None not in planned.values():
-        total = sum(planned.values())  # type: ignore[arg-type]
+    total = None if planned is None else sum_if_known(planned.values())
     if report is not None and finished:
         errors_by_kind = dict(report["errors_by_kind"])
         images = total = int(report["rows"]) + int(report["errors"])

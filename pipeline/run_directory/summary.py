@@ -60,19 +60,19 @@ class RunSummary:
 
     @property
     def job(self) -> str:
-        """The job that made it, one of `rows.JOBS`."""
+        """Returns the job that made it, one of `rows.JOBS`."""
         return str(self.run["job"])
 
     @property
     def origin(self) -> list[str]:
-        """The model by the last part of its location, and the seed; jobs may have neither."""
+        """Lists the model, by the end of its location, and the seed; jobs may have neither."""
         model, seed = self.run.get("model"), self.run.get("seed")
         origin = [f"model {model['location'].rstrip('/').rpartition('/')[2]}"] if model else []
         return origin if seed is None else [*origin, f"seed {seed}"]
 
     @property
     def status(self) -> str:
-        """One line: finished, or how far it is."""
+        """Says in one line that it is finished, or how far it is."""
         if self.finished:
             return f"Finished: {self.planned:,} of {self.planned:,} shards"
         of = "" if self.planned is None else f" of {self.planned:,}"

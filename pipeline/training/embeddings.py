@@ -37,12 +37,12 @@ class Embeddings:
 
     @property
     def results(self) -> Mapping[str, Any]:
-        """What the results depend on, as run.json has it."""
+        """Returns what the results depend on, as run.json has it."""
         return self.run.record["results"]  # type: ignore[no-any-return]
 
     @property
     def layers(self) -> list[int]:
-        """The layers whose features there are."""
+        """Lists the layers whose features there are."""
         return list(self.results["layers"])
 
     def features(self, layer: int) -> NDArray[np.floating[Any]]:

@@ -194,6 +194,7 @@ class _Journal:
         self._logged = self._saved = time.monotonic()
 
     def step(self, state: TrainingState, loss: torch.Tensor, rate: float) -> None:
+        """Notes a step: its loss, a scalar on the device, and the learning rate that it had."""
         self._losses.append(loss)
         now = time.monotonic()
         if now - self._logged >= LOG_SECONDS:

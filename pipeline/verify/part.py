@@ -1,6 +1,5 @@
 """One shard of a run: its results, errors and stats, read in full and checked."""
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import part_name
+from pipeline.run_directory.layout import parquet_file, part_name
 from pipeline.run_directory.stats import read_stats
 from pipeline.storage.filesystem import join, read_bytes
 from pipeline.storage.redact import redacted_line
@@ -88,7 +87,7 @@ class PartFacts:
 
     @property
     def errors(self) -> int:
-        """The number of failed rows."""
+        """Counts the failed rows."""
         return self.kinds.total()
 
 
@@ -148,8 +147,7 @@ def unique_ids(directory: RunDirectory, shard: int, *, has_errors: bool) -> list
 
 
 def _open(directory: RunDirectory, name: str) -> pq.ParquetFile:
-    content = read_bytes(directory.fs, join(directory.path, name))
-    return pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+    return parquet_file(read_bytes(directory.fs, join(directory.path, name)))
 
 
 def _ids(column: pa.ChunkedArray, name: str, problems: list[Problem]) -> list[str]:

@@ -1,6 +1,5 @@
 """Model batches of a run computed again, in this process, and compared bit by bit."""
 
-import io
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -25,7 +23,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.options import RunOptions
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import parquet_bytes, part_name
+from pipeline.run_directory.layout import parquet_bytes, parquet_file, part_name
 from pipeline.run_directory.record import differences
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import WriteParts
@@ -138,16 +136,13 @@ class _Stored:
 
 
 def _read_part(directory: RunDirectory, shard: int) -> _Stored:
-    def read(folder: str) -> pa.Table:
-        content = read_bytes(directory.fs, join(directory.path, part_name(folder, shard)))
-        return pq.read_table(io.BytesIO(content))
-
+    path = join(directory.path, part_name("data", shard))
     try:
-        results = read("data")
-        try:
-            return _Stored(results, read("errors"))
-        except FileNotFoundError:
+        results = parquet_file(read_bytes(directory.fs, path)).read()
+        errors = directory.read(part_name("errors", shard))
+        if errors is None:
             return _Stored(results, rows.ERRORS.empty_table())
+        return _Stored(results, parquet_file(errors).read())
     except parquet_errors() as error:
         raise NotReplayed(
             f"cannot read {part_name('data', shard)}: {redacted_line(error)}"

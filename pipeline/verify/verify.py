@@ -1,13 +1,10 @@
 """The checks of a run directory: whether it holds what a finished run must."""
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from igpt_core.errors import CheckpointError
 from igpt_core.model.checkpoint import load_palette, model_fingerprint
@@ -17,6 +14,7 @@ from pipeline.run_directory.layout import (
     FOLDERS,
     PLAN_FILE,
     REPORT_FILE,
+    parquet_file,
     part_name,
     shards_with_errors,
 )
@@ -110,8 +108,7 @@ def _problems(facts: Iterable[PartFacts], check: str) -> list[str]:
 def _plan(directory: RunDirectory, record: Mapping[str, Any]) -> tuple[Plan | None, Check]:
     try:
         content = read_bytes(directory.fs, join(directory.path, PLAN_FILE))
-        file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-        plan = Plan.from_table(file.read())
+        plan = Plan.from_table(parquet_file(content).read())
     except damage() as error:
         text = f"{PLAN_FILE}: {type(error).__name__}: {redacted_line(error, length=120)}"
         return None, Check("plan", False, "not readable", (text,))
