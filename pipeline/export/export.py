@@ -1,7 +1,6 @@
 """An export of a run: its folder acquired, its parts dispatched, and resumed."""
 
 import fnmatch
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,8 +13,8 @@ from pipeline.engine.dispatch import consume
 from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.stage import Stage
 from pipeline.errors import RunFailed, UsageError
-from pipeline.export.formats import EXPORTS
-from pipeline.export.part import ARRAYS, Contents
+from pipeline.export.formats import EXPORTS, OWNED
+from pipeline.export.part import Contents
 from pipeline.inputs.parquet_schema import read_footers
 from pipeline.inputs.previous_run import part_files
 from pipeline.run_directory.directory import RunDirectory
@@ -29,8 +28,6 @@ EXPORT_FORMAT = 1  # of export.json
 EXPORT_FILE = "export.json"
 _THREADS = 32
 _NEXT = "what is done is kept; next: the same command again, without --overwrite"
-# What a format may own, see `Format.owned`: names in the folder, not paths.
-_OWNED = re.compile(rf"images|index|part-\*\.tar|{ARRAYS.pattern}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def _recorded(target: RunDirectory) -> dict[str, Any] | None:
         recorded = target.read_json(EXPORT_FILE)
         if recorded is None:
             return None
-        wrong = [name for name in recorded["owned"] if not _OWNED.fullmatch(name)]
+        wrong = [name for name in recorded["owned"] if not OWNED.fullmatch(name)]
     except (UsageError, KeyError, TypeError):
         recorded, wrong = {}, []
     if recorded.get("format") != EXPORT_FORMAT or wrong:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline import rows
 from pipeline.errors import UsageError
-from pipeline.export.part import Contents, Part
+from pipeline.export.part import ARRAYS, Contents, Part
 from pipeline.run_directory.layout import parquet_bytes
 
 FILE_NAME = "file_name"  # what the `imagefolder` of datasets looks for
@@ -157,15 +157,26 @@ def _npy_check(contents: Contents) -> None:
 
 EXPORTS: dict[str, Format] = {
     "png": Format(
-        "images/part-{:06d}/metadata.parquet", _png_check, _png_files, lambda _: ["images"]
+        done="images/part-{:06d}/metadata.parquet",
+        check=_png_check,
+        files=_png_files,
+        owned=lambda _: ["images"],
     ),
     "webdataset": Format(
-        "part-{:06d}.tar", lambda _: None, _webdataset_files, lambda _: ["part-*.tar"]
+        done="part-{:06d}.tar",
+        check=lambda _: None,
+        files=_webdataset_files,
+        owned=lambda _: ["part-*.tar"],
     ),
     "npy": Format(
-        "index/part-{:06d}.parquet", _npy_check, _npy_files, lambda c: [*c.arrays, "index"]
+        done="index/part-{:06d}.parquet",
+        check=_npy_check,
+        files=_npy_files,
+        owned=lambda contents: [*contents.arrays, "index"],
     ),
 }
+# What `Format.owned` may return: names in the folder, not paths.
+OWNED = re.compile(rf"images|part-\*\.tar|index|{ARRAYS.pattern}")
 
 
 def _npy_bytes(array: NDArray[Any]) -> bytes:
