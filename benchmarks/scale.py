@@ -27,8 +27,9 @@ from pipeline.engine import cluster
 from pipeline.engine.dispatch import consume
 from pipeline.engine.stage import Resources, Stage
 from pipeline.inputs.source import Source
-from pipeline.run_directory.directory import RunDirectory, new_record
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.record import new_record
 from pipeline.stages.blocks import tokens_array, with_seconds
 from pipeline.stages.generate import NameSamples
 from pipeline.stages.write_parts import WriteParts
@@ -85,10 +86,10 @@ def whole(n_shards: int) -> int:
         directory = RunDirectory.at(f"{folder}/run", {})
         record = new_record("sample", command="", options={})
         plan = Source.numbered(n_shards).cut(1)
-        directory.begin(record)
+        directory.create(record)
         directory.write_plan(plan)
         lease = Lease(directory.location, {}, record["run"])
-        lease.take()
+        lease.acquire()
         report = execute(
             directory,
             plan,

@@ -35,18 +35,10 @@ def recorded_job(
     """
     from pipeline.batch.run import FOUND
     from pipeline.run_directory.layout import RUN_FILE
+    from pipeline.run_directory.record import known_job
 
-    record = directory.record()
-    if record is None:
-        raise UsageError(
-            f"expected a run directory, found no {RUN_FILE} in {directory.location}; check the path"
-        )
-    job = BATCH_JOBS.get(record["job"])
-    if job is None:
-        raise UsageError(
-            f"{directory.location} is a run of {record['job']}, this igpt knows "
-            f"{', '.join(BATCH_JOBS)}; next: the version of igpt that wrote it"
-        )
+    record = directory.require_record()
+    job = BATCH_JOBS[known_job(directory.location, record)]
     values = dict(record["options"])
     found = {name: record["results"].get(name) for name in FOUND}
     values |= {name: value for name, value in found.items() if value is not None}

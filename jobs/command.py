@@ -142,13 +142,13 @@ def batch_command(
 
 
 def _owner(model: type[Options], key: str) -> int:
-    """Returns which of the classes that a model inherits from, itself the first, declares an option."""
+    """Returns which of the classes of a model, itself the first, declares an option."""
     return next(i for i, cls in enumerate(model.__mro__) if key in inspect.get_annotations(cls))
 
 
 def _heading(model: type[Options], key: str) -> str:
-    """Returns the heading of an option: that of the class which declares it, "" where that is the job's
-    own. An option that a job only gives another default stays where it was."""
+    """Returns the heading of an option: that of the class which declares it, "" where that is the
+    job's own. An option that a job only gives another default stays where it was."""
     if key not in model.model_fields:  # --config and --help
         return Options.heading
     owners = (vars(cls) for cls in model.__mro__ if key in inspect.get_annotations(cls))
@@ -156,8 +156,8 @@ def _heading(model: type[Options], key: str) -> str:
 
 
 def _place(model: type[Options], key: str) -> tuple[bool, int]:
-    """Returns where an option stands under its heading: what must be given first, then in the order in
-    which the model inherits them."""
+    """Returns where an option stands under its heading: what must be given first, then in the order
+    in which the model inherits them."""
     return not model.model_fields[key].is_required(), _owner(model, key)
 
 

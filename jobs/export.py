@@ -26,7 +26,7 @@ class ExportOptions(RayOptions, StorageOptions):
 def run(options: ExportOptions) -> None:
     from pipeline.engine import cluster
     from pipeline.engine.stage import Stage
-    from pipeline.export.export import claim, export_parts, find_palette, find_run, pending_parts
+    from pipeline.export.export import acquire, export_parts, find_palette, open_run, pending_parts
     from pipeline.export.formats import EXPORTS
     from pipeline.export.stage import ExportParts
     from pipeline.run_directory.directory import RunDirectory
@@ -35,21 +35,22 @@ def run(options: ExportOptions) -> None:
     input_options = options_for(options.storage_options, "input")
     output_options = options_for(options.storage_options, "output")
     model_options = options_for(options.storage_options, "model")
-    found = find_run(absolute(options.run), input_options)
-    EXPORTS[options.to].check(found.contents)
+    exported = open_run(absolute(options.run), input_options)
+    finished = exported.run
+    EXPORTS[options.to].check(exported.contents)
     palette = None
     if options.to != "npy":
         given = options.palette and absolute_model(options.palette)
-        palette = find_palette(found, given, model_options)
+        palette = find_palette(exported, given, model_options)
     target = RunDirectory.at(absolute(options.output), output_options)
-    claim(target, found, to=options.to, overwrite=options.overwrite)
-    pending = pending_parts(target, found, to=options.to)
+    acquire(target, exported, to=options.to, overwrite=options.overwrite)
+    pending = pending_parts(target, exported.plan, to=options.to)
     arguments = {
         "to": options.to,
-        "job": found.record["job"],
-        "passthrough": found.passthrough,
-        "n_samples": found.record["results"].get("samples", 1),
-        "image_size": found.record["image_size"],
+        "job": finished.job,
+        "passthrough": finished.passthrough,
+        "n_samples": finished.record["results"].get("samples", 1),
+        "image_size": finished.record["image_size"],
         "palette": palette,
         "output": target.location,
         "input_options": input_options,
@@ -60,13 +61,13 @@ def run(options: ExportOptions) -> None:
         with cluster.connected(options.address):
             actors = cluster.allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
             stage = Stage(ExportParts, arguments, actors.reading)
-            export_parts(found.plan, pending, stage, progress=options.progress)
+            export_parts(exported.plan, pending, stage, progress=options.progress)
     facts = {
         "output": target.location,
         "to": options.to,
-        "rows": found.plan.rows,
-        "parts": len(found.plan.shards),
-        "resumed_parts": len(found.plan.shards) - len(pending),
+        "rows": exported.plan.rows,
+        "parts": len(exported.plan.shards),
+        "resumed_parts": len(exported.plan.shards) - len(pending),
     }
     if options.json_lines:
         click.echo(json.dumps({"event": "done", **facts}))

@@ -4,7 +4,6 @@ import click
 from pydantic import Field
 
 from jobs.command import command
-from pipeline.errors import UsageError
 from pipeline.options import Options, StorageOptions
 
 
@@ -24,9 +23,7 @@ def run(options: ReportOptions) -> None:
 
     location = absolute(options.output)
     output_options = options_for(options.storage_options, "output")
-    record = RunDirectory.at(location, output_options).record()
-    if record is None:
-        raise UsageError(f"expected a run directory with run.json, found none at {options.output}")
+    record = RunDirectory.at(location, output_options).require_record()
     palette = load_palette(
         options.palette or record["palette"]["location"],
         options_for(options.storage_options, "model"),

@@ -30,15 +30,12 @@ class VerifyOptions(StorageOptions, Options):
 
 def run(options: VerifyOptions) -> None:
     from pipeline.run_directory.directory import RunDirectory
-    from pipeline.run_directory.layout import RUN_FILE
     from pipeline.storage.filesystem import absolute, options_for
 
     directory = RunDirectory.at(
         absolute(options.output), options_for(options.storage_options, "output")
     )
-    record = directory.record()
-    if record is None:
-        raise UsageError(f"expected a run directory, found no {RUN_FILE} in {directory.location}")
+    record = directory.require_record()
     failed = total = 0
     for check in _checks(options, directory, record):
         total += 1

@@ -1,13 +1,9 @@
 """Executes a job: pending shards through the stages, progress, error budget, report."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from pipeline.engine.dispatch import consume
 from pipeline.engine.metrics import RunMetrics
@@ -15,15 +11,15 @@ from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.signals import stoppable
 from pipeline.engine.stage import Stage
 from pipeline.errors import OverErrorBudget, RunFailed, StageGaveUp
-from pipeline.run_directory.directory import RunDirectory, resuming
-from pipeline.run_directory.layout import REPORT_FILE, part_name, shards_with_errors
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.failed_rows import count_by_kind
+from pipeline.run_directory.layout import FORMAT, REPORT_FILE, part_name, shards_with_errors
 from pipeline.run_directory.lease import Lease
-from pipeline.run_directory.summary import row_count
-from pipeline.shards import Plan, Shard
-from pipeline.storage.filesystem import join, read_bytes, store_errors
+from pipeline.run_directory.record import resuming
+from pipeline.run_directory.stats import rows_done
+from pipeline.shards import Plan
+from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import redacted_line
-
-_THREADS = 32
 
 
 def execute(
@@ -57,7 +53,7 @@ def execute(
     finished = directory.finished()
     pending = [shard for shard in plan.shards if shard.index not in finished]
     failures = _errors_by_kind(directory, finished)
-    done = _rows_done(directory, [s for s in plan.shards if s.index in finished])
+    done = rows_done(directory, [s for s in plan.shards if s.index in finished])
     clock = Progress(
         total=plan.rows,
         done=done,
@@ -84,7 +80,7 @@ def execute(
     if earlier is not None and not pending:  # whose figures are those of the work
         return earlier
     report = {
-        "format": 1,
+        "format": FORMAT,
         "rows": clock.done - clock.errors,
         "errors": clock.errors,
         "shards": len(plan.shards),
@@ -161,20 +157,6 @@ def _check_budget(clock: Progress, fraction: float) -> None:
         )
 
 
-def _rows_done(directory: RunDirectory, shards: Sequence[Shard]) -> int:
-    """Rows of finished shards, good and bad; what the plan does not know, their parts tell."""
-    known = [shard.rows for shard in shards if shard.rows is not None]
-    fs, output = directory.fs, directory.path
-    unknown = {shard.index for shard in shards if shard.rows is None}
-    parts = [part_name("data", index) for index in unknown]
-    if unknown:
-        bad = shards_with_errors(fs, output) & unknown
-        parts += [part_name("errors", index) for index in bad]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        counted = pool.map(lambda part: row_count(fs, join(output, part)), parts)
-        return sum(known) + sum(counted)
-
-
 def _check_complete(directory: RunDirectory, plan: Plan, next_move: str) -> None:
     missing = {shard.index for shard in plan.shards} - directory.finished()
     if missing:
@@ -185,13 +167,6 @@ def _check_complete(directory: RunDirectory, plan: Plan, next_move: str) -> None
 
 
 def _errors_by_kind(directory: RunDirectory, finished: set[int]) -> Counter[str]:
-    """Counts of the errors of finished shards, by class."""
-
-    def look(shard: int) -> list[str]:
-        path = join(directory.path, part_name("errors", shard))
-        table = pq.read_table(io.BytesIO(read_bytes(directory.fs, path)), columns=["error"])
-        return table["error"].to_pylist()  # type: ignore[no-any-return]
-
-    shards = sorted(shards_with_errors(directory.fs, directory.path) & finished)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return Counter(kind for kinds in pool.map(look, shards) for kind in kinds)
+    """Counts the failed rows of finished shards by class of error."""
+    with_errors = shards_with_errors(directory.fs, directory.path)
+    return count_by_kind(directory, with_errors & finished)

@@ -10,7 +10,7 @@ from pipeline import rows
 from pipeline.batch.job import Job, JobSpec
 from pipeline.inputs.files import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
-from pipeline.run_directory.directory import new_record
+from pipeline.run_directory.record import new_record
 from pipeline.stages.model_batches import ComputePlan
 from pipeline.storage.filesystem import absolute, absolute_model
 from pipeline.storage.redact import redacted

@@ -14,8 +14,9 @@ from pipeline.errors import RunFailed, UsageError
 from pipeline.inputs.source import Source
 from pipeline.options import ModelOptions, RunOptions
 from pipeline.report.write import write_report
-from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.record import refuse_other_run, resuming
 from pipeline.shards import Plan
 from pipeline.stages.model_batches import ComputePlan
 from pipeline.storage.filesystem import absolute, options_for
@@ -73,7 +74,7 @@ def run_job(
             there = None if options.overwrite else directory.plan()
             job = job if there is None else replace(job, plan=there)
             directory.write_plan(job.plan)
-        directory.forget(again)
+        directory.invalidate(again)
         try:
             _execute(replace(job, lease=lease), directory, lease)
         except KeyboardInterrupt:
@@ -110,12 +111,12 @@ def _acquire(
     storage_options = options_for(job.spec.options.storage_options, "output")
     lease = Lease(directory.location, storage_options, str(record.get("run")))
     if job.spec.options.overwrite and directory.record() is not None:
-        lease.take()  # actors of the run that was there write nothing from now on
+        lease.acquire()  # actors of the run that was there write nothing from now on
         directory.clear()
     if creates:
-        directory.begin(record)
+        directory.create(record)
     _check_run(directory, lease)
-    lease.take()  # also from one that cleared at the same time, and was refused in `begin`
+    lease.acquire()  # also from one that cleared at the same time, and was refused in `create`
     _check_run(directory, lease)
     if not lease.may_write():
         raise _superseded(directory)

@@ -1,15 +1,11 @@
-"""An export of a run: its folder claimed, its parts handed out, and resumed."""
+"""An export of a run: its folder acquired, its parts dispatched, and resumed."""
 
 import fnmatch
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
 
 from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
@@ -17,77 +13,57 @@ from pipeline.engine.dispatch import consume
 from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.stage import Stage
 from pipeline.errors import RunFailed, UsageError
-from pipeline.export.formats import ARRAYS, EXPORTS, Contents
-from pipeline.inputs.files import InputFile
+from pipeline.export.formats import EXPORTS, OWNED
+from pipeline.export.part import Contents
 from pipeline.inputs.parquet_schema import read_footers
-from pipeline.run_directory.directory import RunDirectory, refuse_other_run, resuming
-from pipeline.run_directory.layout import part_name
+from pipeline.inputs.previous_run import part_files
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.finished import FinishedRun
+from pipeline.run_directory.record import refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
-from pipeline.storage.filesystem import exists, join, read_bytes, uri_of
+from pipeline.storage.filesystem import exists, join
 from pipeline.storage.redact import redacted
 
-FORMAT = 1
+EXPORT_FORMAT = 1  # of export.json
 EXPORT_FILE = "export.json"
 _THREADS = 32
 _NEXT = "what is done is kept; next: the same command again, without --overwrite"
-# What a format may own, see `Format.owned`: names in the folder, no paths.
-_OWNED = re.compile(rf"images|index|part-\*\.tar|{ARRAYS.pattern}")
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run with all its parts, each a shard of `plan`; what run.json and report.json say."""
+class ExportedRun:
+    """A finished run whose parts are the shards of `plan`, and its columns by kind."""
 
-    location: str
-    record: Mapping[str, Any]
-    report: Mapping[str, Any]
+    run: FinishedRun
     plan: Plan
-    schema: pa.Schema
-
-    @property
-    def contents(self) -> Contents:
-        return Contents.of(self.record["job"], self.schema, self.passthrough)
-
-    @property
-    def passthrough(self) -> list[str]:
-        return list(self.record.get("passthrough", ()))
+    contents: Contents
 
 
-def find_run(location: str, options: Mapping[str, Any]) -> FinishedRun:
-    """The run of a directory; reads the footers of its parts. Raises UsageError where it is none
-    or not finished."""
-    directory = RunDirectory.at(location, options)
-    record = directory.record()
-    if record is None:
-        raise UsageError(f"expected a run directory with run.json, found none at {location}")
-    report, indices = directory.report(), sorted(directory.finished())
-    if not indices or report is None or len(indices) != report["shards"]:
-        raise UsageError(
-            f"expected a finished run, found {len(indices)} parts "
-            f"{'and no report.json' if report is None else 'of ' + str(report['shards'])} in "
-            f"{location}; next: the command that resumes it: {resuming(record['command'])}"
-        )
-    names = [part_name("data", index) for index in indices]
-    paths = (join(directory.path, name) for name in names)
-    uris = [uri_of(path, uri=directory.location, path=directory.path) for path in paths]
-    files = [InputFile(uri, name) for uri, name in zip(uris, names, strict=True)]
-    counted, [(_, schema), *_] = read_footers(files, options, limit=None)
+def open_run(location: str, options: Mapping[str, Any]) -> ExportedRun:
+    """Opens a finished run and reads the footers of its parts. Raises UsageError where it is none,
+    or has no rows."""
+    run = FinishedRun.open(location, options)
+    counted, [(_, schema), *_] = read_footers(part_files(run), options, limit=None)
     shards = tuple(
         Shard(index, (FileSlice(file.path, file.name, 0, n_rows),))
-        for index, (file, n_rows) in zip(indices, counted, strict=True)
+        for index, (file, n_rows) in zip(run.parts, counted, strict=True)
     )
-    return FinishedRun(directory.location, record, report, Plan("parquet", 1, shards), schema)
+    contents = Contents.of(run.job, schema, run.passthrough)
+    return ExportedRun(run, Plan("parquet", 1, shards), contents)
 
 
-def find_palette(run: FinishedRun, location: str | None, options: Mapping[str, Any]) -> str | None:
-    """Where the palette lies that the run's pictures need; None where they need none.
+def find_palette(
+    exported: ExportedRun, location: str | None, options: Mapping[str, Any]
+) -> str | None:
+    """Returns where the palette lies that the run's pictures need, `location` where that is given;
+    None where they need none.
 
     Raises UsageError where it is not the run's, CheckpointError where there is none.
     """
-    if run.contents.picture != rows.TOKENS:
+    if exported.contents.picture != rows.TOKENS:
         return None
-    location = location or str(run.record["palette"]["location"])
-    expected = run.record["palette"]["fingerprint"]
+    location = location or str(exported.run.record["palette"]["location"])
+    expected = exported.run.palette
     found = load_palette(location, storage_options=options).fingerprint
     if found != expected:
         raise UsageError(
@@ -97,11 +73,12 @@ def find_palette(run: FinishedRun, location: str | None, options: Mapping[str, A
     return location
 
 
-def claim(target: RunDirectory, run: FinishedRun, *, to: str, overwrite: bool) -> None:
-    """Write export.json, or find that of an earlier command for the same export.
+def acquire(target: RunDirectory, exported: ExportedRun, *, to: str, overwrite: bool) -> None:
+    """Writes export.json, or finds that of an earlier command for the same export.
 
     Raises UsageError where the folder holds something else.
     """
+    run = exported.run
     wanted = {
         "to": to,
         "run": redacted(run.location),
@@ -118,29 +95,29 @@ def claim(target: RunDirectory, run: FinishedRun, *, to: str, overwrite: bool) -
         else:
             refuse_other_run(target.location, recorded, wanted, kind="export")
             return
-        owned = EXPORTS[to].owned(run.contents)
-        target.write_json(EXPORT_FILE, {"format": FORMAT, **wanted, "owned": owned})
+        owned = EXPORTS[to].owned(exported.contents)
+        target.write_json(EXPORT_FILE, {"format": EXPORT_FORMAT, **wanted, "owned": owned})
 
 
 def _recorded(target: RunDirectory) -> dict[str, Any] | None:
-    path = join(target.path, EXPORT_FILE)
-    if not exists(target.fs, path):
-        return None
+    """Returns what export.json holds; None where there is none."""
     try:
-        recorded = dict(json.loads(read_bytes(target.fs, path)))
-        wrong = [name for name in recorded["owned"] if not _OWNED.fullmatch(name)]
-    except (ValueError, KeyError, TypeError):
+        recorded = target.read_json(EXPORT_FILE)
+        if recorded is None:
+            return None
+        wrong = [name for name in recorded["owned"] if not OWNED.fullmatch(name)]
+    except (UsageError, KeyError, TypeError):
         recorded, wrong = {}, []
-    if recorded.get("format") != FORMAT or wrong:
+    if recorded.get("format") != EXPORT_FORMAT or wrong:
         raise UsageError(
-            f"{target.location}/{EXPORT_FILE} is not the record of an export of format {FORMAT}; "
-            "next: another --output"
+            f"{target.location}/{EXPORT_FILE} is not the record of an export of format "
+            f"{EXPORT_FORMAT}; next: another --output"
         )
     return recorded
 
 
 def _clear(target: RunDirectory, recorded: Mapping[str, Any]) -> None:
-    """Delete what an export has written, by its names, but for its record: still an export."""
+    """Deletes what an export has written, by its names, but for its record: still an export."""
     target.fs.invalidate_cache()
     for path in target.fs.ls(target.path, detail=False):
         name = path.rstrip("/").rpartition("/")[2]
@@ -148,28 +125,28 @@ def _clear(target: RunDirectory, recorded: Mapping[str, Any]) -> None:
             target.fs.rm(path, recursive=True)
 
 
-def pending_parts(target: RunDirectory, run: FinishedRun, *, to: str) -> list[Shard]:
-    """The parts whose last file is not there."""
+def pending_parts(target: RunDirectory, plan: Plan, *, to: str) -> list[Shard]:
+    """Returns the parts whose last file is not there."""
 
-    def done(shard: Shard) -> bool:
+    def is_done(shard: Shard) -> bool:
         return exists(target.fs, join(target.path, EXPORTS[to].done.format(shard.index)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(done, run.plan.shards))
-    return [shard for shard, there in zip(run.plan.shards, found, strict=True) if not there]
+        done = list(pool.map(is_done, plan.shards))
+    return [shard for shard, there in zip(plan.shards, done, strict=True) if not there]
 
 
-def export_parts(plan: Plan, pending: list[Shard], stage: Stage, *, progress: Mode) -> None:
-    """Hand the pending parts out. Raises RunFailed; what is done stays done."""
+def export_parts(plan: Plan, pending: Sequence[Shard], stage: Stage, *, progress: Mode) -> None:
+    """Dispatches the pending parts. Raises RunFailed; what is done stays done."""
+    missing = {shard.index for shard in pending}
     clock = Progress(
         total=plan.rows,
-        done=plan.rows - sum(shard.rows for shard in pending),
+        done=sum(shard.rows or 0 for shard in plan.shards if shard.index not in missing),
         errors=0,
         shards=len(plan.shards),
         shards_done=len(plan.shards) - len(pending),
         mode=progress,
     )
-    missing = {shard.index for shard in pending}
     clock.show()
     try:
         with closing(clock), closing(consume(plan, pending, [stage])) as exported:

@@ -1,4 +1,4 @@
-"""The formats of `igpt export`: a part of a run as the files of each.
+"""The formats of `igpt export`, a row of EXPORTS each: a part of a run as the files of the format.
 
 Names of files are made of numbers and of names in `rows`, never of ids or of columns passed
 through, which may hold anything.
@@ -9,7 +9,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,105 +18,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.errors import UsageError
+from pipeline.export.part import ARRAYS, Contents, Part
 from pipeline.run_directory.layout import parquet_bytes
-from pipeline.stages.blocks import tokens_of
-from pipeline.stages.result_columns import pictures
 
 FILE_NAME = "file_name"  # what the `imagefolder` of datasets looks for
 SAMPLE = "sample"
 ROW = "row"
 LABEL = "label"
 
-# The column whose pictures are exported, of the jobs that make any.
-_PICTURES = {"quantize": rows.TOKENS, "complete": rows.IMAGES, "sample": rows.PICTURE}
-ARRAYS = re.compile(
-    f"{rows.TOKENS}|{rows.SAMPLES}|{rows.NLL_MAP}|{rows.LOGITS}|{rows.EMBEDDING}(_[0-9]+)?"
-)
 # Columns that `imagefolder` would take for its picture, or for names of pictures.
 _IMAGEFOLDER = re.compile("image|(.*_)?file_names?")
-
-
-@dataclass(frozen=True)
-class Contents:
-    """The columns of a run by kind: the one that becomes pictures, None where there is none; those
-    that are arrays of one shape in every row; all others but images, id first."""
-
-    picture: str | None
-    arrays: tuple[str, ...]
-    values: tuple[str, ...]
-
-    @classmethod
-    def of(cls, job: str, schema: pa.Schema, passthrough: Collection[str]) -> "Contents":
-        """Columns passed through are no arrays: they may have nulls."""
-        arrays = [f.name for f in schema if f.name not in passthrough and _is_array(f)]
-        images = [f.name for f in schema if f.type in (rows.IMAGE, pa.list_(rows.IMAGE))]
-        values = [name for name in schema.names if name not in (*arrays, *images)]
-        picture = _PICTURES.get(job)
-        return cls(picture if picture in schema.names else None, tuple(arrays), tuple(values))
-
-    @property
-    def columns(self) -> list[str]:
-        """All that an export reads."""
-        picture = () if self.picture is None else (self.picture,)
-        return list(dict.fromkeys((*self.values, *self.arrays, *picture)))
-
-
-def _is_array(field: pa.Field) -> bool:
-    type_ = field.type.value_type if field.name == rows.SAMPLES else field.type
-    return ARRAYS.fullmatch(field.name) is not None and pa.types.is_fixed_size_list(type_)
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part `index` of a run. `n_samples`: of complete, which an empty part cannot tell.
-    `palette` and `side`: what makes pictures of tokens; not needed where the run holds pictures.
-    """
-
-    index: int
-    table: pa.Table
-    contents: Contents
-    n_samples: int
-    palette: Palette | None
-    side: int
-
-    @property
-    def name(self) -> str:
-        return f"part-{self.index:06d}"
-
-    @property
-    def has_samples(self) -> bool:
-        """Whether a row has several pictures, however many."""
-        return self.contents.picture == rows.IMAGES
-
-    def pngs(self) -> list[list[bytes]]:
-        """The pictures of each row; a row that lacks one has none."""
-        column = self.contents.picture
-        if column is None:
-            return [[] for _ in range(self.table.num_rows)]
-        if column == rows.TOKENS:
-            assert self.palette is not None  # the driver sees to it
-            tokens = list(tokens_of(self.table[column]))
-            found = [[image] for image in pictures(tokens, self.palette, self.side).to_pylist()]
-        else:
-            values = self.table[column].to_pylist()
-            found = [(value or []) if self.has_samples else [value] for value in values]
-        return [[i["bytes"] for i in images if i and i["bytes"]] for images in found]
-
-    def array(self, name: str) -> NDArray[Any]:
-        """A column of arrays: (rows, ...) in the dtype of the column."""
-        column = self.table[name]
-        n_samples = -1 if self.table.num_rows else self.n_samples  # -1: as many as there are
-        inner = (n_samples,) if name == rows.SAMPLES else ()
-        type_ = column.type.value_type if inner else column.type
-        flat = [
-            (chunk.flatten() if inner else chunk).flatten().to_numpy() for chunk in column.chunks
-        ]
-        empty = np.empty(0, type_.value_type.to_pandas_dtype())
-        shape = (self.table.num_rows, *inner, type_.list_size)
-        return np.concatenate([empty, *flat]).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -127,9 +40,10 @@ class Format:
         done: the file of a part that is written last, so that its presence means done; the number
             of the part goes into it.
         check: raises UsageError, which says what fits, where a run lacks what the format needs.
-        files: the files of a part as (path within the export, content), `done` last. The same
-            bytes for the same part.
-        owned: names in the export's folder (patterns) of all that the format writes.
+        files: yields the files of a part as (path within the export, content), `done` last; the
+            same bytes for the same part.
+        owned: returns the names in the export's folder, as patterns, of all that the format
+            writes.
     """
 
     done: str
@@ -138,7 +52,7 @@ class Format:
     owned: Callable[[Contents], list[str]]
 
 
-# --- png: a folder of pictures a part, each with an index that `imagefolder` reads ----------------
+# --- png: one folder of pictures per part, with an index that `imagefolder` reads -----------------
 
 
 def _png_files(part: Part) -> Iterator[tuple[str, bytes]]:
@@ -156,7 +70,7 @@ def _png_files(part: Part) -> Iterator[tuple[str, bytes]]:
     columns: dict[str, Any] = {FILE_NAME: pa.array(names, pa.string()), rows.ID: of_row[rows.ID]}
     if part.has_samples:
         columns[SAMPLE] = pa.array([sample for _, sample in places], pa.int32())
-        if rows.NLL in of_row.column_names:  # one a sample
+        if rows.NLL in of_row.column_names:  # one per sample
             each = zip(of_row[rows.NLL].to_pylist(), places, strict=True)
             nll = pa.array([values[sample] for values, (_, sample) in each], pa.float32())
             of_row = of_row.set_column(of_row.schema.get_field_index(rows.NLL), rows.NLL, nll)
@@ -168,14 +82,14 @@ def _png_check(contents: Contents) -> None:
     if contents.picture is None:
         fits = "npy or webdataset" if contents.arrays else "webdataset"
         raise UsageError(
-            f"expected a run with tokens or pictures for --to png, found {_shown(contents)}; "
+            f"expected a run with tokens or pictures for --to png, found {_named(contents)}; "
             f"next: --to {fits}"
         )
     taken = {SAMPLE} if contents.picture == rows.IMAGES else set()
     _refuse_clash([n for n in contents.values if n in taken or _IMAGEFOLDER.fullmatch(n)])
 
 
-# --- webdataset: a tar a part, with a sample a row ------------------------------------------------
+# --- webdataset: one tar per part, one sample per row ---------------------------------------------
 
 
 def _webdataset_files(part: Part) -> Iterator[tuple[str, bytes]]:
@@ -203,7 +117,7 @@ def _has_label(schema: pa.Schema, contents: Contents) -> bool:
 
 
 def _json_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows for JSON, which has no NaN and no infinity: these become null."""
+    """Returns rows for JSON, which has no NaN and no infinity: these become null."""
     for index, field in enumerate(table.schema):
         if pa.types.is_floating(field.type):
             column = table[field.name].cast(pa.float64())
@@ -213,11 +127,11 @@ def _json_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """What JSON has no type for: bytes as base64, times and the rest as Python writes them."""
+    """Writes what JSON has no type for: bytes as base64, times and the rest as Python does."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-# --- npy: an array a column and part, with an index -----------------------------------------------
+# --- npy: one array per column and part, with an index --------------------------------------------
 
 
 def _npy_files(part: Part) -> Iterator[tuple[str, bytes]]:
@@ -234,7 +148,7 @@ def _npy_check(contents: Contents) -> None:
     if not contents.arrays:
         raise UsageError(
             f"expected a run with tokens, embeddings or other arrays for --to npy, found "
-            f"{_shown(contents)}; next: --to webdataset, or the run's data/*.parquet as they are"
+            f"{_named(contents)}; next: --to webdataset, or the run's data/*.parquet as they are"
         )
     _refuse_clash([name for name in contents.values if name == ROW])
 
@@ -243,15 +157,26 @@ def _npy_check(contents: Contents) -> None:
 
 EXPORTS: dict[str, Format] = {
     "png": Format(
-        "images/part-{:06d}/metadata.parquet", _png_check, _png_files, lambda _: ["images"]
+        done="images/part-{:06d}/metadata.parquet",
+        check=_png_check,
+        files=_png_files,
+        owned=lambda _: ["images"],
     ),
     "webdataset": Format(
-        "part-{:06d}.tar", lambda _: None, _webdataset_files, lambda _: ["part-*.tar"]
+        done="part-{:06d}.tar",
+        check=lambda _: None,
+        files=_webdataset_files,
+        owned=lambda _: ["part-*.tar"],
     ),
     "npy": Format(
-        "index/part-{:06d}.parquet", _npy_check, _npy_files, lambda c: [*c.arrays, "index"]
+        done="index/part-{:06d}.parquet",
+        check=_npy_check,
+        files=_npy_files,
+        owned=lambda contents: [*contents.arrays, "index"],
     ),
 }
+# What `Format.owned` may return: names in the folder, not paths.
+OWNED = re.compile(rf"images|part-\*\.tar|index|{ARRAYS.pattern}")
 
 
 def _npy_bytes(array: NDArray[Any]) -> bytes:
@@ -261,7 +186,7 @@ def _npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _index_bytes(index: pa.Table, part: Part) -> bytes:
-    """Parquet, with the Hub's features of the run: names of labels stay."""
+    """Writes an index as Parquet, with the Hub's features of the run: names of labels stay."""
     run = part.table.schema
     features = {
         name: feature
@@ -272,7 +197,7 @@ def _index_bytes(index: pa.Table, part: Part) -> bytes:
     return parquet_bytes(index.replace_schema_metadata(metadata))
 
 
-def _shown(contents: Contents) -> str:
+def _named(contents: Contents) -> str:
     return ", ".join((*contents.arrays, *contents.values))
 
 

@@ -1,17 +1,17 @@
 """The stage that exports a run: a part in, the files of a format out."""
 
-import io
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from igpt_core.model.checkpoint import load_palette
-from pipeline.export.formats import EXPORTS, Contents, Part
+from pipeline.export.formats import EXPORTS
+from pipeline.export.part import Contents, Part
 from pipeline.inputs.parquet_schema import parquet_errors
+from pipeline.run_directory.layout import parquet_file
 from pipeline.shards import Shard, shards_in
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
@@ -24,12 +24,12 @@ EXPORTED = pa.schema(
         pa.field("seconds", pa.float64()),
     ]
 )
-_WRITING_THREADS = 16  # files of a part written at once: a store or a disk answers each late
+_WRITING_THREADS = 16  # files of a part written at once: stores and disks have latency
 
 
 class ExportParts:
-    """Blocks of a plan whose shards are the parts of a run -> the files of each part in another
-    format, and a row of EXPORTED each.
+    """Takes rows of a plan whose shards are the parts of a run, writes the files of each part in
+    another format, and returns one row of EXPORTED per part.
 
     Holds one part at a time. The file that means "done" is written last.
 
@@ -81,14 +81,14 @@ class ExportParts:
         return {"shard": shard.index, "rows": part.table.num_rows, "seconds": seconds}
 
     def _read(self, shard: Shard) -> Part:
-        (piece,) = shard.slices
-        fs, path = open_location(piece.path, self._input_options)
+        (file_slice,) = shard.slices
+        fs, path = open_location(file_slice.path, self._input_options)
         try:
-            file = pq.ParquetFile(io.BytesIO(read_bytes(fs, path)), page_checksum_verification=True)
+            file = parquet_file(read_bytes(fs, path))
             contents = Contents.of(self._job, file.schema_arrow, self._passthrough)
             table = file.read(contents.columns)
         except parquet_errors() as error:
-            raise RuntimeError(f"cannot read {piece.path}: {redacted_line(error)}") from error
+            raise RuntimeError(f"cannot read {file_slice.path}: {redacted_line(error)}") from error
         return Part(shard.index, table, contents, self._n_samples, self._palette, self._side)
 
     def _write(self, file: tuple[str, bytes]) -> None:

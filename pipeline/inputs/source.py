@@ -16,7 +16,7 @@ from pipeline.inputs.parquet_schema import (
     passthrough_schema,
     read_footers,
 )
-from pipeline.inputs.previous_run import find_run
+from pipeline.inputs.previous_run import find_run, part_files
 from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
 from pipeline.rows import ID, TOKENS
 from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
@@ -154,11 +154,11 @@ def find_source(
     if prompt_column is not None:
         format, image_column = "tokens", prompt_column
     if run is not None:
-        files = run.files
+        files = part_files(run)
         id_column = id_column or ID
         keep_columns = run.passthrough if keep_columns is None else keep_columns
         if image_column is None and format != "parquet":
-            run.check_tokens(input)
+            run.check_tokens()
             image_column = TOKENS
     wanted = format
     format, files, skipped = choose_format(files, wanted, input)

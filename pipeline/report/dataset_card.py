@@ -7,7 +7,7 @@ import yaml
 from pipeline.report.text import printable
 from pipeline.run_directory.layout import ROW_GROUP_ROWS
 from pipeline.run_directory.likelihoods import NLLHistogram
-from pipeline.run_directory.summary import RunRecord
+from pipeline.run_directory.summary import RunSummary
 
 _NAMES = {
     "classify": "ImageGPT classifications",
@@ -45,7 +45,7 @@ _SIZES = (
 )
 
 
-def dataset_card(summary: RunRecord) -> str:
+def dataset_card(summary: RunSummary) -> str:
     """Writes the card in Markdown.
 
     Its header makes data/*.parquet, and nothing else in the folder, the split `train`.
@@ -64,7 +64,7 @@ def dataset_card(summary: RunRecord) -> str:
 | column | type | meaning |
 |---|---|---|
 {_columns(summary)}
-{_likelihoods(summary.nats)}
+{_likelihoods(summary.nll)}
 ## Use
 
 ```python
@@ -88,7 +88,7 @@ SELECT * FROM 'data/*.parquet' LIMIT 10;
 """
 
 
-def _header(summary: RunRecord) -> dict[str, Any]:
+def _header(summary: RunSummary) -> dict[str, Any]:
     rows = summary.figures.rows
     header: dict[str, Any] = {
         "pretty_name": _NAMES[summary.job],
@@ -109,12 +109,12 @@ def _header(summary: RunRecord) -> dict[str, Any]:
     return header
 
 
-def _row_count(summary: RunRecord) -> str:
+def _row_count(summary: RunSummary) -> str:
     text = f"{summary.figures.rows:,} rows."
     return text if summary.finished else f"{text} {summary.status}."
 
 
-def _columns(summary: RunRecord) -> str:
+def _columns(summary: RunSummary) -> str:
     return "\n".join(
         f"| {_code(column['name'])} | {_code(column['type'])} | {column['meaning']} |"
         for column in summary.run["columns"]
@@ -133,7 +133,7 @@ the lowest {nll.lowest[0][1]:.2f}, the highest {nll.highest[0][1]:.2f}.
 """
 
 
-def _origin(summary: RunRecord) -> str:
+def _origin(summary: RunSummary) -> str:
     run = summary.run
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
@@ -149,7 +149,7 @@ def _origin(summary: RunRecord) -> str:
     return "\n".join(f"- {name}: {_code(str(value))}" for name, value in lines if value is not None)
 
 
-def _errors(summary: RunRecord) -> str:
+def _errors(summary: RunSummary) -> str:
     return ", `errors/` the rows that failed" if summary.figures.errors else ""
 
 

@@ -14,7 +14,7 @@ from pipeline import rows
 from pipeline.report.heat_map import scale_top
 from pipeline.report.pictures import JOB_PICTURES, QUANTIZED_PNG, Example, PictureContext
 from pipeline.run_directory.layout import spread
-from pipeline.run_directory.summary import row_count
+from pipeline.run_directory.stats import row_count
 
 MAX_EXAMPLES = 24
 _THREADS = 8

@@ -17,9 +17,10 @@ from pipeline.report.examples import any_generated, heat_map_top
 from pipeline.report.heat_map import COLORS
 from pipeline.report.pictures import MAX_SAMPLES, Example
 from pipeline.report.text import duration, printable, rate, shortened
-from pipeline.run_directory.directory import resuming
+from pipeline.run_directory.failed_rows import ErrorKind
 from pipeline.run_directory.likelihoods import TOP, NLLHistogram, to_bits
-from pipeline.run_directory.summary import ErrorKind, RunRecord
+from pipeline.run_directory.record import resuming
+from pipeline.run_directory.summary import RunSummary
 from pipeline.storage.filesystem import join
 
 HEADLINES = {
@@ -104,7 +105,7 @@ class RenderContext:
     sql_errors: str
 
 
-def report_page(summary: RunRecord, examples: Sequence[Example], *, note: str, output: str) -> str:
+def report_page(summary: RunSummary, examples: Sequence[Example], *, note: str, output: str) -> str:
     """Renders the page as HTML, pictures and style sheet within.
 
     `note` says which examples there are, or why none; `output` is where the reader finds the run.
@@ -121,7 +122,7 @@ def report_page(summary: RunRecord, examples: Sequence[Example], *, note: str, o
         resume_command=resuming(run["command"]),
         tiles=_tiles(summary),
         gallery=_gallery(summary, examples, note),
-        likelihoods=_likelihoods(summary.job, summary.nats) if summary.nats else None,
+        likelihoods=_likelihoods(summary.job, summary.nll) if summary.nll else None,
         errors=summary.errors,
         stage_seconds=summary.figures.stage_seconds,
         hosts=summary.figures.hosts,
@@ -161,7 +162,7 @@ def _sql_files(output: str, folder: str) -> str:
     return "'" + join(output, folder, "*.parquet").replace("'", "''") + "'"
 
 
-def _tiles(summary: RunRecord) -> list[Tile]:
+def _tiles(summary: RunSummary) -> list[Tile]:
     figures = summary.figures
     share = figures.errors / max(figures.rows + figures.errors, 1)
     pauses = "" if figures.in_one_run else "without pauses"
@@ -174,13 +175,13 @@ def _tiles(summary: RunRecord) -> list[Tile]:
     ]
     if not figures.tokens:
         del tiles[3]
-    if summary.nats:
-        nats = summary.nats.mean
+    if summary.nll:
+        nats = summary.nll.mean
         tiles.append(Tile("Nats per pixel", nats, rate(nats), f"mean, {rate(to_bits(nats))} bits"))
     return tiles
 
 
-def _gallery(summary: RunRecord, examples: Sequence[Example], note: str) -> Gallery:
+def _gallery(summary: RunSummary, examples: Sequence[Example], note: str) -> Gallery:
     side = examples[0].pictures[0].side if examples else 1
     scale = scale_of(side)
     n_pictures = len(examples[0].pictures) if examples else 1

@@ -12,7 +12,7 @@ from pipeline.report.page import HEADLINES, report_page
 from pipeline.report.pictures import Example
 from pipeline.report.text import rate
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.summary import RunRecord, read_record
+from pipeline.run_directory.summary import RunSummary, read_summary
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join
 
@@ -33,7 +33,7 @@ def write_report(
     """
     directory = RunDirectory.at(output, storage_options or {})
     fs = directory.fs
-    summary = read_record(directory)
+    summary = read_summary(directory)
     expected = (summary.run.get("palette") or {}).get("fingerprint")
     if palette is not None and expected not in (None, palette.fingerprint):
         raise UsageError(
@@ -61,7 +61,7 @@ def write_report(
         write_atomic(fs, join(directory.path, name), payload)
 
 
-def _examples_note(summary: RunRecord, examples: Sequence[Example]) -> str:
+def _examples_note(summary: RunSummary, examples: Sequence[Example]) -> str:
     """Says which examples there are, or why none."""
     if examples and len(examples) == summary.figures.rows:
         return f"All {len(examples):,} images"
@@ -74,7 +74,7 @@ def _examples_note(summary: RunRecord, examples: Sequence[Example]) -> str:
     return "No examples: the run kept no images"
 
 
-def _sheet_note(summary: RunRecord, examples: Sequence[Example], note: str) -> str:
+def _sheet_note(summary: RunSummary, examples: Sequence[Example], note: str) -> str:
     """Says in one line what the page says in its header and legend."""
     notes = [note, *summary.origin]
     if any_generated(examples):

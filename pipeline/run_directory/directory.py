@@ -1,12 +1,7 @@
-"""RunDirectory: run.json and plan.parquet of a run, claimed, compared, read again at resume."""
+"""RunDirectory: run.json, the plan and the report of a run: created, compared, read again."""
 
-import datetime
-import importlib.metadata
 import io
 import json
-import platform
-import shlex
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,7 +14,6 @@ from fsspec import AbstractFileSystem
 from pipeline.errors import UsageError
 from pipeline.run_directory.layout import (
     FOLDERS,
-    FORMAT,
     LEASE_FILE,
     PLAN_FILE,
     REPORT_FILE,
@@ -29,6 +23,7 @@ from pipeline.run_directory.layout import (
     parquet_bytes,
     part_name,
 )
+from pipeline.run_directory.record import check_format
 from pipeline.shards import Plan
 from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors
@@ -36,13 +31,12 @@ from pipeline.storage.redact import redacted_line
 
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _THREADS = 32
-_PACKAGES = ("igpt", "torch", "ray", "pyarrow", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where a run keeps everything: `location` as given but for a slash at its end, and its path
-    on the filesystem."""
+    """The folder where a run keeps everything: its `location` as it was given but for a slash at
+    the end, and its `path` on the filesystem."""
 
     location: str
     fs: AbstractFileSystem
@@ -50,34 +44,59 @@ class RunDirectory:
 
     @classmethod
     def at(cls, location: str, options: Mapping[str, Any]) -> "RunDirectory":
+        """Opens a location, where there may be nothing yet. Raises as `open_location` does."""
         fs, path = open_location(location, options)
         return cls(location.rstrip("/"), fs, path)
 
     def record(self) -> dict[str, Any] | None:
-        """What run.json holds; None where there is none.
+        """Returns what run.json holds; None where there is none.
 
         Raises UsageError where it is not one of ours, of a later version, or out of reach.
         """
         with self.reached():
-            if not exists(self.fs, join(self.path, RUN_FILE)):
-                return None
-            content = read_bytes(self.fs, join(self.path, RUN_FILE))
+            content = self.read(RUN_FILE)
+        if content is None:
+            return None
         try:
-            record = json.loads(content)
-            found = record["format"]
+            record = dict(json.loads(content))
+            check_format(self.location, record)
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{self.location}/{RUN_FILE} is not the record of a run; next: another --output"
+                f"{self.location}/{RUN_FILE} is not the record of a run; next: another folder"
             ) from error
-        if found != FORMAT:
+        return record
+
+    def require_record(self) -> dict[str, Any]:
+        """Returns what run.json holds. Raises UsageError as `record` does, and where there is
+        none."""
+        record = self.record()
+        if record is None:
             raise UsageError(
-                f"{self.location} is a run of format {found}, this igpt reads format {FORMAT}; "
-                "next: the version of igpt that wrote it, or another --output"
+                f"expected a run directory, found no {RUN_FILE} in {self.location}; check the path"
             )
-        return dict(record)
+        return record
+
+    def read(self, name: str) -> bytes | None:
+        """Returns a whole file, by its name in the directory; None where there is none."""
+        try:
+            return read_bytes(self.fs, join(self.path, name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Returns the JSON object in a file; None where there is no file. Raises UsageError for
+        any other content."""
+        content = self.read(name)
+        try:
+            return None if content is None else dict(json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                f"expected a JSON object in {self.location}/{name}, found other text: {error}"
+            ) from error
 
     def check_free(self, kind: str = "a run directory") -> None:
-        """Raises UsageError where there are files: those of another `kind` of folder."""
+        """Raises UsageError where the folder holds files, so that it is not free for a new `kind`
+        of folder."""
         try:
             self.fs.invalidate_cache()
             names = self.fs.ls(self.path, detail=False)
@@ -94,8 +113,8 @@ class RunDirectory:
             )
 
     def clear(self) -> None:
-        """Delete what a run writes, by its names: the folders of parts, the plan, the reports,
-        marks of drivers that were told to stop. The lease stays that of whoever has it."""
+        """Deletes what a run writes, by its names: the folders of parts, the plan, the reports,
+        stop files of drivers. The lease stays with whoever holds it."""
         self._delete(is_stop_file, "")
         # The plan after the parts, which none but it explains; run.json last: still a run.
         for name in (*REPORT_FILES, *FOLDERS, PLAN_FILE, RUN_FILE):
@@ -110,12 +129,12 @@ class RunDirectory:
                 if exists(self.fs, path):
                     self.fs.rm(path, recursive=name in FOLDERS)
 
-    def forget(self, shards: Collection[int]) -> None:
-        """Delete the results of these shards, so that they are to be done again. The report goes
+    def invalidate(self, shards: Collection[int]) -> None:
+        """Deletes the results of these shards, so that they are to be done again. The report goes
         first: stopped in between, it is a run that resumes.
 
         Errors and stats stay until the writer of the new results replaces them: an actor that
-        still writes the old results, for a driver that was overtaken, ends with a whole part.
+        still writes the old results, for a driver that was superseded, ends with a whole part.
         """
         if not shards:
             return
@@ -123,7 +142,7 @@ class RunDirectory:
         self._delete({part_name("data", shard) for shard in shards}.__contains__, "data")
 
     def _delete(self, chosen: Callable[[str], bool], folder: str) -> None:
-        """The files of a folder whose names, relative to the run directory, are chosen."""
+        """Deletes the files of a folder whose names, relative to the run directory, are chosen."""
         self.fs.invalidate_cache()
         with suppress(FileNotFoundError), ThreadPoolExecutor(_THREADS) as pool:
             paths = self.fs.ls(join(self.path, folder).rstrip("/"), detail=False)
@@ -131,19 +150,19 @@ class RunDirectory:
             list(pool.map(self.fs.rm_file, there))
 
     def delete_leftovers(self) -> None:
-        """Delete what killed writers left under temporary names, for the run that has the lease,
-        once its shards are done: only a run that was replaced may still write then, or one that
-        begins, which writes again. What cannot be deleted stays: `igpt verify` names it."""
+        """Deletes what killed writers left under temporary names, for the run that holds the lease,
+        once its shards are done: only a run that was superseded may still write then, or one that
+        starts, which writes again. What cannot be deleted stays: `igpt verify` names it."""
         if not has_temporaries(self.fs):
             return
         for folder in ("", *FOLDERS):
             with suppress(*store_errors()):
                 self._delete(is_temporary, folder)
 
-    def begin(self, record: Mapping[str, Any]) -> None:
-        """Write run.json, which makes it a run directory.
+    def create(self, record: Mapping[str, Any]) -> None:
+        """Writes run.json, which makes the folder a run directory.
 
-        Raises UsageError where nothing can be written, or another run began here meanwhile.
+        Raises UsageError where nothing can be written, or another run was created here meanwhile.
         """
         with self.reached(), suppress(FileExistsError):
             write_new(self.fs, join(self.path, RUN_FILE), _json_bytes(record))
@@ -154,26 +173,31 @@ class RunDirectory:
             )
 
     def write_plan(self, plan: Plan) -> None:
-        """Raises UsageError where nothing can be written."""
+        """Writes plan.parquet. Raises UsageError where nothing can be written."""
         with self.reached():
             write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(plan.to_table()))
 
     def plan(self) -> Plan | None:
-        """The plan that was made when the run began; None where it got no further."""
-        path = join(self.path, PLAN_FILE)
-        if not exists(self.fs, path):
+        """Returns the plan made when the run was created; None where it got no further."""
+        content = self.read(PLAN_FILE)
+        return None if content is None else Plan.from_table(pq.read_table(io.BytesIO(content)))
+
+    def planned_rows(self) -> dict[int, int | None] | None:
+        """Returns the rows of each planned shard, None for those that are not counted, without the
+        list of what it reads; None without a plan."""
+        try:
+            with self.fs.open(join(self.path, PLAN_FILE), "rb") as file:
+                table = pq.read_table(file, columns=["shard", "rows"])
+        except FileNotFoundError:
             return None
-        return Plan.from_table(pq.read_table(io.BytesIO(read_bytes(self.fs, path))))
+        return dict(zip(table["shard"].to_pylist(), table["rows"].to_pylist(), strict=True))
 
     def report(self) -> dict[str, Any] | None:
-        """What report.json holds: of a finished run; None where there is none."""
-        path = join(self.path, REPORT_FILE)
-        if not exists(self.fs, path):
-            return None
-        return dict(json.loads(read_bytes(self.fs, path)))
+        """Returns what report.json holds, which a finished run has; None where there is none."""
+        return self.read_json(REPORT_FILE)
 
     def finished(self) -> set[int]:
-        """The shards that are done."""
+        """Returns the shards that are done."""
         return finished_shards(self.fs, self.path)
 
     @contextmanager
@@ -188,58 +212,15 @@ class RunDirectory:
             ) from error
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON object into a file, by its name in the directory."""
         write_atomic(self.fs, join(self.path, name), _json_bytes(content))
 
 
 def _is_unseen(name: str) -> bool:
-    """Whether a file of this name may lie where a run is to begin: a driver was killed there."""
+    """Returns whether a file of this name may lie where a run is to be created: a driver was killed
+    there."""
     return name == LEASE_FILE or is_stop_file(name) or is_temporary(name)
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def resuming(command: str) -> str:
-    """The command of a run without what would make it start anew."""
-    return shlex.join(word for word in shlex.split(command) if word != "--overwrite")
-
-
-def new_record(
-    job: str, *, command: str, options: Mapping[str, Any], **facts: Any
-) -> dict[str, Any]:
-    """The content of run.json. `options` must hold no secrets."""
-    return {
-        "format": FORMAT,
-        "run": uuid.uuid4().hex,
-        "job": job,
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "options": dict(options),
-        **facts,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
-    }
-
-
-def refuse_other_run(
-    location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any], *, kind: str = "run"
-) -> None:
-    """Raises UsageError where something in `wanted`, on which results depend, is not as it was."""
-    differing = differences(recorded, wanted)
-    if differing:
-        raise UsageError(
-            f"{location} holds another {kind} ({'; '.join(differing)}); next: the same options to "
-            "resume it, --overwrite to replace it, or another --output"
-        )
-
-
-def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What in `wanted` is not as it was, each in words."""
-    return [
-        f"{name}: {recorded.get(name)} there, {value} now"
-        for name, value in wanted.items()
-        if value != recorded.get(name)
-    ]

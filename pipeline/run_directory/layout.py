@@ -1,4 +1,4 @@
-"""Where what a run directory holds lies in it, and which of its parts are there."""
+"""The names of what a run directory holds, and which of its parts are there."""
 
 import io
 import re
@@ -9,39 +9,40 @@ from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystem import join, retry_on
 
-FORMAT = 1  # of run directories
+FORMAT = 1  # of run.json and report.json
 FOLDERS = ("data", "errors", "stats")
 RUN_FILE = "run.json"
 PLAN_FILE = "plan.parquet"
 REPORT_FILE = "report.json"
-LEASE_FILE = ".owner"  # hidden, as the next: no input, no result
+LEASE_FILE = ".owner"  # hidden, like the next: neither input nor result
 _STOP = ".stop-"
 ROW_GROUP_ROWS = 1024
 _PART = re.compile(r"part-(\d{6,})\.parquet")  # not a copy that somebody made of one
 
 
 def part_name(folder: str, shard: int) -> str:
-    """`data/part-000042.parquet`, relative to the run directory."""
+    """Returns the name of a part in the run directory, such as data/part-000042.parquet."""
     extension = "json" if folder == "stats" else "parquet"
     return f"{folder}/part-{shard:06d}.{extension}"
 
 
 def stop_file(holder: str) -> str:
-    """The mark of a driver that was told to stop, relative to the run directory."""
+    """Returns the name, in the run directory, of the file that tells actors of a driver to stop."""
     return f"{_STOP}{holder}"
 
 
 def is_stop_file(name: str) -> bool:
+    """Returns whether `stop_file` makes such a name."""
     return name.startswith(_STOP)
 
 
 def finished_shards(fs: AbstractFileSystem, output: str) -> set[int]:
-    """The shards whose data part is there: one listing."""
+    """Returns the shards whose part of results is there: one listing."""
     return _shards_in(fs, output, "data")
 
 
 def shards_with_errors(fs: AbstractFileSystem, output: str) -> set[int]:
-    """The shards that left an errors part."""
+    """Returns the shards that have a part of errors: one listing."""
     return _shards_in(fs, output, "errors")
 
 
@@ -55,20 +56,27 @@ def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
 
 
 def shard_of(path: str) -> int | None:
-    """The shard whose results or errors a path names; None for any other file."""
+    """Returns the shard whose results or errors a path names; None for any other file."""
     part = _PART.fullmatch(path.rpartition("/")[2])
     return int(part[1]) if part else None
 
 
 def spread(total: int, n: int) -> list[int]:
-    """n indices of range(total) at even distances, each in the middle of its stretch; all of them
+    """Returns n indices of range(total) at even distances, each in the middle of its stretch; all
     where there are no more than n."""
     n = min(n, total)
     return [(2 * i + 1) * total // (2 * n) for i in range(n)]
 
 
+def parquet_file(content: bytes) -> pq.ParquetFile:
+    """Opens what `parquet_bytes` returned, or any Parquet file, to be read with its checksums
+    verified."""
+    return pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+
+
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file; the same bytes for the same table and version of pyarrow."""
+    """Writes a table as a Parquet file; the same bytes for the same table and version of
+    pyarrow."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(
         buffer, table.schema, compression="zstd", write_page_checksum=True

@@ -1,10 +1,10 @@
 """Who may work at a run directory: the run that was started last.
 
-A file in the run directory names who took it last. It is written by `take` alone and deleted by
-nobody: whatever else a driver did to it might hit another one that takes it at that moment. The
-actors of a run look into it before they work at a shard and before they write, so what was left
-behind by a driver that is gone, or has been replaced, gives way. A driver that is told to stop says
-so in a file of its own.
+A file in the run directory names who acquired it last. It is written by `acquire` alone and deleted
+by nobody: whatever else a driver did to it might hit another one that acquires it at that moment.
+The actors of a run read it before they work at a shard and before they write, so those that a
+driver left behind stop once another one has superseded it. A driver that is told to stop says so in
+a file of its own.
 """
 
 import json
@@ -25,7 +25,7 @@ from pipeline.storage.retry import with_retry
 
 @dataclass(frozen=True)
 class Lease:
-    """A run's right to work at a run directory, until another one takes it.
+    """A run's right to work at a run directory, until another one acquires it.
 
     Attributes:
         output: the run directory.
@@ -39,24 +39,24 @@ class Lease:
     run: str
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def take(self) -> None:
-        """From whoever has it."""
+    def acquire(self) -> None:
+        """Takes the lease over from whoever holds it."""
         self.__dict__.pop("_ended", None)
         self._write(LEASE_FILE)
 
     def stop(self) -> None:
-        """No shard is begun any more; those that are may be written."""
+        """Tells the actors to begin no further shard; those that are begun may be written."""
         self._write(stop_file(self.holder))
 
     def end(self) -> None:
-        """The driver ends: what `stop` left goes. Where the store is out of reach it stays, and
-        says nothing to other runs."""
+        """Deletes what `stop` left, as the driver ends. Where the store is out of reach it stays,
+        and means nothing to other runs."""
         fs, folder = self._place
         with suppress(*store_errors()):
             fs.rm_file(join(folder, stop_file(self.holder)))
 
     def may_begin(self) -> bool:
-        """Whether the run may begin a shard. Once it may not, it never may again."""
+        """Returns whether the run may begin a shard. Once it may not, it never may again."""
         if "_ended" not in self.__dict__:
             found = self._read()
             if found.get("holder") == self.holder and not self._read(stop_file(self.holder)):
@@ -65,13 +65,14 @@ class Lease:
         return False
 
     def may_write(self) -> bool:
-        """Whether the run may write a part."""
+        """Returns whether the run may write a part."""
         return bool(self._read().get("holder") == self.holder)
 
     def is_of_another_run(self) -> bool:
-        """Whether the run directory is that of a run with other results, at work or finished."""
+        """Returns whether the run directory is that of a run with other results, at work or
+        finished."""
         found = self._read() or self._read(RUN_FILE)
-        return found.get("run", self.run) != self.run
+        return bool(found.get("run", self.run) != self.run)
 
     @cached_property
     def _place(self) -> tuple[AbstractFileSystem, str]:
@@ -90,5 +91,6 @@ class Lease:
         write_atomic(fs, join(folder, name), content.encode())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is of this process: the filesystem, and what was seen there."""
+        """Returns the state without what belongs to this process: the filesystem, and what was seen
+        there."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

@@ -1,6 +1,5 @@
-"""How the nats per pixel of a run's images are spread: a histogram a part, added up for the report.
-
-Nobody has to read all results to draw it.
+"""The distribution of the likelihoods of a run's images: one histogram per part, added up for the
+report, so that nobody has to read all results to draw it.
 """
 
 import math
@@ -24,13 +23,13 @@ _TYPES = {"score": pa.float32(), "sample": pa.float32(), "complete": pa.list_(pa
 
 
 def has_nll(job: str, schema: pa.Schema) -> bool:
-    """Whether results of that schema hold nats per pixel that the job found."""
+    """Returns whether results of that schema hold nats per pixel that the job computed."""
     return rows.NLL in schema.names and schema.field(rows.NLL).type == _TYPES.get(job)
 
 
 @dataclass(frozen=True)
 class NLLHistogram:
-    """Nats per pixel of any number of images.
+    """Histogram of the negative log-likelihoods of any number of images, in nats per pixel.
 
     `counts` (161,) int64: bins of 0.05 nats. `total` is the sum of all values, `lowest` and
     `highest` are up to five of them with their ids, the most extreme first. Values that are no
@@ -45,30 +44,30 @@ class NLLHistogram:
 
     @classmethod
     def of(cls, results: pa.Table) -> "NLLHistogram":
-        """Of the columns `id` and `nll` of a part, be it a number a row or a list of them."""
+        """Counts the columns `id` and `nll` of a part: one number per row, or a list of them."""
         ids, values = results[rows.ID].combine_chunks(), results[rows.NLL].combine_chunks()
         if pa.types.is_list(values.type):
             ids, values = ids.take(pc.list_parent_indices(values)), pc.list_flatten(values)
-        nats = values.to_numpy(zero_copy_only=False).astype(np.float64)  # null: NaN
-        finite = np.flatnonzero(np.isfinite(nats))
-        order = finite[np.argsort(nats[finite], kind="stable")]
-        bins = np.clip(nats[finite] / BIN_WIDTH, 0, N_BINS - 1).astype(np.int64)
+        nll = values.to_numpy(zero_copy_only=False).astype(np.float64)  # null: NaN
+        finite = np.flatnonzero(np.isfinite(nll))
+        order = finite[np.argsort(nll[finite], kind="stable")]
+        bins = np.clip(nll[finite] / BIN_WIDTH, 0, N_BINS - 1).astype(np.int64)
 
-        def told(chosen: NDArray[np.int64]) -> tuple[tuple[str, float], ...]:
+        def named(chosen: NDArray[np.int64]) -> tuple[tuple[str, float], ...]:
             names = ids.take(pa.array(chosen, pa.int64())).to_pylist()
-            return tuple(zip(names, nats[chosen].tolist(), strict=True))
+            return tuple(zip(names, nll[chosen].tolist(), strict=True))
 
         return cls(
             np.bincount(bins, minlength=N_BINS),
-            float(nats[finite].sum()),
-            told(order[:EXTREMES]),
-            told(order[::-1][:EXTREMES]),
-            len(nats) - len(finite),
+            float(nll[finite].sum()),
+            named(order[:EXTREMES]),
+            named(order[::-1][:EXTREMES]),
+            len(nll) - len(finite),
         )
 
     @classmethod
     def sum(cls, parts: Iterable["NLLHistogram"]) -> "NLLHistogram":
-        """Of all parts together; of none it is empty."""
+        """Adds parts up; of none the histogram is empty."""
         parts = list(parts)
         lowest = sorted((v for part in parts for v in part.lowest), key=lambda v: v[1])
         highest = sorted((v for part in parts for v in part.highest), key=lambda v: -v[1])
@@ -81,7 +80,7 @@ class NLLHistogram:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For the stats of a part: of the bins those that are not empty."""
+        """Returns what the stats of a part keep: of the bins those that are not empty."""
         filled = np.flatnonzero(self.counts)
         return {
             "bin_width": BIN_WIDTH,
@@ -94,7 +93,7 @@ class NLLHistogram:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "NLLHistogram":
-        """What `to_json` gave."""
+        """Reads what `to_json` returned."""
         counts = np.zeros(N_BINS, np.int64)
         for index, count in found["bins"].items():
             counts[int(index)] = count
@@ -103,17 +102,17 @@ class NLLHistogram:
 
     @property
     def n(self) -> int:
-        """Finite values."""
+        """Counts the finite values."""
         return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """The exact mean; there must be a value."""
+        """Returns the exact mean; there must be a value."""
         return self.total / self.n
 
     @property
     def median(self) -> float:
-        """The median to within a bin, as if values lay evenly within it; there must be a value."""
+        """Estimates the median to within a bin, as if values lay evenly in it; there is one."""
         below = np.concatenate([[0], np.cumsum(self.counts)])
         bin_ = int(np.searchsorted(below, self.n / 2, side="right")) - 1
         start, least, most = bin_ * BIN_WIDTH, self.lowest[0][1], self.highest[0][1]
@@ -123,5 +122,5 @@ class NLLHistogram:
 
 
 def to_bits(nats: float) -> float:
-    """Nats as bits."""
+    """Converts nats to bits."""
     return nats / math.log(2)

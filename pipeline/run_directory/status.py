@@ -1,30 +1,20 @@
 """How far a run is, from its directory alone: the plan, two listings and a few parts."""
 
 import datetime
-import io
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import pyarrow.parquet as pq
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.failed_rows import count_by_kind
+from pipeline.run_directory.layout import shard_of, shards_with_errors, spread
+from pipeline.run_directory.record import resuming
+from pipeline.run_directory.stats import Span, read_stats, working_seconds
+from pipeline.shards import sum_if_known
+from pipeline.storage.filesystem import join
 
-from pipeline.errors import UsageError
-from pipeline.run_directory.directory import RunDirectory, resuming
-from pipeline.run_directory.layout import (
-    PLAN_FILE,
-    RUN_FILE,
-    part_name,
-    shard_of,
-    shards_with_errors,
-    spread,
-)
-from pipeline.run_directory.throughput import Span, working_seconds
-from pipeline.storage.filesystem import exists, join, read_bytes
-
-SAMPLE = 256  # parts that are looked into at most, however many there are
+SAMPLE = 256  # parts that are read at most, however many there are
 _THREADS = 32
 
 
@@ -32,7 +22,7 @@ _THREADS = 32
 class Status:
     """How far a run is.
 
-    `images` are those of finished shards, bad ones included. `total` and `total_shards` are None
+    `images` are those of finished shards, failed ones included. `total` and `total_shards` are None
     where nobody knows them yet, `images_per_second`, `seconds_left` and `last_part` (unix
     seconds) before a part is there. `resume` is the command that goes on, None at the end.
     `estimated` names the fields that are no counts but come from a sample of the parts.
@@ -54,22 +44,17 @@ class Status:
 
 
 def read_status(directory: RunDirectory) -> Status:
-    """The status of a run, finished, at work or stopped. Raises UsageError where there is none."""
-    run = directory.record()
-    if run is None:
-        raise UsageError(
-            f"expected a run directory, found no {RUN_FILE} in {directory.location}; check the path"
-        )
-    planned = _planned_rows(directory)
+    """Reads how far a run is, finished, at work or stopped. Raises UsageError where there is
+    none."""
+    run = directory.require_record()
+    planned = directory.planned_rows()
     written = _by_age(directory)
     done = [shard for shard in written if shard in planned] if planned is not None else []
     report = directory.report()
     finished = report is not None and planned is not None and len(done) == len(planned)
-    stats = _looked_into(done[-SAMPLE:], lambda shard: _stats(directory, shard))
+    stats = _stats(directory, done[-SAMPLE:])
     estimated: list[str] = []
-    total = None
-    if planned is not None and None not in planned.values():
-        total = sum(planned.values())  # type: ignore[arg-type]
+    total = None if planned is None else sum_if_known(planned.values())
     if report is not None and finished:
         errors_by_kind = dict(report["errors_by_kind"])
         images = total = int(report["rows"]) + int(report["errors"])
@@ -78,10 +63,7 @@ def read_status(directory: RunDirectory) -> Status:
         errors_by_kind, all_seen = _errors_by_kind(directory, set(done))
         estimated += [] if counted else ["images"]
         estimated += [] if all_seen else ["errors", "errors_by_kind"]
-    spans = [
-        Span(s["finished"] - sum(s["seconds"].values()), s["finished"], s["rows"] + s["errors"])
-        for s in stats
-    ]
+    spans = [Span.of(found) for found in stats]
     speed = _speed(spans)
     if report is not None and finished and not report["resumed_shards"]:
         speed = float(report["images_per_second"])
@@ -109,18 +91,8 @@ def read_status(directory: RunDirectory) -> Status:
     )
 
 
-def _planned_rows(directory: RunDirectory) -> dict[int, int | None] | None:
-    """The rows of each planned shard, without the list of what it reads; None without a plan."""
-    path = join(directory.path, PLAN_FILE)
-    if not exists(directory.fs, path):
-        return None
-    with directory.fs.open(path, "rb") as file:
-        table = pq.read_table(file, columns=["shard", "rows"])
-    return dict(zip(table["shard"].to_pylist(), table["rows"].to_pylist(), strict=True))
-
-
 def _by_age(directory: RunDirectory) -> list[int]:
-    """The shards that are done, the latest last."""
+    """Returns the shards that are done, the latest last."""
     directory.fs.invalidate_cache()
     try:
         entries = directory.fs.ls(join(directory.path, "data"), detail=True)
@@ -131,7 +103,7 @@ def _by_age(directory: RunDirectory) -> list[int]:
 
 
 def _modified(entry: Mapping[str, Any]) -> float:
-    """Unix seconds; 0 on a filesystem whose listings do not tell."""
+    """Returns unix seconds; 0 on a filesystem whose listings do not tell."""
     for name in ("mtime", "LastModified", "last_modified"):
         moment = entry.get(name)
         if isinstance(moment, datetime.datetime):
@@ -141,28 +113,19 @@ def _modified(entry: Mapping[str, Any]) -> float:
     return 0.0
 
 
-Found = TypeVar("Found")
-
-
-def _looked_into(shards: Sequence[int], look: Callable[[int], Found | None]) -> list[Found]:
+def _stats(directory: RunDirectory, shards: Sequence[int]) -> list[dict[str, Any]]:
+    """Reads the stats of those shards that have any."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [found for found in pool.map(look, shards) if found is not None]
-
-
-def _stats(directory: RunDirectory, shard: int) -> dict[str, Any] | None:
-    try:
-        path = join(directory.path, part_name("stats", shard))
-        return dict(json.loads(read_bytes(directory.fs, path)))
-    except FileNotFoundError:
-        return None
+        found = pool.map(lambda shard: read_stats(directory, shard), shards)
+        return [stats for stats in found if stats is not None]
 
 
 def _images(
     planned: Mapping[int, int | None], done: Sequence[int], stats: Sequence[Mapping[str, Any]]
 ) -> tuple[int, bool]:
-    """The rows of the shards that are done, and whether they are counted: what neither the plan
-    nor the stats tell is as many as there are in a part with stats."""
-    seen = {s["shard"]: s["rows"] + s["errors"] for s in stats}
+    """Returns the rows of the shards that are done, and whether all are counted: where neither plan
+    nor stats tell, a shard counts as the mean of those with stats."""
+    seen = {found["shard"]: Span.of(found).rows for found in stats}
     rows = [planned[shard] if planned[shard] is not None else seen.get(shard) for shard in done]
     known = [n for n in rows if n is not None]
     unknown = len(rows) - len(known)
@@ -171,27 +134,22 @@ def _images(
 
 
 def _errors_by_kind(directory: RunDirectory, done: set[int]) -> tuple[dict[str, int], bool]:
-    """Bad rows of the shards that are done by class of error, the most frequent first, and
-    whether all were counted."""
+    """Counts the failed rows of the shards that are done by class of error, the most frequent
+    first; and returns whether all were counted, not a sample."""
     shards = sorted(shards_with_errors(directory.fs, directory.path) & done)
-
-    def look(shard: int) -> list[str]:
-        path = join(directory.path, part_name("errors", shard))
-        table = pq.read_table(io.BytesIO(read_bytes(directory.fs, path)), columns=["error"])
-        return table["error"].to_pylist()  # type: ignore[no-any-return]
-
     chosen = [shards[i] for i in spread(len(shards), SAMPLE)]
-    kinds = Counter(kind for found in _looked_into(chosen, look) for kind in found)
     scale = len(shards) / max(len(chosen), 1)
-    return {kind: round(n * scale) for kind, n in kinds.most_common()}, scale <= 1
+    kinds = count_by_kind(directory, chosen).most_common()
+    return {kind: round(n * scale) for kind, n in kinds}, scale <= 1
 
 
-def _speed(spans: Iterable[Span]) -> float | None:
-    spans = list(spans)
+def _speed(spans: Sequence[Span]) -> float | None:
+    """Returns images per second while any shard was in work; None where no time is known."""
     seconds = working_seconds(spans)
-    return sum(span.images for span in spans) / seconds if seconds > 0 else None
+    return sum(span.rows for span in spans) / seconds if seconds > 0 else None
 
 
 def _missing(planned: Mapping[int, int | None], done: Sequence[int], images: int) -> float:
-    """Images to come where the plan does not count them: as many a shard as there were."""
+    """Estimates the images to come where the plan does not count them: as many per shard as there
+    were."""
     return (len(planned) - len(done)) * images / max(len(done), 1)

@@ -1,47 +1,29 @@
-"""What a run directory says about itself, finished or not: run.json, shards, figures, errors."""
+"""A summary of a run, finished or not: run.json, shards, figures, failed rows, likelihoods."""
 
 import base64
-import io
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
-
-from pipeline.errors import UsageError
-from pipeline.rows import JOBS
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import PLAN_FILE, REPORT_FILE, RUN_FILE, part_name
+from pipeline.run_directory.failed_rows import ErrorKind, error_kinds, merged
+from pipeline.run_directory.layout import part_name
 from pipeline.run_directory.likelihoods import NLLHistogram
-from pipeline.run_directory.throughput import Span, Throughput, throughput, working_seconds
-from pipeline.storage.filesystem import exists, join, read_bytes
+from pipeline.run_directory.record import known_job
+from pipeline.run_directory.stats import Span, read_stats, row_count, working_seconds
+from pipeline.storage.filesystem import join
 
-EXAMPLES = 5
 _THREADS = 32
-
-
-@dataclass(frozen=True)
-class ErrorKind:
-    """Rows that failed with one class of error: how many, and the first ones as (id, message)."""
-
-    error: str
-    stages: tuple[str, ...]
-    count: int
-    examples: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Figures:
     """Sums over the finished shards.
 
-    `rows` have a result, `errors` have none; both count in the speeds. `seconds` is the wall time
-    of the run; where it was interrupted, the time in which at least one shard was in work.
+    `rows` have a result, `errors` failed; both count in the speeds. `seconds` is the wall time of
+    the run; where it was interrupted, the time in which at least one shard was in work.
     `stage_seconds` add up over all actors.
     """
 
@@ -57,14 +39,13 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunSummary:
     """A run as its directory shows it.
 
     `run` is run.json as it was written. `parts` are the paths of the finished shards' results, in
     order; `filled_parts` those that hold rows. `planned` is the number of shards, None where
     the directory does not say. `examples` are pictures of a few rows, PNG by part and row, where
-    the results hold no images. `speed` is None where nothing was timed, `nats` where no image
-    has a likelihood.
+    the results hold no images. `nll` is None where no image has a likelihood.
     """
 
     run: Mapping[str, Any]
@@ -75,23 +56,23 @@ class RunRecord:
     examples: Mapping[str, Mapping[int, bytes]]
     figures: Figures
     errors: tuple[ErrorKind, ...]
-    speed: Throughput | None
-    nats: NLLHistogram | None
+    nll: NLLHistogram | None
 
     @property
     def job(self) -> str:
+        """Returns the job that made it, one of `rows.JOBS`."""
         return str(self.run["job"])
 
     @property
     def origin(self) -> list[str]:
-        """The model by the last part of its location, and the seed; jobs may have neither."""
+        """Lists the model, by the end of its location, and the seed; jobs may have neither."""
         model, seed = self.run.get("model"), self.run.get("seed")
         origin = [f"model {model['location'].rstrip('/').rpartition('/')[2]}"] if model else []
         return origin if seed is None else [*origin, f"seed {seed}"]
 
     @property
     def status(self) -> str:
-        """One line: finished, or how far it is."""
+        """Says in one line that it is finished, or how far it is."""
         if self.finished:
             return f"Finished: {self.planned:,} of {self.planned:,} shards"
         of = "" if self.planned is None else f" of {self.planned:,}"
@@ -100,122 +81,64 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class _Part:
+    """A finished shard. `stats` is empty where the shard has none."""
+
     path: str
     rows: int
-    failed: int
+    errors: int
     stats: Mapping[str, Any]
-    errors: Sequence[ErrorKind]
+    kinds: Sequence[ErrorKind]
 
 
-def read_record(directory: RunDirectory) -> RunRecord:
-    """Reads all of a run directory but its results. Raises UsageError where it is none."""
-    run = directory.record()
-    if run is None:
-        raise UsageError(
-            f"expected a run directory, found no {RUN_FILE} in {directory.location}; check the path"
-        )
-    if run["job"] not in JOBS:
-        raise UsageError(
-            f"{directory.location} is a run of {run['job']}, this igpt knows {', '.join(JOBS)}; "
-            "next: the version of igpt that wrote it"
-        )
+def read_summary(directory: RunDirectory) -> RunSummary:
+    """Reads all of a run directory but its results. Raises UsageError where it is none, or of a job
+    that this igpt does not know."""
+    run = directory.require_record()
+    known_job(directory.location, run)
     shards = sorted(directory.finished())
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(lambda shard: _read_part(directory, shard), shards))
-    report = _read_json(directory, REPORT_FILE)
+    report = directory.report()
     planned = _planned(directory, report)
     finished = report is not None and len(parts) == planned
-    figures = _figures(parts, report if finished else None)
-    spans = [_span(part) for part in parts if part.stats]
-    nats = NLLHistogram.sum(
+    nll = NLLHistogram.sum(
         NLLHistogram.from_json(part.stats["nats"]) for part in parts if "nats" in part.stats
     )
-    return RunRecord(
+    return RunSummary(
         run=run,
         parts=tuple(part.path for part in parts),
         filled_parts=tuple(part.path for part in parts if part.rows),
         planned=planned,
         finished=finished,
         examples={part.path: _examples(part) for part in parts if "examples" in part.stats},
-        figures=figures,
-        errors=_merged(kind for part in parts for kind in part.errors),
-        speed=throughput(spans, without_pauses=not figures.in_one_run),
-        nats=nats if nats.n else None,
+        figures=_figures(parts, report if finished else None),
+        errors=merged(kind for part in parts for kind in part.kinds),
+        nll=nll if nll.n else None,
     )
 
 
-def _read_json(directory: RunDirectory, name: str) -> dict[str, Any] | None:
-    path = join(directory.path, name)
-    try:
-        return dict(json.loads(read_bytes(directory.fs, path)))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"expected a JSON object in {path}, found other text: {error}") from error
-
-
 def _planned(directory: RunDirectory, report: Mapping[str, Any] | None) -> int | None:
-    path = join(directory.path, PLAN_FILE)
-    if exists(directory.fs, path):
-        return row_count(directory.fs, path)  # one row a shard
+    planned = directory.planned_rows()
+    if planned is not None:
+        return len(planned)
     return None if report is None else int(report["shards"])
 
 
-def row_count(fs: AbstractFileSystem, path: str) -> int:
-    """Rows of a Parquet file, from its footer."""
-    with fs.open(path, "rb") as file:
-        return int(pq.ParquetFile(file).metadata.num_rows)
-
-
 def _read_part(directory: RunDirectory, shard: int) -> _Part:
-    """A finished shard. Only its results must be there: what stats/ lacks is counted."""
+    """Reads a finished shard. Only its results must be there: what stats lack is counted."""
     path = join(directory.path, part_name("data", shard))
-    stats = _read_json(directory, part_name("stats", shard))
-    kinds: Sequence[ErrorKind] = ()
-    if stats is None or stats["errors"]:
-        kinds = _read_errors(directory.fs, join(directory.path, part_name("errors", shard)))
+    stats = read_stats(directory, shard)
     if stats is None:
-        failed = sum(kind.count for kind in kinds)
-        return _Part(path, row_count(directory.fs, path), failed, {}, kinds)
+        kinds = error_kinds(directory, shard)
+        errors = sum(kind.count for kind in kinds)
+        return _Part(path, row_count(directory.fs, path), errors, {}, kinds)
+    kinds = error_kinds(directory, shard) if stats["errors"] else []
     return _Part(path, int(stats["rows"]), int(stats["errors"]), stats, kinds)
 
 
 def _examples(part: _Part) -> dict[int, bytes]:
+    """Returns the PNG of each example of a part, by its row."""
     return {found["row"]: base64.b64decode(found["png"]) for found in part.stats["examples"]}
-
-
-def _read_errors(fs: AbstractFileSystem, path: str) -> Sequence[ErrorKind]:
-    try:
-        raw = read_bytes(fs, path)
-    except FileNotFoundError:
-        return ()
-    table = pq.read_table(io.BytesIO(raw), columns=["id", "stage", "error", "message"])
-    return [_kind(error, table) for error in pc.unique(table["error"]).to_pylist()]
-
-
-def _kind(error: str, table: pa.Table) -> ErrorKind:
-    rows = table.filter(pc.equal(table["error"], error))
-    first = rows.slice(0, EXAMPLES)
-    return ErrorKind(
-        error,
-        tuple(pc.unique(rows["stage"]).to_pylist()),
-        rows.num_rows,
-        tuple(zip(first["id"].to_pylist(), first["message"].to_pylist(), strict=True)),
-    )
-
-
-def _merged(kinds: Iterable[ErrorKind]) -> tuple[ErrorKind, ...]:
-    """One ErrorKind a class, the most frequent first."""
-    merged: dict[str, ErrorKind] = {}
-    for kind in kinds:
-        known = merged.get(kind.error, ErrorKind(kind.error, (), 0, ()))
-        merged[kind.error] = ErrorKind(
-            kind.error,
-            tuple(dict.fromkeys(known.stages + kind.stages)),
-            known.count + kind.count,
-            (known.examples + kind.examples)[:EXAMPLES],
-        )
-    return tuple(sorted(merged.values(), key=lambda kind: (-kind.count, kind.error)))
 
 
 def _figures(parts: Sequence[_Part], report: Mapping[str, Any] | None) -> Figures:
@@ -228,11 +151,11 @@ def _figures(parts: Sequence[_Part], report: Mapping[str, Any] | None) -> Figure
     if report is not None and in_one_run:
         seconds = float(report["seconds"])
     else:
-        seconds = working_seconds(_span(part) for part in timed)
-    images = sum(part.rows + part.failed for part in timed)
+        seconds = working_seconds(Span.of(part.stats) for part in timed)
+    images = sum(part.rows + part.errors for part in timed)
     return Figures(
         rows=sum(part.rows for part in parts),
-        errors=sum(part.failed for part in parts),
+        errors=sum(part.errors for part in parts),
         tokens=tokens,
         seconds=seconds,
         in_one_run=in_one_run,
@@ -241,10 +164,3 @@ def _figures(parts: Sequence[_Part], report: Mapping[str, Any] | None) -> Figure
         stage_seconds=dict(stages),
         hosts=len({part.stats["host"] for part in timed}),
     )
-
-
-def _span(part: _Part) -> Span:
-    """A shard's images and when it was in work, its waiting between stages left out."""
-    finished = float(part.stats["finished"])
-    spent = sum(part.stats["seconds"].values())
-    return Span(finished - spent, finished, part.rows + part.failed)

@@ -1,1 +1,3 @@
-"""Palettes, training runs and probes."""
+"""Palettes, training runs and linear probes.
+
+Uses run_directory, inputs, stages and engine."""

@@ -1,9 +1,8 @@
-"""Runs of embed as features and labels: what a probe is fitted to."""
+"""Runs of igpt embed as features and labels, which probes are fitted to and tested on."""
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,37 +11,44 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.inputs.files import find_files
-from pipeline.inputs.previous_run import find_run
 from pipeline.rows import embedding_name, hub_features
-from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import part_name
-from pipeline.storage.filesystem import absolute, join, read_bytes
+from pipeline.run_directory.finished import FinishedRun
+from pipeline.storage.filesystem import absolute, open_location
 
 _THREADS = 16
-# What two runs must have in common for a probe of the one to be tried on the other.
+# What two runs must have in common for a probe of the one to be tested on the other.
 _SHARED = ("model", "palette", "image_size", "layers", "pool", "normed", "no_sos", "resize", "crop")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A finished run of embed. `labels` (N,) int64; `names` of the classes where they are known."""
+    """A finished run of embed, with labels.
 
-    location: str
-    results: Mapping[str, Any]
+    Attributes:
+        labels: (N,) int64, from 0.
+        names: of the classes, where they are known.
+        options: fsspec options of the run's location.
+    """
+
+    run: FinishedRun
     labels: NDArray[np.int64]
     names: tuple[str, ...] | None
-    directory: RunDirectory
-    shards: Sequence[int]
+    options: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        """Returns what the results depend on, as run.json has it."""
+        return self.run.record["results"]  # type: ignore[no-any-return]
 
     @property
     def layers(self) -> list[int]:
+        """Lists the layers whose features there are."""
         return list(self.results["layers"])
 
     def features(self, layer: int) -> NDArray[np.floating[Any]]:
-        """Features (N, C) of a layer, in the order of the labels."""
+        """Reads the features (N, C) of a layer, in the order of the labels."""
         name = embedding_name(layer, len(self.layers))
-        column = _column(self.directory, self.shards, name).combine_chunks()
+        column = _column(self.run, name, self.options).combine_chunks()
         return column.flatten().to_numpy().reshape(len(column), -1)  # type: ignore[no-any-return]
 
     def check_alike(self, other: "Embeddings") -> None:
@@ -52,37 +58,36 @@ class Embeddings:
             if ours != theirs:
                 raise UsageError(
                     f"expected --train and --test to be embedded alike, found {name} {ours} in "
-                    f"{self.location} and {theirs} in {other.location}; next: igpt embed with the "
-                    "same options for both"
+                    f"{self.run.location} and {theirs} in {other.run.location}; next: igpt embed "
+                    "with the same options for both"
                 )
 
 
 def read_embeddings(
     location: str, *, label_column: str, storage_options: Mapping[str, Any]
 ) -> Embeddings:
-    """A run of embed with the labels of its rows. Raises UsageError where it is none, or a row
-    has no whole number from 0 on as its label."""
-    location = absolute(location)
-    directory = RunDirectory.at(location, storage_options)
-    record = directory.record()
-    if record is None or record["job"] != "embed":
-        found = "no run directory" if record is None else f"a run of {record['job']}"
-        raise UsageError(f"expected a run of igpt embed at {location}, found {found}")
-    find_run(find_files(location, storage_options), location, storage_options)  # is it finished?
-    shards = sorted(directory.finished())
-    schema = _schema(directory, shards[0])
+    """Opens a run of embed and reads the labels of its rows.
+
+    Raises UsageError where it is no finished run of embed, or a row has no whole number from 0 on
+    as its label.
+    """
+    run = FinishedRun.open(absolute(location), storage_options)
+    if run.job != "embed":
+        raise UsageError(
+            f"expected a run of igpt embed at {run.location}, found a run of {run.job}"
+        )
+    schema = _schema(run, storage_options)
     if label_column not in schema.names:
         raise UsageError(
-            f"expected column {label_column} in {location}, found {', '.join(schema.names)}; next: "
-            "--label-column with the column of classes, which embed passes through"
+            f"expected column {label_column} in {run.location}, found {', '.join(schema.names)}; "
+            "next: --label-column with the column of classes, which embed passes through"
         )
+    column = _column(run, label_column, storage_options)
     return Embeddings(
-        location=location,
-        results=record["results"],
-        labels=_labels(_column(directory, shards, label_column), label_column, location),
+        run=run,
+        labels=_labels(column, label_column, run.location),
         names=tuple(hub_features(schema).get(label_column, {}).get("names") or ()) or None,
-        directory=directory,
-        shards=shards,
+        options=storage_options,
     )
 
 
@@ -99,20 +104,22 @@ def _labels(column: pa.ChunkedArray, name: str, location: str) -> NDArray[np.int
     return labels  # type: ignore[no-any-return]
 
 
-def _schema(directory: RunDirectory, shard: int) -> pa.Schema:
-    path = join(directory.path, part_name("data", shard))
-    return pq.read_schema(io.BytesIO(read_bytes(directory.fs, path)))
+def _schema(run: FinishedRun, options: Mapping[str, Any]) -> pa.Schema:
+    fs, path = open_location(next(iter(run.parts.values())), options)
+    with fs.open(path, "rb") as file:
+        return pq.read_schema(file)
 
 
-def _column(directory: RunDirectory, shards: Sequence[int], name: str) -> pa.ChunkedArray:
-    """A column of all parts, in order; no other column is read."""
+def _column(run: FinishedRun, name: str, options: Mapping[str, Any]) -> pa.ChunkedArray:
+    """Reads a column of all parts, in order, and no other column."""
 
-    def read(shard: int) -> pa.ChunkedArray:
-        with directory.fs.open(join(directory.path, part_name("data", shard)), "rb") as file:
+    def read(uri: str) -> pa.ChunkedArray:
+        fs, path = open_location(uri, options)
+        with fs.open(path, "rb") as file:
             return pq.read_table(file, columns=[name])[name]
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        columns = list(pool.map(read, shards))
+        columns = list(pool.map(read, run.parts.values()))
     return pa.chunked_array(
         [chunk for column in columns for chunk in column.chunks], columns[0].type
     )

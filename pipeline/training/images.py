@@ -1,4 +1,4 @@
-"""Images to train on, in memory: their tokens and, where asked for, the classes they are of."""
+"""Images to train on, in memory: their tokens and, where asked for, their classes."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from pipeline.stages.read_images import ReadImages
 logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 1024
-MOST_CLASSES = 1 << 16  # numbers beyond it are ids of something, and a head of them fills memory
+MAX_CLASSES = 1 << 16  # more are ids of something, and a head of as many fills the memory
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Labels:
     names: tuple[str, ...] | None
 
     def all_names(self) -> tuple[str, ...]:
-        """A name for each class; without names from the input LABEL_0 ... up to the highest.
+        """Returns a name for each class; LABEL_0 ... up to the highest where the input has none.
 
         Raises UsageError where there are not two, or more than a column of classes has.
         """
         highest = int(self.classes.max())
-        if self.names is None and highest >= MOST_CLASSES:
+        if self.names is None and highest >= MAX_CLASSES:
             raise UsageError(
-                f"expected classes 0, 1, 2 ... up to {MOST_CLASSES - 1}, found label {highest}; "
+                f"expected classes 0, 1, 2 ... up to {MAX_CLASSES - 1}, found label {highest}; "
                 "next: --label-column with a column of classes"
             )
         names = self.names or tuple(f"LABEL_{i}" for i in range(highest + 1))
@@ -86,7 +86,7 @@ def read_images(
     input_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> TrainingImages:
-    """Every readable image of an input, or its ready tokens; bad ones are logged and left out.
+    """Reads every image of an input, or its ready tokens; those that fail are logged and left out.
 
     Args:
         location, format, image_column, limit: as `find_source` takes them.
@@ -127,8 +127,8 @@ def read_images(
     for index in range(len(plan.shards)):
         block = read(table.slice(index, 1))
         good = pc.is_null(block[rows.ERROR_STAGE])
-        for bad in block.filter(pc.invert(good)).to_pylist():
-            logger.warning("%s left out: %s", bad[rows.SOURCE], bad[rows.ERROR_MESSAGE])
+        for failed in block.filter(pc.invert(good)).to_pylist():
+            logger.warning("%s left out: %s", failed[rows.SOURCE], failed[rows.ERROR_MESSAGE])
         blocks.append(block.filter(good))
     found = pa.concat_tables(blocks)
     if not found.num_rows:

@@ -1,4 +1,4 @@
-"""The color histogram of an input: counted by shard through Ray, added up on the driver."""
+"""The color histogram of an input: counted shard by shard through Ray, added up on the driver."""
 
 from contextlib import closing
 
@@ -12,7 +12,8 @@ from pipeline.shards import Plan
 
 
 def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHistogram, int, int]:
-    """The histogram of every readable image of a plan, how many those are, how many were not.
+    """Counts the colors of every readable image of a plan; returns the histogram, how many images
+    were read and how many failed.
 
     Holds the distinct colors only, 2^24 at most, whatever the number of images.
     """

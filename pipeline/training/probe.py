@@ -1,4 +1,4 @@
-"""Linear probes of every layer of a run of embed: fitted, compared, drawn, the best one saved."""
+"""Linear probes of every layer of embeddings: fitted, compared, plotted, the best one saved."""
 
 import io
 import json
@@ -44,8 +44,15 @@ def check_packages() -> None:
 def probe_layers(
     train: Embeddings, test: Embeddings, *, seed: int, report: Callable[[LayerAccuracy], None]
 ) -> tuple[list[LayerAccuracy], LinearProbe]:
-    """A probe of each layer, and the one that is best on its validation rows: the test rows have no
-    say in it. Raises UsageError where there is nothing to learn."""
+    """Fits a probe to each layer; returns their accuracies, and the probe that is best on its
+    validation rows: the test rows have no say in it.
+
+    Args:
+        seed: of the choice of validation rows.
+        report: is called with each accuracy as it comes.
+
+    Raises UsageError where there is nothing to learn.
+    """
     train.check_alike(test)
     found, best = [], None
     for layer in train.layers:
@@ -78,7 +85,7 @@ def write_probe(
     facts: Mapping[str, Any],
     storage_options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write accuracy.png, probe.npz and, last, probe.json, whose content is returned."""
+    """Writes accuracy.png, probe.npz and, last, probe.json, whose content is returned."""
     fs, path = open_location(output, storage_options)
     chance = 1 / len(best.classes)
     result = {
@@ -96,7 +103,7 @@ def write_probe(
 
 
 def table(layers: Sequence[LayerAccuracy], best: int) -> str:
-    """The accuracies as lines of text, the best layer marked."""
+    """Returns the accuracies as lines of text, the best layer marked."""
     lines = ["layer  accuracy  validation         C"]
     for row in layers:
         mark = "  <- best on validation rows" if row.layer == best else ""
@@ -108,7 +115,7 @@ def table(layers: Sequence[LayerAccuracy], best: int) -> str:
 
 
 def _plot(layers: Sequence[LayerAccuracy], chance: float) -> bytes:
-    """Accuracy over the layers as PNG."""
+    """Plots accuracy over the layers, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")

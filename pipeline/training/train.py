@@ -1,4 +1,4 @@
-"""A training run in one process: its options, a log, a state to go on from."""
+"""A training run in one process: its options, its log, its state to resume from."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from igpt_core.learning.training import TrainingConfig, TrainingState, make_opti
 from igpt_core.model.checkpoint import save_checkpoint
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
+from pipeline.run_directory.record import differences
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import local_output, open_location, options_for
 from pipeline.training.images import TrainingImages, read_images
@@ -27,7 +28,7 @@ OPTIONS_FILE = "training_options.json"
 LOG_FILE = "training_log.jsonl"
 LOG_SECONDS = 15
 SAVE_SECONDS = 60
-# Of the options, what changes no result, or stands in the record in another form.
+# Options that change no result, or stand in the record in another form.
 _NOT_RECORDED = {"quiet", "debug", "storage_options", "output", "palette", "model", "eval_input"}
 
 
@@ -41,10 +42,10 @@ def check_options(options: TrainingOptions) -> None:
 
 
 def training_config(options: TrainingOptions, n_images: int) -> TrainingConfig:
-    """How to train on n images, as the options say."""
+    """Returns how to train on n images, as the options say."""
     steps = options.steps
     if options.epochs is not None:
-        # Of too few images for a batch there is no epoch; `run_training` refuses them.
+        # Too few images for a batch make no epoch; `run_training` refuses them.
         steps = options.epochs * max(n_images // options.batch_size, 1)
     return TrainingConfig(
         steps=steps,
@@ -59,7 +60,7 @@ def training_config(options: TrainingOptions, n_images: int) -> TrainingConfig:
 
 
 def training_device(options: TrainingOptions) -> str:
-    """Where to compute: "cpu" or "cuda"."""
+    """Returns where to compute: "cpu" or "cuda"."""
     if options.device != "auto":
         return options.device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +75,7 @@ def find_images(
     limit: int | None,
     label_column: str | None = None,
 ) -> TrainingImages:
-    """The images at a location, read as the options say; see `read_images`."""
+    """Reads the images at a location as the options say; see `read_images`."""
     return read_images(
         location,
         palette=palette,
@@ -100,16 +101,15 @@ def run_training(
     record: Mapping[str, Any],
     report: Callable[[str], None],
 ) -> tuple[Objective, TrainingState]:
-    """Train, or go on where the same command was interrupted, and save the objective's model.
+    """Trains, or resumes where the same command was interrupted, and saves the objective's model.
 
     Args:
         images: with labels where the objective takes them.
-        make_objective: what to train; new weights in it are drawn from torch's global generator.
+        make_objective: makes what is trained; new weights come from torch's global generator.
         options: `output` becomes a model folder with the log beside the weights. The weights
             returned are rounded to `save_dtype` as those saved are.
-        record: what the result depends on beside the options; a folder begun with others is
-            refused.
-        report: takes a line of progress now and then.
+        record: what the result depends on beside the options; a folder of other ones is refused.
+        report: is called with a line of progress now and then.
 
     Raises UsageError before anything is trained: too few images, or a folder that is not free.
     """
@@ -120,7 +120,7 @@ def run_training(
             f"{len(images.tokens)}; next: more images, or a smaller --batch-size"
         )
     folder = Path(local_output(options.output))
-    _claim(folder, {**options.model_dump(exclude=_NOT_RECORDED), **record})
+    _acquire(folder, {**options.model_dump(exclude=_NOT_RECORDED), **record})
     torch.manual_seed(config.seed)
     device = training_device(options)
     objective = make_objective().to(device)
@@ -146,17 +146,15 @@ def run_training(
     return objective, state
 
 
-def _claim(folder: Path, options: Mapping[str, Any]) -> None:
-    """Make the folder this run's own, or find that it is."""
+def _acquire(folder: Path, options: Mapping[str, Any]) -> None:
+    """Makes the folder this run's own, or finds that it is."""
     path = folder / OPTIONS_FILE
     if path.exists():
-        found = json.loads(path.read_text())
-        differing = [key for key in options if options[key] != found.get(key)]
+        differing = differences(json.loads(path.read_text()), options)
         if differing:
-            listed = ", ".join(f"{k}: {found.get(k)} there, {options[k]} now" for k in differing)
             raise UsageError(
-                f"{folder} holds a training run with other options ({listed}); next: the same "
-                "options to go on, or another --output"
+                f"{folder} holds a training run with other options ({', '.join(differing)}); next: "
+                "the same options to go on, or another --output"
             )
         if not (folder / STATE_FILE).exists() and (folder / "model.safetensors").exists():
             raise UsageError(f"{folder} holds a finished model; next: another --output")
@@ -179,7 +177,7 @@ def _restore(
 
 
 class _Journal:
-    """Writes the log and the state, and reports, each at its own pace."""
+    """Writes the log and the state, and reports, each at its own interval."""
 
     def __init__(
         self,
@@ -196,6 +194,7 @@ class _Journal:
         self._logged = self._saved = time.monotonic()
 
     def step(self, state: TrainingState, loss: torch.Tensor, rate: float) -> None:
+        """Notes a step: its loss, a scalar on the device, and the learning rate that it had."""
         self._losses.append(loss)
         now = time.monotonic()
         if now - self._logged >= LOG_SECONDS:

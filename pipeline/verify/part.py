@@ -1,11 +1,8 @@
-"""One shard of a run looked through: its results, errors and stats, read in full."""
+"""One shard of a run: its results, errors and stats, read in full and checked."""
 
-import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import rows
+from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import part_name
-from pipeline.storage.filesystem import join, read_bytes, store_errors
+from pipeline.run_directory.layout import parquet_file, part_name
+from pipeline.run_directory.stats import read_stats
+from pipeline.storage.filesystem import join, read_bytes
 from pipeline.storage.redact import redacted_line
 from pipeline.verify.duplicate_ids import hashes
 
@@ -25,18 +24,24 @@ from pipeline.verify.duplicate_ids import hashes
 _REPEATED = "DuplicateId"
 
 
+def damage() -> tuple[type[Exception], ...]:
+    """Returns what reading a file of a run raises that is missing, out of reach or damaged, or
+    holds something else than it should."""
+    return (*parquet_errors(), UsageError, ValueError, KeyError, TypeError)
+
+
 @dataclass(frozen=True)
-class Layout:
-    """What the results of a run look like: name and type of each column as run.json has them, and
-    the columns passed through as the plan has them."""
+class ExpectedSchema:
+    """The schema that all parts of a run have: name and type of each column as run.json has them,
+    and the columns passed through as the plan has them."""
 
     columns: Sequence[Mapping[str, str]]
     passthrough: pa.Schema
 
-    def complaint(self, schema: pa.Schema) -> str | None:
-        """What of a part's schema is not as it should be."""
-        expected = [(column["name"], _spelled(column["type"])) for column in self.columns]
-        found = [(field.name, _spelled(str(field.type))) for field in schema]
+    def mismatch(self, schema: pa.Schema) -> str | None:
+        """Says what of a part's schema is not as expected; None where all is."""
+        expected = [(column["name"], _normalized(column["type"])) for column in self.columns]
+        found = [(field.name, _normalized(str(field.type))) for field in schema]
         if found != expected:
             differing = [pair for pair in found if pair not in expected]
             missing = [pair for pair in expected if pair not in found]
@@ -51,14 +56,14 @@ class Layout:
         return None
 
 
-def _spelled(type_: str) -> str:
-    """Parquet has another name for the elements of lists than Arrow."""
+def _normalized(type_: str) -> str:
+    """Names the elements of lists as Parquet does: Arrow has another name for them."""
     return type_.replace("<item: ", "<element: ")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a file: which check it fails, and how, in a few words."""
+    """Something wrong with a file: which check it fails, and how, in a few words."""
 
     check: str
     text: str
@@ -66,7 +71,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class PartFacts:
-    """What a shard's files hold: bad rows by class, hashes of all ids that must be unique."""
+    """What a shard's files hold.
+
+    Attributes:
+        rows: with a result.
+        kinds: failed rows by class of error.
+        hashes: of all ids that must be unique.
+        problems: what is wrong with the files.
+    """
 
     rows: int
     kinds: Counter[str]
@@ -75,24 +87,25 @@ class PartFacts:
 
     @property
     def errors(self) -> int:
+        """Counts the failed rows."""
         return self.kinds.total()
 
 
-def look_through(
+def check_part(
     directory: RunDirectory,
     shard: int,
     *,
     run: str,
     planned: int | None,
-    failed: bool,
-    layout: Layout,
+    has_errors: bool,
+    schema: ExpectedSchema,
 ) -> PartFacts:
-    """Read the files of a shard that is done.
+    """Reads the files of a shard that is done, and checks them.
 
     Args:
         run: the id of the run, as run.json has it.
-        planned: its rows in the plan.
-        failed: whether there is a part of errors.
+        planned: its rows in the plan; None where they are not counted.
+        has_errors: whether there is a part of errors.
     """
     problems: list[Problem] = []
     ids: list[str] = []
@@ -103,10 +116,10 @@ def look_through(
         for found in (results.read_row_group(group).column(rows.ID) for group in groups):
             ids += _ids(found, part_name("data", shard), problems)
         n_rows = results.metadata.num_rows
-        complaint = layout.complaint(results.schema_arrow)
-        if complaint:
-            problems.append(Problem("schema", f"{part_name('data', shard)}: {complaint}"))
-        if failed:
+        mismatch = schema.mismatch(results.schema_arrow)
+        if mismatch:
+            problems.append(Problem("schema", f"{part_name('data', shard)}: {mismatch}"))
+        if has_errors:
             table = _open(directory, part_name("errors", shard)).read()
             if not table.schema.equals(rows.ERRORS):
                 text = f"{part_name('errors', shard)}: expected the columns of errors, found "
@@ -114,7 +127,7 @@ def look_through(
             kinds = Counter(table["error"].to_pylist())
             own = table.filter(pc.not_equal(table["error"], _REPEATED))
             ids += _ids(own[rows.ID], part_name("errors", shard), problems)
-    except (*parquet_errors(), KeyError) as error:
+    except damage() as error:
         name = part_name("errors" if n_rows is not None else "data", shard)
         problems.append(Problem("readable", f"{name}: {redacted_line(error, length=120)}"))
     else:
@@ -122,20 +135,19 @@ def look_through(
     return PartFacts(n_rows or 0, kinds, hashes(ids), tuple(problems))
 
 
-def unique_ids(directory: RunDirectory, shard: int, *, failed: bool) -> list[str]:
-    """The ids that `look_through` makes hashes of."""
+def unique_ids(directory: RunDirectory, shard: int, *, has_errors: bool) -> list[str]:
+    """Reads the ids whose hashes `check_part` returns."""
     ids: list[str | None] = []
     results = _open(directory, part_name("data", shard))
     ids += results.read([rows.ID])[rows.ID].to_pylist()
-    if failed:
+    if has_errors:
         table = _open(directory, part_name("errors", shard)).read()
         ids += table.filter(pc.not_equal(table["error"], _REPEATED))[rows.ID].to_pylist()
     return [id_ for id_ in ids if id_ is not None]
 
 
 def _open(directory: RunDirectory, name: str) -> pq.ParquetFile:
-    content = read_bytes(directory.fs, join(directory.path, name))
-    return pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+    return parquet_file(read_bytes(directory.fs, join(directory.path, name)))
 
 
 def _ids(column: pa.ChunkedArray, name: str, problems: list[Problem]) -> list[str]:
@@ -147,21 +159,24 @@ def _ids(column: pa.ChunkedArray, name: str, problems: list[Problem]) -> list[st
 def _miscounted(
     directory: RunDirectory, shard: int, n_rows: int, n_errors: int, planned: int | None, run: str
 ) -> list[Problem]:
+    """Compares the rows of a shard with its plan and its stats."""
     problems = []
+    data, name = part_name("data", shard), part_name("stats", shard)
     if planned is not None and n_rows + n_errors != planned:
-        text = f"{part_name('data', shard)}: {n_rows} rows and {n_errors} errors of {planned}"
+        text = f"{data}: {n_rows} rows and {n_errors} errors of {planned}"
         problems.append(Problem("rows", text))
-    found, name = {"shard": shard, "rows": n_rows, "errors": n_errors}, part_name("stats", shard)
+    counted = {"shard": shard, "rows": n_rows, "errors": n_errors}
     try:
-        stats: Any = json.loads(read_bytes(directory.fs, join(directory.path, name)))
-        wrong = [f"{key} {stats[key]} for {n}" for key, n in found.items() if stats[key] != n]
+        stats = read_stats(directory, shard)
+        if stats is None:
+            return [*problems, Problem("stats", f"{name} is not there")]
+        wrong = [f"{key} {stats[key]} for {n}" for key, n in counted.items() if stats[key] != n]
         if stats.get("run", run) != run:  # older ones do not say
-            data = part_name("data", shard)
             wrong.append(
                 f"of another run, which wrote while this one began; next: delete {data}, then the "
                 "same command again"
             )
-    except (*store_errors(), ValueError, KeyError, TypeError) as error:
+    except damage() as error:
         wrong = [f"{type(error).__name__}: {redacted_line(error, length=120)}"]
     if wrong:
         problems.append(Problem("stats", f"{name}: {', '.join(wrong)}"))

@@ -1,6 +1,5 @@
 """Model batches of a run computed again, in this process, and compared bit by bit."""
 
-import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -18,12 +16,13 @@ from pipeline import rows
 from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.record import dependencies
 from pipeline.engine.cluster import ResourcePlan
-from pipeline.engine.stage import Resources
+from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.options import RunOptions
-from pipeline.run_directory.directory import RunDirectory, differences
-from pipeline.run_directory.layout import parquet_bytes, part_name
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import parquet_bytes, parquet_file, part_name
+from pipeline.run_directory.record import differences
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import join, read_bytes, store_errors
@@ -45,8 +44,8 @@ class Replayed:
 
 
 class NotReplayed(Exception):
-    """Nothing can be computed again: the input or the model is not that of the run, or out of
-    reach. The message is one line."""
+    """Raised where nothing can be computed again: the input or the model is not that of the run, or
+    out of reach. The message is one line."""
 
 
 def replay(
@@ -58,12 +57,12 @@ def replay(
     n_batches: int,
     seed: int,
 ) -> Iterator[Replayed]:
-    """Compute model batches of a run again; where it has no model, whole shards.
+    """Computes model batches of a run again; where it has no model, whole shards.
 
     Args:
         define, options: what makes the job of the run, and its options.
         record: run.json.
-        n_batches: how many, of shards at random; fewer where there are no more.
+        n_batches: how many, of random shards; fewer where there are no more.
         seed: of the choice.
 
     Raises UsageError where the run computed on a GPU and there is none, NotReplayed.
@@ -75,9 +74,7 @@ def replay(
             "next: the same command on such a machine, or without --replay"
         )
     job = _job(define, options, directory, record)
-    read, *model, write = [
-        stage.cls(**stage.arguments) for stage in job.spec.stages(job)
-    ]  # built once, as an actor does
+    read, *model, write = map(_built, job.spec.stages(job))
     assert isinstance(write, WriteParts)
     chance = random.Random(seed)
     done = sorted(directory.finished() & {shard.index for shard in job.plan.shards})
@@ -93,7 +90,7 @@ def replay(
             yield Replayed(part_name("data", index), 0, (wrong,))
             left -= 1
             continue
-        batches = _batches(good, job.compute and job.compute.images)
+        batches = _batches(good, None if job.compute is None else job.compute.images)
         wanted = -(-left // (len(chosen) - place))
         for batch in chance.sample(batches, min(wanted, len(batches))):
             left -= 1
@@ -105,13 +102,19 @@ def replay(
             yield Replayed(where, len(batch), tuple(f"{where}: {text}" for text in differing))
 
 
+def _built(stage: Stage) -> Any:
+    """Builds a stage, as an actor does once."""
+    cls: Any = stage.cls
+    return cls(**stage.arguments)
+
+
 def _job(
     define: Callable[[Options], JobSpec],
     options: Options,
     directory: RunDirectory,
     record: Mapping[str, Any],
 ) -> Job:
-    """The job as it was, without a cluster."""
+    """Makes the job as it was, without a cluster."""
     recorded = record["results"]
     plan = directory.plan()
     assert plan is not None  # that is verified first
@@ -133,54 +136,56 @@ class _Stored:
 
 
 def _read_part(directory: RunDirectory, shard: int) -> _Stored:
-    def read(folder: str) -> pa.Table:
-        content = read_bytes(directory.fs, join(directory.path, part_name(folder, shard)))
-        return pq.read_table(io.BytesIO(content))
-
+    path = join(directory.path, part_name("data", shard))
     try:
-        results = read("data")
-        try:
-            return _Stored(results, read("errors"))
-        except FileNotFoundError:
+        results = parquet_file(read_bytes(directory.fs, path)).read()
+        errors = directory.read(part_name("errors", shard))
+        if errors is None:
             return _Stored(results, rows.ERRORS.empty_table())
+        return _Stored(results, parquet_file(errors).read())
     except parquet_errors() as error:
         raise NotReplayed(
             f"cannot read {part_name('data', shard)}: {redacted_line(error)}"
         ) from error
 
 
+def _not_read() -> tuple[type[Exception], ...]:
+    """Returns what reading the input raises where it is out of reach or another one."""
+    return (*store_errors(), RuntimeError)
+
+
 def _read_shard(read: Any, plan: Plan, shard: Shard) -> pa.Table:
     try:
         return read(replace(plan, shards=(shard,)).to_table())
-    except (*store_errors(), RuntimeError) as error:
+    except _not_read() as error:
         raise NotReplayed(f"cannot read the input: {redacted_line(error)}") from error
 
 
 def _other_rows(shard: int, stored: _Stored, block: pa.Table) -> str | None:
-    """How the rows that are read now, good and bad, differ from those of the part."""
-    bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
+    """Says how the rows that are read now, failed ones included, differ from those of the part."""
+    failed = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
     good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))[rows.ROW_ID].to_pylist()
     columns = (rows.ROW_ID, rows.ERROR_STAGE, rows.ERROR_CLASS)
     found = []
-    if bad.num_rows:  # rows that cannot fail have no columns for it
-        found = list(zip(*(bad[name].to_pylist() for name in columns), strict=True))
+    if failed.num_rows:  # rows that cannot fail have no columns for it
+        found = list(zip(*(failed[name].to_pylist() for name in columns), strict=True))
     names = ("id", "stage", "error")
     recorded = list(zip(*(stored.errors[name].to_pylist() for name in names), strict=True))
     if found != recorded:
         new = next((error for error in found if error not in recorded), None)
         gone = next((error for error in recorded if error not in found), None)
-        texts = [f"{new[0]} is bad now ({new[2]})" if new else ""]
-        texts += [f"{gone[0]} was bad ({gone[2]})" if gone else ""]
+        texts = [f"{new[0]} fails now ({new[2]})" if new else ""]
+        texts += [f"{gone[0]} failed then ({gone[2]})" if gone else ""]
         text = " and ".join(filter(None, texts)) or "they come in another order"
-        return f"{part_name('errors', shard)}: expected {len(recorded)} bad rows: {text}"
+        return f"{part_name('errors', shard)}: expected {len(recorded)} failed rows: {text}"
     if good != stored.results[rows.ID].to_pylist():
         return f"{part_name('data', shard)}: the ids are not those of the input"
     return None
 
 
 def _batches(good: pa.Table, images: int | None) -> list[NDArray[np.intp]]:
-    """The rows of each model batch, as the stages form them; all rows without a model. Prompts of
-    one length are computed together."""
+    """Returns the rows of each model batch, as the stages form them; all rows without a model.
+    Prompts of one length are computed together."""
     n = good.num_rows
     groups: Sequence[NDArray[np.intp]] = [np.arange(n)]
     if rows.PROMPT_LENGTH in good.column_names:
@@ -191,7 +196,7 @@ def _batches(good: pa.Table, images: int | None) -> list[NDArray[np.intp]]:
 
 
 def _differing(computed: pa.Table, stored: pa.Table) -> list[str]:
-    """What differs in each column. Parquet's bytes are compared: they tell -0.0 from 0.0."""
+    """Says what differs in each column. Parquet's bytes are compared: they tell -0.0 from 0.0."""
     texts = []
     for name in computed.column_names:
         pair = [
@@ -207,5 +212,5 @@ def _differing(computed: pa.Table, stored: pa.Table) -> list[str]:
 
 
 def _alone(table: pa.Table, name: str, type_: pa.DataType) -> pa.Table:
-    """A column of either table, of one type down to the names of list elements."""
+    """Returns a column as a table, cast to a type: those of lists differ in names of elements."""
     return pa.table({name: table[name].cast(type_).combine_chunks()})

@@ -1,23 +1,20 @@
-"""Whether a run directory holds what a finished run must: each check, and what fails it."""
+"""The checks of a run directory: whether it holds what a finished run must."""
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from igpt_core.errors import CheckpointError
 from igpt_core.model.checkpoint import load_palette, model_fingerprint
 from pipeline.errors import UsageError
-from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import (
     FOLDERS,
     PLAN_FILE,
     REPORT_FILE,
+    parquet_file,
     part_name,
     shards_with_errors,
 )
@@ -25,8 +22,8 @@ from pipeline.shards import Plan
 from pipeline.storage.atomic import is_temporary
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import is_redacted, redacted_line
-from pipeline.verify.duplicate_ids import MOST, repeated_ids
-from pipeline.verify.part import Layout, PartFacts, look_through, unique_ids
+from pipeline.verify.duplicate_ids import MAX_COMPARED, repeated_ids
+from pipeline.verify.part import ExpectedSchema, PartFacts, check_part, damage, unique_ids
 
 _THREADS = 8
 _KILLED = (
@@ -37,8 +34,8 @@ _RECORDED = ("job", "options", "results", "columns", "passthrough", "palette", "
 
 @dataclass(frozen=True)
 class Check:
-    """A check of a run. `ok` is None where it could not be made; `found` says in a line what was
-    looked at, or what is wrong; `where` names every place that is."""
+    """A check of a run. `ok` is None where it could not be made; `found` says in one line what was
+    checked, or what is wrong; `where` names every place that is wrong."""
 
     name: str
     ok: bool | None
@@ -49,7 +46,7 @@ class Check:
 def verify(
     directory: RunDirectory, record: Mapping[str, Any], *, model_options: Mapping[str, Any]
 ) -> Iterator[Check]:
-    """The checks of a run, as they are made; reads everything.
+    """Yields the checks of a run as they are made; reads everything.
 
     Args:
         record: what run.json holds.
@@ -62,23 +59,23 @@ def verify(
     if lacking or plan is None:
         return
     done = directory.finished()
-    failed = shards_with_errors(directory.fs, directory.path)
+    with_errors = shards_with_errors(directory.fs, directory.path)
     planned = {shard.index for shard in plan.shards}
     gaps = [part_name("data", shard) for shard in sorted(planned - done)]
     yield _check("gaps", f"all of {len(planned)} parts are there", gaps)
     yield _check("extra files", "none", _extra(directory, planned))
-    layout = Layout(record["columns"], plan.passthrough)
+    schema = ExpectedSchema(record["columns"], plan.passthrough)
     shards = [shard for shard in plan.shards if shard.index in done]
     with ThreadPoolExecutor(_THREADS) as pool:
         facts = list(
             pool.map(
-                lambda shard: look_through(
+                lambda shard: check_part(
                     directory,
                     shard.index,
                     run=str(record.get("run")),
                     planned=shard.rows,
-                    failed=shard.index in failed,
-                    layout=layout,
+                    has_errors=shard.index in with_errors,
+                    schema=schema,
                 ),
                 shards,
             )
@@ -93,7 +90,7 @@ def verify(
     for name, text in passed.items():
         yield _check(name, text, _problems(facts, name))
     indices = [shard.index for shard in shards]
-    yield _ids(facts, indices, lambda i: unique_ids(directory, i, failed=i in failed))
+    yield _ids(facts, indices, lambda i: unique_ids(directory, i, has_errors=i in with_errors))
     yield _report(directory, facts, shards=len(planned))
     yield from _fingerprints(record, model_options)
 
@@ -111,9 +108,8 @@ def _problems(facts: Iterable[PartFacts], check: str) -> list[str]:
 def _plan(directory: RunDirectory, record: Mapping[str, Any]) -> tuple[Plan | None, Check]:
     try:
         content = read_bytes(directory.fs, join(directory.path, PLAN_FILE))
-        file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-        plan = Plan.from_table(file.read())
-    except (*parquet_errors(), ValueError, KeyError, TypeError, UsageError) as error:
+        plan = Plan.from_table(parquet_file(content).read())
+    except damage() as error:
         text = f"{PLAN_FILE}: {type(error).__name__}: {redacted_line(error, length=120)}"
         return None, Check("plan", False, "not readable", (text,))
     wrong = []
@@ -133,7 +129,7 @@ def _plan(directory: RunDirectory, record: Mapping[str, Any]) -> tuple[Plan | No
 
 
 def _extra(directory: RunDirectory, planned: set[int]) -> list[str]:
-    """Files that no shard of the plan has, and temporary ones of a writer that was killed."""
+    """Finds files that no shard of the plan has, and temporary ones of a writer that was killed."""
     extra = [name for name in _names(directory, "") if is_temporary(name)]
     for folder in FOLDERS:
         expected = {part_name(folder, shard) for shard in planned}
@@ -158,7 +154,7 @@ def _ids(
     for id_, places in repeated_ids(parts, lambda place: read(shards[place])):
         names = dict.fromkeys(part_name("data", shards[place]) for place in places)
         problems.append(f"{id_!r}: {len(places)} times, in {' and '.join(names)}")
-    if len(problems) >= MOST:
+    if len(problems) >= MAX_COMPARED:
         problems.append("and more")
     return _check("ids", f"{sum(map(len, parts))} ids, each there once", problems)
 
@@ -166,7 +162,7 @@ def _ids(
 def _report(directory: RunDirectory, facts: Sequence[PartFacts], *, shards: int) -> Check:
     try:
         report = directory.report()
-    except (ValueError, TypeError) as error:
+    except damage() as error:
         return _check("report", "", [f"{REPORT_FILE}: {redacted_line(error)}"])
     if report is None:
         return _check("report", "", [f"{REPORT_FILE} is not there: the run did not end"])
@@ -195,12 +191,17 @@ def _fingerprints(record: Mapping[str, Any], options: Mapping[str, Any]) -> Iter
             yield _fingerprint(name, recorded["location"], recorded["fingerprint"], of)
 
 
+def _not_loaded() -> tuple[type[Exception], ...]:
+    """Returns what a model or palette raises that is out of reach or damaged."""
+    return (*store_errors(), CheckpointError, UsageError)
+
+
 def _fingerprint(name: str, location: str, recorded: str, of: Callable[[str], str]) -> Check:
     if is_redacted(location):
         return Check(name, None, f"not checked: run.json does not keep all of {location}")
     try:
         found = of(location)
-    except (*store_errors(), CheckpointError, UsageError) as error:
+    except _not_loaded() as error:
         return Check(name, None, f"not checked: {redacted_line(error)}")
     wrong = [f"{location}: {found}, in run.json {recorded}"] if found != recorded else []
     return _check(name, f"fingerprint {recorded}", wrong)

@@ -143,7 +143,7 @@ def test_refusals_are_one_line_and_exit_code_2(quantized, completed, tmp_path, c
     )
     assert "empty or an export, found" in in_run
     no_run = refusal(capsys, "export", output, "--to", "npy", "--output", tmp_path / "new")
-    assert "expected a run directory with run.json" in no_run
+    assert "expected a run directory, found no run.json" in no_run
     assert files(output) == before
     assert not (tmp_path / "new").exists()
     igpt("export", completed, "--to", "png", *to_out, "--overwrite")

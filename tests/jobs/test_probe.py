@@ -92,7 +92,7 @@ def test_accuracies_are_scikit_learns_with_the_strength_that_was_chosen(embedded
     [
         ({"test": "other"}, "found layers [0, 1, 2]"),
         ({"train": "test-tokens"}, "found a run of quantize"),
-        ({"test": "nowhere"}, "found no run directory"),
+        ({"test": "nowhere"}, "found no run.json"),
         ({"label_column": "class"}, "expected column class"),
         ({"label_column": "holes"}, "1 rows without one"),
         ({"label_column": "words"}, "found string"),

@@ -18,8 +18,9 @@ from pipeline.batch import run as run_job
 from pipeline.engine import cluster
 from pipeline.engine import dispatch as rounds
 from pipeline.errors import RunFailed, UsageError
-from pipeline.run_directory.directory import RunDirectory, new_record
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.record import new_record
 from pipeline.stages.write_parts import WriteParts
 from runs import igpt, parts
 
@@ -186,7 +187,7 @@ def test_a_run_gives_way_to_one_that_is_started_later(
     def start_another() -> None:
         record = RunDirectory.at(output, {}).record()
         assert record is not None
-        Lease(output, {}, record["run"]).take()
+        Lease(output, {}, record["run"]).acquire()
 
     at_part(monkeypatch, 3, start_another)
     code, line = failing(capsys, "quantize", **options)
@@ -203,15 +204,15 @@ def test_a_run_that_was_planned_while_another_began_is_refused_and_touches_nothi
 ):
     """Past bug: it had looked when there was none yet, and cleared what the other one had made."""
     directory = RunDirectory.at(str(tmp_path / "run"), {})
-    begin = run_job._claim
+    acquire = run_job._acquire
 
-    def begin_late(*rest, **named):
-        directory.begin(new_record("score", command="igpt score", options={}))
+    def acquire_late(*rest, **named):
+        directory.create(new_record("score", command="igpt score", options={}))
         (tmp_path / "run" / "data").mkdir()
         (tmp_path / "run" / "data" / "part-000000.parquet").write_bytes(b"theirs")
-        return begin(*rest, **named)
+        return acquire(*rest, **named)
 
-    monkeypatch.setattr(run_job, "_claim", begin_late)
+    monkeypatch.setattr(run_job, "_acquire", acquire_late)
     code, line = failing(capsys, "quantize", **options)
     assert code == 2
     assert "another run began in" in line
@@ -223,27 +224,27 @@ def test_a_run_that_was_planned_while_another_began_is_refused_and_touches_nothi
 def test_of_two_runs_that_replace_one_at_the_same_time_one_goes_on(tmp_path, monkeypatch):
     """Past bug: one had the lease and the other run.json, and both were refused."""
     directory = RunDirectory.at(str(tmp_path), {})
-    directory.begin(new_record("quantize", command="", options={}))
+    directory.create(new_record("quantize", command="", options={}))
     job = SimpleNamespace(options=SimpleNamespace(storage_options=None, overwrite=True))
     first, second = (new_record("quantize", command=name, options={}) for name in "ab")
-    clear, begin = RunDirectory.clear, RunDirectory.begin
+    clear, create = RunDirectory.clear, RunDirectory.create
     refused = []
 
-    def begin_after_the_first(self, record):
+    def create_after_the_first(self, record):
         if record is second:
-            begin(self, first)
-        begin(self, record)
+            create(self, first)
+        create(self, record)
 
     def clear_both(self):
-        """The first has the lease; the second takes it, and both clear."""
+        """The first holds the lease; the second acquires it, and both clear."""
         monkeypatch.setattr(RunDirectory, "clear", clear)
         with pytest.raises(UsageError, match="another run began") as error:
-            run_job._claim(job, directory, second, begins=True)
+            run_job._acquire(job, directory, second, begins=True)
         refused.append(error)
 
-    monkeypatch.setattr(RunDirectory, "begin", begin_after_the_first)
+    monkeypatch.setattr(RunDirectory, "create", create_after_the_first)
     monkeypatch.setattr(RunDirectory, "clear", clear_both)
-    lease = run_job._claim(job, directory, first, begins=True)
+    lease = run_job._acquire(job, directory, first, begins=True)
     assert refused
     assert lease.may_begin()
     assert (directory.record() or {})["run"] == lease.run == first["run"]
@@ -256,13 +257,13 @@ def test_a_run_that_replaces_another_goes_by_its_own_plan(
     igpt("quantize", **options)
     theirs = RunDirectory.at(str(tmp_path / "run"), {}).plan()
     assert theirs is not None
-    begin = RunDirectory.begin
+    create = RunDirectory.create
 
-    def begin_beside(self, record):
+    def create_beside(self, record):
         self.write_plan(theirs)
-        begin(self, record)
+        create(self, record)
 
-    monkeypatch.setattr(RunDirectory, "begin", begin_beside)
+    monkeypatch.setattr(RunDirectory, "create", create_beside)
     igpt("quantize", **options | {"shard_size": 6, "overwrite": True})
     assert len(parts(tmp_path / "run")) == 4
 
@@ -278,7 +279,7 @@ def test_a_part_that_is_written_while_a_run_with_other_results_begins_is_taken_b
         answer = may_write(self)
         asked.append(self)
         if len(asked) == 9:  # right before the fourth shard's results; the start asked once
-            Lease(output, {}, "other").take()
+            Lease(output, {}, "other").acquire()
         return answer
 
     monkeypatch.setattr(Lease, "may_write", replaced_meanwhile)

@@ -117,7 +117,7 @@ def test_the_report_goes_before_results_and_errors_stay_until_there_are_others(p
     monkeypatch.setattr(
         type(directory.fs), "rm_file", lambda fs, path: deleted.append(path) or remove(fs, path)
     )
-    directory.forget({0, 3})
+    directory.invalidate({0, 3})
     folders = [path.removeprefix(f"{directory.path}/").split("/")[0] for path in deleted]
     assert folders == ["report.json", "data", "data"]
     assert {Path(path).stem for path in deleted[1:]} == {"part-000000", "part-000003"}

@@ -14,6 +14,7 @@ import pytest
 from jobs.__main__ import main
 from pictures import BAD, GOOD, encoded, photo
 from pipeline.run_directory import status as pipeline_status
+from pipeline.run_directory.directory import RunDirectory
 
 
 def status(capsys, output: object) -> dict:
@@ -105,13 +106,13 @@ def test_of_many_parts_only_the_latest_are_looked_into(running, monkeypatch, cap
     monkeypatch.setattr(pipeline_status, "SAMPLE", 1)
     os.utime(running / "data" / "part-000000.parquet", (time.time() + 9, time.time() + 9))
     looked = []
-    read = pipeline_status.read_bytes
+    read = RunDirectory.read
     monkeypatch.setattr(
-        pipeline_status, "read_bytes", lambda fs, path: looked.append(path) or read(fs, path)
+        RunDirectory, "read", lambda run, name: looked.append(name) or read(run, name)
     )
     found = status(capsys, running)
-    assert [Path(path).name for path in looked if "/stats/" in path] == ["part-000000.json"]
-    assert len([path for path in looked if "/errors/" in path]) == 1
+    assert [Path(path).name for path in looked if path.startswith("stats/")] == ["part-000000.json"]
+    assert len([path for path in looked if path.startswith("errors/")]) == 1
     assert found["images"] == 14  # of three shards, by the plan
     assert {"errors", "images_per_second"} <= set(found["estimated"])
 

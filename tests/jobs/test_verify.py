@@ -363,7 +363,7 @@ def test_replay_without_the_input_or_with_another_is_one_line(
     (tmp_path / "in" / "1.png").unlink()
     code, checks = verified(capsys, run, "--replay=2")
     assert (code, failing(checks)) == (1, {"replay"})
-    assert "1.png is bad now (FileNotFoundError)" in checks["replay"]
+    assert "1.png fails now (FileNotFoundError)" in checks["replay"]
     (tmp_path / "in" / "1.png").write_bytes(encoded(photo(50)))
     code, checks = verified(capsys, run, "--replay=2")
     assert (code, failing(checks)) == (1, {"replay"})

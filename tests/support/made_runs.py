@@ -135,7 +135,8 @@ def make_run(
     }
     (folder / "run.json").write_text(json.dumps(run))
     planned = len(shards) if planned is None else planned
-    pq.write_table(pa.table({"shard": list(range(planned))}), folder / "plan.parquet")
+    plan = {"shard": range(planned), "rows": pa.nulls(planned, pa.int32())}
+    pq.write_table(pa.table(plan), folder / "plan.parquet")
     for shard, ids in enumerate(shards):
         name = f"part-{shard:06d}"
         made = [row(job, id_, samples) for id_ in ids]

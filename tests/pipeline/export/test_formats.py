@@ -20,7 +20,7 @@ from PIL import Image
 from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.errors import UsageError
-from pipeline.export.export import claim, find_palette, find_run, pending_parts
+from pipeline.export.export import acquire, find_palette, open_run, pending_parts
 from pipeline.export.formats import EXPORTS
 from pipeline.export.stage import ExportParts
 from pipeline.run_directory.directory import RunDirectory
@@ -147,17 +147,17 @@ def rows_of(run: str) -> list[dict[str, Any]]:
 
 def export(run: str, to: str, output: Path, *, overwrite: bool = False) -> list[int]:
     """What `igpt export` does but for Ray; the parts that were written."""
-    found = find_run(run, {})
+    found = open_run(run, {})
     EXPORTS[to].check(found.contents)
     palette = find_palette(found, None, {})
     target = RunDirectory.at(str(output), {})
-    claim(target, found, to=to, overwrite=overwrite)
-    pending = {shard.index for shard in pending_parts(target, found, to=to)}
+    acquire(target, found, to=to, overwrite=overwrite)
+    pending = {shard.index for shard in pending_parts(target, found.plan, to=to)}
     stage = ExportParts(
         to=to,
-        job=found.record["job"],
-        passthrough=found.passthrough,
-        n_samples=found.record["results"].get("samples", 1),
+        job=found.run.job,
+        passthrough=found.run.passthrough,
+        n_samples=found.run.record["results"].get("samples", 1),
         image_size=SIDE,
         palette=palette,
         output=str(output),
@@ -347,7 +347,7 @@ def test_imagefolder_opens_pictures_with_their_columns(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("job", ["quantize", "sample"])
-def test_one_picture_a_row(tmp_path, job):
+def test_one_picture_per_row(tmp_path, job):
     run = a_run(tmp_path / "run", job)
     export(run, "png", tmp_path / "png")
     index = duckdb.sql(
@@ -474,12 +474,12 @@ def test_a_column_with_the_name_of_one_of_the_index_is_refused(tmp_path, to, nam
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path):
-    refused(str(tmp_path / "nothing"), "png", tmp_path / "out", "found none at")
+    refused(str(tmp_path / "nothing"), "png", tmp_path / "out", "found no run.json in")
     run = a_run(tmp_path / "run", "quantize")
     part = Path(run, "data/part-000001.parquet")
     whole = part.read_bytes()
     part.unlink()
-    refused(run, "png", tmp_path / "out", "found 1 parts of 2 .* next: .* igpt quantize --output")
+    refused(run, "png", tmp_path / "out", "found 1 of 2 parts; next: .* igpt quantize --output")
     part.write_bytes(whole[:-20])
     refused(run, "png", tmp_path / "out", "cannot read the Parquet footer of .*part-000001")
     part.write_bytes(whole)

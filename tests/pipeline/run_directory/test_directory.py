@@ -1,4 +1,4 @@
-"""The run directory: claimed, recorded, compared, cleared; on a disk and in an object store."""
+"""The run directory: created, recorded, compared, cleared; on a disk and in an object store."""
 
 import json
 import os
@@ -11,9 +11,10 @@ import pytest
 from pipeline.batch.execute import execute
 from pipeline.errors import UsageError
 from pipeline.run_directory import directory as run_directory
-from pipeline.run_directory.directory import RunDirectory, new_record, refuse_other_run
+from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import LEASE_FILE
 from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.record import new_record, refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join
@@ -48,11 +49,11 @@ def names(directory: RunDirectory) -> set[str]:
     return {path[start:] for path in directory.fs.find(directory.path)}
 
 
-def test_what_was_begun_is_read_again(directory):
+def test_what_was_created_is_read_again(directory):
     record = new_record("complete", command="igpt complete", options={"limit": 3}, seed=7)
     assert directory.record() is None
     assert directory.plan() is None
-    directory.begin(record)
+    directory.create(record)
     directory.write_plan(PLAN)
     assert directory.record() == json.loads(json.dumps(record))
     assert directory.plan() == PLAN
@@ -74,7 +75,7 @@ def test_a_run_that_ended_between_record_and_plan_has_no_plan(directory, monkeyp
         raise OSError("no space left")
 
     monkeypatch.setattr(run_directory, "parquet_bytes", fail)
-    directory.begin(new_record("complete", command="", options={}))
+    directory.create(new_record("complete", command="", options={}))
     with pytest.raises(UsageError, match="no space"):
         directory.write_plan(PLAN)
     assert names(directory) == {"run.json"}
@@ -82,11 +83,11 @@ def test_a_run_that_ended_between_record_and_plan_has_no_plan(directory, monkeyp
     assert directory.plan() is None
 
 
-def test_of_two_runs_that_begin_at_once_the_second_is_refused(directory):
+def test_of_two_runs_that_are_created_at_once_the_second_is_refused(directory):
     first, second = (new_record("complete", command="", options={}) for _ in range(2))
-    directory.begin(first)
+    directory.create(first)
     with pytest.raises(UsageError, match=r"another run began in .* just now; next: the same"):
-        directory.begin(second)
+        directory.create(second)
     assert directory.record() == first
 
 
@@ -96,13 +97,15 @@ def test_a_place_where_nothing_can_be_written_is_a_usage_error(tmp_path):
     assert directory.record() is None
     directory.check_free()
     with pytest.raises(UsageError, match=r"cannot use .*NotADirectory.*; check"):
-        directory.begin(new_record("complete", command="", options={}))
+        directory.create(new_record("complete", command="", options={}))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'{"job": "complete"}'])
 def test_another_programs_run_json_is_refused(directory, content):
     put(directory, "run.json", content)
-    with pytest.raises(UsageError, match=r"run\.json is not the record of a run; next: another"):
+    with pytest.raises(
+        UsageError, match=r"run\.json is not the record of a run; next: another folder"
+    ):
         directory.record()
 
 
@@ -145,18 +148,18 @@ def test_where_a_driver_was_killed_at_its_start_is_free(tmp_path, killed):
     """Past bug: the same command found 1 other file."""
     directory = RunDirectory.at(str(tmp_path), {})
     record = new_record("complete", command="", options={})
-    killed(lambda: directory.begin(record))
-    killed(Lease(str(tmp_path), {}, "one").take)
+    killed(lambda: directory.create(record))
+    killed(Lease(str(tmp_path), {}, "one").acquire)
     assert len(names(directory)) == 2
     directory.check_free()
-    directory.begin(record)
+    directory.create(record)
     directory.delete_leftovers()
     assert names(directory) == {"run.json"}
 
 
 def test_what_killed_writers_left_is_deleted_and_nothing_else(tmp_path, killed):
     directory = RunDirectory.at(str(tmp_path), {})
-    directory.begin(new_record("complete", command="", options={}))
+    directory.create(new_record("complete", command="", options={}))
     kept = ["data/part-000000.parquet", "data/.notes.tmp", ".x.tmp", "pictures/.a.png.1-ab.tmp"]
     for name in kept:
         put(directory, name)
@@ -177,8 +180,8 @@ def test_a_run_whose_shards_are_all_done_has_no_leftovers(tmp_path, killed):
     it with 1. The same command also clears a run that has its report."""
     directory = RunDirectory.at(str(tmp_path), {})
     lease = Lease(str(tmp_path), {}, "one")
-    lease.take()
-    directory.begin({"format": 1, "run": "one", "job": "quantize", "command": "igpt quantize"})
+    lease.acquire()
+    directory.create({"format": 1, "run": "one", "job": "quantize", "command": "igpt quantize"})
     parts = {"data/part-000000.parquet", "data/part-000001.parquet"}
     for name in parts:
         put(directory, name)
@@ -216,7 +219,7 @@ def test_other_files_and_a_file_in_the_way_are_not_free(directory):
 
 
 def test_clearing_takes_what_a_run_writes_and_leaves_the_rest(directory):
-    directory.begin(new_record("complete", command="", options={}))
+    directory.create(new_record("complete", command="", options={}))
     directory.write_plan(PLAN)
     ours = ["report.json", "report.html", "contact_sheet.png", "README.md"]
     ours += [f"{folder}/part-000000.x" for folder in ("data", "errors", "stats")]
@@ -229,7 +232,7 @@ def test_clearing_takes_what_a_run_writes_and_leaves_the_rest(directory):
 
 def test_a_clearing_that_stops_leaves_a_run(directory, monkeypatch):
     """Else --overwrite again would take the rest for somebody's files."""
-    directory.begin(new_record("complete", command="", options={}))
+    directory.create(new_record("complete", command="", options={}))
     directory.write_plan(PLAN)
     put(directory, "data/part-000000.parquet")
     remove = type(directory.fs).rm
@@ -246,7 +249,7 @@ def test_a_clearing_that_stops_leaves_a_run(directory, monkeypatch):
 
 
 def test_two_that_clear_at_once_do_not_stop_at_what_the_other_has_deleted(directory, monkeypatch):
-    directory.begin(new_record("complete", command="", options={}))
+    directory.create(new_record("complete", command="", options={}))
     put(directory, "data/part-000000.parquet")
     remove = type(directory.fs).rm
 

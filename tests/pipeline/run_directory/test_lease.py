@@ -22,26 +22,26 @@ def rights(lease: Lease) -> tuple[bool, bool, bool]:
 def test_whoever_took_it_last_has_it(output):
     first, resumed = Lease(output, {}, "one"), Lease(output, {}, "one")
     assert rights(first) == (False, False, False)
-    first.take()
+    first.acquire()
     assert rights(first) == (True, True, False)
-    resumed.take()
+    resumed.acquire()
     assert rights(first) == (False, False, False)
     assert rights(resumed) == (True, True, False)
     other = Lease(output, {}, "two")
-    other.take()
+    other.acquire()
     assert rights(resumed) == (False, False, True)
 
 
 def test_a_run_that_stops_begins_nothing_and_writes_what_it_has(output):
     lease = Lease(output, {}, "one")
-    lease.take()
+    lease.acquire()
     lease.stop()
     assert rights(lease) == (False, True, False)
     assert not pickle.loads(pickle.dumps(lease)).may_begin()
     lease.end()
     assert rights(lease) == (False, True, False)
     resumed = Lease(output, {}, "one")
-    resumed.take()
+    resumed.acquire()
     assert rights(resumed) == (True, True, False)
 
 
@@ -52,21 +52,21 @@ def test_a_run_that_stops_or_ends_while_another_takes_it_leaves_it_to_that_one(
     """Past bug: it looked whether it still had the lease, and then wrote over the other one's, or
     deleted it; both gave way then, and nobody worked."""
     first, second = Lease(output, {}, "one"), Lease(output, {}, "one")
-    first.take()
+    first.acquire()
     read = Lease._read
     taken = []
 
     def taken_after_each_look(self, *name):
         found = read(self, *name)
         if self is first and not taken:
-            taken.append(second.take())
+            taken.append(second.acquire())
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(Lease, "_read", taken_after_each_look)
         act(first)
     if not taken:  # it did not even look
-        second.take()
+        second.acquire()
         act(first)
     assert rights(second) == (True, True, False)
     assert rights(first) == (False, False, False)
@@ -77,7 +77,7 @@ def test_what_is_left_of_drivers_that_were_told_to_stop_is_nobodys_file(output):
     directory = RunDirectory.at(output, {})
     killed, ended = Lease(output, {}, "one"), Lease(output, {}, "one")
     for lease in (killed, ended):
-        lease.take()
+        lease.acquire()
         lease.stop()
     ended.end()
     ended.end()  # of nothing
@@ -91,7 +91,7 @@ def test_what_is_left_of_drivers_that_were_told_to_stop_is_nobodys_file(output):
 
 def test_an_end_out_of_reach_is_no_error(output, monkeypatch):
     lease = Lease(output, {}, "one")
-    lease.take()
+    lease.acquire()
 
     def fail(*_: object) -> None:
         raise OSError("out of reach")
@@ -102,7 +102,7 @@ def test_an_end_out_of_reach_is_no_error(output, monkeypatch):
 
 def test_an_actor_gets_it_as_it_is_and_a_log_gets_no_secret(output):
     lease = Lease(output, {"secret": "hush"}, "one")
-    lease.take()
+    lease.acquire()
     copy = pickle.loads(pickle.dumps(lease))
     assert copy == lease
     assert copy.may_begin()

@@ -329,13 +329,13 @@ def overtaken(
     """A run writes a shard of a good and a bad row; at a moment another one takes over and, where
     it has done the shard already, has written it with two good rows. Whether the first gave way."""
     first, second = Lease(str(output), {}, "one"), Lease(str(output), {}, run)
-    first.take()
+    first.acquire()
     write = parts.write_atomic
     when, at = moment.split()
 
     def take_over() -> None:
         monkeypatch.setattr(parts, "write_atomic", write)
-        second.take()
+        second.acquire()
         if shard_done:
             writer(output, palette, lease=second)(block(0, [True, True]))
 
@@ -397,11 +397,11 @@ def test_a_run_that_is_resumed_meanwhile_keeps_what_both_wrote(
 def test_the_lease_is_asked_after_the_results_are_made(tiny_model, tmp_path, monkeypatch):
     """Past bug: it was asked before, and pictures take seconds."""
     first, second = Lease(str(tmp_path), {}, "one"), Lease(str(tmp_path), {}, "two")
-    first.take()
+    first.acquire()
     made = WriteParts.results
 
     def slowly(self, good):
-        second.take()
+        second.acquire()
         return made(self, good)
 
     monkeypatch.setattr(WriteParts, "results", slowly)
@@ -413,7 +413,7 @@ def test_the_lease_is_asked_after_the_results_are_made(tiny_model, tmp_path, mon
 def test_the_run_stands_in_the_stats_and_in_no_part(tiny_model, tmp_path):
     for run in ("one", "two"):
         lease = Lease(str(tmp_path / run), {}, run)
-        lease.take()
+        lease.acquire()
         writer(tmp_path / run, tiny_model, lease=lease)(block(0, [True, False]))
         assert run_of(tmp_path / run) == run
     folders = ("data", "errors")

@@ -1,4 +1,4 @@
-"""A training run in its folder: killed and gone on with, refused, and what it reads."""
+"""A training run in its folder: killed and resumed, refused, and what it reads."""
 
 import json
 import multiprocessing

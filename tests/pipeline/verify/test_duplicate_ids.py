@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.verify import duplicate_ids as unique_ids
+from pipeline.verify import duplicate_ids
 from pipeline.verify.duplicate_ids import hashes, repeated_ids
 
 
@@ -26,7 +26,7 @@ def test_the_same_as_counting_them():
     assert repeated(parts) == expected
 
 
-def test_only_parts_with_suspects_are_read_again():
+def test_only_parts_with_repeated_hashes_are_read_again():
     parts = [["a", "b"], ["c"], ["d", "a"]]
     read = []
     given = [hashes(ids) for ids in parts]
@@ -37,7 +37,7 @@ def test_only_parts_with_suspects_are_read_again():
 
 def test_different_ids_of_one_hash_are_no_repetition(monkeypatch):
     short = lambda ids: np.array([len(id_) for id_ in ids], np.int64)  # noqa: E731
-    monkeypatch.setattr(unique_ids, "hashes", short)
+    monkeypatch.setattr(duplicate_ids, "hashes", short)
     parts = [["aa", "b"], ["cc", "d"], ["aa"]]
     found = dict(repeated_ids([short(ids) for ids in parts], lambda place: parts[place]))
     assert found == {"aa": [0, 2]}
