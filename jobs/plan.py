@@ -11,7 +11,8 @@ from jobs.batch_jobs import BATCH_JOBS
 from jobs.command import command
 from pipeline.batch.definition import BatchJob
 from pipeline.batch.estimate import Estimate, estimate
-from pipeline.report.text import amount, duration, rate
+from pipeline.engine.progress import duration
+from pipeline.report.text import amount, rate
 
 
 def run(job: BatchJob, options: Any) -> None:

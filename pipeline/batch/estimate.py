@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.batch.definition import Batch, BatchJob
 from pipeline.batch.job import Job, allotment_for
 from pipeline.engine import cluster
-from pipeline.engine.dispatch import consume
+from pipeline.engine.dispatch import dispatch_shards
 from pipeline.inputs.source import Source
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory.layout import spread
@@ -95,7 +95,9 @@ def estimate(kind: BatchJob, options: RunOptions) -> Estimate:
         resources = allotment_for(options, batch)
         job = Job(kind.name, options, definition, NOWHERE, plan, batch, resources)
         trial = _trial_plan(kind, options, source, batch, resources)
-        tried = list(consume(trial, trial.shards, definition.stages(replace(job, plan=trial))))
+        tried = list(
+            dispatch_shards(trial, trial.shards, definition.stages(replace(job, plan=trial)))
+        )
         return _estimate(job, source, trial, tried)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from igpt_core.images.palette import Palette
+from pipeline.engine.progress import duration
 from pipeline.report.bar_chart import bar_chart, ticks
-from pipeline.report.text import duration, html_id, html_text, rate
+from pipeline.report.text import html_id, html_text, rate
 from pipeline.run_directory.likelihoods import BIN_WIDTH, N_BINS, TOP, NLLHistogram, to_bits
 from pipeline.run_directory.summary import Figures, RunRecord
 from pipeline.run_directory.throughput import Throughput

@@ -6,11 +6,12 @@ from html import escape
 from typing import Any
 
 from igpt_core.images.palette import Palette
+from pipeline.engine.progress import duration
 from pipeline.report.charts import likelihoods, palette_colors, speed_over_time, stage_times
 from pipeline.report.examples import Entry
 from pipeline.report.pictures import pictures
 from pipeline.report.style import STYLE
-from pipeline.report.text import duration, html_id, html_text, rate
+from pipeline.report.text import html_id, html_text, rate
 from pipeline.run_directory.directory import resuming
 from pipeline.run_directory.likelihoods import to_bits
 from pipeline.run_directory.summary import ErrorKind, RunRecord

@@ -1,4 +1,4 @@
-"""Ids, speeds and lengths of time as people read them."""
+"""Ids, speeds and sizes as people read them."""
 
 import unicodedata
 from html import escape
@@ -36,16 +36,6 @@ def rate(value: float) -> str:
     """A number to three digits; more where the whole part has more."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit and the next."""
-    if seconds < 60:
-        return f"{rate(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def amount(n_bytes: int) -> str:
