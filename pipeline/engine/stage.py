@@ -162,14 +162,14 @@ class _ReportingShards(_Reporting):
         self._failed_in_a_row = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        results = list(deserialize(table))
-        if self._failed_in_a_row and any(result.failure is None for result in results):
+        (result,) = deserialize(table)
+        if self._failed_in_a_row and result.failure is None:
             time.sleep(min(2 ** (self._failed_in_a_row - 1), _MAX_BACKOFF_SECONDS))
         begun = time.perf_counter()
-        result = serialize(map(self._run, results))
+        done = serialize([self._run(result)])
         waited, self._ended = begun - self._ended, time.perf_counter()
         self._idle.set(waited=waited, worked=self._ended - begun)
-        return result
+        return done
 
     def _run(self, result: ShardResult) -> ShardResult:
         """Runs the stage on a shard's block; passes on a shard that failed before."""
