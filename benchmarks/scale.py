@@ -24,7 +24,7 @@ from igpt_core.files.model_files import EMBEDDED
 from pipeline import rows
 from pipeline.batch.execute import execute
 from pipeline.engine import cluster
-from pipeline.engine.dispatch import consume
+from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.stage import Resources, Stage
 from pipeline.inputs.source import Source
 from pipeline.run_directory.directory import RunDirectory
@@ -77,7 +77,7 @@ def chain(n_shards: int) -> int:
     """Shards that came back out of so many."""
     plan = Source.numbered(n_shards).cut(1)
     stage = Stage(Sleep, {}, Resources(actors=MODEL_ACTORS, num_cpus=0.2))
-    return sum(1 for _ in consume(plan, plan.shards, [stage]))
+    return sum(1 for _ in dispatch_shards(plan, plan.shards, [stage]))
 
 
 def whole(n_shards: int) -> int:

@@ -52,7 +52,8 @@ def _facts(found: "Estimate", price: float | None) -> dict[str, Any]:
 
 
 def _lines(found: "Estimate", price: float | None) -> list[str]:
-    from pipeline.report.text import amount, duration, rate
+    from pipeline.engine.progress import duration
+    from pipeline.report.text import amount, rate
 
     about = "" if found.counted else "about "
     bad = f", {found.trial_errors} of them failed" if found.trial_errors else ""

@@ -1,4 +1,4 @@
-"""The vocabulary of rows: column names, types and meanings, of results and of blocks.
+"""The record: names, types and meanings of columns, in results and in blocks between stages.
 
 Results carry the `huggingface` schema metadata, so that `datasets` shows images as images and
 keeps label names. A block between two stages carries the columns whose names start with PREFIX
@@ -20,17 +20,17 @@ IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())
 
 
 def tokens_type(n_positions: int) -> pa.DataType:
-    """One image's palette indices in raster order."""
+    """Returns the type of one image's palette indices, in raster order."""
     return pa.list_(pa.uint16(), n_positions)
 
 
 def samples_type(n_positions: int) -> pa.DataType:
-    """Any number of images' palette indices."""
+    """Returns the type of any number of images' palette indices."""
     return pa.list_(tokens_type(n_positions))
 
 
 def logits_type(num_labels: int) -> pa.DataType:
-    """The logits of all classes."""
+    """Returns the type of the logits of all classes."""
     return pa.list_(pa.float32(), num_labels)
 
 
@@ -67,7 +67,7 @@ JOBS = ("quantize", "complete", "sample", "embed", "score", "classify")
 
 
 def quantize_columns(n_positions: int) -> tuple[Column, ...]:
-    """What quantize adds to id and the columns passed through."""
+    """Lists what quantize adds to id and the columns passed through."""
     meaning = "palette indices of the quantized image, raster order"
     return (Column(TOKENS, tokens_type(n_positions), meaning),)
 
@@ -75,8 +75,12 @@ def quantize_columns(n_positions: int) -> tuple[Column, ...]:
 def complete_columns(
     n_positions: int, *, prompts: bool = False, scored: bool = False
 ) -> tuple[Column, ...]:
-    """What complete adds; `prompts`: the input is the prompts alone, of images that nobody has;
-    `scored`: with the nats of each completion."""
+    """Lists what complete adds.
+
+    Args:
+        prompts: the input is the prompts alone, of images that nobody has.
+        scored: with the nll of each completion.
+    """
     quantized = () if prompts else quantize_columns(n_positions)
     original = () if prompts else (Column(ORIGINAL, IMAGE, "PNG of the quantized input"),)
     nll = Column(NLL, pa.list_(pa.float32()), "nats per generated pixel of each completion, mean")
@@ -92,7 +96,7 @@ def complete_columns(
 
 
 def sample_columns(n_positions: int, *, scored: bool = False) -> tuple[Column, ...]:
-    """What sample makes; `scored`: with the nats of each image."""
+    """Lists what sample makes; `scored`: with the nll of each image."""
     return (
         Column(TOKENS, tokens_type(n_positions), "palette indices of the image, raster order"),
         Column(PICTURE, IMAGE, "PNG of the image"),
@@ -101,7 +105,7 @@ def sample_columns(n_positions: int, *, scored: bool = False) -> tuple[Column, .
 
 
 def score_columns(n_positions: int, *, mapped: bool = False) -> tuple[Column, ...]:
-    """What score adds; `mapped`: with the nats of every pixel."""
+    """Lists what score adds; `mapped`: with the nll of every pixel."""
     columns = (
         Column(NLL, pa.float32(), "nats per pixel: negative log-likelihood, mean over pixels"),
         Column(BITS_PER_PIXEL, pa.float32(), "the same in bits"),
@@ -111,12 +115,12 @@ def score_columns(n_positions: int, *, mapped: bool = False) -> tuple[Column, ..
 
 
 def embedding_name(layer: int, n_layers: int) -> str:
-    """The column of a layer's features, one of `n_layers` that are asked for."""
+    """Names the column of a layer's features, one of `n_layers` that are asked for."""
     return EMBEDDING if n_layers == 1 else f"{EMBEDDING}_{layer}"
 
 
 def embed_columns(layers: Sequence[int], n_embd: int, dtype: pa.DataType) -> tuple[Column, ...]:
-    """What embed adds: for each layer the features of that width."""
+    """Lists what embed adds: for each layer the features of that width."""
     return tuple(
         Column(
             embedding_name(layer, len(layers)),
@@ -128,7 +132,7 @@ def embed_columns(layers: Sequence[int], n_embd: int, dtype: pa.DataType) -> tup
 
 
 def classify_columns(num_labels: int, *, named: bool) -> tuple[Column, ...]:
-    """What classify adds; `named`: the model has names for its classes."""
+    """Lists what classify adds; `named`: the model has names for its classes."""
     columns = [
         Column(PREDICTED_LABEL, pa.int64(), "the likeliest class"),
         Column(PREDICTED_NAME, pa.string(), "its name"),
@@ -150,43 +154,21 @@ ERRORS = pa.schema(
 
 # Columns of a block between stages. No column of the input may start like this.
 PREFIX = "__igpt_"
-SHARD = PREFIX + "shard"
-SHARD_ROWS = PREFIX + "shard_rows"
-ROW_ID = PREFIX + "id"
-SOURCE = PREFIX + "source"
-ROW_TOKENS = PREFIX + "tokens"
-KNOWN_PIXELS = PREFIX + "pinned"  # pixels known beyond the prompt, fixed-size lists of bool
-SAMPLED_TOKENS = PREFIX + "drawn"  # tokens that the model drew for the row, int32
-ERROR_STAGE = PREFIX + "error_stage"
+ROW_ID = PREFIX + "id"  # string
+SOURCE = PREFIX + "source"  # string: file (and row) that it came from, for error reports
+ROW_TOKENS = PREFIX + "tokens"  # `tokens_type`, null in a failed row
+KNOWN_PIXELS = PREFIX + "known_pixels"  # fixed-size list of bool: known beyond the prompt
+SAMPLED_TOKENS = PREFIX + "sampled_tokens"  # int32: tokens that the model sampled for the row
+ERROR_STAGE = PREFIX + "error_stage"  # string, null in a good row; so are the next two
 ERROR_CLASS = PREFIX + "error"
 ERROR_MESSAGE = PREFIX + "error_message"
-
-
-def seconds_column(stage: str) -> str:
-    """Each row's share (float32) of the seconds that a stage spent on its block: they add up."""
-    return f"{PREFIX}seconds_{stage}"
-
-
-def block_schema(n_positions: int, *, passthrough: pa.Schema | None = None) -> pa.Schema:
-    """What every block holds once images are read: a failed row has null tokens and its error."""
-    own = [
-        pa.field(SHARD, pa.int32()),  # index of the shard
-        pa.field(SHARD_ROWS, pa.int32()),  # rows that the whole shard has, failed ones included
-        pa.field(ROW_ID, pa.string()),
-        pa.field(SOURCE, pa.string()),  # file (and row) that it came from, for error reports
-        pa.field(ROW_TOKENS, tokens_type(n_positions)),
-        pa.field(ERROR_STAGE, pa.string()),  # null: the row is good
-        pa.field(ERROR_CLASS, pa.string()),
-        pa.field(ERROR_MESSAGE, pa.string()),
-    ]
-    return pa.schema(own + list(passthrough or []))
 
 
 def schema_for(
     job: str, columns: Sequence[Column], *, passthrough: pa.Schema | None = None
 ) -> pa.Schema:
-    """The schema of a job's results: id, the columns passed through, the job's own; with the
-    `huggingface` metadata of all of them.
+    """Makes the schema of a job's results: id, the columns passed through, the job's own; with
+    the `huggingface` metadata of all of them.
 
     `passthrough` may carry that metadata of the input: label names stay. Raises UsageError where
     a column passed through has the name of an output column.
@@ -206,7 +188,7 @@ def schema_for(
 
 
 def described(schema: pa.Schema, columns: Sequence[Column]) -> list[dict[str, str]]:
-    """The columns of a job's results for people: name, type and meaning of each."""
+    """Describes the columns of a job's results for people: name, type and meaning of each."""
     meanings = {ID: "unique, stable name of the row", **{c.name: c.meaning for c in columns}}
     return [
         {
@@ -219,7 +201,7 @@ def described(schema: pa.Schema, columns: Sequence[Column]) -> list[dict[str, st
 
 
 def hub_features(schema: pa.Schema) -> dict[str, Any]:
-    """The features that a schema's `huggingface` metadata names, by column; {} without any."""
+    """Reads the features in a schema's `huggingface` metadata, by column; {} without any."""
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return {}
@@ -235,8 +217,10 @@ def hub_features(schema: pa.Schema) -> dict[str, Any]:
 def hub_metadata(
     schema: pa.Schema, *, known: Mapping[str, Any] | None = None
 ) -> dict[bytes, bytes]:
-    """Schema metadata from which `datasets` takes its features: `known` ones as they are, the
-    others from the Arrow type. Columns of a type without a feature are left for it to infer.
+    """Makes the schema metadata from which `datasets` takes its features.
+
+    `known` ones stay as they are, the others follow from the Arrow type. Columns of a type without
+    a feature are left for it to infer.
     """
     known = known or {}
     features = {f.name: known.get(f.name) or _feature(f.type) for f in schema}
@@ -282,10 +266,10 @@ class RowError:
 
     @classmethod
     def of(cls, stage: str, error: BaseException) -> "RowError":
-        """From an exception; the message holds no secret and no traceback.
+        """Makes one of an exception; the message holds no secret and no traceback.
 
-        Raises the exception itself where it is a fault of the store that passes, or one of this
-        machine: no row is bad for that.
+        Raises the exception itself where it is a transient fault of the store, or one of this
+        machine: no row fails for that.
         """
         if is_transient(error) or is_of_the_node(error):
             raise error

@@ -12,13 +12,21 @@ from pipeline.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Rows `start` to `stop` of a file (None: to its end, nobody has counted them): its path or
-    URI, and the name that ids are made from."""
+    """Rows `start` to `stop` of a file: its path or URI, and the name that ids are made from.
+
+    `stop` is None where nobody has counted the rows: then it is to the end of the file.
+    """
 
     path: str
     name: str
     start: int
     stop: int | None
+
+    @property
+    def row_numbers(self) -> range:
+        """Lists the rows, which must have been counted."""
+        assert self.stop is not None
+        return range(self.start, self.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +38,12 @@ class Shard:
 
     @property
     def rows(self) -> int | None:
-        """None where that shows only when the shard is read."""
+        """Counts the rows; None where only reading the shard shows how many there are."""
         return sum_if_known(None if s.stop is None else s.stop - s.start for s in self.slices)
 
 
 def sum_if_known(counts: Iterable[int | None]) -> int | None:
-    """The sum; None where one of them is unknown."""
+    """Returns the sum; None where one of the counts is unknown."""
     total = 0
     for count in counts:
         if count is None:
@@ -62,7 +70,7 @@ _PLAN_KEY = b"igpt_plan"
 
 @dataclass(frozen=True)
 class Plan:
-    """An input cut into shards, and what was found out about it on the way.
+    """An input cut into shards, and what planning found out about it.
 
     `passthrough` holds the input's columns that go into the results, with their Hub features;
     `skipped` counts the files left out, by extension.
@@ -78,11 +86,12 @@ class Plan:
 
     @property
     def rows(self) -> int | None:
-        """None where that shows only when all shards are read."""
+        """Counts the rows; None where only reading the shards shows how many there are."""
         return sum_if_known(shard.rows for shard in self.shards)
 
     def to_table(self) -> pa.Table:
-        """One row a shard (PLAN_SCHEMA); the rest of the plan lies in the schema's metadata."""
+        """Makes a table of one row per shard (PLAN_SCHEMA); the rest of the plan lies in the
+        schema's metadata."""
         rest = {
             "format": self.format,
             "shard_size": self.shard_size,
@@ -91,8 +100,8 @@ class Plan:
             "skipped": dict(self.skipped),
             "passthrough": base64.b64encode(self.passthrough.serialize()).decode(),
         }
-        pieces = [piece for shard in self.shards for piece in shard.slices]
-        columns = [pa.array([getattr(p, f.name) for p in pieces], f.type) for f in _SLICE_FIELDS]
+        slices = [each for shard in self.shards for each in shard.slices]
+        columns = [pa.array([getattr(s, f.name) for s in slices], f.type) for f in _SLICE_FIELDS]
         offsets = [0]
         for shard in self.shards:
             offsets.append(offsets[-1] + len(shard.slices))
@@ -111,17 +120,22 @@ class Plan:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Plan":
-        """The plan that `to_table` wrote. Raises UsageError for any other table."""
+        """Reads the plan that `to_table` made. Raises UsageError for any other table."""
         raw = (table.schema.metadata or {}).get(_PLAN_KEY)
         if raw is None:
             raise UsageError("expected the plan of a run, found a table without one; start anew")
         rest = json.loads(raw)
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(rest.pop("passthrough"))))
-        return cls(shards=tuple(shards_in(table)), passthrough=schema, **rest)
+        return cls(shards=tuple(_shards(table)), passthrough=schema, **rest)
 
 
-def shards_in(table: pa.Table) -> Iterator[Shard]:
-    """The shards in rows of a plan's table: all of them, or a block of a few."""
+def shard_in(block: pa.Table) -> Shard:
+    """Reads the shard of a block of the plan: one row of its table."""
+    (shard,) = _shards(block)
+    return shard
+
+
+def _shards(table: pa.Table) -> Iterator[Shard]:
     for batch in table.select(["shard", "slices"]).to_batches():
         for index, slices in zip(batch[0].to_pylist(), batch[1], strict=True):
             fields = [column.to_pylist() for column in slices.values.flatten()]

@@ -16,7 +16,7 @@ from igpt_core.images.palette import Palette
 from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from pictures import SIDE, encoded, photo
-from pipeline.engine import dispatch as rounds
+from pipeline.engine import dispatch
 from pipeline.engine.stage import NOT_BEGUN, ShardResult, serialize
 
 
@@ -112,5 +112,5 @@ def in_process(ray_session):
     """Jobs without actors, whose start takes seconds: for tests of what jobs do to rows. That Ray
     hands blocks on as they are is shown by those that run with it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "chain", _InProcess)
+        patch.setattr(dispatch, "chain", _InProcess)
         yield

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.run import cut
 from pipeline.engine import cluster
-from pipeline.engine.dispatch import consume
+from pipeline.engine.dispatch import dispatch_shards
 from pipeline.inputs.source import Source
 from pipeline.options import RunOptions
 from pipeline.run_directory.layout import spread
@@ -100,7 +100,7 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
             trial = first.find_source().cut(size)
         else:
             trial = _trial_plan(source, size, actors)
-        tried = list(consume(trial, trial.shards, spec.stages(replace(job, plan=trial))))
+        tried = list(dispatch_shards(trial, trial.shards, spec.stages(replace(job, plan=trial))))
         return _estimate(job, source, trial, tried)
 
 

@@ -1,11 +1,11 @@
-"""Executes a job: pending shards through the stages, progress, error budget, report."""
+"""Executing a job: pending shards through the stages, progress, error budget, report."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from pipeline.engine.dispatch import consume
+from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.metrics import RunMetrics
 from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.signals import stoppable
@@ -31,12 +31,12 @@ def execute(
     max_error_fraction: float,
     progress: Mode,
 ) -> dict[str, Any]:
-    """Run the shards that are not done yet; write report.json when all are.
+    """Runs the shards that are not done yet; writes report.json when all are.
 
     At SIGTERM or Ctrl-C no new shard is begun; see `stoppable`.
 
     Args:
-        lease: on the directory, taken.
+        lease: on the directory, acquired.
 
     Returns:
         The content of report.json.
@@ -66,8 +66,8 @@ def execute(
     if pending:
         clock.show()
         metrics = RunMetrics(record["job"])
-        work = consume(plan, pending, stages, lease=lease)
-        with closing(clock), _given_way(directory, plan, lease, next_move), closing(work):
+        work = dispatch_shards(plan, pending, stages, lease=lease)
+        with closing(clock), _reasons_to_stop(directory, plan, lease, next_move), closing(work):
             for summary in work:
                 clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
                 metrics.add(summary)
@@ -96,30 +96,33 @@ def execute(
 
 
 @contextmanager
-def _given_way(directory: RunDirectory, plan: Plan, lease: Lease, next_move: str) -> Iterator[None]:
-    """What a run that was told to stop, or that another has replaced, ends with."""
+def _reasons_to_stop(
+    directory: RunDirectory, plan: Plan, lease: Lease, next_move: str
+) -> Iterator[None]:
+    """Ends a run that was told to stop, or that another one has superseded, with that reason."""
     with stoppable(lease.stop) as stopped:
         try:
             yield
         except KeyboardInterrupt:
-            if not stopped.is_set() and not _overtaken(lease):
+            if not stopped.is_set() and not _is_superseded(lease):
                 raise
         except StageGaveUp:  # it says itself what to do
             raise
         except RunFailed as error:
-            if not stopped.is_set() and not _overtaken(lease):
+            if not stopped.is_set() and not _is_superseded(lease):
                 raise RunFailed(f"{error}; what is done is kept; {next_move}") from error
     if stopped.is_set():
         _check_all_done(directory, plan, next_move)
-    if _overtaken(lease):
+    if _is_superseded(lease):
         raise RunFailed(
-            f"another run, started later, has taken over {directory.location}; this one gives way"
+            f"another run, started later, has taken over {directory.location}; this one is "
+            "superseded"
         )
 
 
-def _overtaken(lease: Lease) -> bool:
-    """Whether the run directory is another run's; where nobody can tell, it is not: what the run
-    has to say comes first."""
+def _is_superseded(lease: Lease) -> bool:
+    """Tells whether the run directory is another run's; where nobody can tell, it is not: the
+    run's own failure comes first."""
     try:
         return not lease.may_write()
     except store_errors():
@@ -142,7 +145,7 @@ def _check_all_done(directory: RunDirectory, plan: Plan, next_move: str) -> None
 
 
 def _check_budget(clock: Progress, fraction: float) -> None:
-    """Raises OverErrorBudget. While nobody knows how many images there are, any number of bad ones
+    """Raises OverErrorBudget. While nobody knows how many rows there are, any number of failed ones
     may turn out to be few, unless none is allowed."""
     expected = clock.expected
     if expected is None and fraction > 0:
@@ -150,10 +153,10 @@ def _check_budget(clock: Progress, fraction: float) -> None:
     allowed = fraction * (expected or 0)
     if clock.errors > allowed:
         raise OverErrorBudget(
-            f"{clock.errors} of {expected or clock.done:.0f} images are bad, more than "
+            f"{clock.errors} of {expected or clock.done:.0f} rows failed, more than "
             f"--max-error-fraction allows ({allowed:.0f}); they are listed in errors/; next: the "
-            "same command with a higher --max-error-fraction and without --overwrite, or mend the "
-            "images and do them again with igpt retry-failed"
+            "same command with a higher --max-error-fraction and without --overwrite, or repair "
+            "the images and do them again with igpt retry-failed"
         )
 
 

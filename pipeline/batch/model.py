@@ -13,8 +13,7 @@ from igpt_core.images.palette import Palette
 from igpt_core.model.checkpoint import load_image_size, load_palette, model_fingerprint
 from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from pipeline.engine import cluster
-from pipeline.engine.batch_size import CPU, Memory, forward_images, sampling_images
-from pipeline.engine.gpu_memory import free_gpu_bytes
+from pipeline.engine.batch_size import CPU, Memory, forward_images, free_gpu_bytes, sampling_images
 from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
 from pipeline.options import ModelOptions, SamplingOptions

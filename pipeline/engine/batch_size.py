@@ -1,20 +1,27 @@
-"""How many images a model computes together: what the memory of its device holds."""
+"""Batch sizes: how many images the memory of a device holds, and what a GPU has free."""
 
+import sys
 from dataclasses import dataclass
 
+import ray
 import torch
 
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
+from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
+from pipeline.engine.progress import Mode
+from pipeline.errors import RunFailed
+from pipeline.storage.redact import redacted_line
 
 # Of what is free: allocators leave gaps, and kernels take room of their own.
 _SHARE = 0.8
+_SILENT_SECONDS = 15.0  # a worker starts and loads torch; who waits for longer learns for what
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a batch may take, weights included, in bytes; and the most images looked at, and the
-    most sequences drawn together, beyond which no more is gained."""
+    """What a batch may take, weights included, in bytes; and the most images of one forward pass,
+    and the most sequences sampled together, beyond which no more is gained."""
 
     bytes: int
     most_images: int
@@ -22,7 +29,7 @@ class Memory:
 
     @classmethod
     def of_gpu(cls, free: int) -> "Memory":
-        """Of a GPU with so many free bytes."""
+        """Returns that of a GPU with so many free bytes."""
         return cls(int(_SHARE * free), most_images=256, most_sequences=512)
 
 
@@ -31,7 +38,7 @@ CPU = Memory(1 << 30, most_images=16, most_sequences=16)
 
 
 def forward_images(config: ImageGPTConfig, n_positions: int, *, dtype: str, memory: Memory) -> int:
-    """Images of one forward without gradients; one at least."""
+    """Counts the images that fit one forward pass without gradients; one at least."""
     room = memory.bytes - _weights(config, dtype)
     return max(1, min(room // _activations(config, n_positions, dtype), memory.most_images))
 
@@ -39,7 +46,7 @@ def forward_images(config: ImageGPTConfig, n_positions: int, *, dtype: str, memo
 def sampling_images(
     config: ImageGPTConfig, n_positions: int, *, n: int, dtype: str, memory: Memory
 ) -> int:
-    """Images that are decoded together, n sequences of each; one at least.
+    """Counts the images that are sampled together, n sequences of each; one at least.
 
     An image takes the activations and the cache of its prefill, and the cache of each sequence.
     """
@@ -50,16 +57,54 @@ def sampling_images(
 
 
 def _activations(config: ImageGPTConfig, n_positions: int, dtype: str) -> int:
-    """Bytes of one layer at once: the input, the normed one, q, k and v, the output, and the two
-    of the MLP."""
+    """Counts the bytes of one layer at once: the input, the normed one, q, k and v, the output,
+    and the two of the MLP."""
     width = 6 * config.n_embd + 2 * config.inner_size
     return int(width * n_positions * getattr(torch, dtype).itemsize)
 
 
 def _weights(config: ImageGPTConfig, dtype: str) -> int:
-    """Bytes of the matrices: four of attention and two of the MLP in each layer, and those of
-    colors and positions."""
+    """Counts the bytes of the matrices: four of attention and two of the MLP in each layer, and
+    those of colors and positions."""
     width = config.n_embd
     layer = width * (4 * width + 2 * config.inner_size)
     tables = (2 * config.vocab_size + config.n_positions) * width
     return int((config.n_layer * layer + tables) * getattr(torch, dtype).itemsize)
+
+
+def free_gpu_bytes(*, progress: Mode) -> int:
+    """Asks a task what is free on a GPU of the cluster that is joined; where GPUs differ, on any.
+
+    Raises RunFailed where the task fails, and where no GPU is free for as long as a run may stand
+    still.
+    """
+    task = _free_bytes.remote()
+    try:
+        if not _has_ended(task, _SILENT_SECONDS):
+            if progress == "text":
+                print("waiting for a free GPU of the cluster", file=sys.stderr, flush=True)
+            if not _has_ended(task, STALLED_SECONDS):
+                ray.cancel(task)  # here alone: for one that has just ended Ray 2.60 aborts us
+                raise RunFailed(
+                    "expected a free GPU of the cluster, found none in "
+                    f"{STALLED_SECONDS / 3600:g} hours; next: the same command when one is free"
+                )
+        return silence_stdout(lambda: ray.get(task))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise RunFailed(
+            "expected a GPU of the cluster with which torch works, found "
+            f"{type(cause).__name__}: {redacted_line(cause)}; next: mend torch or CUDA on the "
+            "nodes that have GPUs, and give the same command again"
+        ) from error
+
+
+@ray.remote(num_cpus=0, num_gpus=1)
+def _free_bytes() -> int:
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def _has_ended(task: "ray.ObjectRef[int]", seconds: float) -> bool:
+    """Waits for a task for so long; tells whether it has ended, well or not."""
+    ready, _ = silence_stdout(lambda: ray.wait([task], timeout=seconds))
+    return bool(ready)

@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and sharing its CPUs and GPUs out among the stages of a job."""
+"""Joining or starting Ray, and allocating its CPUs and GPUs to the stages of a job."""
 
 import io
 import logging
@@ -22,8 +22,8 @@ from pipeline.storage.redact import redacted, redacted_line
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
-_KNOCK_SECONDS = 10
-_HEAD_SECONDS = 10  # between two looks at whether the head is there
+_PROBE_SECONDS = 10
+_MONITOR_SECONDS = 10  # between two probes of the head
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
 # CPU, and than spot machines may be away.
 STALLED_SECONDS = 6 * 3600
@@ -31,8 +31,11 @@ STALLED_SECONDS = 6 * 3600
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Ray for the length of a job: the session that this process has already, the cluster at
-    `address` or RAY_ADDRESS, else a private one on this machine."""
+    """Connects to Ray for the length of a job: the session that this process has already, the
+    cluster at `address` or RAY_ADDRESS, else a private one on this machine.
+
+    Raises UsageError where the cluster cannot be joined.
+    """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ours = not ray.is_initialized()
     if ours:
@@ -48,7 +51,7 @@ def connected(address: str | None) -> Iterator[None]:
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = STALLED_SECONDS
     try:
-        with _watching_head():
+        with _head_monitor():
             yield
     finally:
         if ours:
@@ -59,8 +62,8 @@ Result = TypeVar("Result")
 
 
 def silence_stdout(call: Callable[..., Result], *arguments: Any) -> Result:
-    """What a call returns that waits for Ray, which says on stdout that a process died: results
-    and JSON lines go there."""
+    """Calls with stdout silenced: there Ray says that a process died, and results and JSON lines
+    go there."""
     with redirect_stdout(io.StringIO()):
         return call(*arguments)
 
@@ -80,16 +83,16 @@ def _refuse_other_addresses(address: str) -> None:
 
 def _join_or_start(address: str | None) -> None:
     _refuse_other_addresses(address or "")
-    here = address in (None, "", "local")
-    private = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    private = address in (None, "", "local")
     with _stderr_closed():
         try:
-            _knock(address or "")
+            _probe(address or "")
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
-                logging_level="error",
-                **(private if here else {}),
+                logging_level=logging.ERROR,
+                include_dashboard=False if private else None,
+                object_store_memory=OBJECT_STORE_BYTES if private else None,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
@@ -98,30 +101,30 @@ def _join_or_start(address: str | None) -> None:
             ) from error
 
 
-def _knock(address: str) -> None:
+def _probe(address: str) -> None:
     """Raises OSError where nothing listens at an `ip:port`: Ray would try for a quarter of an
-    hour."""
+    hour. Any other address passes."""
     host, _, port = address.rpartition(":")
     if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
 
 
 @contextmanager
-def _watching_head() -> Iterator[None]:
-    """Says in one line that the head of the cluster is gone. A minute later Ray ends the process,
+def _head_monitor() -> Iterator[None]:
+    """Prints one line where the head of the cluster is gone: a minute later Ray ends the process,
     with exit code 1 and without a word."""
     head = ray.get_runtime_context().gcs_address
     over = threading.Event()
 
-    def watch() -> None:
-        answers = 2
-        while answers and not over.wait(_HEAD_SECONDS):
+    def monitor() -> None:
+        tries = 2
+        while tries and not over.wait(_MONITOR_SECONDS):
             try:
-                _knock(head)
-                answers = 2
+                _probe(head)
+                tries = 2
             except OSError:
-                answers -= 1
-        if not answers:
+                tries -= 1
+        if not tries:
             print(
                 "igpt: the head of the Ray cluster does not answer, the run ends unless it comes "
                 "back within a minute; what is done is kept; next: the same command again, without "
@@ -130,7 +133,7 @@ def _watching_head() -> Iterator[None]:
                 flush=True,
             )
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=monitor, daemon=True).start()
     try:
         yield
     finally:
@@ -138,8 +141,8 @@ def _watching_head() -> Iterator[None]:
 
 
 def keep_ray_quiet() -> None:
-    """Ray's own lines would drown the job's: they stay in its log files. It says of an error in a
-    stage, which the job reports in one line, some two hundred."""
+    """Keeps Ray's own lines in its log files: of an error in a stage, which the job reports in one
+    line, it says some two hundred."""
     for name in ("ray", "ray.data"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
@@ -148,7 +151,8 @@ def keep_ray_quiet() -> None:
 
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Ray's C++ part says on stderr that it will say no more; its errors come as exceptions."""
+    """Closes stderr to Ray's C++ part, which says there that it will say no more; its errors come
+    as exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -163,7 +167,7 @@ def _stderr_closed() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """What each stage of a job gets."""
+    """What each stage of a job gets of the cluster."""
 
     reading: Resources
     model: Resources
@@ -171,29 +175,33 @@ class ResourcePlan:
 
 
 def may_grow(address: str | None) -> bool:
-    """Whether a job at `address` joins a cluster, whose autoscaler may bring more nodes; a private
-    Ray stays as it is."""
+    """Tells whether a job at `address` joins a cluster, whose autoscaler may bring more nodes; a
+    private Ray stays as it is."""
     return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
 
 
 def is_empty() -> bool:
-    """Whether the cluster has no CPU for work yet: its head runs none, and its autoscaler brings
-    workers when something asks for them."""
-    return not ray.cluster_resources().get("CPU")
+    """Tells whether the cluster has no CPU for work yet: its head runs none, and its autoscaler
+    brings workers when something asks for them."""
+    return not _total("CPU")
 
 
 def gpus() -> int:
-    """GPUs of the cluster that is joined."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    """Counts the GPUs of the cluster that is joined."""
+    return int(_total("GPU"))
 
 
 def cpus() -> int:
-    """CPUs of the cluster that is joined, one at least."""
-    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    """Counts the CPUs of the cluster that is joined, one at least."""
+    return max(int(_total("CPU")), 1)
+
+
+def _total(resource: str) -> float:
+    return float(ray.cluster_resources().get(resource, 0))  # type: ignore[no-untyped-call]
 
 
 def auto_model_actors(device: str) -> int:
-    """One for each GPU, or on CPUs one for each core: each computes on one thread."""
+    """Counts one for each GPU, or on CPUs one for each core: each computes on one thread."""
     return max(gpus(), 1) if device == "cuda" else cpus()
 
 
@@ -205,7 +213,7 @@ def allocate(
     request_cpus: bool = True,
     grows: bool = False,
 ) -> ResourcePlan:
-    """Shares of the cluster's CPUs, such that all actors of the job fit at once.
+    """Allocates shares of the cluster's CPUs, such that all actors of the job fit at once.
 
     Where machines have to come for the job, as there is no CPU yet, or fewer GPUs than it asks for
     and too few CPUs for its readers, each actor asks for a whole CPU, so that as many come: shares
@@ -217,6 +225,8 @@ def allocate(
         cpu_actors, model_actors: as asked for; found from the cluster where None.
         request_cpus: false for actors that run beside whatever else there is.
         grows: whether GPUs that are not there may come; see `may_grow`.
+
+    Raises UsageError for more model actors than GPUs.
     """
     if device == "cuda" and (model_actors or 0) > gpus() and not grows:
         raise UsageError(
@@ -242,8 +252,8 @@ def allocate(
 
 
 def shard_size(n_rows: int, rows_per_batch: int, device: str, *, most_batches: int = 4) -> int:
-    """Rows of a shard for a model stage: whole batches, and fewer than the most where otherwise
-    the cluster's model actors would not have two shards each.
+    """Chooses the rows of a shard for a model stage: whole batches, and fewer than the most where
+    otherwise the cluster's model actors would not have two shards each.
 
     Depends on the cluster alone and not on --model-actors, so that another number of actors cuts
     the same shards.

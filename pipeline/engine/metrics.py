@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, through Ray's metrics: images, tokens, errors, actors without work.
+"""Metrics of a run for Prometheus, through Ray's: images, tokens, errors, actors without work.
 
 Ray exports each under its name with `ray_` before it, from every node of the cluster.
 """
@@ -10,7 +10,7 @@ from ray.util.metrics import Counter, Gauge
 
 
 class RunMetrics:
-    """Counts of a run, told by its driver as shards are done.
+    """Counters of a run, which its driver raises as shards are done.
 
     `rate()` of them in Prometheus makes images and tokens per second.
     """
@@ -18,13 +18,13 @@ class RunMetrics:
     def __init__(self, job: str) -> None:
         tags = {"job": job}
         self._images = Counter("igpt_images", "Images that have a result.", ("job",))
-        self._errors = Counter("igpt_errors", "Images that have none.", ("job",))
-        self._tokens = Counter("igpt_tokens", "Tokens that the model drew.", ("job",))
+        self._errors = Counter("igpt_errors", "Images whose row failed.", ("job",))
+        self._tokens = Counter("igpt_tokens", "Tokens that the model sampled.", ("job",))
         for metric in (self._images, self._errors, self._tokens):
             metric.set_default_tags(tags)
 
     def add(self, summary: Mapping[str, Any]) -> None:
-        """Count a finished shard, a row of `parts.SUMMARY`."""
+        """Counts a finished shard: its rows, errors and tokens."""
         counts = {"rows": self._images, "errors": self._errors, "tokens": self._tokens}
         for name, metric in counts.items():
             if summary[name]:
@@ -32,8 +32,8 @@ class RunMetrics:
 
 
 class IdleShare:
-    """Of the time of an actor, how much it waits for work; of a model stage's, that is the share in
-    which its GPU idles. In [0, 1], of the latest shard and the wait before it."""
+    """A gauge of the share of an actor's time that it waits for work; for one with a GPU, in which
+    that idles. In [0, 1], of the latest shard and the wait before it."""
 
     def __init__(self, stage: str) -> None:
         about = "Share of an actor's time without work."
@@ -41,5 +41,5 @@ class IdleShare:
         self._share.set_default_tags({"stage": stage})
 
     def set(self, *, waited: float, worked: float) -> None:
-        """Seconds before the latest shard, and spent on it."""
+        """Sets it from the seconds before the latest shard, and those spent on it."""
         self._share.set(waited / max(waited + worked, 1e-9))

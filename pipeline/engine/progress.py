@@ -1,4 +1,4 @@
-"""Progress of a run in images, with an estimate of what is left, for people or as JSON lines."""
+"""Progress of a run in images, with an estimate of the time left, for people or as JSON lines."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ _LOG_SECONDS = 15.0
 
 
 class Progress:
-    """Counts finished images and says how far the run is.
+    """Counts finished images and shows how far the run is.
 
     The rate is that of this run since its first shard was begun: neither the start of Ray and of
     the actors nor the shards of an earlier run make the estimate better or worse.
@@ -22,7 +22,7 @@ class Progress:
         total: images of the whole run; None where only the reading shows that: then the shards
             tell how far it is.
         done: those that were done before.
-        errors: bad ones among them.
+        errors: failed rows among them.
         shards: of the whole run.
         shards_done: those that were done before.
         mode: lines for people on stderr, JSON lines on stdout, or nothing.
@@ -44,12 +44,12 @@ class Progress:
         self._mode = mode
         self._begun = time.monotonic()
         self._working_since: float | None = None
-        self._shown, self._said = 0.0, -1
+        self._shown_at, self._shown_images = 0.0, -1
         self._open = False  # whether a line on the terminal has no end yet
         self._on_terminal = mode == "text" and sys.stderr.isatty()
 
     def add(self, summary: dict[str, Any]) -> None:
-        """Count a finished shard, a row of `parts.SUMMARY`."""
+        """Counts a finished shard: its rows, errors, tokens and seconds."""
         if self._working_since is None:
             self._working_since = time.monotonic() - summary["seconds"]
         self.done += summary["rows"] + summary["errors"]
@@ -60,8 +60,8 @@ class Progress:
 
     @property
     def expected(self) -> float | None:
-        """Images of the whole run: as known, or as many a shard as there were in those done, once
-        a tenth of the shards is, and ten at least; None before."""
+        """Returns the images of the whole run: as known, or as many per shard as there were in
+        those done, once a tenth of the shards is, and ten at least; None before."""
         if self._total is not None:
             return self._total
         if self._shards_done < min(max(self._shards / 10, 10), self._shards):
@@ -70,35 +70,36 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Returns the seconds since the run began."""
         return time.monotonic() - self._begun
 
     @property
     def rate(self) -> float:
-        """Images a second since the first shard of this run was begun; 0 before one is done."""
+        """Returns images per second since the first shard of this run was begun; 0 before one is
+        done."""
         if self._working_since is None:
             return 0.0
         return (self.done - self._before) / max(time.monotonic() - self._working_since, 1e-9)
 
     def show(self, *, final: bool = False) -> None:
-        """Say how far the run is, unless that was said just now."""
+        """Shows how far the run is, unless that was shown just now."""
         pause = _TERMINAL_SECONDS if self._on_terminal else _LOG_SECONDS
         now = time.monotonic()
-        said = self.done == self._said and not self._open
-        if self._mode == "quiet" or said or (now - self._shown < pause and not final):
+        shown = self.done == self._shown_images and not self._open
+        if self._mode == "quiet" or shown or (now - self._shown_at < pause and not final):
             return
-        self._shown, self._said = now, self.done
+        self._shown_at, self._shown_images = now, self.done
         if self._mode == "json":
-            _say(json.dumps({"event": "progress", **self._figures()}), sys.stdout)
+            _print(json.dumps({"event": "progress", **self._figures()}), sys.stdout)
             return
         self._open = self._on_terminal and not final
         text = self._sentence().ljust(79) if self._on_terminal else self._sentence()
-        _say(text, sys.stderr, end="\r" if self._open else "\n")
+        _print(text, sys.stderr, end="\r" if self._open else "\n")
 
     def close(self) -> None:
-        """End the line on a terminal, so that what is said next does not lie over it."""
+        """Ends the line on a terminal, so that what is printed next does not lie over it."""
         if self._open:
-            _say("", sys.stderr)
+            _print("", sys.stderr)
         self._open = False
 
     def _figures(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class Progress:
             share = 100 * self.done / max(self._total, 1)
             text = f"{self.done}/{self._total} images ({share:.0f} %)"
         if self.errors:
-            text += f", {self.errors} bad"
+            text += f", {self.errors} failed"
         finished = self._shards_done == self._shards
         if self._shards_done == self._shards_before:
             return text if finished else f"{text}, starting"
@@ -135,18 +136,17 @@ class Progress:
         return text if finished else f"{text}, about {duration(self._left())} left"
 
 
-def _say(text: str, stream: TextIO, *, end: str = "\n") -> None:
+def _print(text: str, stream: TextIO, *, end: str = "\n") -> None:
     # The terminal may be gone, the disk of the log full: no reason to end the run.
     with suppress(OSError):
         print(text, end=end, file=stream, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """A length of time in one or two units, as people say it."""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    if whole < 5400:
-        return f"{whole / 60:.0f} min"
-    hours, minutes = divmod(round(whole / 60), 60)
-    return f"{hours} h {minutes} min"
+    """Writes a length of time in its largest unit and the next, seconds to two digits."""
+    if round(seconds) < 60:
+        return f"{round(seconds, 2):.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"

@@ -1,4 +1,4 @@
-"""A run that is told to stop: it begins no shard any more and ends those in hand, for a while."""
+"""Stopping a run by a signal: no shard is begun any more, those in hand are ended for a while."""
 
 import logging
 import os
@@ -19,7 +19,8 @@ _log = logging.getLogger(__name__)
 def stoppable(
     stop: Callable[[], None], *, grace: float = GRACE_SECONDS
 ) -> Iterator[threading.Event]:
-    """Within it the first SIGTERM or Ctrl-C calls `stop`, and sets the event that is yielded.
+    """Handles signals within it: the first SIGTERM or Ctrl-C calls `stop`, and sets the event that
+    is yielded.
 
     Another one, or the end of the grace, raises KeyboardInterrupt in the main thread. Outside the
     main thread, which alone may handle signals, nothing changes.
@@ -36,7 +37,7 @@ def stoppable(
         asked.set()
         awake.set()
 
-    def tell() -> None:
+    def call_stop() -> None:
         try:
             stop()
         except store_errors() as error:
@@ -51,7 +52,7 @@ def stoppable(
         if over.is_set():
             return
         # Beside the clock: a store that is out of reach takes its time.
-        threading.Thread(target=tell, daemon=True).start()
+        threading.Thread(target=call_stop, daemon=True).start()
         if not over.wait(grace):
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -1,4 +1,4 @@
-"""Stage and Resources, and the chain of them as a Ray data set: the only caller of map_batches."""
+"""Stages, and chains of them as a Ray dataset: the only caller of map_batches."""
 
 import logging
 import time
@@ -20,13 +20,13 @@ from pipeline.storage.redact import redacted_line, redacted_traceback
 from pipeline.storage.retry import SHARD_BACKOFF, with_retry
 
 # Ray's own default is to restart and retry for ever, also for a row that kills its process.
-FAULT_LIMITS = {"max_restarts": 16, "max_task_retries": 3}
-_LONGEST_REST = 30  # seconds
+_MAX_RESTARTS, _MAX_TASK_RETRIES = 16, 3
+_MAX_BACKOFF_SECONDS = 30
 # A node whose GPU is broken is the free one on which Ray starts the actor that could not start
 # there, again and again, while the others work. So many starts, for each actor, may fail one after
 # the other: where the stages have done no shard yet, and later.
 _FAILED_STARTS, _FAILED_STARTS_LATER = 3, 100
-_START_REST = 10.0  # seconds until the next one
+_START_BACKOFF_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard between two stages: its block, or why there is none.
+    """A shard between two stages: its block, or why it has none.
 
     `failure` is one line: a stage could not do this shard. The stages after it pass it on, so that
     the others go on, unless it `ends_run`. NOT_BEGUN stands for a shard that was left to a later
@@ -79,7 +79,7 @@ _SERIALIZED = pa.schema(
 
 
 def serialize(results: Iterable[ShardResult]) -> pa.Table:
-    """A row for each result."""
+    """Makes a table of one row per result."""
     rows = [
         {
             "shard": result.shard,
@@ -100,7 +100,7 @@ def _stream(block: pa.Table) -> bytes:
 
 
 def deserialize(table: pa.Table) -> Iterator[ShardResult]:
-    """The results that `serialize` made rows of; their blocks are not copied."""
+    """Yields the results that `serialize` made rows of; their blocks are not copied."""
     for shard, stream, *failure in zip(*(table[name] for name in _SERIALIZED.names), strict=True):
         block = pa.ipc.open_stream(stream.as_buffer()).read_all() if stream.is_valid else None
         yield ShardResult(shard.as_py(), block, *(value.as_py() for value in failure))
@@ -111,14 +111,18 @@ class StageError(Exception):
 
 
 class _Reporting:
-    """A stage whose errors are StageErrors: Ray puts advice into the message of an error, loses
-    the path of an OSError, and cannot carry every class to the driver."""
+    """A stage whose errors are StageErrors, raised once transient faults have been retried.
+
+    Ray puts advice into the message of an error, loses the path of an OSError, and cannot carry
+    every class to the driver.
+    """
 
     stage: ClassVar[type[Callable[[pa.Table], pa.Table]]]
 
     def __init__(self, **arguments: Any) -> None:
         with self._reported():
-            self._stage = with_retry(lambda: self.stage(**arguments), SHARD_BACKOFF)
+            make: Callable[..., Callable[[pa.Table], pa.Table]] = self.stage
+            self._stage = with_retry(lambda: make(**arguments), SHARD_BACKOFF)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with self._reported():
@@ -137,37 +141,38 @@ class _Reporting:
 
 
 class _ReportingShards(_Reporting):
-    """The same of shards that come and go as results: an error ends the shard, not the run.
+    """The same of shards that come and go as shard results: an error ends the shard, not the run.
 
     With a lease it works at no shard that is not for this run to begin. After a shard that failed
-    it rests, longer each time, until one is done: on a node where all fail at once it would have
-    run through the shards before the other nodes have done one.
+    it backs off, longer each time, until one is done: on a node where all fail at once it would
+    have run through the shards before the other nodes have done one.
     """
 
     lease: ClassVar[Lease | None] = None
-    start_rest: ClassVar[float] = 0.0  # seconds, after a start that failed
+    start_backoff: ClassVar[float] = 0.0  # seconds, after a start that failed
 
     def __init__(self, **arguments: Any) -> None:
         try:
             super().__init__(**arguments)
         except StageError:
-            time.sleep(self.start_rest)
+            time.sleep(self.start_backoff)
             raise
         self._idle = IdleShare(self.stage.__name__)
         self._ended = time.perf_counter()
         self._failed_in_a_row = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        results = list(deserialize(table))
-        if self._failed_in_a_row and any(result.failure is None for result in results):
-            time.sleep(min(2 ** (self._failed_in_a_row - 1), _LONGEST_REST))
+        (result,) = deserialize(table)
+        if self._failed_in_a_row and result.failure is None:
+            time.sleep(min(2 ** (self._failed_in_a_row - 1), _MAX_BACKOFF_SECONDS))
         begun = time.perf_counter()
-        result = serialize(map(self._handed_on, results))
+        done = serialize([self._run(result)])
         waited, self._ended = begun - self._ended, time.perf_counter()
         self._idle.set(waited=waited, worked=self._ended - begun)
-        return result
+        return done
 
-    def _handed_on(self, result: ShardResult) -> ShardResult:
+    def _run(self, result: ShardResult) -> ShardResult:
+        """Runs the stage on a shard's block; passes on a shard that failed before."""
         if result.failure is not None:
             return result
         try:
@@ -192,27 +197,27 @@ def chain(
     lease: Lease | None = None,
     proven: bool = False,
 ) -> Dataset:
-    """The stages over the blocks, each block kept whole from end to end.
+    """Chains the stages over blocks, each kept whole from end to end.
 
     Args:
-        blocks: by shard, in the order in which they are handed out.
+        blocks: by shard, in the order in which they are submitted.
         lease: asked before each stage of a shard but the last.
         proven: whether these stages have done a shard: an actor that cannot start is then more
             likely its node's fault than theirs, and the others get on without it for longer.
 
     Returns:
-        What the last stage makes of each block, as `serialize` has it.
+        What the last stage makes of each block, as rows of `serialize`.
     """
     # from_arrow would have a task look at each block: an autoscaler would bring nodes for them.
     results = serialize(ShardResult(*item) for item in blocks.items()).to_pylist()
-    dataset = ray.data.from_items(results, override_num_blocks=len(results))
+    dataset: Dataset = ray.data.from_items(results, override_num_blocks=len(results))
     n_actors = [min(stage.resources.actors, len(blocks)) for stage in stages]
     # A lone actor that cannot start has nobody to leave the work to.
-    rest = _START_REST if proven or max(n_actors) > 1 else 0.0
+    backoff = _START_BACKOFF_SECONDS if proven or max(n_actors) > 1 else 0.0
     for stage, actors in zip(stages, n_actors, strict=True):
         # What a model has done is written also by a run that stops; what was only read is left.
         lent = None if stage is stages[-1] else lease
-        traits = {"stage": stage.cls, "lease": lent, "start_rest": rest}
+        traits = {"stage": stage.cls, "lease": lent, "start_backoff": backoff}
         dataset = _mapped(dataset, stage, _ReportingShards, traits, batch_size=1, actors=actors)
     starts = _FAILED_STARTS_LATER if proven else _FAILED_STARTS
     dataset.context.max_consecutive_actor_init_deaths = starts * max(n_actors)
@@ -220,7 +225,7 @@ def chain(
 
 
 def over(dataset: Dataset, stages: Sequence[Stage], *, batch_rows: int) -> Dataset:
-    """The stages over somebody's data set, whose blocks they get about `batch_rows` rows at a
+    """Chains the stages over a user's dataset, of which they get about `batch_rows` rows at a
     time; lazy."""
     for stage in stages:
         traits, actors = {"stage": stage.cls}, stage.resources.actors
@@ -249,5 +254,6 @@ def _mapped(
             compute=ActorPoolStrategy(size=actors),
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus or None,
-            **FAULT_LIMITS,
+            max_restarts=_MAX_RESTARTS,
+            max_task_retries=_MAX_TASK_RETRIES,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
-from pipeline.engine.dispatch import consume
+from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.stage import Stage
 from pipeline.errors import RunFailed, UsageError
@@ -149,7 +149,7 @@ def export_parts(plan: Plan, pending: Sequence[Shard], stage: Stage, *, progress
     )
     clock.show()
     try:
-        with closing(clock), closing(consume(plan, pending, [stage])) as exported:
+        with closing(clock), closing(dispatch_shards(plan, pending, [stage])) as exported:
             for part in exported:
                 missing.remove(part["shard"])
                 clock.add({**part, "errors": 0, "tokens": 0})

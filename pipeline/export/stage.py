@@ -12,7 +12,7 @@ from pipeline.export.formats import EXPORTS
 from pipeline.export.part import Contents, Part
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.run_directory.layout import parquet_file
-from pipeline.shards import Shard, shards_in
+from pipeline.shards import Shard, shard_in
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
 from pipeline.storage.redact import redacted_line
@@ -66,19 +66,19 @@ class ExportParts:
         self._input_options = input_options
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        exported = [self._export(shard) for shard in shards_in(block)]
-        return pa.Table.from_pylist(exported, schema=EXPORTED)
-
-    def _export(self, shard: Shard) -> dict[str, Any]:
         begun = time.perf_counter()
-        part = self._read(shard)
+        part = self._read(shard_in(block))
         *files, done = self._format.files(part)
         with ThreadPoolExecutor(_WRITING_THREADS) as pool:
             for _ in pool.map(self._write, files):  # raises what a thread raised
                 pass
         self._write(done)
-        seconds = time.perf_counter() - begun
-        return {"shard": shard.index, "rows": part.table.num_rows, "seconds": seconds}
+        exported = {
+            "shard": part.index,
+            "rows": part.table.num_rows,
+            "seconds": time.perf_counter() - begun,
+        }
+        return pa.Table.from_pylist([exported], schema=EXPORTED)
 
     def _read(self, shard: Shard) -> Part:
         (file_slice,) = shard.slices

@@ -11,12 +11,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.engine.progress import duration
 from pipeline.report.charts import CHART_HEIGHT, BarChart, likelihood_chart
 from pipeline.report.contact_sheet import scale_of
 from pipeline.report.examples import any_generated, heat_map_top
 from pipeline.report.heat_map import COLORS
 from pipeline.report.pictures import MAX_SAMPLES, Example
-from pipeline.report.text import duration, printable, rate, shortened
+from pipeline.report.text import printable, rate, shortened
 from pipeline.run_directory.failed_rows import ErrorKind
 from pipeline.run_directory.likelihoods import TOP, NLLHistogram, to_bits
 from pipeline.run_directory.record import resuming

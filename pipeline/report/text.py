@@ -1,4 +1,4 @@
-"""Ids, numbers, durations and sizes as people read them."""
+"""Ids, numbers and sizes as people read them."""
 
 import unicodedata
 
@@ -22,16 +22,6 @@ def rate(value: float) -> str:
     """Formats a number with three digits; more where the whole part has more."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Formats seconds in the largest unit and the next."""
-    if seconds < 60:
-        return f"{rate(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def amount(n_bytes: int) -> str:

@@ -1,6 +1,8 @@
-"""Blocks between stages: token columns to arrays and back, the clock, the rows of a shard."""
+"""Blocks between stages: token columns to arrays and back, and which shard a block holds."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +11,47 @@ from numpy.typing import NDArray
 
 from pipeline import rows
 
+_SHARD_KEY = b"igpt_shard"
+
+
+@dataclass(frozen=True)
+class ShardMetadata:
+    """What a block says of its shard, in the metadata of its schema: Arrow keeps that where rows
+    are filtered and columns added.
+
+    Attributes:
+        index: of the shard.
+        rows: that the whole shard has, failed ones included.
+        seconds: that each stage has spent on it so far.
+    """
+
+    index: int
+    rows: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def with_shard_metadata(block: pa.Table, shard: ShardMetadata) -> pa.Table:
+    """Returns the block with this metadata in place of any other."""
+    return block.replace_schema_metadata({_SHARD_KEY: json.dumps(asdict(shard))})
+
+
+def shard_metadata(block: pa.Table) -> ShardMetadata:
+    """Reads the metadata of a block. Raises KeyError for one of a user's dataset, without any."""
+    return ShardMetadata(**json.loads((block.schema.metadata or {})[_SHARD_KEY]))
+
+
+def with_seconds(block: pa.Table, stage: str, seconds: float) -> pa.Table:
+    """Notes the seconds that a stage spent on a block; one of a user's dataset stays as it is."""
+    if _SHARD_KEY not in (block.schema.metadata or {}):
+        return block
+    shard = shard_metadata(block)
+    return with_shard_metadata(block, replace(shard, seconds={**shard.seconds, stage: seconds}))
+
 
 def tokens_array(
     tokens: NDArray[np.uint16], n_positions: int, *, valid: Sequence[bool] | None = None
 ) -> pa.FixedSizeListArray:
-    """A column of `tokens_type(n_positions)`, without copying where every row is valid.
+    """Makes a column of `tokens_type(n_positions)`, without copying where every row is valid.
 
     Args:
         tokens: flat, n_positions for each valid row.
@@ -31,7 +69,7 @@ def tokens_array(
 
 
 def tokens_of(column: pa.ChunkedArray) -> NDArray[np.uint16]:
-    """(rows, n_positions) uint16, read-only, of a column of tokens without nulls."""
+    """Views a column of tokens without nulls as (rows, n_positions) uint16, read-only."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # no rows, so no chunk
         return np.empty((0, column.type.list_size), np.uint16)
@@ -39,26 +77,12 @@ def tokens_of(column: pa.ChunkedArray) -> NDArray[np.uint16]:
 
 
 def bits_of(column: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """(rows, n) bool of a column of fixed-size lists of bool without nulls."""
+    """Returns (rows, n) bool of a column of fixed-size lists of bool without nulls."""
     flat = pc.list_flatten(column).to_numpy(zero_copy_only=False)
     return flat.astype(bool).reshape(-1, column.type.list_size)  # type: ignore[no-any-return]
 
 
 def score_arrays(nll: NDArray[np.float32]) -> dict[str, pa.Array]:
-    """The columns that say how likely images are, of their nats per pixel (N,)."""
+    """Makes the columns `nll` and `bits_per_pixel` of nats per pixel (N,)."""
     bits = (nll.astype(np.float64) / np.log(2)).astype(np.float32)
     return {rows.NLL: pa.array(nll), rows.BITS_PER_PIXEL: pa.array(bits)}
-
-
-def with_seconds(block: pa.Table, stage: str, seconds: float) -> pa.Table:
-    """The block with each row's share of the seconds that a stage spent on it."""
-    share = np.full(block.num_rows, seconds / max(block.num_rows, 1), np.float32)
-    return block.append_column(rows.seconds_column(stage), pa.array(share))
-
-
-def by_shard(block: pa.Table) -> Iterator[pa.Table]:
-    """The block cut into runs of rows of one shard: Ray may put two short shards together."""
-    shards = block[rows.SHARD].to_numpy()
-    edges = np.flatnonzero(np.diff(shards)) + 1
-    for start, stop in zip([0, *edges], [*edges, len(shards)], strict=True):
-        yield block.slice(start, stop - start)

@@ -1,4 +1,4 @@
-"""What becomes of a batch that a GPU cannot compute: too little memory, or a broken context."""
+"""Handling of batches that a GPU cannot compute: too little memory, or a broken context."""
 
 import gc
 import logging
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def within_memory(
     compute: Callable[..., Result], batch: Sequence[Tensor], *, sequences: int
 ) -> Result:
-    """What `compute` makes of the tensors of a batch, whose first axis is its images.
+    """Computes a batch, whose tensors have its images as their first axis.
 
     Where memory runs out it is cleared and the batch computed once more: what other work has left
     may be gone. A smaller batch in its place would give other results.
@@ -27,7 +27,7 @@ def within_memory(
     Args:
         sequences: that are computed of each image; the message counts those, as --batch-size does.
 
-    Raises DoesNotFit.
+    Raises DoesNotFit where memory runs out twice.
     """
     for _ in range(2):
         try:
@@ -48,7 +48,7 @@ def within_memory(
 
 
 def _largest(compute: Callable[..., Result], batch: Sequence[Tensor]) -> int:
-    """Images that do fit: half as many until it works; 0 where none does."""
+    """Finds how many images do fit: half as many until it works; 0 where none does."""
     n = len(batch[0]) // 2
     while n:
         try:
@@ -64,9 +64,9 @@ def _largest(compute: Callable[..., Result], batch: Sequence[Tensor]) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Allocators, CUDA and cuBLAS say it each in their own way."""
-    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
+    """Recognizes what allocators, CUDA and cuBLAS say, each in its own way."""
+    messages = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(m in str(error) for m in messages)
 
 
 def _clear() -> None:

@@ -1,4 +1,4 @@
-"""Rows of somebody's own data set to what model stages take, and from what they make."""
+"""Rows of a user's own dataset to what model stages take, and back from what they make."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -68,7 +68,7 @@ class TokenizeRows:
         return block
 
     def _tokens(self, value: Any) -> Any:
-        """Of a value as Arrow gives it."""
+        """Tokenizes a value of the image column, as Arrow gives it, or says why it cannot."""
         if isinstance(value, dict):
             value = value.get("bytes")
         if value is None or len(value) == 0:
@@ -111,12 +111,12 @@ class FinishRows:
         if self._make is not None:
             good = block.filter(pa.array(valid))
             made = self._make(good, self._palette, self._side)
-        theirs = [
+        users = [
             name
             for name in block.column_names
             if not name.startswith(rows.PREFIX) and name not in self._columns
         ]
-        columns = {name: block[name] for name in theirs}
+        columns = {name: block[name] for name in users}
         for name in self._columns:
             columns[name] = in_place(_array(made[name]), valid) if name in made else block[name]
         columns[ERROR] = pa.array(_errors(block), pa.string())
@@ -128,7 +128,7 @@ def _array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _errors(block: pa.Table) -> Iterator[str | None]:
-    """`Class: message` of each row."""
+    """Yields `Class: message` of each row, None of good ones."""
     pairs = zip(
         block[rows.ERROR_CLASS].to_pylist(), block[rows.ERROR_MESSAGE].to_pylist(), strict=True
     )

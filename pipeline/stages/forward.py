@@ -1,4 +1,4 @@
-"""Model stages that look at whole images once: features, likelihood, classes."""
+"""Model stages of one forward pass over whole images: features, likelihood, classes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from pipeline.stages.model_batches import ComputePlan, in_place
 
 
 def class_names(config: ImageGPTConfig) -> list[str] | None:
-    """The names of a classifier's classes; None where they are only numbered, as LABEL_0."""
+    """Names a classifier's classes; None where they are only numbered, as LABEL_0."""
     numbered = [f"LABEL_{i}" for i in range(config.num_labels)]
     names = [config.id2label.get(i, numbered[i]) for i in range(config.num_labels)]
     return None if names == numbered else names
@@ -29,8 +29,8 @@ def class_names(config: ImageGPTConfig) -> list[str] | None:
 def with_results(
     block: pa.Table, results: Callable[[NDArray[np.uint16]], dict[str, pa.Array]]
 ) -> pa.Table:
-    """The block with the columns that `results` makes of its good rows' tokens (N, T), null in
-    the others, and with the seconds that it took."""
+    """Adds the columns that `results` makes of the tokens (N, T) of the good rows, null in the
+    others, and notes the seconds that it took."""
     begun = time.perf_counter()
     valid = pc.is_valid(block[rows.ROW_TOKENS]).to_numpy()
     tokens = tokens_of(block[rows.ROW_TOKENS].filter(pa.array(valid)))
@@ -40,7 +40,7 @@ def with_results(
 
 
 def vectors(values: NDArray[Any]) -> pa.FixedSizeListArray:
-    """(N, C) as a column of fixed-size lists."""
+    """Makes a column of fixed-size lists of (N, C)."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
@@ -90,7 +90,7 @@ class Score:
 
     Args:
         compute_plan: the model, which has a next-pixel head.
-        mapped: whether the nats of every pixel are kept.
+        mapped: whether the nll of every pixel is kept.
     """
 
     def __init__(self, compute_plan: ComputePlan, *, mapped: bool) -> None:
@@ -102,11 +102,11 @@ class Score:
 
     @torch.inference_mode()
     def _results(self, tokens: NDArray[np.uint16]) -> dict[str, pa.Array]:
-        nats = np.empty(tokens.shape, np.float32)
+        nll = np.empty(tokens.shape, np.float32)
         for place, found in self._compute_plan.in_batches(partial(token_nll, self._model), tokens):
-            nats[place] = found[: place.stop - place.start].cpu().numpy()
-        columns = score_arrays(nats.mean(axis=1, dtype=np.float64).astype(np.float32))
-        return columns | ({rows.NLL_MAP: vectors(nats)} if self._mapped else {})
+            nll[place] = found[: place.stop - place.start].cpu().numpy()
+        columns = score_arrays(nll.mean(axis=1, dtype=np.float64).astype(np.float32))
+        return columns | ({rows.NLL_MAP: vectors(nll)} if self._mapped else {})
 
 
 class Classify:
@@ -139,7 +139,7 @@ class Classify:
 
     @torch.inference_mode()
     def _logits(self, tokens: NDArray[np.uint16]) -> NDArray[np.float32]:
-        """(N, T) tokens to logits (N, num_labels)."""
+        """Computes the logits (N, num_labels) of tokens (N, T)."""
         logits = np.empty((len(tokens), self._model.config.num_labels), np.float32)
         for place, output in self._compute_plan.in_batches(
             partial(self._model, use_cache=False), tokens
@@ -149,6 +149,7 @@ class Classify:
 
 
 def _highest_probability(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The softmax of each row's highest logit, (N,)."""
+    """Returns the softmax of each row's highest logit, (N,)."""
     below = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return (1 / np.exp(below).sum(axis=1)).astype(np.float32)
+    highest: NDArray[np.float64] = 1 / np.exp(below).sum(axis=1)
+    return highest.astype(np.float32)

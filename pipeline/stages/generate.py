@@ -1,4 +1,4 @@
-"""Model stages that paint images: completions of what is given, and images from nothing."""
+"""Model stages that generate pixels: completions of prompts, and unconditional samples."""
 
 import time
 
@@ -8,8 +8,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import rows
-from pipeline.shards import Shard, shards_in
-from pipeline.stages.blocks import bits_of, score_arrays, tokens_array, tokens_of, with_seconds
+from pipeline.shards import shard_in
+from pipeline.stages.blocks import (
+    ShardMetadata,
+    bits_of,
+    score_arrays,
+    tokens_array,
+    tokens_of,
+    with_seconds,
+    with_shard_metadata,
+)
 from pipeline.stages.model_batches import ComputePlan, in_place
 from pipeline.stages.sampling import Drawing, Prompt, Sampler
 
@@ -34,12 +42,12 @@ class Complete:
             block = block.append_column(rows.PROMPT_LENGTH, pa.array(lengths))
         valid = pc.is_valid(block[rows.ROW_TOKENS])
         good = block.filter(valid)
-        given = _prompt(good)
-        samples = self._sampler.paint(given, good[rows.ROW_ID].to_pylist())
-        n_samples, n_positions = samples.samples.shape[1:]
+        prompt = _prompt(good)
+        samples = self._sampler.sample(prompt, good[rows.ROW_ID].to_pylist())
+        n_samples, n_positions = samples.tokens.shape[1:]
         columns = {
-            rows.SAMPLES: _lists(tokens_array(samples.samples, n_positions), n_samples),
-            rows.SAMPLED_TOKENS: pa.array(_made(given) * self._n_drawn),
+            rows.SAMPLES: _lists(tokens_array(samples.tokens, n_positions), n_samples),
+            rows.SAMPLED_TOKENS: pa.array(_generated(prompt) * self._n_drawn),
         }
         if samples.nll is not None:
             columns[rows.NLL] = _lists(pa.array(samples.nll.ravel()), n_samples)
@@ -49,23 +57,24 @@ class Complete:
 
 
 def _prompt(good: pa.Table) -> Prompt:
-    """What the rows of a block are given."""
-    pinned = None
+    """Collects what the rows of a block give the model."""
+    known = None
     if rows.KNOWN_PIXELS in good.column_names:
-        pinned = bits_of(good[rows.KNOWN_PIXELS])
-    return Prompt(tokens_of(good[rows.ROW_TOKENS]), good[rows.PROMPT_LENGTH].to_numpy(), pinned)
+        known = bits_of(good[rows.KNOWN_PIXELS])
+    return Prompt(tokens_of(good[rows.ROW_TOKENS]), good[rows.PROMPT_LENGTH].to_numpy(), known)
 
 
-def _made(given: Prompt) -> NDArray[np.int32]:
-    """Pixels of each image (N,) that are neither prompt nor pinned."""
-    known = np.arange(given.tokens.shape[1]) < given.lengths[:, None]
-    if given.pinned is not None:
-        known |= given.pinned
-    return (~known).sum(axis=1, dtype=np.int32)
+def _generated(prompt: Prompt) -> NDArray[np.int32]:
+    """Counts the pixels of each image (N,) that are neither prompt nor known."""
+    given = np.arange(prompt.tokens.shape[1]) < prompt.lengths[:, None]
+    if prompt.known is not None:
+        given |= prompt.known
+    count: NDArray[np.int32] = (~given).sum(axis=1, dtype=np.int32)
+    return count
 
 
 def _lists(values: pa.Array, n: int) -> pa.ListArray:
-    """The values, n at a time, as a column of lists."""
+    """Makes a column of lists of the values, n at a time."""
     offsets = np.arange(0, len(values) + 1, n, dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
@@ -74,19 +83,15 @@ class NameSamples:
     """Blocks of the plan -> blocks of rows that have an id and nothing else yet."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return pa.concat_tables(self._name(shard) for shard in shards_in(block))
-
-    def _name(self, shard: Shard) -> pa.Table:
-        ids = [f"{p.name}-{i:08d}" for p in shard.slices for i in range(p.start, p.stop)]
-        n = len(ids)
-        return pa.table(
+        shard = shard_in(block)
+        ids = [f"{s.name}-{i:08d}" for s in shard.slices for i in s.row_numbers]
+        table = pa.table(
             {
-                rows.SHARD: pa.array(np.full(n, shard.index, np.int32)),
-                rows.SHARD_ROWS: pa.array(np.full(n, n, np.int32)),
                 rows.ROW_ID: pa.array(ids, pa.string()),
-                rows.ERROR_STAGE: pa.nulls(n, pa.string()),
+                rows.ERROR_STAGE: pa.nulls(len(ids), pa.string()),
             }
         )
+        return with_shard_metadata(table, ShardMetadata(shard.index, rows=len(ids)))
 
 
 class Sample:
@@ -104,10 +109,10 @@ class Sample:
     def __call__(self, block: pa.Table) -> pa.Table:
         begun = time.perf_counter()
         n, n_positions = block.num_rows, self._n_positions
-        given = Prompt(np.zeros((n, n_positions), np.uint16), np.zeros(n, np.int32))
-        samples = self._sampler.paint(given, block[rows.ROW_ID].to_pylist())
+        prompt = Prompt(np.zeros((n, n_positions), np.uint16), np.zeros(n, np.int32))
+        samples = self._sampler.sample(prompt, block[rows.ROW_ID].to_pylist())
         columns = {
-            rows.ROW_TOKENS: tokens_array(samples.samples, n_positions),
+            rows.ROW_TOKENS: tokens_array(samples.tokens, n_positions),
             rows.SAMPLED_TOKENS: pa.array(np.full(n, n_positions * self._n_drawn, np.int32)),
         }
         if samples.nll is not None:

@@ -1,4 +1,4 @@
-"""Model batches of one fixed size, and the model that takes them: what all model stages share."""
+"""What all model stages share: a model, and batches of one fixed size for it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class ComputePlan:
     model_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def load(self, head: Literal["causal", "classification"] | None) -> Any:
-        """The model, as `load_model` gives it, for inference: on a CPU its weights are packed.
+        """Loads the model for inference, as `load_model` does; on a CPU its weights are prepacked.
 
         So a row's results do not depend on its place in a batch, which they do with MKL's products
         for some numbers of rows and columns (see `prepacked`).
@@ -66,8 +66,8 @@ class ComputePlan:
     def in_batches(
         self, compute: Callable[..., Result], *arrays: NDArray[Any]
     ) -> Iterator[tuple[slice, Result]]:
-        """What `compute` makes of the rows of arrays of one length, a batch at a time, given as
-        int64 tensors on the device; with the slice of rows that they are.
+        """Computes arrays of one length a batch of rows at a time, given as int64 tensors on the
+        device; yields each batch's slice of the rows and its result.
 
         The last batch is padded with rows of zeros: a matrix product may round a row otherwise when
         the number of rows differs, and now and then that is another color or class.
@@ -93,5 +93,5 @@ class ComputePlan:
 
 
 def in_place(results: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
-    """The results of the good rows of a block as a column of all its rows, null for the others."""
+    """Spreads the results of the good rows over a column of all rows, null for the others."""
     return results.take(pa.array(np.cumsum(valid) - 1, mask=~valid))

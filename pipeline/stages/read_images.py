@@ -1,8 +1,9 @@
-"""CPU stages that turn encoded images into pixels and tokens."""
+"""CPU stages that read a shard's images: into rows of tokens, or into counts of colors."""
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,9 @@ from pipeline.inputs.masks import Masks
 from pipeline.readers import read_shard
 from pipeline.readers.input_rows import STAGE, InputRows
 from pipeline.rows import RowError
-from pipeline.shards import Shard, shards_in
-from pipeline.stages.blocks import with_seconds
-from pipeline.stages.tokenize import Tokenizer, Tokens, decoded
+from pipeline.shards import shard_in
+from pipeline.stages.blocks import ShardMetadata, with_shard_metadata
+from pipeline.stages.tokenize import Tokenizer, Tokens, decode
 
 # What CountColors makes of a shard.
 COLORS = pa.schema(
@@ -34,10 +35,10 @@ COLORS = pa.schema(
 class ReadImages:
     """Blocks of the plan -> blocks of rows: read, decode, resize, quantize.
 
-    An image that cannot be read or decoded becomes a row without tokens and with its error, so
-    every shard leaves with as many rows as the plan gives it, or as there are where it gives none.
-    So does a row whose id an earlier row of the shard has, and tokens that are not those of an
-    image.
+    An image that cannot be read or decoded becomes a failed row, without tokens and with its
+    error, so every shard leaves with as many rows as the plan gives it, or as there are where it
+    gives none. So does a row whose id an earlier row of the shard has, and tokens that are not
+    those of an image.
 
     Args:
         format, image_column, id_column, passthrough: as in the `Plan`.
@@ -66,13 +67,14 @@ class ReadImages:
         mask: str | None = None,
         prompts: bool = False,
     ) -> None:
-        self._reading = {
-            "format": format,
-            "image_column": image_column,
-            "id_column": id_column,
-            "passthrough": passthrough,
-            "storage_options": input_options,
-        }
+        self._read_shard = partial(
+            read_shard,
+            format=format,
+            image_column=image_column,
+            id_column=id_column,
+            passthrough=passthrough,
+            storage_options=input_options,
+        )
         self._tokenizer = Tokenizer(
             palette=palette,
             image_size=image_size,
@@ -86,43 +88,38 @@ class ReadImages:
             self._masks = Masks(mask, image_size=image_size, crop=crop, options=input_options)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return pa.concat_tables(self._read(shard) for shard in shards_in(block))
-
-    def _read(self, shard: Shard) -> pa.Table:
+        shard = shard_in(block)
         begun = time.perf_counter()
         decode_seconds = 0.0
         tables = []
         sources: dict[str, str] = {}  # by id
-        for found in read_shard(shard, **self._reading):
-            _refuse_duplicates(found, sources)
+        for read in self._read_shard(shard):
+            _refuse_duplicates(read, sources)
             decode_begun = time.perf_counter()
-            tables.append(self._quantize(found, shard))
+            tables.append(self._quantize(read))
             decode_seconds += time.perf_counter() - decode_begun
         table = pa.concat_tables(tables)
         expected = table.num_rows if shard.rows is None else shard.rows
-        column = pa.array(np.full(table.num_rows, expected, np.int32))
-        table = table.append_column(rows.SHARD_ROWS, column)
         read_seconds = time.perf_counter() - begun - decode_seconds
-        table = with_seconds(table, "read", read_seconds)
-        return with_seconds(table, "decode", decode_seconds)
+        seconds = {"read": read_seconds, "decode": decode_seconds}
+        return with_shard_metadata(table, ShardMetadata(shard.index, expected, seconds))
 
-    def _quantize(self, read: InputRows, shard: Shard) -> pa.Table:
+    def _quantize(self, read: InputRows) -> pa.Table:
         found = [self._tokenizer.tokens(image) for image in read.images]
         own = {
-            rows.SHARD: pa.array(np.full(len(found), shard.index, np.int32)),
             rows.ROW_ID: pa.array(read.ids, pa.string()),
             rows.SOURCE: pa.array(read.sources, pa.string()),
         }
         if self._masks is not None:
-            pins = self._masks.known(read.ids)
-            found = [_worse(*pair) for pair in zip(found, pins, strict=True)]
-            own[rows.KNOWN_PIXELS] = _pins_array(pins, self._tokenizer.n_positions)
+            known = self._masks.known(read.ids)
+            found = [_first_error(*pair) for pair in zip(found, known, strict=True)]
+            own[rows.KNOWN_PIXELS] = _known_array(known, self._tokenizer.n_positions)
         columns = {name: read.columns[name] for name in read.columns.column_names}
         return pa.table({**own, **self._tokenizer.columns(found), **columns})
 
 
 def _refuse_duplicates(read: InputRows, sources: dict[str, str]) -> None:
-    """Make errors of the rows whose id an earlier row of the shard has; `sources` knows those."""
+    """Fails the rows whose id an earlier row of the shard has; `sources` knows those."""
     for index, (id_, source) in enumerate(zip(read.ids, read.sources, strict=True)):
         first = sources.setdefault(id_, source)
         if first != source:
@@ -131,21 +128,24 @@ def _refuse_duplicates(read: InputRows, sources: dict[str, str]) -> None:
             )
 
 
-def _worse(tokens: Tokens | RowError, pins: NDArray[np.bool_] | RowError) -> Tokens | RowError:
-    """The tokens, or the first reason why a row has none."""
-    return pins if isinstance(pins, RowError) and not isinstance(tokens, RowError) else tokens
+def _first_error(
+    tokens: Tokens | RowError, known: NDArray[np.bool_] | RowError
+) -> Tokens | RowError:
+    """Returns the tokens, or the first reason why a row has none."""
+    return known if isinstance(known, RowError) and not isinstance(tokens, RowError) else tokens
 
 
-def _pins_array(
-    pins: Sequence[NDArray[np.bool_] | RowError], n_positions: int
+def _known_array(
+    known: Sequence[NDArray[np.bool_] | RowError], n_positions: int
 ) -> pa.FixedSizeListArray:
     nothing = np.zeros(n_positions, bool)
-    flat = np.concatenate([nothing if isinstance(pin, RowError) else pin for pin in pins])
+    flat = np.concatenate([nothing if isinstance(row, RowError) else row for row in known])
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), n_positions)
 
 
 class CountColors:
-    """Blocks of the plan -> a row a shard: its colors, their counts, rows and bad rows.
+    """Blocks of the plan -> one row of COLORS: the shard's colors and how often each comes, its
+    good and its failed rows.
 
     Args as of `ReadImages`.
     """
@@ -160,31 +160,28 @@ class CountColors:
         crop: Crop,
         input_options: Mapping[str, Any],
     ) -> None:
-        self._reading = {
-            "format": format,
-            "image_column": image_column,
-            "storage_options": input_options,
-        }
-        self._decoding = {"size": image_size, "resize": resize, "crop": crop}
+        self._read_shard = partial(
+            read_shard, format=format, image_column=image_column, storage_options=input_options
+        )
+        self._decode = partial(decode, size=image_size, resize=resize, crop=crop)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._count(shard) for shard in shards_in(block)], COLORS)
-
-    def _count(self, shard: Shard) -> dict[str, Any]:
         begun = time.perf_counter()
-        parts, good_rows, errors = [], 0, 0
-        for found in read_shard(shard, **self._reading):
-            pixels = [decoded(image, **self._decoding) for image in found.images]
+        counted, good_rows, errors = [], 0, 0
+        for read in self._read_shard(shard_in(block)):
+            images = cast(list[bytes | RowError], read.images)  # tokens have no colors
+            pixels = [self._decode(image) for image in images]
             good = [item for item in pixels if not isinstance(item, RowError)]
             good_rows += len(good)
             errors += len(pixels) - len(good)
             if good:
-                parts.append(ColorHistogram.of(np.stack(good)))
-        total = ColorHistogram.total(parts)
-        return {
+                counted.append(ColorHistogram.of(np.stack(good)))
+        total = ColorHistogram.total(counted)
+        found = {
             "rows": good_rows,
             "errors": errors,
             "seconds": time.perf_counter() - begun,
             "colors": total.colors,
             "counts": total.counts,
         }
+        return pa.Table.from_pylist([found], COLORS)

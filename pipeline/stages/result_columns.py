@@ -1,4 +1,4 @@
-"""The columns of results that do not stand in a finished block as they are: tokens, PNGs."""
+"""Columns of results that do not stand in a finished block as they are: tokens, PNGs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,11 +26,11 @@ def _complete_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, 
     tokens = tokens_of(good[rows.ROW_TOKENS])
     samples = good[rows.SAMPLES].combine_chunks()
     lists = pa.concat_arrays(samples.chunks) if isinstance(samples, pa.ChunkedArray) else samples
-    drawn = tokens_of(pa.chunked_array([lists.flatten()]))
+    images = list(tokens_of(pa.chunked_array([lists.flatten()])))
     return {
         rows.TOKENS: good[rows.ROW_TOKENS],
         rows.IMAGES: pa.ListArray.from_arrays(
-            _offsets(lists), pictures(list(drawn), palette, side), type=pa.list_(rows.IMAGE)
+            _offsets(lists), pictures(images, palette, side), type=pa.list_(rows.IMAGE)
         ),
         rows.PROMPT: _prompts(good, tokens, palette, side),
         rows.ORIGINAL: pictures(list(tokens), palette, side),
@@ -40,7 +40,8 @@ def _complete_columns(good: pa.Table, palette: Palette, side: int) -> dict[str, 
 def _prompts(
     good: pa.Table, tokens: NDArray[np.uint16], palette: Palette, side: int
 ) -> pa.StructArray:
-    """What the model was given, as PNG: the rows that hold given pixels, clear where one is not."""
+    """Encodes what the model was given as PNGs: the rows that hold known pixels, the others
+    transparent."""
     known = np.arange(side * side) < good[rows.PROMPT_LENGTH].to_numpy()[:, None]
     if rows.KNOWN_PIXELS in good.column_names:
         known |= bits_of(good[rows.KNOWN_PIXELS])
@@ -50,7 +51,7 @@ def _prompts(
 def _prompt(
     tokens: NDArray[np.uint16], known: NDArray[np.bool_], palette: Palette, side: int
 ) -> bytes | None:
-    """The known pixels of an image as PNG; None where there are none."""
+    """Encodes the known pixels of an image as PNG; None where there are none."""
     if not known.any():
         return None
     given = slice(0, -(-(int(np.flatnonzero(known)[-1]) + 1) // side) * side)
@@ -67,7 +68,7 @@ def _offsets(lists: pa.ListArray) -> pa.Array:
 
 
 def pictures(images: list[NDArray[np.uint16]], palette: Palette, side: int) -> pa.StructArray:
-    """A column of `rows.IMAGE`: each image's tokens, whole rows of `side` pixels, as PNG."""
+    """Makes a column of `rows.IMAGE`: each image's tokens, whole rows of `side` pixels, as PNG."""
     return _images([encode_png(palette.decode(tokens.reshape(-1, side))) for tokens in images])
 
 

@@ -1,6 +1,7 @@
-"""What rows hold, encoded images or ready tokens, as columns of tokens and of errors."""
+"""Tokenizing what rows hold, encoded images or ready tokens, into columns of tokens and errors."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ Tokens = NDArray[np.uint16]
 
 
 class Tokenizer:
-    """Images to tokens; tokens are checked.
+    """Makes tokens of images, and checks tokens that are there already.
 
     Args:
         palette: location of a model folder or of a palette's .npy file.
@@ -40,20 +41,21 @@ class Tokenizer:
         prompts: bool = False,
     ) -> None:
         self._palette = load_palette(palette, storage_options=model_options)
-        self._decoding = {"size": image_size, "resize": resize, "crop": crop}
+        self._decode = partial(decode, size=image_size, resize=resize, crop=crop)
         self.n_positions = image_size**2
         self._prompts = prompts
 
     def tokens(self, content: RowContent | Image.Image) -> Tokens | RowError:
-        """The tokens of a row, flat: n_positions, or fewer of a prompt; or why there are none."""
+        """Returns the tokens of a row, flat: n_positions, or fewer of a prompt; or why there are
+        none."""
         if isinstance(content, np.ndarray):
             return self._checked(content)
-        pixels = decoded(content, **self._decoding)
+        pixels = self._decode(content)
         return pixels if isinstance(pixels, RowError) else self._palette.encode(pixels).reshape(-1)
 
     def columns(self, found: Sequence[Tokens | RowError]) -> dict[str, pa.Array]:
-        """Block columns of rows: tokens, errors and, of prompts, their lengths. Zeros are put
-        after a prompt."""
+        """Makes block columns of rows: tokens, errors and, of prompts, their lengths. Zeros are
+        put after a prompt."""
         good = [item for item in found if not isinstance(item, RowError)]
         errors = [item if isinstance(item, RowError) else None for item in found]
         tokens = np.zeros((len(good), self.n_positions), np.uint16)
@@ -86,10 +88,10 @@ class Tokenizer:
         return tokens.astype(np.uint16)
 
 
-def decoded(
+def decode(
     image: bytes | Image.Image | RowError, *, size: int, resize: Resize, crop: Crop
 ) -> Pixels | RowError:
-    """The pixels (size, size, 3) uint8 of a row, or why there are none."""
+    """Decodes a row's image to pixels (size, size, 3) uint8, or says why it cannot."""
     if isinstance(image, RowError):
         return image
     try:

@@ -1,4 +1,4 @@
-"""The writer of a shard's part."""
+"""Writing a shard's part: its results, errors and stats, in the order that makes it safe."""
 
 import base64
 import json
@@ -15,14 +15,15 @@ import pyarrow.compute as pc
 from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.errors import Superseded
-from pipeline.run_directory.layout import FOLDERS, parquet_bytes, part_name, spread
+from pipeline.run_directory.layout import parquet_bytes, part_name, spread
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.likelihoods import NLLHistogram, has_nll
-from pipeline.stages.blocks import by_shard, tokens_of
+from pipeline.stages.blocks import shard_metadata, tokens_of
 from pipeline.stages.result_columns import RESULTS, pictures
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
 
+# What a shard's seconds are counted by.
 STAGES = ("read", "decode", "model", "write")
 _LOGGED_ERRORS = 10  # of a shard
 
@@ -33,7 +34,7 @@ SUMMARY = pa.schema(
         pa.field("shard", pa.int32()),
         pa.field("rows", pa.int32()),
         pa.field("errors", pa.int32()),
-        pa.field("tokens", pa.int64()),  # drawn by the model
+        pa.field("tokens", pa.int64()),  # sampled by the model
         pa.field("bytes", pa.int64()),  # of the results as Parquet
         pa.field("seconds", pa.struct([(stage, pa.float64()) for stage in STAGES])),
         pa.field("finished", pa.float64()),  # unix seconds
@@ -42,10 +43,11 @@ SUMMARY = pa.schema(
 
 
 class WriteParts:
-    """Blocks of finished rows -> parts of the run directory, and a row of SUMMARY each.
+    """A block of a shard's finished rows -> its part in the run directory, and a row of SUMMARY.
 
     Errors and stats are written before the data: a data part that is there means that the shard
-    is done. Writing a part again writes the same bytes.
+    is done. Writing a part again writes the same bytes. Raises Superseded, and writes nothing more,
+    once the run directory is another run's; what was written stays, for `igpt verify` to find.
 
     Args:
         output: the run directory.
@@ -82,85 +84,49 @@ class WriteParts:
         self._palette = load_palette(palette, storage_options=model_options)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        summaries = [self._write(shard) for shard in by_shard(block)]
-        return pa.Table.from_pylist(summaries, schema=SUMMARY)
-
-    def _write(self, block: pa.Table) -> dict[str, Any]:
         begun = time.perf_counter()
-        shard, expected = block[rows.SHARD][0].as_py(), block[rows.SHARD_ROWS][0].as_py()
-        if block.num_rows != expected:
+        metadata = shard_metadata(block)
+        shard = metadata.index
+        if block.num_rows != metadata.rows:
             raise RuntimeError(
-                f"shard {shard}: expected {expected} rows, found {block.num_rows}; rows were "
-                "lost or cut between two stages, nothing was written"
+                f"shard {shard}: expected {metadata.rows} rows, found {block.num_rows}; rows were "
+                "lost between two stages, nothing was written"
             )
         good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))
-        bad = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
+        failed = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
         results = self.results(good)
         payload = parquet_bytes(results)
         figures = self._figures(good, results)
         self._check_lease(shard)  # no sooner: all that takes seconds
-        self._write_errors(shard, bad)
+        self._write_errors(shard, failed)
         summary = {
             "shard": shard,
             "rows": good.num_rows,
-            "errors": bad.num_rows,
-            "tokens": _drawn(good),
+            "errors": failed.num_rows,
+            "tokens": _sampled_tokens(good),
             "bytes": len(payload),
             "finished": time.time(),
-            "seconds": _seconds(block) | {"write": time.perf_counter() - begun},
+            "seconds": {**metadata.seconds, "write": time.perf_counter() - begun},
         }
         stats = json.dumps(summary | figures).encode()
         write_atomic(self._fs, self._path("stats", shard), stats)
-        self._check_lease(shard, stats=stats)
+        self._check_lease(shard)
         write_atomic(self._fs, self._path("data", shard), payload)
-        if self._lease is not None and self._lease.is_of_another_run():
-            self._take_back(shard, stats, payload)
-            raise self._gave_way(shard)
-        return summary
+        self._check_lease(shard)  # so that no shard counts as this run's which another may redo
+        return pa.Table.from_pylist([summary], schema=SUMMARY)
 
     def _path(self, folder: str, shard: int) -> str:
         return join(self._output, part_name(folder, shard))
 
-    def _check_lease(self, shard: int, *, stats: bytes | None = None) -> None:
-        """Raises Superseded where the lease is gone; `stats`: what was written until now."""
-        if self._lease is None or self._lease.may_write():
-            return
-        if stats is not None and self._lease.is_of_another_run():
-            self._take_back(shard, stats)
-        raise self._gave_way(shard)
-
-    def _gave_way(self, shard: int) -> Superseded:
-        return Superseded(f"another run works at {self._output} now; shard {shard} is left to it")
-
-    def _take_back(self, shard: int, stats: bytes, payload: bytes | None = None) -> None:
-        """Out of the directory of a run with other results goes what this one wrote, where that
-        run has not come to the shard yet, or all of it lies over what that run had written.
-
-        Rather than a good part something is left that `igpt verify` finds: a part whose stats are
-        another run's.
-
-        Args:
-            payload: of the data, where they were written.
-        """
-        found = self._content("data", shard)
-        if found is not None and found != payload:
-            return  # the results are the other run's
-        if self._content("stats", shard) not in (None, stats):
-            if found is not None:  # its stats beside these results: nobody would see it
-                write_atomic(self._fs, self._path("stats", shard), stats)
-            return
-        for folder in FOLDERS:  # data first
-            with suppress(FileNotFoundError):
-                self._fs.rm_file(self._path(folder, shard))
-
-    def _content(self, folder: str, shard: int) -> bytes | None:
-        try:
-            return read_bytes(self._fs, self._path(folder, shard))
-        except FileNotFoundError:
-            return None
+    def _check_lease(self, shard: int) -> None:
+        """Raises Superseded where the lease is another run's by now."""
+        if self._lease is not None and not self._lease.may_write():
+            raise Superseded(
+                f"another run works at {self._output} now; shard {shard} is left to it"
+            )
 
     def results(self, good: pa.Table) -> pa.Table:
-        """The results, as they are stored, of finished rows that are good."""
+        """Makes the results, as they are stored, of good finished rows."""
         columns = {rows.ID: good[rows.ROW_ID]}
         columns |= {name: good[name] for name in good.column_names if name in self._schema.names}
         if self._columns is not None:
@@ -168,7 +134,7 @@ class WriteParts:
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
 
     def _figures(self, good: pa.Table, results: pa.Table) -> dict[str, Any]:
-        """What the stats of a part hold beside its summary."""
+        """Collects what the stats of a part hold beside its summary."""
         figures: dict[str, Any] = {"host": socket.gethostname()}
         if self._lease is not None:
             figures["run"] = self._lease.run  # not in the part, whose bytes no run may change
@@ -179,7 +145,7 @@ class WriteParts:
         return figures
 
     def _examples(self, good: pa.Table) -> list[dict[str, Any]]:
-        """A few rows of the part, evenly spread, each with its picture as base64 of a PNG."""
+        """Chooses a few rows of the part, evenly spread, each with its picture as base64 of PNG."""
         chosen = spread(good.num_rows, self._n_examples)
         tokens = list(tokens_of(good[rows.ROW_TOKENS].take(pa.array(chosen, pa.int64()))))
         images = pictures(tokens, self._palette, self._side).field("bytes").to_pylist()
@@ -188,16 +154,16 @@ class WriteParts:
             for row, png in zip(chosen, images, strict=True)
         ]
 
-    def _write_errors(self, shard: int, bad: pa.Table) -> None:
+    def _write_errors(self, shard: int, failed: pa.Table) -> None:
         path, payload = self._path("errors", shard), None
-        if bad.num_rows:
-            errors = pa.table([bad[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS)
+        if failed.num_rows:
+            errors = pa.table([failed[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS)
             for row in errors.slice(0, _LOGGED_ERRORS).to_pylist():
                 _log.warning("shard %d, %s: %s: %s", shard, row["id"], row["error"], row["message"])
-            if bad.num_rows > _LOGGED_ERRORS:
-                _log.warning("shard %d: %d bad rows, all in %s", shard, bad.num_rows, path)
+            if failed.num_rows > _LOGGED_ERRORS:
+                _log.warning("shard %d: %d failed rows, all in %s", shard, failed.num_rows, path)
             payload = parquet_bytes(errors)
-        if payload == self._content("errors", shard):
+        if payload == self._errors_there(path):
             return
         # An earlier attempt at this shard had other errors: its results lack rows, or hold some
         # that are errors now. Where this attempt got no further they would count as done.
@@ -207,6 +173,12 @@ class WriteParts:
             self._fs.rm_file(path)
         else:
             write_atomic(self._fs, path, payload)
+
+    def _errors_there(self, path: str) -> bytes | None:
+        try:
+            return read_bytes(self._fs, path)
+        except FileNotFoundError:
+            return None
 
 
 _ERROR_COLUMNS = (
@@ -218,19 +190,8 @@ _ERROR_COLUMNS = (
 )
 
 
-def _seconds(block: pa.Table) -> dict[str, float]:
-    present = {stage: rows.seconds_column(stage) for stage in STAGES}
-    return {
-        stage: pc.sum(block[name]).as_py()
-        for stage, name in present.items()
-        if name in block.column_names
-    }
-
-
-def _drawn(good: pa.Table) -> int:
-    """Tokens that the model drew."""
-    return (
-        pc.sum(good[rows.SAMPLED_TOKENS]).as_py() or 0
-        if rows.SAMPLED_TOKENS in good.column_names
-        else 0
-    )
+def _sampled_tokens(good: pa.Table) -> int:
+    """Counts the tokens that the model sampled for the good rows."""
+    if rows.SAMPLED_TOKENS not in good.column_names:
+        return 0
+    return int(pc.sum(good[rows.SAMPLED_TOKENS]).as_py() or 0)

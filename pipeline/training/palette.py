@@ -5,7 +5,7 @@ from contextlib import closing
 import numpy as np
 
 from igpt_core.images.palette import ColorHistogram
-from pipeline.engine.dispatch import consume
+from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.progress import Mode, Progress
 from pipeline.engine.stage import Stage
 from pipeline.shards import Plan
@@ -22,11 +22,11 @@ def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHist
     )
     total = ColorHistogram.total([])
     clock.show()
-    with closing(clock), closing(consume(plan, plan.shards, [stage])) as parts:
-        for part in parts:
-            colors = np.asarray(part["colors"], np.uint32)
-            counts = np.asarray(part["counts"], np.int64)
+    with closing(clock), closing(dispatch_shards(plan, plan.shards, [stage])) as found:
+        for shard in found:
+            colors = np.asarray(shard["colors"], np.uint32)
+            counts = np.asarray(shard["counts"], np.int64)
             total = ColorHistogram.total([total, ColorHistogram(colors, counts)])
-            clock.add({**part, "tokens": 0})
+            clock.add({**shard, "tokens": 0})
     clock.show(final=True)
     return total, clock.done - clock.errors, clock.errors

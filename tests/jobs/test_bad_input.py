@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
 from pictures import SIDE, encoded, photo
-from pipeline.stages.read_images import decoded
+from pipeline.stages.read_images import decode
 from pipeline.storage import retry as patience
 from runs import errors, igpt, refusal, results
 
@@ -58,7 +58,7 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch):
     """Its pixels, 4.5 GiB as RGB, are never asked for."""
     loaded = []
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", loaded.append)
-    error = decoded(bomb(40_000), size=8, resize="exact", crop="squash")
+    error = decode(bomb(40_000), size=8, resize="exact", crop="squash")
     assert error.error == "ImageError"
     assert not loaded
 

@@ -25,7 +25,7 @@ from igpt_core.heads import load_model
 from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
 from pictures import BAD, GOOD, SIDE
-from pipeline.engine import dispatch as rounds
+from pipeline.engine import dispatch
 from runs import igpt, parts
 
 GIVEN = SIDE * SIDE // 2
@@ -122,9 +122,9 @@ def test_duckdb_pandas_and_datasets_open_the_output(completed, tmp_path):
 def test_actors_and_the_order_of_shards_change_no_byte(
     completed, photos, tiny_model, tmp_path, monkeypatch
 ):
-    chain = rounds.chain
+    chain = dispatch.chain
     monkeypatch.setattr(
-        rounds,
+        dispatch,
         "chain",
         lambda blocks, *args, **kw: chain(dict(reversed(blocks.items())), *args, **kw),
     )

@@ -15,8 +15,7 @@ from pictures import BAD, GOOD
 from pipeline.batch import execute as run
 from pipeline.batch import model as models
 from pipeline.batch import run as run_job
-from pipeline.engine import cluster
-from pipeline.engine import dispatch as rounds
+from pipeline.engine import cluster, dispatch
 from pipeline.errors import RunFailed, UsageError
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
@@ -86,11 +85,11 @@ def test_a_run_that_failed_says_how_to_go_on_and_not_how_to_start_anew(
 ):
     """Past bug: "the same command again", which with --overwrite cleared what was kept."""
 
-    def consume(*rest, **named):
-        yield from rounds.consume(*rest, **named)
+    def dispatch_shards(*rest, **named):
+        yield from dispatch.dispatch_shards(*rest, **named)
         raise RunFailed("1 of 8 shards failed")
 
-    monkeypatch.setattr(run, "consume", consume)
+    monkeypatch.setattr(run, "dispatch_shards", dispatch_shards)
     monkeypatch.setattr(sys, "argv", ["igpt", "quantize", "--overwrite", "--output=out"])
     code, line = failing(capsys, "quantize", **options, overwrite=True)
     assert code == 1
@@ -108,15 +107,15 @@ def test_the_last_words_are_said_also_where_the_store_is_gone(
     def refuse(*_: object) -> None:
         raise PermissionError("the token has expired")
 
-    def consume(*rest, **named):
-        yield from rounds.consume(*rest, **named)
+    def dispatch_shards(*rest, **named):
+        yield from dispatch.dispatch_shards(*rest, **named)
         for place, name in ((Lease, "_read"), (RunDirectory, "finished"), (RunDirectory, "record")):
             monkeypatch.setattr(place, name, refuse)
         if stopped:
             os.kill(os.getpid(), signal.SIGTERM)
         raise RunFailed("1 of 8 shards failed")
 
-    monkeypatch.setattr(run, "consume", consume)
+    monkeypatch.setattr(run, "dispatch_shards", dispatch_shards)
     monkeypatch.setattr(sys, "argv", ["igpt", "quantize", "--overwrite", "--output=out"])
     code, line = failing(capsys, "quantize", **options)
     assert code == 1
@@ -193,7 +192,7 @@ def test_a_run_gives_way_to_one_that_is_started_later(
     code, line = failing(capsys, "quantize", **options)
     assert code == 1
     assert line == (
-        f"igpt: another run, started later, has taken over {output}; this one gives way\n"
+        f"igpt: another run, started later, has taken over {output}; this one is superseded\n"
     )
     assert len(parts(tmp_path / "run")) == 3
     assert (tmp_path / "run" / ".owner").exists()  # the other one's
@@ -301,20 +300,20 @@ def test_the_batch_size_that_was_found_stays_that_of_the_run(
     assert GOOD + len(BAD) == 24
 
 
-def test_rounds_of_fewer_shards_than_there_are_give_the_same(
+def test_submissions_of_fewer_shards_than_there_are_give_the_same(
     in_process, options, tmp_path, monkeypatch
 ):
     """As of a run of more than 20,000."""
     igpt("quantize", **options)
     handed_out = []
-    chain = rounds.chain
+    chain = dispatch.chain
 
     def noted(blocks, *rest, **named):
         handed_out.append(list(blocks))
         return chain(blocks, *rest, **named)
 
-    monkeypatch.setattr(rounds, "_ROUND", 3)
-    monkeypatch.setattr(rounds, "chain", noted)
+    monkeypatch.setattr(dispatch, "_SUBMITTED_SHARDS", 3)
+    monkeypatch.setattr(dispatch, "chain", noted)
     igpt("quantize", **options | {"output": tmp_path / "other"})
     assert handed_out == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert parts(tmp_path / "other") == parts(tmp_path / "run")

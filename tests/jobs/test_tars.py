@@ -105,7 +105,7 @@ def test_the_budget_is_judged_by_all_rows_once_they_are_known(
         with pytest.raises(SystemExit) as stopped:
             quantize(tars, tiny_model, output, "--max-error-fraction", "0.28", "--quiet")
         assert stopped.value.code == 3
-        assert "4 of 14 images are bad" in capsys.readouterr().err
+        assert "4 of 14 rows failed" in capsys.readouterr().err
         assert len(list((output / "data").iterdir())) == 3
         assert not (output / "report.json").exists()
     quantize(tars, tiny_model, output, "--max-error-fraction", "0.29", "--quiet")

@@ -194,15 +194,6 @@ def test_a_clash_with_id_names_the_option_for_it():
     assert "prompt" in schema.names, "only the job's own columns clash"
 
 
-def test_block_columns_never_meet_the_inputs():
-    user = pa.schema([("tokens", pa.int8()), ("id", pa.string()), ("error", pa.string())])
-    block = rows.block_schema(N, passthrough=user)
-    assert len(set(block.names)) == len(block.names)
-    own = [name for name in block.names if name not in user.names]
-    assert all(name.startswith(rows.PREFIX) for name in [*own, rows.seconds_column("read")])
-    assert block.field(rows.ROW_TOKENS).type == rows.tokens_type(N)
-
-
 def test_row_error_is_one_line_without_secrets():
     error = OSError(
         "403 for https://host/b/k.png?X-Amz-Signature=abc&X=1\n  and ftp://me:pass@host/x"

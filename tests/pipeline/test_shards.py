@@ -14,7 +14,7 @@ from pipeline.inputs import parquet_schema
 from pipeline.inputs.files import format_extensions
 from pipeline.inputs.source import Source, find_source
 from pipeline.rows import hub_features
-from pipeline.shards import FileSlice, Plan, Shard, shards_in
+from pipeline.shards import FileSlice, Plan, Shard, shard_in
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -40,13 +40,13 @@ def write(path, rows, *, metadata=None, group=None, **columns):
 
 
 def names(plan):
-    return [piece.name for shard in plan.shards for piece in shard.slices]
+    return [file.name for shard in plan.shards for file in shard.slices]
 
 
 def rows_of(plan):
     """Every row of the plan, in order, as (file name, row)."""
-    pieces = [piece for shard in plan.shards for piece in shard.slices]
-    return [(piece.name, row) for piece in pieces for row in range(piece.start, piece.stop)]
+    files = [file for shard in plan.shards for file in shard.slices]
+    return [(file.name, row) for file in files for row in file.row_numbers]
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_ids_are_relative_to_what_the_input_names(tmp_path, given, expected):
     touch(tmp_path, "a/x.png", "a/deep/y.png", "b/x.png")
     plan = plan_shards(given.format(root=tmp_path), shard_size=10)
     assert names(plan) == expected
-    assert len({piece.path for piece in plan.shards[0].slices}) == len(expected)
+    assert len({file.path for file in plan.shards[0].slices}) == len(expected)
 
 
 @pytest.mark.parametrize("name", ["a#b", "what?", "[x]", "a b", "100%25", "ü日", "one,two", "a::b"])
@@ -288,7 +288,7 @@ def test_plan_survives_its_file(tmp_path):
     assert hub_features(again.passthrough) == hub_features(plan.passthrough) != {}
     assert again.skipped == {".txt": 1}
     assert table["rows"].to_pylist() == [3, 3, 1]
-    assert list(shards_in(table.slice(1, 1))) == [plan.shards[1]], "a block is a plan's row"
+    assert shard_in(table.slice(1, 1)) == plan.shards[1], "a block is a plan's row"
 
 
 def test_another_table_is_no_plan():

@@ -1,4 +1,4 @@
-"""Sharing a cluster out among the stages, the sizes of shards, and clusters that are not there."""
+"""Allocation of a cluster to the stages, the sizes of shards, and clusters that are not there."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Which shards are handed out anew, which are named as failed, and when a run is given up; with
+"""Which shards are submitted again, which are named as failed, and when a run is given up; with
 stand-ins for Ray's part."""
 
 from collections.abc import Callable, Mapping
@@ -8,8 +8,8 @@ import pytest
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.engine import dispatch as rounds
-from pipeline.engine.dispatch import _suspects_last, consume
+from pipeline.engine import dispatch
+from pipeline.engine.dispatch import _likely_culprits_last, dispatch_shards
 from pipeline.engine.stage import Resources, ShardResult, Stage
 from pipeline.errors import RunFailed
 from pipeline.shards import FileSlice, Plan, Shard
@@ -18,31 +18,31 @@ REASON = "Model: ValueError: no"
 
 
 class Cluster:
-    """Two actors that take shards in order: `fails(shard, n)` at the n-th try, `deadly` ones end
+    """Two actors that take shards in order: `fails(shard, n)` at the n-th try, `poison` ones end
     their process while the other actor does one more."""
 
     def __init__(
-        self, *, fails: Callable[[int, int], bool] = lambda shard, n: False, deadly: set[int]
+        self, *, fails: Callable[[int, int], bool] = lambda shard, n: False, poison: set[int]
     ) -> None:
-        self._fails, self._deadly = fails, deadly
+        self._fails, self._poison = fails, poison
         self.tries: dict[int, int] = {}
-        self.rounds = 0
+        self.submissions = 0
         self.done: set[int] = set()
 
     def __call__(
         self, blocks: Mapping[int, pa.Table], stages: object, lease: object, *, proven: bool
     ):
         assert proven == bool(self.done)
-        self.rounds += 1
+        self.submissions += 1
         order = list(blocks)
         for place, shard in enumerate(order):
-            if shard in self._deadly:
+            if shard in self._poison:
                 yield from (self._tried(i) for i in order[place + 1 : place + 2] if self._lives(i))
                 raise ray.exceptions.ActorDiedError()
             yield self._tried(shard)
 
     def _lives(self, shard: int) -> bool:
-        return shard not in self._deadly
+        return shard not in self._poison
 
     def _tried(self, shard: int) -> ShardResult:
         n = self.tries[shard] = self.tries.get(shard, 0) + 1
@@ -54,22 +54,22 @@ class Cluster:
 
 @pytest.fixture
 def run(monkeypatch):
-    """Consumes n shards on such a cluster: (shards done, in order; the message of the failure)."""
+    """Dispatches n shards on such a cluster: (shards done, in order; message of the failure)."""
 
-    def consumed(n: int, **traits: object) -> tuple[list[int], str, Cluster]:
-        cluster = Cluster(**({"deadly": set()} | traits))
-        monkeypatch.setattr(rounds, "_round", cluster)
+    def dispatched(n: int, **traits: object) -> tuple[list[int], str, Cluster]:
+        cluster = Cluster(**({"poison": set()} | traits))
+        monkeypatch.setattr(dispatch, "_submit", cluster)
         shards = tuple(Shard(i, (FileSlice("f", "f", 0, 1),)) for i in range(n))
         plan = Plan(format="images", shard_size=1, shards=shards)
         done, message = [], ""
         try:
             stage = Stage(object, {}, Resources(actors=2))
-            done.extend(row["shard"] for row in consume(plan, plan.shards, [stage]))
+            done.extend(row["shard"] for row in dispatch_shards(plan, plan.shards, [stage]))
         except RunFailed as failed:
             message = str(failed)
         return sorted(done), message, cluster
 
-    return consumed
+    return dispatched
 
 
 def test_what_fails_once_is_done_at_the_second_try(run):
@@ -77,7 +77,7 @@ def test_what_fails_once_is_done_at_the_second_try(run):
     run, however many actors met it."""
     done, message, cluster = run(40, fails=lambda shard, n: 10 <= shard < 19 and n == 1)
     assert (done, message) == (list(range(40)), "")
-    assert cluster.rounds == 2
+    assert cluster.submissions == 2
 
 
 @pytest.mark.parametrize("n", [9, 12])
@@ -97,31 +97,31 @@ def test_a_run_whose_shards_all_fail_is_given_up(run):
     done, message, cluster = run(40, fails=lambda shard, _: shard >= 20)
     assert done == list(range(20))
     assert message.startswith("10 of 40 shards failed, and the rest was not tried: 20, 21, 22,")
-    assert cluster.rounds == 1
+    assert cluster.submissions == 1
 
 
-@pytest.mark.parametrize("deadly", [{0}, {39}, {5, 11}, {5, 6}, {0, 1, 2}, set(range(5, 40, 6))])
-def test_shards_that_their_process_dies_of_are_named_and_the_others_done(run, deadly):
+@pytest.mark.parametrize("poison", [{0}, {39}, {5, 11}, {5, 6}, {0, 1, 2}, set(range(5, 40, 6))])
+def test_shards_that_their_process_dies_of_are_named_and_the_others_done(run, poison):
     """Past bug: two of them ended the run, which named neither, at each resume again."""
-    done, message, _ = run(40, deadly=deadly)
-    assert done == sorted(set(range(40)) - deadly)
-    named = ", ".join(map(str, sorted(deadly)))
-    assert message.startswith(f"{len(deadly)} of 40 shards failed: {named}; ")
+    done, message, _ = run(40, poison=poison)
+    assert done == sorted(set(range(40)) - poison)
+    named = ", ".join(map(str, sorted(poison)))
+    assert message.startswith(f"{len(poison)} of 40 shards failed: {named}; ")
     assert "because of a process that died each time: ActorDiedError" in message
 
 
 def test_a_run_whose_processes_all_die_is_given_up(run):
-    done, message, cluster = run(1000, deadly=set(range(1000)))
+    done, message, cluster = run(1000, poison=set(range(1000)))
     assert done == []
     assert message.startswith("a stage failed: processes died, ActorDiedError")
-    assert cluster.rounds == 4
+    assert cluster.submissions == 4
 
 
 def test_a_cluster_on_which_processes_begin_to_die_is_given_up(run):
-    done, message, cluster = run(1000, deadly=set(range(500, 1000)))
+    done, message, cluster = run(1000, poison=set(range(500, 1000)))
     assert done == list(range(500))
     assert message.startswith("10 of 1000 shards failed, and the rest was not tried: ")
-    assert cluster.rounds < 40
+    assert cluster.submissions < 40
 
 
 def raising(error: Exception) -> Callable:
@@ -150,7 +150,7 @@ def test_a_node_where_no_actor_can_start_does_not_end_a_run_that_gets_on(run, mo
 
     monkeypatch.setattr(Cluster, "__call__", ends_early)
     done, message, cluster = run(5)
-    assert (done, message, cluster.rounds) == ([0, 1, 2, 3, 4], "", 3)
+    assert (done, message, cluster.submissions) == ([0, 1, 2, 3, 4], "", 3)
 
 
 def test_a_cluster_on_which_no_actor_can_start_any_more_ends_the_run(run, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_cluster_on_which_no_actor_can_start_any_more_ends_the_run(run, monkey
 
 
 def test_a_run_that_stood_still_as_long_as_it_may_ends(run, monkeypatch):
-    """Past bug: what was left was handed out anew, so it stood still several times as long."""
+    """Past bug: what was left was submitted again, so it stood still several times as long."""
     monkeypatch.setattr(Cluster, "__call__", raising(ExecutionTimeoutError("no progress")))
     done, message, _ = run(3)
     assert done == []
@@ -185,5 +185,5 @@ def test_a_run_that_stood_still_as_long_as_it_may_ends(run, monkeypatch):
         ({0, 1, 2, 3, 4}, []),
     ],
 )
-def test_what_was_handed_out_before_the_last_that_came_back_comes_last(back, expected):
-    assert _suspects_last(range(5), back) == expected
+def test_what_was_submitted_before_the_last_that_came_back_comes_last(back, expected):
+    assert _likely_culprits_last(range(5), back) == expected

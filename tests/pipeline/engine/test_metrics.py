@@ -30,8 +30,8 @@ def test_images_errors_tokens_and_idle_actors_are_exported(
 ):
     words = ["complete", f"--input={photos}", f"--output={tmp_path / 'run'}", "--quiet"]
     main([*words, f"--model={tiny_model}", "--samples=2", "--max-error-fraction=1"])
-    patience = time.monotonic() + 60
-    while len(found := exported()) < 4 and time.monotonic() < patience:
+    deadline = time.monotonic() + 60
+    while len(found := exported()) < 4 and time.monotonic() < deadline:
         time.sleep(1)
     totals = {name: sum(value for _, value in values) for name, values in found.items()}
     assert totals["ray_igpt_images_total"] >= GOOD  # other tests may have run in this session

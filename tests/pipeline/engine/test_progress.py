@@ -73,8 +73,8 @@ def test_words_for_people(clock, capsys):
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "0/400 images (0 %), starting",
-        "100/400 images (25 %), 2 bad, 2.0 images/s, about 2 min left",
-        "400/400 images (100 %), 2 bad, 2.0 images/s",
+        "100/400 images (25 %), 2 failed, 2.0 images/s, about 2 min 30 s left",
+        "400/400 images (100 %), 2 failed, 2.0 images/s",
     ]
 
 
@@ -88,18 +88,18 @@ def test_without_a_total_the_shards_tell_how_far_it_is(clock, capsys):
         clock.now += 30
         run.add(shard(100, seconds=30))
     assert capsys.readouterr().err.splitlines() == [
-        "40 images, 2/6 shards (33 %), 1 bad, starting",
-        "55 images, 3/6 shards (50 %), 6 bad, 0.5 images/s, about 2 min left",
-        "155 images, 4/6 shards (67 %), 6 bad, 1.9 images/s, about 60 s left",
-        "255 images, 5/6 shards (83 %), 6 bad, 2.4 images/s, about 30 s left",
-        "355 images, 6/6 shards (100 %), 6 bad, 2.6 images/s",
+        "40 images, 2/6 shards (33 %), 1 failed, starting",
+        "55 images, 3/6 shards (50 %), 6 failed, 0.5 images/s, about 1 min 30 s left",
+        "155 images, 4/6 shards (67 %), 6 failed, 1.9 images/s, about 1 min 00 s left",
+        "255 images, 5/6 shards (83 %), 6 failed, 2.4 images/s, about 30 s left",
+        "355 images, 6/6 shards (100 %), 6 failed, 2.6 images/s",
     ]
 
 
 def test_a_run_with_nothing_left_to_do_is_not_starting(clock, capsys):
     run = Progress(total=24, done=24, errors=4, shards=3, shards_done=3, mode="text")
     run.show(final=True)
-    assert capsys.readouterr().err == "24/24 images (100 %), 4 bad\n"
+    assert capsys.readouterr().err == "24/24 images (100 %), 4 failed\n"
 
 
 @pytest.fixture
@@ -161,14 +161,16 @@ def test_quiet_says_nothing(clock, capsys):
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0.4, "0 s"),
-        (89.4, "89 s"),
-        (89.6, "2 min"),
-        (149, "2 min"),
-        (5399, "90 min"),
-        (5400, "1 h 30 min"),
-        (7199, "2 h 0 min"),
-        (360_000, "100 h 0 min"),
+        (0, "0 s"),
+        (0.00003, "0 s"),
+        (0.034, "0.03 s"),
+        (9.87, "9.9 s"),
+        (59.4, "59 s"),
+        (59.96, "1 min 00 s"),
+        (125.4, "2 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (3_600_000, "1,000 h 00 min"),
     ],
 )
 def test_lengths_of_time(seconds, words):

@@ -11,7 +11,7 @@ import pytest
 from pipeline.engine.signals import stoppable
 
 
-def tell(number: int = signal.SIGTERM) -> None:
+def send(number: int = signal.SIGTERM) -> None:
     os.kill(os.getpid(), number)
 
 
@@ -19,7 +19,7 @@ def test_the_first_signal_asks_and_does_not_interrupt():
     called = threading.Event()
     with stoppable(called.set) as asked:
         assert not asked.is_set()
-        tell()
+        send()
         assert called.wait(5)
         assert asked.is_set()
     assert asked.is_set()
@@ -35,7 +35,7 @@ def ended_by(stop, *signals: int, **settings: float) -> None:
 
     with stoppable(stop_and_say, **settings):
         for number in signals:
-            tell(number)
+            send(number)
             assert called.wait(5)
         time.sleep(5)
 

@@ -18,12 +18,11 @@ import pytest
 from ray import cloudpickle
 from ray.data import DataContext
 
-from pipeline.engine import cluster
-from pipeline.engine import dispatch as rounds
-from pipeline.engine.dispatch import consume
+from pipeline.engine import cluster, dispatch
+from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.stage import Resources, ShardResult, Stage, _ReportingShards, serialize
 from pipeline.errors import EndOfRun, RunFailed
-from pipeline.shards import FileSlice, Plan, Shard, shards_in
+from pipeline.shards import FileSlice, Plan, Shard, shard_in
 
 # Ray's workers cannot import the file of a test.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -32,14 +31,12 @@ RESOURCES = Resources(num_cpus=0.3)
 
 
 class Widen:
-    """A row a shard -> the shard's rows, a kilobyte each."""
+    """A block of the plan -> the shard's rows, a kilobyte each."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        tables = []
-        for shard in shards_in(block):
-            index = pa.array(np.full(shard.rows, shard.index, np.int32))
-            tables.append(pa.table({"shard": index, "load": pa.array(["x" * 1024] * shard.rows)}))
-        return pa.concat_tables(tables)
+        shard = shard_in(block)
+        index = pa.array(np.full(shard.rows, shard.index, np.int32))
+        return pa.table({"shard": index, "load": pa.array(["x" * 1024] * shard.rows)})
 
 
 class DieOnce:
@@ -56,7 +53,7 @@ class DieOnce:
 
 
 class Count:
-    """A row for each shard of a block: how many rows there are."""
+    """Blocks of rows -> a row for each shard: how many rows there are."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
         counted = block.group_by("shard").aggregate([("load", "count")])
@@ -146,23 +143,25 @@ def stage(cls: type, **arguments: object) -> Stage:
 
 def test_blocks_stay_whole_and_a_dead_actor_is_replaced(connected, tmp_path, capsys):
     """Ray cuts what a stage makes at a size of its own, here 4 KiB, unless it is told not to: a
-    shard of 300 rows would be counted piece by piece. The process that has shard 1 dies once."""
+    shard of 300 rows would be counted in several blocks. The process that has shard 1 dies once."""
     plan = plan_of(1, 300, 7, 40)
     wanted = plan.shards[:3]  # the last is done, as in a run that is resumed
     died = tmp_path / "died"
     stages = [stage(Widen), stage(DieOnce, marker=str(died)), stage(Count)]
-    found = list(consume(plan, wanted, stages))
+    found = list(dispatch_shards(plan, wanted, stages))
     assert died.exists()
     assert sorted((row["shard"], row["rows"]) for row in found) == [(0, 1), (1, 300), (2, 7)]
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""  # Ray has much to say about it
 
 
-def consumed(plan: Plan, stages: list[Stage]) -> tuple[list[tuple[int, int]], str]:
+def dispatched(plan: Plan, stages: list[Stage]) -> tuple[list[tuple[int, int]], str]:
     """(shard, rows) of what came back before the run failed, and how it did."""
     found = []
     with pytest.raises(RunFailed) as failed:
-        found.extend((row["shard"], row["rows"]) for row in consume(plan, plan.shards, stages))
+        found.extend(
+            (row["shard"], row["rows"]) for row in dispatch_shards(plan, plan.shards, stages)
+        )
     return sorted(found), str(failed.value)
 
 
@@ -174,7 +173,7 @@ def test_shards_that_a_stage_cannot_do_are_named_and_the_others_go_on(connected,
     """Past bug: one of them ended the run."""
     plan = plan_of(1, 2, 3, 4)
     stages = [stage(Widen), stage(Refuse, error=GONE, at=(1, 3)), stage(Count)]
-    found, message = consumed(plan, stages)
+    found, message = dispatched(plan, stages)
     assert found == [(0, 1), (2, 3)]
     because = [f"{i} because of {GONE_LINE}" for i in (1, 3)]
     assert message in [f"2 of 4 shards failed: 1, 3; {line}" for line in because]
@@ -189,7 +188,7 @@ def test_what_fails_once_is_tried_once_more(connected, tmp_path, at):
     plan = plan_of(1, 2, 3)
     resources = Resources(actors=2, num_cpus=0.3)
     stumbling = Stage(Stumble, {"marker": str(marker), "at": at}, resources)
-    found = list(consume(plan, plan.shards, [stage(Widen), stumbling, stage(Count)]))
+    found = list(dispatch_shards(plan, plan.shards, [stage(Widen), stumbling, stage(Count)]))
     assert marker.exists()
     assert sorted((row["shard"], row["rows"]) for row in found) == [(0, 1), (1, 2), (2, 3)]
 
@@ -201,7 +200,7 @@ def test_where_nothing_can_be_done_the_rest_is_not_tried(connected):
     everything = tuple(range(30))
     stages = [stage(Widen), stage(Refuse, error=GONE, at=everything), stage(Count)]
     begun = time.monotonic()
-    found, message = consumed(plan, stages)
+    found, message = dispatched(plan, stages)
     assert found == []
     named = "5 of 30 shards failed, and the rest was not tried: 0, 1, 2, 3, 4"
     assert message == f"{named}; 0 because of {GONE_LINE}"
@@ -223,27 +222,27 @@ def test_what_no_shard_could_do_ends_the_run_at_once_in_the_stages_own_words(mon
     def in_process(blocks, stages, *, lease, proven):
         return SimpleNamespace(iter_batches=lambda **_: batches(blocks))
 
-    monkeypatch.setattr(rounds, "chain", in_process)
-    assert consumed(plan_of(1, 2, 3), [stage(Refuse)]) == ([], str(end))
+    monkeypatch.setattr(dispatch, "chain", in_process)
+    assert dispatched(plan_of(1, 2, 3), [stage(Refuse)]) == ([], str(end))
     assert begun == [0]
 
 
-def test_an_actor_rests_after_failures_but_not_to_pass_on_what_failed_before_it(monkeypatch):
+def test_an_actor_backs_off_after_failures_but_not_to_pass_on_what_failed_before_it(monkeypatch):
     """Twice as long each time, up to half a minute, until it has done a shard."""
-    rests: list[float] = []
-    monkeypatch.setattr("pipeline.engine.stage.time.sleep", rests.append)
+    pauses: list[float] = []
+    monkeypatch.setattr("pipeline.engine.stage.time.sleep", pauses.append)
     refuse = type("Refuse", (_ReportingShards,), {"stage": Refuse})(error=GONE, at=(1,))
 
-    def hand(shard: int, failure: str | None = None) -> None:
+    def submit(shard: int, failure: str | None = None) -> None:
         block = pa.table({"shard": [shard]})
         refuse(serialize([ShardResult(shard, None if failure else block, failure)]))
 
     for _ in range(8):
-        hand(1)
-        hand(2, failure="Earlier: ValueError: no")
-    hand(3)
-    hand(3)
-    assert rests == [1, 2, 4, 8, 16, 30, 30, 30]
+        submit(1)
+        submit(2, failure="Earlier: ValueError: no")
+    submit(3)
+    submit(3)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
 def test_an_error_at_the_start_of_a_stage_is_one_line(connected, capsys, monkeypatch):
@@ -253,7 +252,7 @@ def test_an_error_at_the_start_of_a_stage_is_one_line(connected, capsys, monkeyp
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # it has the stderr of when it was made
             monkeypatch.setattr(handler, "stream", logged)
-    found, message = consumed(plan_of(1), [stage(Refuse, error=GONE, at=None)])
+    found, message = dispatched(plan_of(1), [stage(Refuse, error=GONE, at=None)])
     assert found == []
     assert message == f"a stage failed: {GONE_LINE}"
     captured = capsys.readouterr()
@@ -263,7 +262,7 @@ def test_an_error_at_the_start_of_a_stage_is_one_line(connected, capsys, monkeyp
 @pytest.mark.slow
 def test_a_shard_that_kills_its_process_each_time_is_named_and_the_others_go_on(connected):
     """Past bug: it ended the run, and so it did again at each resume."""
-    found, message = consumed(
+    found, message = dispatched(
         plan_of(1, 2, 3, 4, 5), [stage(Widen), stage(Die, at=2), stage(Count)]
     )
     assert found == [(0, 1), (1, 2), (3, 4), (4, 5)]
@@ -274,12 +273,12 @@ def test_a_shard_that_kills_its_process_each_time_is_named_and_the_others_go_on(
 def test_a_place_where_no_actor_can_start_does_not_end_the_run(connected, tmp_path, monkeypatch):
     """Past bug: Ray starts the actor there again at once, and after four times the run was over,
     before another one had done its first shard."""
-    monkeypatch.setattr("pipeline.engine.stage._START_REST", 6.0)
+    monkeypatch.setattr("pipeline.engine.stage._START_BACKOFF_SECONDS", 6.0)
     start = Stage(
         StartOnce, {"folder": str(tmp_path), "seconds": 20.0}, replace(RESOURCES, actors=2)
     )
     plan = plan_of(1, 2, 3)
-    done = consume(plan, plan.shards, [stage(Widen), start, stage(Count)])
+    done = dispatch_shards(plan, plan.shards, [stage(Widen), start, stage(Count)])
     assert sorted((row["shard"], row["rows"]) for row in done) == [(0, 1), (1, 2), (2, 3)]
     assert len(list(tmp_path.iterdir())) > 2
 
@@ -300,15 +299,15 @@ with cluster.connected(None):
         Stage(Seen, {{}}, Resources(num_cpus=0.3, num_gpus=1.0)),
         Stage(Count, {{}}, RESOURCES),
     ]
-    print(json.dumps(list(consume(uncounted, uncounted.shards, stages))))
+    print(json.dumps(list(dispatch_shards(uncounted, uncounted.shards, stages))))
 """
 
 
 class WidenByName:
-    """A row a shard -> as many rows as its file's name says: nobody knew that before."""
+    """A block of the plan -> as many rows as its file's name says: nobody knew that before."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        (shard,) = shards_in(block)
+        shard = shard_in(block)
         rows = int(shard.slices[0].name)
         index = pa.array(np.full(rows, shard.index, np.int32))
         return pa.table({"shard": index, "load": pa.array(["x" * 1024] * rows)})

@@ -39,7 +39,7 @@ from pipeline.report.contact_sheet import draw_contact_sheet
 from pipeline.report.examples import read_examples
 from pipeline.report.page import TEMPLATE, RenderContext, environment
 from pipeline.report.pictures import Example, Picture
-from pipeline.report.text import duration, rate, shortened
+from pipeline.report.text import rate, shortened
 from pipeline.report.write import write_report
 
 # --- the page -------------------------------------------------------------------------------------
@@ -455,6 +455,3 @@ def test_labels() -> None:
     assert shortened("folder/name.png", 15) == "folder/name.png"
     assert shortened("folder/a-long-name.png", 10) == "fol…me.png"
     assert [rate(x) for x in (0.1234, 12.34, 1234.5)] == ["0.12", "12.3", "1,234"]
-    assert [duration(x) for x in (0, 9.87, 59.96, 125.4, 3599.7, 7500)] == [
-        "0.00 s", "9.87 s", "60.0 s", "2 min 05 s", "1 h 00 min", "2 h 05 min"
-    ]  # fmt: skip

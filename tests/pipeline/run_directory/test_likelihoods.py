@@ -11,7 +11,7 @@ import pytest
 from pictures import SIDE
 from pipeline import rows
 from pipeline.run_directory.likelihoods import NLLHistogram, has_nll, to_bits
-from pipeline.stages.blocks import tokens_array, with_seconds
+from pipeline.stages.blocks import ShardMetadata, tokens_array, with_shard_metadata
 from pipeline.stages.write_parts import WriteParts
 
 N = SIDE**2
@@ -87,8 +87,6 @@ def test_the_writer_keeps_the_nats_of_good_rows(tiny_model, tmp_path: Path):
     errors = [None if g else "no image" for g in good]
     block = pa.table(
         {
-            rows.SHARD: pa.array([0] * 4, pa.int32()),
-            rows.SHARD_ROWS: pa.array([4] * 4, pa.int32()),
             rows.ROW_ID: list("abcd"),
             rows.SOURCE: list("abcd"),
             rows.ROW_TOKENS: tokens_array(tokens, N, valid=good),
@@ -110,7 +108,7 @@ def test_the_writer_keeps_the_nats_of_good_rows(tiny_model, tmp_path: Path):
         output_options={},
         model_options={},
     )
-    write(with_seconds(block, "read", 1.0))
+    write(with_shard_metadata(block, ShardMetadata(0, rows=4)))
     assert pq.read_table(tmp_path / "data")["nll"].to_pylist() == [1.5, 0.25, 9.5]
     stats = json.loads((tmp_path / "stats/part-000000.json").read_text())
     assert stats["nats"] == {

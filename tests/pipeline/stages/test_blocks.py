@@ -1,11 +1,18 @@
-"""Token columns to arrays and back, the clock of a stage, the rows of a shard."""
+"""Token columns to arrays and back, and what a block says of its shard."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline import rows
-from pipeline.stages.blocks import by_shard, tokens_array, tokens_of, with_seconds
+from pipeline.stages.blocks import (
+    ShardMetadata,
+    shard_metadata,
+    tokens_array,
+    tokens_of,
+    with_seconds,
+    with_shard_metadata,
+)
 
 N = 4  # positions of an image
 
@@ -30,7 +37,7 @@ def test_rows_without_tokens_are_null_and_move_no_other(valid):
     assert tokens_array(given, N, valid=valid).to_pylist() == expected
 
 
-def test_a_block_of_bad_rows_alone_and_one_of_no_rows():
+def test_a_block_of_failed_rows_alone_and_one_of_no_rows():
     nothing = np.empty(0, np.uint16)
     assert tokens_array(nothing, N, valid=[False, False]).to_pylist() == [None, None]
     assert tokens_array(nothing, N, valid=[]).to_pylist() == []
@@ -38,12 +45,12 @@ def test_a_block_of_bad_rows_alone_and_one_of_no_rows():
 
 def test_a_column_comes_back_as_the_array_it_was():
     whole = tokens(5)
-    pieces = pa.chunked_array([tokens_array(whole[:2], N), tokens_array(whole[2:], N)])
-    assert np.array_equal(tokens_of(pieces), whole)
-    assert np.array_equal(tokens_of(pieces.slice(1, 3)), whole[1:4])  # an offset into the values
+    column = pa.chunked_array([tokens_array(whole[:2], N), tokens_array(whole[2:], N)])
+    assert np.array_equal(tokens_of(column), whole)
+    assert np.array_equal(tokens_of(column.slice(1, 3)), whole[1:4])  # an offset into the values
 
 
-def test_good_rows_of_a_block_with_bad_ones_come_back():
+def test_good_rows_of_a_block_with_failed_ones_come_back():
     """Under a null there are N values that are nobody's."""
     given = tokens(2)
     column = tokens_array(given, N, valid=[True, False, True])
@@ -59,19 +66,19 @@ def test_a_column_of_no_rows_keeps_its_width(chunks):
     assert found.dtype == np.uint16
 
 
-def test_the_seconds_of_a_stage_add_up():
-    block = with_seconds(pa.table({"row": range(7)}), "model", 2.5)
-    # float32 keeps seven digits
-    assert sum(block[rows.seconds_column("model")].to_pylist()) == pytest.approx(2.5, rel=1e-6)
-    assert with_seconds(block.slice(0, 0), "write", 2.5).num_rows == 0
+def test_the_shard_of_a_block_survives_what_stages_do_and_gathers_their_seconds():
+    block = with_shard_metadata(
+        pa.table({"row": range(7)}), ShardMetadata(3, rows=7, seconds={"read": 1.5, "decode": 0.25})
+    )
+    block = block.filter(pa.array([True, False] * 3 + [True])).append_column("more", [[0] * 4])
+    block = with_seconds(block.take(pa.array([3, 0])).slice(1), "model", 2.5)
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, block.schema) as writer:  # as it travels between actors
+        writer.write_table(block)
+    found = shard_metadata(pa.ipc.open_stream(stream.getvalue()).read_all())
+    assert found == ShardMetadata(3, 7, {"read": 1.5, "decode": 0.25, "model": 2.5})
 
 
-def test_short_shards_that_came_together_are_cut_apart():
-    block = pa.table({rows.SHARD: pa.array([4, 4, 2, 7, 7, 7], pa.int32()), "row": range(6)})
-    cut = [(part[rows.SHARD].to_pylist(), part["row"].to_pylist()) for part in by_shard(block)]
-    assert cut == [([4, 4], [0, 1]), ([2], [2]), ([7, 7, 7], [3, 4, 5])]
-
-
-def test_a_shard_by_itself_stays_whole():
-    block = pa.table({rows.SHARD: pa.array([3, 3], pa.int32())})
-    assert [part.num_rows for part in by_shard(block)] == [2]
+def test_a_block_of_a_users_dataset_stays_as_it_is():
+    block = pa.table({"row": range(7)}).replace_schema_metadata({"theirs": "x"})
+    assert with_seconds(block, "model", 2.5).equals(block, check_metadata=True)

@@ -18,8 +18,8 @@ from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline import rows
 from pipeline.inputs.source import find_source
 from pipeline.shards import Plan
-from pipeline.stages import sampling as painting
-from pipeline.stages.blocks import tokens_array
+from pipeline.stages import sampling
+from pipeline.stages.blocks import shard_metadata, tokens_array
 from pipeline.stages.generate import Complete
 from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.read_images import COLORS, CountColors, ReadImages
@@ -27,11 +27,16 @@ from pipeline.stages.sampling import Drawing
 
 N = SIDE**2
 GIVEN = N // 2
-SECONDS = [rows.seconds_column(stage) for stage in ("read", "decode")]
 
 
 def plan_of(location: str, shard_size: int, **options: str) -> Plan:
     return find_source(location, **options).cut(shard_size)
+
+
+def blocks_of(plan: Plan) -> list[pa.Table]:
+    """The block of each shard, as the first stage gets it."""
+    table = plan.to_table()
+    return [table.slice(i, 1) for i in range(table.num_rows)]
 
 
 def reader(plan: Plan, model: str) -> ReadImages:
@@ -72,22 +77,23 @@ def bad_folder(tmp_path) -> str:
 # --- ReadImages -----------------------------------------------------------------------------------
 
 
-def test_bad_rows_keep_their_error_and_the_shard_its_rows(photos, tiny_model):
+def test_failed_rows_keep_their_error_and_the_shard_its_rows(photos, tiny_model):
     plan = plan_of(photos, 100)
     block = reader(plan, tiny_model)(plan.to_table())
     table = block.to_pylist()
-    assert block.select(rows.block_schema(N).names).schema == rows.block_schema(N)
-    assert len(table) == GOOD + len(BAD)
-    assert {row[rows.SHARD_ROWS] for row in table} == {GOOD + len(BAD)}
-    assert {row[rows.SHARD] for row in table} == {0}
+    assert block.schema.field(rows.ROW_TOKENS).type == rows.tokens_type(N)
+    shard = shard_metadata(block)
+    assert (shard.index, shard.rows, len(table)) == (0, GOOD + len(BAD), GOOD + len(BAD))
+    assert sorted(shard.seconds) == ["decode", "read"]
+    assert min(shard.seconds.values()) > 0
     assert [row[rows.ROW_ID] for row in table] == sorted(row[rows.ROW_ID] for row in table)
-    bad = [row for row in table if row[rows.ERROR_STAGE] is not None]
-    assert {row[rows.ROW_ID] for row in bad} == BAD
-    errors = {row[rows.ROW_ID]: (row[rows.ERROR_STAGE], row[rows.ERROR_CLASS]) for row in bad}
+    failed = [row for row in table if row[rows.ERROR_STAGE] is not None]
+    assert {row[rows.ROW_ID] for row in failed} == BAD
+    errors = {row[rows.ROW_ID]: (row[rows.ERROR_STAGE], row[rows.ERROR_CLASS]) for row in failed}
     assert errors["empty.png"] == ("read", "EmptyImage")
     assert errors["dangling.png"] == ("read", "FileNotFoundError")
     assert errors["text.png"] == errors["truncated.jpg"] == ("decode", "ImageError")
-    for row in bad:
+    for row in failed:
         assert row[rows.ROW_TOKENS] is None
         assert row[rows.ERROR_MESSAGE]
         assert "\n" not in row[rows.ERROR_MESSAGE]
@@ -109,17 +115,17 @@ def test_tokens_are_the_nearest_colors_of_the_resized_image(photos, tiny_model):
         assert row[rows.ROW_TOKENS] == nearest.tolist()
 
 
-def test_a_block_with_two_shards_is_the_two_one_after_the_other(photos, tiny_model):
+def test_shards_one_after_the_other_are_the_whole_input(photos, tiny_model):
+    whole = plan_of(photos, 100)
     plan = plan_of(photos, 9)
-    read, table = reader(plan, tiny_model), plan.to_table()
-    both = read(table.slice(1, 2))
-    apart = pa.concat_tables([read(table.slice(1, 1)), read(table.slice(2, 1))])
-    assert both.drop_columns(SECONDS).equals(apart.drop_columns(SECONDS))
-    assert both[rows.SHARD].to_pylist() == [1] * 9 + [2] * 6
-    assert both[rows.SHARD_ROWS].to_pylist() == [9] * 9 + [6] * 6
+    read = reader(plan, tiny_model)
+    blocks = [read(block) for block in blocks_of(plan)]
+    assert pa.concat_tables(blocks).equals(reader(whole, tiny_model)(whole.to_table()))
+    shards = [shard_metadata(block) for block in blocks]
+    assert [(shard.index, shard.rows) for shard in shards] == [(0, 9), (1, 9), (2, 6)]
 
 
-def test_columns_of_the_input_come_along_also_beside_a_bad_image(labeled_parquet, tiny_model):
+def test_columns_of_the_input_come_along_also_beside_a_failed_image(labeled_parquet, tiny_model):
     plan = plan_of(labeled_parquet, 100)
     table = reader(plan, tiny_model)(plan.to_table())
     assert table["label"].to_pylist() == [i % 3 for i in range(23)]
@@ -128,7 +134,7 @@ def test_columns_of_the_input_come_along_also_beside_a_bad_image(labeled_parquet
     assert table[rows.ROW_ID][5].as_py() == "labeled.parquet#5"
 
 
-def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_model, monkeypatch):
+def test_a_block_of_failed_rows_alone_goes_through_all_stages(bad_folder, tiny_model, monkeypatch):
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was run on nothing")
 
@@ -136,7 +142,7 @@ def test_a_block_of_bad_images_alone_goes_through_all_stages(bad_folder, tiny_mo
     block = reader(plan, tiny_model)(plan.to_table())
     assert block[rows.ROW_TOKENS].to_pylist() == [None] * 3
     stage = completer(tiny_model)
-    monkeypatch.setattr(painting, "complete", never)
+    monkeypatch.setattr(sampling, "complete", never)
     finished = stage(block)
     assert finished["samples"].to_pylist() == [None] * 3
     assert finished["samples"].type == rows.samples_type(N)
@@ -198,12 +204,11 @@ def test_a_padded_last_batch_gives_the_samples_of_a_full_one(full, tiny_model, c
     assert found == {id_: full[id_] for id_ in ids}
 
 
-def test_bad_rows_move_the_others_to_other_batches_and_change_none(full, tiny_model):
+def test_failed_rows_move_the_others_to_other_batches_and_change_none(full, tiny_model):
     ids = [IDS[0], None, IDS[1], IDS[2], None, None, IDS[3], IDS[4], IDS[5], None]
     found = completer(tiny_model)(tokens_block(ids))
     assert found["samples"].to_pylist() == [id_ and full[id_] for id_ in ids]
     assert found["prompt_length"].to_pylist() == [GIVEN] * len(ids)
-    assert found[rows.seconds_column("model")].type == pa.float32()
 
 
 def test_the_model_sees_batches_of_one_size_only(tiny_model, monkeypatch):
@@ -214,7 +219,7 @@ def test_the_model_sees_batches_of_one_size_only(tiny_model, monkeypatch):
         shapes.append(tuple(prompt.shape))
         return complete(model, prompt, **rest)
 
-    monkeypatch.setattr(painting, "complete", remember)
+    monkeypatch.setattr(sampling, "complete", remember)
     completer(tiny_model)(tokens_block(IDS[:6]))
     assert shapes == [(4, GIVEN)] * 2
 
@@ -229,16 +234,17 @@ def test_another_seed_gives_other_samples(full, tiny_model):
 
 def test_every_color_of_the_good_images_is_counted_by_shard(photos):
     plan = plan_of(photos, 16)
-    block = counter(plan)(plan.to_table())
-    assert block.schema == COLORS
-    found = block.to_pylist()
+    count = counter(plan)
+    blocks = [count(block) for block in blocks_of(plan)]
+    assert {block.schema for block in blocks} == {COLORS}
+    found = pa.concat_tables(blocks).to_pylist()
     assert [row["rows"] + row["errors"] for row in found] == [16, 8]
     assert sum(row["errors"] for row in found) == len(BAD)
     for row, shard in zip(found, plan.shards, strict=True):
         expected: Counter[int] = Counter()
-        for piece in shard.slices:
-            if piece.name not in BAD:
-                pixels = load_pixels(Path(piece.path).read_bytes(), SIDE).reshape(-1, 3)
+        for file in shard.slices:
+            if file.name not in BAD:
+                pixels = load_pixels(Path(file.path).read_bytes(), SIDE).reshape(-1, 3)
                 expected.update(int(r) << 16 | int(g) << 8 | int(b) for r, g, b in pixels)
         assert dict(zip(row["colors"], row["counts"], strict=True)) == expected
 
@@ -253,7 +259,7 @@ def test_a_photograph_in_a_table_counts_like_the_file(tmp_path):
     assert sum(file[0]["counts"]) == N
 
 
-def test_bad_images_alone_have_no_colors(bad_folder):
+def test_failed_rows_alone_have_no_colors(bad_folder):
     plan = plan_of(bad_folder, 100)
     assert counter(plan)(plan.to_table()).drop("seconds").to_pylist() == [
         {"rows": 0, "errors": 3, "colors": [], "counts": []}
