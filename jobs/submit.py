@@ -22,7 +22,7 @@ from pipeline.batch.record import in_any_folder
 from pipeline.errors import RunFailed, UsageError
 from pipeline.options import RayOptions
 from pipeline.submit.credentials import refuse_credentials
-from pipeline.submit.log import follow
+from pipeline.submit.log import tail_logs
 from pipeline.submit.submit import Cluster, check_versions, find_cluster
 
 _JOBS = (
@@ -67,14 +67,14 @@ def _follow(cluster: Cluster, id_: str) -> None:
     _say(f"job {id_} at {cluster.shown}; Ctrl-C leaves it alone, this stops it: {stop}")
     again = f"{cluster.command('logs --follow', id_)} follows it, {stop} stops it"
     try:
-        end = follow(cluster.client(), id_)
+        result = tail_logs(cluster.client(), id_)
     except KeyboardInterrupt:
         raise RunFailed(f"job {id_} goes on at {cluster.shown}: {again}") from None
     except RunFailed as error:
         raise RunFailed(f"{error}; job {id_} may go on there: {again}") from error
-    if end.code:
-        failed = click.ClickException(f"job {id_}: {end.reason}")
-        failed.exit_code = end.code
+    if result.code:
+        failed = click.ClickException(f"job {id_}: {result.reason}")
+        failed.exit_code = result.code
         raise failed
 
 
