@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-slow chaos check clean
+.PHONY: install demo test test-slow chaos check docs dist clean
 
 install: $(VENV)/installed
 
@@ -28,5 +28,13 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+dist: install
+	$(BIN)/pip install --quiet -c constraints.txt build
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build dist *.egg-info

@@ -67,20 +67,20 @@ def run(job: JobCommand, name: list[str], options: RayOptions) -> None:
 
 
 def _follow(cluster: "Cluster", id_: str) -> None:
-    from pipeline.submit.log import follow
+    from pipeline.submit.log import tail_logs
 
     stop = cluster.command("stop", id_)
     _say(f"job {id_} at {cluster.shown}; Ctrl-C leaves it alone, this stops it: {stop}")
     again = f"{cluster.command('logs --follow', id_)} follows it, {stop} stops it"
     try:
-        end = follow(cluster.client(), id_)
+        result = tail_logs(cluster.client(), id_)
     except KeyboardInterrupt:
         raise RunFailed(f"job {id_} goes on at {cluster.shown}: {again}") from None
     except RunFailed as error:
         raise RunFailed(f"{error}; job {id_} may go on there: {again}") from error
-    if end.code:
-        failed = IgptError(f"job {id_}: {end.reason}")
-        failed.exit_code = end.code
+    if result.code:
+        failed = IgptError(f"job {id_}: {result.reason}")
+        failed.exit_code = result.code
         raise failed
 
 

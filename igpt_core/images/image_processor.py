@@ -219,6 +219,7 @@ class ImageGPTImageProcessor:
 
 
 ImageGPTFeatureExtractor = ImageGPTImageProcessor
+"""The image processor under the name that transformers 4 had for it."""
 
 
 def _arguments(stored: Any) -> dict[str, Any]:

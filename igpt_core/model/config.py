@@ -224,9 +224,9 @@ def read_config(file: Path, *, where: str) -> ImageGPTConfig:
         raise CheckpointError(f"{where}: {file.name}: {error}") from error
 
 
-# Sizes of the published checkpoints (openai/image-gpt).
 VARIANTS: dict[str, ImageGPTConfig] = {
     "small": ImageGPTConfig(n_layer=24, n_embd=512, n_head=8),
     "medium": ImageGPTConfig(n_layer=36, n_embd=1024, n_head=8),
     "large": ImageGPTConfig(n_layer=48, n_embd=1536, n_head=16),
 }
+"""The configurations of the published checkpoints: small, medium and large."""

@@ -7,13 +7,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext
+from ray.job_config import JobConfig
 
 from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
@@ -22,6 +24,7 @@ from pipeline.storage.redact import redacted, redacted_line
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
+_PACKAGES = str(Path(__file__).resolve().parents[2])  # where igpt's packages lie side by side
 _PROBE_SECONDS = 10
 _MONITOR_SECONDS = 10  # between two probes of the head
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
@@ -89,6 +92,7 @@ def _join_or_start(address: str | None) -> None:
             _probe(address or "")
             ray.init(
                 address=address or "local",
+                job_config=JobConfig(_py_driver_sys_path=_WorkerPath([_PACKAGES])),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 include_dashboard=False if private else None,
@@ -99,6 +103,17 @@ def _join_or_start(address: str | None) -> None:
                 f"cannot join the Ray cluster at {address or 'local'}: {redacted_line(error)}; "
                 "check --address and RAY_ADDRESS"
             ) from error
+
+
+class _WorkerPath(list[str]):
+    """Folders that workers put at the front of their sys.path: only those of the constructor.
+
+    Ray extends its list by the script's folder and the current one, and the workers would import an
+    unrelated `pipeline` or `jobs.py` that lies there in place of igpt's.
+    """
+
+    def extend(self, _folders: Iterable[str]) -> None:
+        pass
 
 
 def _probe(address: str) -> None:

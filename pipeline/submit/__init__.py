@@ -1,1 +1,1 @@
-"""A job handed to a cluster through Ray's job API."""
+"""Jobs submitted to a cluster through Ray's job API. Uses batch, engine and what lies below."""

@@ -1,5 +1,5 @@
-"""What of a job's options must not leave this machine: Ray writes the command of a submitted job
-and its environment into logs and shows them on its dashboard."""
+"""Options that must not leave this machine: Ray writes the command of a submitted job and its
+environment into logs and shows them on its dashboard."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import UsageError
 from pipeline.storage.redact import redacted
 
-# Options of filesystems whose text is no secret. Of others nobody here knows what they hold.
+# Options of filesystems whose text is no secret. What others hold is unknown here.
 _HARMLESS = {
     "account_name",
     "acl",
@@ -44,8 +44,12 @@ _NEXT = (
 
 
 def refuse_credentials(options: Mapping[str, Any]) -> None:
-    """Raises UsageError where an option holds what may be a secret: a storage option that is not
-    known to be harmless, or a location with a login or a signature. Values never stand in it."""
+    """Refuses options that may hold a secret: a storage option that is not known to be harmless, or
+    a location with a login or a signature.
+
+    Raises:
+        UsageError: there is one; the message holds its name, never its value.
+    """
     found = list(_hidden(options.get("storage_options") or {}, ""))
     if found:
         raise UsageError(
@@ -62,7 +66,7 @@ def refuse_credentials(options: Mapping[str, Any]) -> None:
 
 
 def _hidden(value: Any, name: str) -> Iterator[str]:
-    """Names of the storage options, `outer.inner`, that may hold a secret."""
+    """Yields the names of storage options, `outer.inner`, that may hold a secret."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _hidden(inner, f"{name}.{key}" if name else str(key))

@@ -1,7 +1,6 @@
-"""What a submitted job takes with it: the three packages of igpt, and nothing that lies around."""
+"""What ships with a submitted job: the three packages of igpt, and nothing else of their folder."""
 
 import importlib.metadata
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ _SUFFIXES = {".py", ".css", ".j2"}  # modules, and the report's style sheet and 
 
 @contextmanager
 def packaged() -> Iterator[str]:
-    """A folder from which `python -m jobs` runs, with the packages as they are imported here:
-    their modules and the shipped model. It is gone afterwards."""
+    """Yields a temporary folder from which `python -m jobs` runs: the packages as they are imported
+    here, with the shipped model."""
     here = Path(__file__).resolve().parents[2]  # where the three lie, side by side
     with TemporaryDirectory(prefix="igpt-") as folder:
         for name in PACKAGES:
@@ -31,15 +30,14 @@ def packaged() -> Iterator[str]:
 
 
 def is_needed(file: Path) -> bool:
-    """Tells whether a file of a package, by its path in there, is needed to run: a module, part of
-    the shipped model, or what the report is made of."""
+    """Tells whether a run reads a file of a package, given by its path within the package."""
     hidden = any(part.startswith((".", "__pycache__")) for part in file.parts)
     return not hidden and (file.suffix in _SUFFIXES or "assets" in file.parts)
 
 
 def _write_version(folder: Path) -> None:
-    """Where igpt is not installed, its version is found here."""
+    """Writes the metadata in which nodes without an installed igpt find its version."""
     version = importlib.metadata.version("igpt")
     target = folder / f"igpt-{version}.dist-info" / "METADATA"
-    os.makedirs(target.parent)
+    target.parent.mkdir()
     target.write_text(f"Metadata-Version: 2.1\nName: igpt\nVersion: {version}\n")

@@ -1,4 +1,4 @@
-"""A job handed over to a cluster through Ray's job API."""
+"""Submission of a job to a cluster through Ray's job API."""
 
 import importlib.metadata
 import json
@@ -23,9 +23,9 @@ from pipeline.errors import RunFailed, UsageError
 from pipeline.storage.redact import redacted, redacted_line
 from pipeline.submit.package import packaged
 
-_PORT = 8265  # of Ray's job server, where an address does not say
+_PORT = 8265  # of Ray's job server by default
 _REQUEST_SECONDS = 20
-# Ray kills a job three seconds after it was told to stop, unless its environment says otherwise.
+# Ray kills a job three seconds after a request to stop, unless its environment says otherwise.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 STOP_SECONDS = int(GRACE_SECONDS) + 30
 _SERVER = "RAY_API_SERVER_ADDRESS"
@@ -33,9 +33,9 @@ _SERVER = "RAY_API_SERVER_ADDRESS"
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster whose job server takes requests at a URL.
+    """A cluster whose job server answers at a URL.
 
-    `ray` and `python` are its versions, `headers` what its server wants to see.
+    `headers` are those of every request, `ray` and `python` the cluster's versions.
     """
 
     url: str
@@ -45,19 +45,22 @@ class Cluster:
 
     @property
     def shown(self) -> str:
-        """The URL as it may be written down."""
+        """Returns the URL without a login, as it may be printed."""
         return redacted(self.url)
 
     def client(self) -> JobSubmissionClient:
-        """Ray's own, which asks this cluster whatever the environment says."""
+        """Makes Ray's own client of this cluster, whatever the environment names."""
         with _environment(_SERVER, self.url):
             return JobSubmissionClient(self.url, headers=dict(self.headers))
 
     def submit(self, words: Sequence[str], *, typed: Sequence[str]) -> str:
-        """Hand `igpt WORDS` over; the id of the job. Raises RunFailed where it is not taken.
+        """Submits `igpt WORDS` and returns the id of the job.
 
         Args:
             typed: the words before the job, which run.json keeps with it.
+
+        Raises:
+            RunFailed: the cluster does not take the job.
         """
         environment = {
             SUBMITTED_WITH: redacted(shlex.join(typed)),
@@ -78,19 +81,22 @@ class Cluster:
             ) from error
 
     def command(self, verb: str, job: str) -> str:
-        """Ray's own command that does something to a job, such as `stop` or `logs --follow`."""
+        """Returns Ray's own command for a job, with a verb such as `stop` or `logs --follow`."""
         mode = "RAY_AUTH_MODE=token " if "Authorization" in self.headers else ""
         return f"{mode}ray job {verb} --address {self.shown} {job}"
 
 
 def find_cluster(address: str | None) -> Cluster:
-    """The cluster at an address; None: that of the environment, or of this machine.
+    """Finds the cluster at an address, without one that of the environment or of this machine.
 
-    Its token is sent to a cluster that asks for one, and to no other. Raises UsageError.
+    Ray's token is sent to a cluster that asks for one, and to no other.
+
+    Raises:
+        UsageError: nothing answers, something else does, or the token is missing or wrong.
     """
     url = server_url(address)
     host, _, port = (address or "").rpartition(":")
-    if host and "://" not in host and port.isdigit() and int(port) != _PORT:
+    if address and host and "://" not in host and port.isdigit() and int(port) != _PORT:
         raise UsageError(
             f"expected the URL of a job server after submit --address, found {redacted(address)}; "
             f"next: --address {url}, unless Ray's dashboard has another port there"
@@ -117,8 +123,8 @@ def find_cluster(address: str | None) -> Cluster:
 
 
 def server_url(address: str | None) -> str:
-    """The URL of the job server of a cluster: `https://host:port` as it is, the host of another
-    address with the port that Ray's server has if nobody changes it."""
+    """Returns the URL of a cluster's job server: `https://host:port` as it is, the host of another
+    address with the default port of Ray's server."""
     address = address or os.environ.get(_SERVER) or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith(("http://", "https://")):
         return address.rstrip("/")
@@ -127,9 +133,10 @@ def server_url(address: str | None) -> str:
 
 
 def check_versions(cluster: Cluster) -> str | None:
-    """A line on versions that differ from those here, None where they do not.
+    """Returns a line on versions that differ from those here, None where none does.
 
-    Raises UsageError where igpt does not run with those of the cluster.
+    Raises:
+        UsageError: igpt does not run with the versions of the cluster.
     """
     needed = {
         "Ray": _requirement("ray"),
@@ -155,7 +162,7 @@ def check_versions(cluster: Cluster) -> str | None:
 
 
 def _requirement(package: str) -> SpecifierSet:
-    """The versions of a package that igpt takes."""
+    """Returns the versions of a package that igpt's metadata asks for."""
     wanted = (Requirement(text) for text in importlib.metadata.requires("igpt") or ())
     return next(found.specifier for found in wanted if found.name == package)
 
@@ -165,7 +172,7 @@ def _minor(version: str) -> list[str]:
 
 
 def _ask(url: str, headers: dict[str, str]) -> requests.Response:
-    """What a job server says of its cluster."""
+    """Requests a job server's description of its cluster."""
     try:
         return requests.get(
             f"{url}/api/v0/cluster_metadata", headers=headers, timeout=_REQUEST_SECONDS
@@ -178,7 +185,7 @@ def _ask(url: str, headers: dict[str, str]) -> requests.Response:
 
 
 def _own_headers() -> dict[str, str]:
-    """HTTP headers that RAY_JOB_HEADERS gives, as for Ray's own commands: proxies want them."""
+    """Reads the HTTP headers of RAY_JOB_HEADERS, as Ray's own commands do: proxies want them."""
     try:
         return dict(json.loads(os.environ.get("RAY_JOB_HEADERS") or "{}"))
     except (ValueError, TypeError):
@@ -186,7 +193,7 @@ def _own_headers() -> dict[str, str]:
 
 
 def _token() -> str | None:
-    """Ray's token, from where Ray documents that it looks for it, in that order."""
+    """Reads Ray's token from the places that Ray documents, in their order."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
@@ -198,7 +205,7 @@ def _token() -> str | None:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable for a while: Ray lets its own beat the arguments of its client."""
+    """Sets a variable meanwhile: Ray prefers its own variables to the arguments of its client."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,4 +1,4 @@
-"""`igpt submit` without a cluster: what it refuses, what it takes along, how it follows."""
+"""`igpt submit` without a cluster: what it refuses, what it ships, how it tails logs."""
 
 import asyncio
 import http.server
@@ -20,10 +20,10 @@ from jobs.command import command, parse, words_of
 from jobs.submit import COMMAND
 from pipeline.batch.record import SUBMITTED_WITH, command_line
 from pipeline.errors import RunFailed, UsageError
-from pipeline.submit import log as following
+from pipeline.submit import log as tailing
 from pipeline.submit import submit as submitting
 from pipeline.submit.credentials import refuse_credentials
-from pipeline.submit.log import follow
+from pipeline.submit.log import tail_logs
 from pipeline.submit.package import PACKAGES, is_needed, packaged
 from pipeline.submit.submit import Cluster, check_versions, find_cluster, server_url
 
@@ -31,8 +31,8 @@ SECRET = "s3cr3t-k3y"
 
 
 @pytest.fixture
-def taken(monkeypatch):
-    """The words that a cluster was given, which is not there."""
+def submitted(monkeypatch):
+    """The words that were submitted to a cluster which does not exist."""
     words = []
     there = Cluster("http://head:8265", {}, "2.60.0", "3.11.7")
     monkeypatch.setattr("pipeline.submit.submit.find_cluster", lambda address: there)
@@ -81,15 +81,15 @@ JOB = ["complete", "--input=s3://bucket/in", "--output=s3://bucket/out"]
         (["export", "--to=png", "--output=x", f"ftp://me:{SECRET}@host/run"], "--run ftp://***@"),
     ],
 )
-def test_what_must_not_or_cannot_be_submitted_is_refused_in_one_line(taken, capsys, words, says):
+def test_what_cannot_be_submitted_is_refused_in_one_line(submitted, capsys, words, says):
     assert says in refusal(capsys, *words)
-    assert taken == []
+    assert submitted == []
 
 
-def test_secrets_in_a_config_file_are_refused_too(taken, tmp_path, capsys):
+def test_secrets_in_a_config_file_are_refused_too(submitted, tmp_path, capsys):
     (tmp_path / "job.yaml").write_text(f"storage_options:\n  sas_token: {SECRET}\n")
     assert "sas_token" in refusal(capsys, *JOB, f"--config={tmp_path}/job.yaml")
-    assert taken == []
+    assert submitted == []
 
 
 def test_options_of_a_filesystem_that_are_no_secrets_travel():
@@ -101,13 +101,13 @@ def test_options_of_a_filesystem_that_are_no_secrets_travel():
     refuse_credentials({"input": "abfs://photos@account.dfs.core.windows.net/in"})
 
 
-def test_a_job_is_handed_over_as_it_was_meant(taken, tmp_path, monkeypatch, capsys):
+def test_a_job_is_submitted_as_it_was_meant(submitted, tmp_path, monkeypatch, capsys):
     """Options of a file are in it, local paths are whole, and its id is all of stdout."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text("input: photos\nkeep: 0.25\ntop-k: 100\n")
     words = ["complete", "--config=job.yaml", "--output=out", "--quiet", "--shard-size=auto"]
     main(["submit", "--address=http://head:8265", "--no-wait", *words])
-    ((job, typed),) = taken
+    ((job, typed),) = submitted
     assert job[0] == "complete"
     assert set(job[1:]) == {
         f"--input={tmp_path}/photos",
@@ -122,12 +122,12 @@ def test_a_job_is_handed_over_as_it_was_meant(taken, tmp_path, monkeypatch, caps
     assert "ray job stop --address http://head:8265 job-1" in err
 
 
-def test_jobs_within_jobs_and_arguments_keep_their_places(taken, tmp_path, monkeypatch):
+def test_jobs_within_jobs_and_arguments_keep_their_places(submitted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["submit", "--no-wait", "plan", "embed", "--input=s3://b/in", "--layers=all"])
     main(["submit", "--no-wait", "export", "--to=png", "--output=s3://b/png", "run"])
-    assert taken[0][0] == ["plan", "embed", "--input=s3://b/in", "--layers=all"]
-    assert taken[1][0][-2:] == ["--", f"{tmp_path}/run"]
+    assert submitted[0][0] == ["plan", "embed", "--input=s3://b/in", "--layers=all"]
+    assert submitted[1][0][-2:] == ["--", f"{tmp_path}/run"]
 
 
 # By the type of an option, dict before the types within one.
@@ -178,7 +178,7 @@ def test_the_package_runs_by_itself_and_holds_nothing_else():
     assert not Path(folder).exists()
 
 
-def test_what_lies_around_stays_here():
+def test_other_files_are_not_shipped():
     kept = ["a.py", "stages/b.py", "assets/model/config.json", "assets/model/README.md"]
     kept += ["report/page.html.j2", "report/style.css"]
     left = [".git/config.py", "__pycache__/a.py", "out/data/part.parquet", ".ipynb/a.py", "a.so"]
@@ -283,7 +283,7 @@ def test_versions_with_which_igpt_does_not_run_are_refused(ray, python):
 
 
 class Client:
-    """Ray's client of a job whose log comes in pieces, over connections that break."""
+    """Ray's client of a job whose log comes in chunks, over connections that break."""
 
     def __init__(self, log: str, *, breaks_at=(), status=JobStatus.SUCCEEDED, **details):
         self.log, self.breaks, self.status, self.details = log, list(breaks_at), status, details
@@ -307,15 +307,15 @@ class Client:
 
 
 def test_a_log_is_printed_once_whatever_breaks(monkeypatch, capsys):
-    monkeypatch.setattr(following, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(tailing, "_PAUSE_SECONDS", 0)
     log = "".join(f"line {i}\n" for i in range(20))
-    assert follow(Client(log, breaks_at=[40, 10, 0, 90]), "job").code == 0
+    assert tail_logs(Client(log, breaks_at=[40, 10, 0, 90]), "job").code == 0
     assert capsys.readouterr().out == log + "the last line\n"
 
 
-def test_a_silent_connection_is_made_anew(monkeypatch, capsys):
-    monkeypatch.setattr(following, "_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(following, "_SILENT_SECONDS", 0.05)
+def test_a_silent_connection_is_replaced(monkeypatch, capsys):
+    monkeypatch.setattr(tailing, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(tailing, "_SILENT_SECONDS", 0.05)
     client = Client("all of it\n")
     tail = client.tail_job_logs
 
@@ -325,17 +325,17 @@ def test_a_silent_connection_is_made_anew(monkeypatch, capsys):
         await asyncio.sleep(3600)
 
     client.tail_job_logs = dead
-    assert follow(client, "job").code == 0
+    assert tail_logs(client, "job").code == 0
     assert capsys.readouterr().out == "all of it\nthe last line\n"
 
 
-def test_a_cluster_that_is_gone_is_waited_for_only_so_long(monkeypatch):
-    monkeypatch.setattr(following, "_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(following, "_PATIENCE_SECONDS", 0)
+def test_an_unreachable_cluster_is_given_up_after_a_while(monkeypatch):
+    monkeypatch.setattr(tailing, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(tailing, "_UNREACHABLE_SECONDS", 0)
     client = Client("", breaks_at=[0])
     client.get_job_info = lambda job: (_ for _ in ()).throw(ConnectionError("refused"))
     with pytest.raises(RunFailed, match="does not answer: refused"):
-        follow(client, "job")
+        tail_logs(client, "job")
 
 
 MISSING = "Traceback ...\nModuleNotFoundError: No module named 'safetensors'\n"
@@ -348,23 +348,23 @@ MISSING = "Traceback ...\nModuleNotFoundError: No module named 'safetensors'\n"
         (JobStatus.FAILED, {"driver_exit_code": 2}, 2, "exit code 2"),
         (JobStatus.FAILED, {"driver_exit_code": 3}, 3, "exit code 3"),
         (JobStatus.FAILED, {"driver_exit_code": -9}, 1, "exit code -9"),
-        (JobStatus.STOPPED, {"driver_exit_code": None}, 1, "the same command goes on"),
+        (JobStatus.STOPPED, {"driver_exit_code": None}, 1, "the same command resumes"),
         (JobStatus.FAILED, {"driver_exit_code": None, "message": "no\nagent"}, 1, "no agent"),
         (JobStatus.FAILED, {"driver_exit_code": 1, "message": MISSING}, 1, "no safetensors"),
     ],
 )
-def test_the_end_of_a_job_is_carried_over(monkeypatch, status, details, code, says):
-    monkeypatch.setattr(following, "_PAUSE_SECONDS", 0)
-    end = follow(Client("log\n", status=status, **details), "job")
-    assert end.code == code
-    assert says in end.reason
+def test_the_result_of_a_job_is_passed_on(monkeypatch, status, details, code, says):
+    monkeypatch.setattr(tailing, "_PAUSE_SECONDS", 0)
+    result = tail_logs(Client("log\n", status=status, **details), "job")
+    assert result.code == code
+    assert says in result.reason
 
 
-def test_leaving_a_job_says_how_to_come_back_to_it(taken, monkeypatch, capsys):
+def test_leaving_a_job_says_how_to_come_back_to_it(submitted, monkeypatch, capsys):
     def interrupted(client, job):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.submit.log.follow", interrupted)
+    monkeypatch.setattr("pipeline.submit.log.tail_logs", interrupted)
     monkeypatch.setattr(Cluster, "client", lambda self: None)
     with pytest.raises(SystemExit) as stopped:
         main(["submit", *JOB])

@@ -252,7 +252,7 @@ def test_a_job_that_was_stopped_resumes_by_the_command_that_it_names(
         code, out, err = ended(there, running)
         assert code == 1
         assert f"of {IMAGES} shards are done and kept; next: igpt submit complete" in out
-        assert "it was stopped; the same command goes on from there" in err
+        assert "it was stopped; the same command resumes it" in err
         done = len(list(output.glob("data/part-*")))
         assert 0 < done < IMAGES
         again = shlex.split(json.loads((output / "run.json").read_text())["command"])
