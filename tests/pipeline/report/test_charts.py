@@ -91,7 +91,7 @@ def test_histogram_counts_every_image(tmp_path: Path) -> None:
 
 
 def test_a_few_odd_values_do_not_break_the_histogram(tmp_path: Path) -> None:
-    """Above the last edge, and no number at all."""
+    """Counts values above the last edge, and such that are no number."""
     output = make_run(tmp_path / "run", [ids(3)], job="score")
     path = Path(output, "stats/part-000000.json")
     stats = json.loads(path.read_text())
@@ -176,7 +176,7 @@ def test_completions_of_prompts_alone_with_their_nats(tmp_path: Path) -> None:
 
 
 def test_columns_of_the_input_are_not_taken_for_the_jobs_own(tmp_path: Path) -> None:
-    """A column `nll` or `original` of the input says nothing about what was made here."""
+    """Leaves out columns `nll` and `original` of the input: the job did not compute them."""
     columns = rows.complete_columns(N, scored=True)
     output = make_run(tmp_path / "run", [ids(2)], columns=columns)
     path = Path(output, "run.json")
@@ -188,7 +188,7 @@ def test_columns_of_the_input_are_not_taken_for_the_jobs_own(tmp_path: Path) -> 
 
 
 def test_unknown_pixels_of_a_prompt_are_hatched(tmp_path: Path) -> None:
-    """As high as the image, with rows, a part of a row and pixels further down known."""
+    """Draws a prompt as high as the image: rows, part of a row and pixels further down known."""
     pixels = colors(tokens_for("a", 0))
     known = np.zeros((SIDE, SIDE), bool)
     known[:2], known[2, :3], known[6, 4:7] = True, True, True

@@ -61,7 +61,7 @@ def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_template_and_context_agree() -> None:
-    """Every name of the template is filled in, and no other is."""
+    """Finds every name of the template in the context, and no other there."""
     templates = environment()
     source = (Path(report.__file__ or "").parent / TEMPLATE).read_text("utf-8")
     names = find_undeclared_variables(templates.parse(source)) - set(templates.globals)
@@ -93,6 +93,16 @@ def test_every_id_is_escaped(tmp_path: Path) -> None:
     long = next(text for tag, text in page.text if tag == "span" and text.startswith("xxx"))
     assert len(long) == 60
     assert long.endswith("y.png")
+
+
+def test_commands_can_be_copied(tmp_path: Path) -> None:
+    """Keeps a line break of a command, which ids would show as an escape."""
+    output = make_run(tmp_path / "run", [ids(1)])
+    run = json.loads(Path(output, "run.json").read_text())
+    command = "igpt complete --input 'two\nlines' --output '<out>'"
+    Path(output, "run.json").write_text(json.dumps(run | {"command": command}))
+    texts = "".join(text for _, text in written(output).text)
+    assert texts.count(command) == 2  # what was run, and what resumes it
 
 
 def test_figures_are_those_of_the_stats(tmp_path: Path) -> None:
@@ -299,7 +309,7 @@ def test_only_needed_row_groups_are_read(tmp_path: Path) -> None:
 
 
 def test_parts_without_rows_take_no_place(tmp_path: Path) -> None:
-    """Shards in which every row failed do not cost the sheet its pictures."""
+    """Takes pictures from where there are some: shards in which every row failed cost none."""
     shards = [ids(1, start=shard) if shard % 10 == 0 else [] for shard in range(60)]
     failed = [(shard, f"{shard}.jpg", "E", "m") for shard in range(60) if shard % 10]
     page = written(make_run(tmp_path / "run", shards, failed=failed))
@@ -451,7 +461,7 @@ def test_what_is_no_run_is_refused(
     assert not (output / "report.html").exists()
 
 
-def test_labels() -> None:
+def test_texts() -> None:
     assert shortened("folder/name.png", 15) == "folder/name.png"
     assert shortened("folder/a-long-name.png", 10) == "fol…me.png"
     assert [rate(x) for x in (0.1234, 12.34, 1234.5)] == ["0.12", "12.3", "1,234"]
