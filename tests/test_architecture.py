@@ -1,5 +1,7 @@
 """The rules of the house, read from the syntax trees of the files.
 
+Run as a script, it prints which room imports from which.
+
 Each rule is a function from (path, tree) to the lines that break it, so that it can also be shown
 to find what it is for: a rule that nothing breaks proves little.
 """
@@ -8,6 +10,7 @@ import ast
 import re
 import sys
 import types
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,16 @@ import igpt_core
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ["igpt_core", "pipeline", "jobs"]  # each may import those before it
+# Rooms (folders and single files) of a package: each may import those before it.
+ROOMS = {
+    "igpt_core": [
+        *("errors", "files", "images", "model", "generation", "heads", "conversion", "learning"),
+    ],
+    "pipeline": [
+        *("errors", "options", "shards", "storage", "rows", "run_directory", "inputs", "readers"),
+        *("stages", "engine", "report", "export", "training", "batch", "verify", "submit"),
+    ],
+}
 CORE_PACKAGES = {"torch", "numpy", "PIL", "safetensors", "fsspec"}
 CORE_PACKAGES_WHEN_USED = {"sklearn", "huggingface_hub"}
 NAMES_WITHOUT_MEANING = r"(utils?|common|base|constants?|helpers?|managers?|misc)\.py"
@@ -230,6 +243,98 @@ def test_public_names_that_others_rely_on():
     assert not set(promised.split()) - set(igpt_core.__all__)
 
 
+def room_of(module):
+    """(package, room) of a dotted module name; None outside the rooms."""
+    package, _, rest = module.partition(".")
+    return (package, rest.partition(".")[0]) if package in ROOMS and rest else None
+
+
+def modules_imported(tree):
+    """(line, dotted name) of what is imported, wherever it stands; `from a import b` is a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def room_imports():
+    """(path:line, room that imports, room that is imported) within and between the packages."""
+    found = []
+    for path in files(*ROOMS):
+        name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        ours = room_of(name)
+        if ours is None or ours[1] == "__init__":
+            continue  # a package's own __init__ is its public face
+        for line, module in modules_imported(ast.parse(path.read_text("utf-8"))):
+            theirs = room_of(module)
+            if theirs is not None and theirs != ours:
+                found.append((f"{path.relative_to(ROOT)}:{line}", ours, theirs))
+    return found
+
+
+def goes_back(ours, theirs):
+    """Whether an import is against the order of the rooms, or of the packages."""
+    (package, room), (other, there) = ours, theirs
+    if package != other:
+        return LAYERS.index(other) > LAYERS.index(package)
+    return ROOMS[package].index(there) > ROOMS[package].index(room)
+
+
+def table_of_imports():
+    """A line a room: the rooms that it imports from, those of the core with its name."""
+    used = {}
+    for _, ours, (package, room) in room_imports():
+        used.setdefault(ours, set()).add(room if package == ours[0] else f"{package}.{room}")
+    lines = []
+    for package, rooms in ROOMS.items():
+        lines += [f"{package}/"]
+        for room in rooms:
+            lines.append(f"  {room:14} {' '.join(sorted(used.get((package, room), {'-'})))}")
+    return "\n".join(lines)
+
+
+def test_rooms_use_only_those_before_them():
+    found = room_imports()
+    assert len(found) > 300, "no imports found"
+    names = {room for _, *pair in found for room in pair}
+    assert names <= {(package, room) for package, rooms in ROOMS.items() for room in rooms}
+    back = [
+        f"{where} imports {'.'.join(theirs)}"
+        for where, ours, theirs in found
+        if goes_back(ours, theirs)
+    ]
+    assert not back, "\n".join(back)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "back"),
+    [
+        ("pipeline.stages.forward", "pipeline.engine.stage", True),
+        ("pipeline.engine.stage", "pipeline.stages.forward", False),
+        ("igpt_core.model.layers", "igpt_core.heads", True),
+        ("pipeline.storage.walk", "igpt_core.learning.probe", False),
+        ("igpt_core.learning.probe", "pipeline.storage.walk", True),
+    ],
+)
+def test_an_arrow_back_is_found(ours, theirs, back):
+    assert goes_back(room_of(ours), room_of(theirs)) is back
+
+
+def test_no_circle_of_files():
+    """Not even by imports within functions, nor by those for type checkers."""
+    names = {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+        for path in files(*LAYERS)
+        if path.name != "__init__.py"
+    }
+    graph = {}
+    for name, path in names.items():
+        modules = [module for _, module in modules_imported(ast.parse(path.read_text("utf-8")))]
+        graph[name] = {m if m in names else m.rpartition(".")[0] for m in modules} & names.keys()
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
 def tree_of_the_page():
     """Paths of the files in the tree of docs/architecture.md: two spaces of indentation a level."""
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("```")[1]
@@ -254,3 +359,7 @@ def test_the_page_of_the_architecture_names_every_file_once():
 
 def test_tests_are_no_package():
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+if __name__ == "__main__":
+    print(table_of_imports())

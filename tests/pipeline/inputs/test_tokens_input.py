@@ -55,7 +55,9 @@ def read(location, model, *, shard_size=100, prompts=False, **options):
         model_options={},
         prompts=prompts,
     )
-    return stage(plan.to_table()), source
+    table = plan.to_table()
+    blocks = [stage(table.slice(i, 1)) for i in range(len(plan.shards))]
+    return pa.concat_tables(block.replace_schema_metadata() for block in blocks), source
 
 
 def errors_of(block):

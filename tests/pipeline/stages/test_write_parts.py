@@ -308,14 +308,14 @@ def test_a_superseded_run_writes_no_data_any_more_and_deletes_nothing(
     there by then the shard is not this run's all the same: what it wrote may be another's to redo,
     and `igpt verify` finds stats of another run."""
     first, second = Lease(str(tmp_path), {}, "one"), Lease(str(tmp_path), {}, run)
-    first.take()
+    first.acquire()
     write = parts.write_atomic
 
     def watched(fs: object, path: str, payload: bytes) -> None:
         write(fs, path, payload)
         if f"/{moment}/" in path:
             monkeypatch.setattr(parts, "write_atomic", write)
-            second.take()
+            second.acquire()
 
     monkeypatch.setattr(parts, "write_atomic", watched)
     with pytest.raises(Superseded, match="shard 0 is left to it"):
