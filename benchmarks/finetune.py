@@ -1,4 +1,4 @@
-"""Accuracy of a fine-tuned model on evaluation images, against a linear probe of where it started.
+"""Accuracy of a fine-tuned model on test images, against a linear probe of where it started.
 
     igpt finetune --input 'train-*.parquet' --limit 5000 --output classifier/ --minutes 40
     python benchmarks/finetune.py --model classifier/ --train 'train-*.parquet' --test test.parquet
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--base", default="embedded", help="the model that it started from")
     parser.add_argument("--train", required=True, help="labeled images that it was tuned on")
     parser.add_argument("--limit", type=int, default=5000, help="first N of them")
-    parser.add_argument("--test", required=True, help="held-out labeled images")
+    parser.add_argument("--test", required=True, help="labeled test images")
     parser.add_argument("--label-column", default="label")
     options = parser.parse_args()
 

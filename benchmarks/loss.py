@@ -1,4 +1,4 @@
-"""Nats per pixel of a model on held-out images, against two counted baselines on the same tokens.
+"""Nats per pixel of a model on test images, against two counted baselines on the same tokens.
 
     python benchmarks/loss.py --train 'train-*.parquet' --test test.parquet
 
@@ -80,8 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--train", required=True, help="images to count on")
-    parser.add_argument("--test", required=True, help="held-out images")
-    parser.add_argument("--limit", type=int, help="first N held-out images only")
+    parser.add_argument("--test", required=True, help="test images")
+    parser.add_argument("--limit", type=int, help="first N test images only")
     options = parser.parse_args()
 
     palette, side = load_palette(options.model), load_image_size(options.model)

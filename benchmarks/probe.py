@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", required=True, help="labeled images")
     parser.add_argument("--limit", type=int, default=10000, help="first N of them")
-    parser.add_argument("--test", required=True, help="held-out labeled images")
+    parser.add_argument("--test", required=True, help="labeled test images")
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--size", type=int, default=32, help="pixels a side")
     options = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
         "train_images": len(labels),
         "test_images": len(test_labels),
         "accuracy": round(probe.accuracy(test, test_labels), 4),
-        "held_out": round(probe.validation_accuracy, 4),
+        "validation": round(probe.validation_accuracy, 4),
         "strength": probe.strength,
     }
     print(json.dumps(result))
