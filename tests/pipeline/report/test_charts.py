@@ -256,7 +256,7 @@ def test_speed_over_time_adds_up_to_all_images(tmp_path: Path) -> None:
     assert pauses[0].find("title").text == "a pause of 16 min 25 s"
     assert "pauses, together 16 min 25 s" in page.all_text()
     assert svg.get("aria-label") == (
-        "Images per second over 25.0 s: mean 4.80, lowest 2.00, highest 6.00"
+        "Images per second over 25 s: mean 4.80, lowest 2.00, highest 6.00"
     )
 
 
