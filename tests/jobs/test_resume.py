@@ -49,15 +49,15 @@ def hidden(folder: Path) -> set[str]:
 
 def at_part(monkeypatch, number: int, act) -> None:
     """Something happens when this many parts have been written."""
-    write = WriteParts._write
+    write = WriteParts.__call__
 
     def written(self, block):
         summary = write(self, block)
-        if summary["shard"] == number - 1:
+        if summary["shard"].to_pylist() == [number - 1]:
             act()
         return summary
 
-    monkeypatch.setattr(WriteParts, "_write", written)
+    monkeypatch.setattr(WriteParts, "__call__", written)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -178,7 +178,7 @@ def test_a_run_that_is_told_to_stop_at_its_last_shard_ends_well(
     assert (tmp_path / "run" / "report.json").exists()
 
 
-def test_a_run_gives_way_to_one_that_is_started_later(
+def test_a_run_is_superseded_by_one_that_is_started_later(
     in_process, options, tmp_path, monkeypatch, capsys
 ):
     output = str(tmp_path / "run")
