@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from igpt_core.model.checkpoint import CheckpointError
+from igpt_core.errors import CheckpointError
 from jobs import (
     classify,
     complete,

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from igpt_core.conversion.crc32c import masked_crc32c
 from igpt_core.errors import CheckpointError
 
 _FOOTER_SIZE = 48
@@ -98,11 +97,9 @@ def read_tensor(name: str, entry: Entry, file: Path, *, where: str) -> Tensor:
             raise _Damaged(f"{entry.size} bytes for shape {entry.shape} in {entry.dtype}")
         if entry.offset + entry.size > file.stat().st_size:  # before memory is taken for it
             raise _Damaged(f"it ends at {file.stat().st_size} of {entry.offset + entry.size} bytes")
-        content = bytearray(entry.size)
         with open(file, "rb") as stored:
             stored.seek(entry.offset)
-            if stored.readinto(content) != entry.size:
-                raise _Damaged("it ends too early")
+            content = stored.read(entry.size)
         if masked_crc32c(content) != entry.checksum:
             raise _Damaged("its checksum is wrong")
     except (OSError, _Damaged) as error:
@@ -111,7 +108,24 @@ def read_tensor(name: str, entry: Entry, file: Path, *, where: str) -> Tensor:
         ) from error
     if not entry.size:
         return torch.empty(entry.shape, dtype=entry.dtype)
-    return torch.frombuffer(content, dtype=entry.dtype).reshape(entry.shape)
+    return torch.frombuffer(bytearray(content), dtype=entry.dtype).reshape(entry.shape)
+
+
+def masked_crc32c(content: bytes) -> int:
+    """Compute the checksum that LevelDB and TensorFlow store: CRC-32C, rotated right by 15 bits,
+    plus a constant, so that bytes which hold checksums get a sound one too (leveldb/util/crc32c.h).
+
+    Raises CheckpointError where google-crc32c is not installed.
+    """
+    try:
+        from google_crc32c import value
+    except ImportError as error:
+        raise CheckpointError(
+            "the checksums of TensorFlow checkpoints are verified with google-crc32c: "
+            "pip install 'igpt[openai]'"
+        ) from error
+    crc: int = value(content)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class _Bytes:

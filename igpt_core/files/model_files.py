@@ -8,14 +8,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fsspec
-from fsspec import AbstractFileSystem
-
-from igpt_core.errors import CheckpointError as CheckpointError
-from igpt_core.errors import fetch_errors, one_of
+from igpt_core.errors import CheckpointError, fetch_errors, one_of
 from igpt_core.files.hub import hub_files, is_commit, split_id
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 EMBEDDED = "embedded"  # the name of the model that is shipped with the package
 
@@ -160,7 +159,9 @@ def _fetch(
     return [folder / name for name in chosen]
 
 
-def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[AbstractFileSystem, str]:
+def _open(uri: str, storage_options: Mapping[str, Any] | None) -> "tuple[AbstractFileSystem, str]":
+    import fsspec  # not before a URI asks for it: local folders and configurations do without
+
     try:
         fs, root = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
     except ImportError as error:
@@ -170,12 +171,12 @@ def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[Abstract
     return fs, root.rstrip("/")
 
 
-def _state(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+def _state(fs: "AbstractFileSystem", path: str) -> dict[str, Any]:
     info = fs.info(path)
     return {mark: info[mark] for mark in _STATE_MARKS if mark in info}
 
 
-def _listing(fs: AbstractFileSystem, root: str, uri: str) -> list[str]:
+def _listing(fs: "AbstractFileSystem", root: str, uri: str) -> list[str]:
     try:
         paths = fs.ls(root, detail=False)
     except FileNotFoundError:
@@ -186,7 +187,7 @@ def _listing(fs: AbstractFileSystem, root: str, uri: str) -> list[str]:
 
 
 def _fetch_file(
-    fs: AbstractFileSystem, source: str, target: Path, *, state: Mapping[str, Any]
+    fs: "AbstractFileSystem", source: str, target: Path, *, state: Mapping[str, Any]
 ) -> None:
     """Fetch under a temporary name, then rename: a file under its own name is whole."""
     if target.exists():

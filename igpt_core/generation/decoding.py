@@ -7,17 +7,27 @@ and its logits are those of pixel i; the last pixel is never fed.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from igpt_core.generation.noise import uniform_noise
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.sampling import SamplingConfig, sample_tokens, uniform_noise
-from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.generation.sampling import SamplingConfig, sample_tokens
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
+from igpt_core.model.transformer import ImageGPTModel
 
 # On a CPU a step looks at this many positions or a multiple: each change costs a copy of the cache,
 # each position beyond the filled ones is read for nothing.
 SPAN_UNIT = 64
+
+
+class CausalModel(nn.Module):
+    """What decoding needs of a model: the transformer, and the head on it that predicts pixels."""
+
+    config: ImageGPTConfig
+    transformer: ImageGPTModel
+    lm_head: nn.Linear
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Pinned:
 
 
 def prefill(
-    model: ImageGPTForCausalImageModeling, prompt: Tensor, *, n_samples: int, capacity: int
+    model: CausalModel, prompt: Tensor, *, n_samples: int, capacity: int
 ) -> tuple[Tensor, KVCache]:
     """Run the start token and the prompt once, then share the result among the samples.
 
@@ -67,7 +77,7 @@ def prefill(
 
 
 def feed(
-    model: ImageGPTForCausalImageModeling, tokens: Tensor, *, n_samples: int, capacity: int
+    model: CausalModel, tokens: Tensor, *, n_samples: int, capacity: int
 ) -> tuple[Tensor, KVCache]:
     """`prefill` of tokens (B, T) as they are, the start token among them if it is to be fed."""
     rows, n_given = tokens.shape
@@ -83,14 +93,14 @@ def feed(
     return logits, cache.repeat(n_samples, capacity=capacity)
 
 
-def _next_logits(model: ImageGPTForCausalImageModeling, hidden: Tensor) -> Tensor:
+def _next_logits(model: CausalModel, hidden: Tensor) -> Tensor:
     """Logits (R, n_colors) after the last position. A head tied to the input embedding has a row
     for the start token too, which is no pixel."""
     return model.lm_head(hidden[:, -1])[:, : model.config.n_colors]  # type: ignore[no-any-return]
 
 
 def decode_step(
-    model: ImageGPTForCausalImageModeling,
+    model: CausalModel,
     tokens: Tensor,
     position: Tensor,
     cache: KVCache,
@@ -121,7 +131,7 @@ def decode_step(
 
 
 def decode(
-    model: ImageGPTForCausalImageModeling,
+    model: CausalModel,
     logits: Tensor,
     cache: KVCache,
     noise: Tensor,
@@ -162,7 +172,7 @@ def decode(
 
 @torch.inference_mode()
 def complete(
-    model: ImageGPTForCausalImageModeling,
+    model: CausalModel,
     prompt: Tensor,
     *,
     n_positions: int,

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from igpt_core.files.model_files import CheckpointError, at_revision, model_files
+from igpt_core.errors import CheckpointError
+from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.images.image_inputs import rgb_images
 from igpt_core.images.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
 from igpt_core.images.pixels import Pixels, resize_rgb

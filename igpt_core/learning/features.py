@@ -8,9 +8,9 @@ from torch import Tensor
 from igpt_core.heads import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
-    ImageGPTModel,
 )
 from igpt_core.learning.scoring import with_start
+from igpt_core.model.transformer import ImageGPTModel
 
 Model = ImageGPTModel | ImageGPTForCausalImageModeling | ImageGPTForImageClassification
 

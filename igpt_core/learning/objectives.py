@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from igpt_core.heads import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
-    ImageGPTModel,
     load_model,
 )
 from igpt_core.learning.scoring import token_nll
+from igpt_core.model.transformer import ImageGPTModel
 
 
 class NextPixel(nn.Module):

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from igpt_core.errors import NoHeadError
-from igpt_core.files.model_files import CheckpointError as CheckpointError
+from igpt_core.errors import CheckpointError, NoHeadError
 from igpt_core.files.model_files import at_revision, model_files
-from igpt_core.files.model_files import resolve as resolve
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.images.palette import Palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config

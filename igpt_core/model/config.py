@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from igpt_core.files.model_files import CheckpointError, at_revision, model_files
+from igpt_core.errors import CheckpointError
+from igpt_core.files.model_files import at_revision, model_files
 
 CONFIG_FILE = "config.json"
 

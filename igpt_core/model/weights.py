@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from igpt_core.files.model_files import CheckpointError, model_files, resolve_revision
+from igpt_core.errors import CheckpointError
+from igpt_core.files.model_files import model_files, resolve_revision
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"

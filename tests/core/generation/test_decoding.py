@@ -11,8 +11,9 @@ from torch import Tensor
 
 from igpt_core.generation import decoding
 from igpt_core.generation.decoding import complete, decode, decode_step, prefill
+from igpt_core.generation.noise import uniform_noise
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.sampling import SamplingConfig, uniform_noise
+from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import layers
 from igpt_core.model.config import ImageGPTConfig

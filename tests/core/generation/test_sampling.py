@@ -12,13 +12,12 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from igpt_core.generation.noise import philox, uniform_noise
 from igpt_core.generation.sampling import (
     SamplingConfig,
     filter_logits,
-    philox,
     row_seed,
     sample_tokens,
-    uniform_noise,
 )
 
 LAST_NOISE = 1 - 2.0**-32  # the largest number that `uniform_noise` makes

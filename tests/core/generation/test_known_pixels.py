@@ -7,7 +7,7 @@ from torch import Tensor
 
 import igpt_core
 from igpt_core import ImageGPTConfig, Pinned, SamplingConfig, complete
-from igpt_core.generation.sampling import uniform_noise
+from igpt_core.generation.noise import uniform_noise
 from parity import CAUSAL, draw_weights, one_thread  # noqa: F401
 
 ROWS, N_COLORS, N_POSITIONS = 4, 32, 80  # more than one span unit
