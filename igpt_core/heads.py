@@ -1,4 +1,4 @@
-"""The classes of the Hugging Face page that put a head on the transformer, and `load_model`.
+"""The model classes with a head on the transformer, and `load_model`.
 
 Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colors, L layers.
 """
@@ -58,7 +58,7 @@ class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalOutput | tuple[Any, ...]:
-        """Logits of the next pixel at every position; see `ImageGPTModel.forward`.
+        """Compute logits of the next pixel at every position; see `ImageGPTModel.forward`.
 
         Args:
             labels: (B, T) int64 colors; shifted here, so that position i is held against
@@ -98,7 +98,7 @@ class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
 class ImageGPTForImageClassification(PreTrained):
     """The transformer with a linear layer on the mean of its last hidden state over positions.
 
-    It is fed the pixels alone, without a start token, as on the Hugging Face page.
+    It is fed the pixels alone, without a start token, as in transformers.
     """
 
     new_head = "score.weight"
@@ -125,7 +125,7 @@ class ImageGPTForImageClassification(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ClassifierOutput | tuple[Any, ...]:
-        """Logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
+        """Compute logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
 
         The mean is over all positions given, padding included, as in transformers.
 
@@ -225,7 +225,7 @@ def load_model(
     head: Literal["causal", "classification"] | None = "causal",
     storage_options: Mapping[str, Any] | None = None,
 ) -> PreTrained:
-    """The model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
+    """Load the model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
 
     Raises:
         ValueError: an unknown head. CheckpointError: a folder that does not hold the model.
@@ -238,7 +238,7 @@ def load_model(
 
 
 def random_model(variant: str, *, seed: int) -> ImageGPTForCausalImageModeling:
-    """A model of a published size with random weights, float32 on the CPU, for benchmarks.
+    """Make a model of a published size with random weights, float32 on the CPU, for benchmarks.
 
     The same seed gives the same weights; torch's global generator is left as it was.
     """

@@ -29,17 +29,17 @@ _STATE_MARKS = (
 
 
 def resolve(name: str) -> str:
-    """The shipped model's folder for "embedded"; any other path or URI as it is."""
+    """Return the shipped model's folder for "embedded", any other path or URI as it is."""
     return str(_EMBEDDED_FOLDER) if name == EMBEDDED else name
 
 
 def is_remote(path_or_uri: str) -> bool:
-    """Whether this is a URI of something else than the local disk."""
+    """Tell whether this is a URI of something else than the local disk."""
     return bool(_URI.match(path_or_uri)) and not _LOCAL_URI.match(path_or_uri)
 
 
 def is_hub_id(location: str) -> bool:
-    """Whether this names a model on the Hugging Face Hub, as `owner/name` or
+    """Tell whether this names a model on the Hugging Face Hub, as `owner/name` or
     `owner/name@revision`: a local file or folder of that name comes first, and a palette's file
     is none."""
     if split_id(location) is None or location.endswith(".npy"):
@@ -48,7 +48,7 @@ def is_hub_id(location: str) -> bool:
 
 
 def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> str:
-    """A hub id with a revision; any other location as it is, for it has no revisions.
+    """Add a revision to a hub id; return any other location as it is, for it has no revisions.
 
     Raises CheckpointError where the id names another revision already.
     """
@@ -62,8 +62,8 @@ def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> st
 
 
 def resolve_revision(location: str, *groups: Sequence[str]) -> str:
-    """A hub id with the commit that it stands for now, so that every process which is given it
-    reads the same files; any other location as it is.
+    """Add to a hub id the commit that it stands for now, so that every process which is given it
+    reads the same files; return any other location as it is.
 
     Args:
         groups: as for `model_files`; the commit is that of these files.
@@ -81,7 +81,7 @@ def model_files(
     *groups: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Local paths of files of a model folder: of each group of names, the first that is there.
+    """Return local paths of files of a model folder: of each group, the first that is there.
 
     Files of a URI are fetched into $IGPT_CACHE (~/.cache/igpt unless set), below a name that
     stands for the URI and the state of these files: what is replaced there is fetched again, and

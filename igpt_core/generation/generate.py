@@ -34,11 +34,11 @@ class GenerationMixin(CausalModel):
                 config.vocab_size - 1, and what pixels there are.
             max_length: tokens of a result, the given ones included, T < max_length <=
                 n_positions + 1; the latter, a whole image after its start token, unless given.
-            do_sample: draw each token; else the likeliest is taken and the options that follow
+            do_sample: draw each token; else the most probable is taken and the options that follow
                 are not looked at.
             temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
             num_return_sequences: samples of each row.
-            seeds: (B,) int64, one a row; drawn from torch's global generator unless given.
+            seeds: (B,) int64, one per row; drawn from torch's global generator unless given.
 
         Returns:
             (B * num_return_sequences, max_length) int64, each row's samples together. What is
@@ -67,7 +67,7 @@ class GenerationMixin(CausalModel):
             sampling = SamplingConfig(temperature, top_k or None, top_p)
             seeds = torch.randint(2**63 - 1, (rows,)) if seeds is None else seeds
         if seeds.shape != (rows,):
-            raise ValueError(f"generate: expected one seed a row, ({rows},), found {seeds.shape}")
+            raise ValueError(f"generate: expected one seed per row, ({rows},), found {seeds.shape}")
         with torch.inference_mode():
             noise = uniform_noise(
                 seeds.to(input_ids.device), num_return_sequences, range(n_given - 1, max_length - 1)

@@ -118,7 +118,7 @@ def test_a_token_is_where_its_noise_falls_in_the_uncached_distribution(n_given: 
 
 
 @torch.inference_mode()
-def test_greedy_tokens_are_the_likeliest_of_the_uncached_logits() -> None:
+def test_greedy_tokens_are_the_most_probable_of_the_uncached_logits() -> None:
     model = make_model()
     greedy = SamplingConfig(greedy=True)
     images = complete(
@@ -312,7 +312,7 @@ def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatc
     [
         (2, 9, 8, 2, 1, "150 positions, found a prompt of 9 and n_positions 8"),
         (2, 0, 151, 2, 1, "150 positions, found a prompt of 0 and n_positions 151"),
-        (2, 3, 8, 3, 1, r"one seed a row, \(2,\), found torch.Size\(\[3\]\)"),
+        (2, 3, 8, 3, 1, r"one seed per row, \(2,\), found torch.Size\(\[3\]\)"),
         (2, 3, 8, 2, 0, "n_samples must be 1 or more, found 0"),
     ],
 )
