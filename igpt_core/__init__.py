@@ -1,41 +1,12 @@
 """ImageGPT without Ray: models, palettes, sampling, scoring, checkpoints.
 
-Everything that the pipeline does to one batch can be done with these names alone.
+Everything that the pipeline does to one batch can be done with these names alone. The file that a
+name comes from is imported when the name is first asked for: torch takes seconds to import, and
+the command line needs no more than `igpt_core.errors` to answer `--help`.
 """
 
-from igpt_core.conversion.convert import convert_checkpoint
-from igpt_core.generation.decoding import Pinned, complete
-from igpt_core.generation.sampling import SamplingConfig, row_seed
-from igpt_core.heads import (
-    CausalOutput,
-    ClassifierOutput,
-    ImageGPTForCausalImageModeling,
-    ImageGPTForImageClassification,
-    ImageGPTModel,
-    ModelOutput,
-    load_model,
-    random_model,
-)
-from igpt_core.images.image_processor import (
-    BatchFeature,
-    ImageGPTFeatureExtractor,
-    ImageGPTImageProcessor,
-)
-from igpt_core.images.palette import ColorHistogram, Palette
-from igpt_core.images.pixels import ImageError, encode_png, load_pixels
-from igpt_core.learning.features import chosen_layers, pooled_features
-from igpt_core.learning.probe import LinearProbe
-from igpt_core.learning.scoring import bits_per_pixel, token_nll
-from igpt_core.learning.training import TrainingConfig
-from igpt_core.model.checkpoint import (
-    CheckpointError,
-    load_image_size,
-    load_palette,
-    model_fingerprint,
-    save_checkpoint,
-)
-from igpt_core.model.config import VARIANTS, ImageGPTConfig
-from igpt_core.model.kv_cache import KVCache
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __all__ = [  # noqa: RUF022, in the order of sorted()
     "BatchFeature",
@@ -74,3 +45,85 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "save_checkpoint",
     "token_nll",
 ]
+
+if TYPE_CHECKING:
+    from igpt_core.conversion.convert import convert_checkpoint
+    from igpt_core.errors import CheckpointError
+    from igpt_core.generation.decoding import Pinned, complete
+    from igpt_core.generation.sampling import SamplingConfig, row_seed
+    from igpt_core.heads import (
+        ImageGPTForCausalImageModeling,
+        ImageGPTForImageClassification,
+        load_model,
+        random_model,
+    )
+    from igpt_core.images.image_processor import (
+        BatchFeature,
+        ImageGPTFeatureExtractor,
+        ImageGPTImageProcessor,
+    )
+    from igpt_core.images.palette import ColorHistogram, Palette
+    from igpt_core.images.pixels import ImageError, encode_png, load_pixels
+    from igpt_core.learning.features import chosen_layers, pooled_features
+    from igpt_core.learning.probe import LinearProbe
+    from igpt_core.learning.scoring import bits_per_pixel, token_nll
+    from igpt_core.learning.training import TrainingConfig
+    from igpt_core.model.checkpoint import (
+        load_image_size,
+        load_palette,
+        model_fingerprint,
+        save_checkpoint,
+    )
+    from igpt_core.model.config import VARIANTS, ImageGPTConfig
+    from igpt_core.model.kv_cache import KVCache
+    from igpt_core.model.outputs import CausalOutput, ClassifierOutput, ModelOutput
+    from igpt_core.model.transformer import ImageGPTModel
+else:
+    _MODULE_OF = {
+        "BatchFeature": "images.image_processor",
+        "CausalOutput": "model.outputs",
+        "CheckpointError": "errors",
+        "ClassifierOutput": "model.outputs",
+        "ColorHistogram": "images.palette",
+        "ImageError": "images.pixels",
+        "ImageGPTConfig": "model.config",
+        "ImageGPTFeatureExtractor": "images.image_processor",
+        "ImageGPTForCausalImageModeling": "heads",
+        "ImageGPTForImageClassification": "heads",
+        "ImageGPTImageProcessor": "images.image_processor",
+        "ImageGPTModel": "model.transformer",
+        "KVCache": "model.kv_cache",
+        "LinearProbe": "learning.probe",
+        "ModelOutput": "model.outputs",
+        "Palette": "images.palette",
+        "Pinned": "generation.decoding",
+        "SamplingConfig": "generation.sampling",
+        "TrainingConfig": "learning.training",
+        "VARIANTS": "model.config",
+        "bits_per_pixel": "learning.scoring",
+        "chosen_layers": "learning.features",
+        "complete": "generation.decoding",
+        "convert_checkpoint": "conversion.convert",
+        "encode_png": "images.pixels",
+        "load_image_size": "model.checkpoint",
+        "load_model": "heads",
+        "load_palette": "model.checkpoint",
+        "load_pixels": "images.pixels",
+        "model_fingerprint": "model.checkpoint",
+        "pooled_features": "learning.features",
+        "random_model": "heads",
+        "row_seed": "generation.sampling",
+        "save_checkpoint": "model.checkpoint",
+        "token_nll": "learning.scoring",
+    }
+
+    def __getattr__(name):
+        """Import a public name's module at its first use (PEP 562)."""
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value  # the next use finds it there
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The error that every reader of checkpoints raises, and those of libraries that end in it."""
+"""CheckpointError, the error of every reader of checkpoints, and library errors that end in it."""
 
 import sys
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ class NoHeadError(CheckpointError):
 
 
 def fetch_errors() -> tuple[type[Exception], ...]:
-    """What fetching a file may raise."""
+    """Return the classes of what fetching a file may raise."""
     return (OSError, ValueError, RuntimeError, *library_errors())
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """What libraries that fetch files raise that is no OSError."""
+    """Return the classes that libraries which fetch files raise and that are no OSError."""
     return loaded_classes(_LIBRARY_ERRORS)
 
 
 def loaded_classes(names: Sequence[tuple[str, str]]) -> tuple[type[Exception], ...]:
-    """Classes by module and name; those of a library that is not loaded are left out, for it has
-    raised nothing."""
+    """Return classes by module and name, without those of libraries that are not loaded: these
+    have raised nothing."""
     found = (getattr(sys.modules.get(module), name, None) for module, name in names)
     return tuple(error for error in found if error is not None)
 
 
 def one_of(names: Sequence[str]) -> str:
-    """`a, b or c`."""
+    """Join names as `a, b or c`."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,4 +1,4 @@
-"""The classes of the Hugging Face page that put a head on the transformer, and `load_model`.
+"""The model classes with a head on the transformer, and `load_model`.
 
 Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colors, L layers.
 """
@@ -12,17 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igpt_core.generation.sampling import SamplingConfig, uniform_noise
+from igpt_core.generation.generate import GenerationMixin
 from igpt_core.model.checkpoint import PreTrained
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
-from igpt_core.model.outputs import CausalOutput as CausalOutput
-from igpt_core.model.outputs import ClassifierOutput as ClassifierOutput
-from igpt_core.model.outputs import ModelOutput as ModelOutput
-from igpt_core.model.transformer import ImageGPTModel as ImageGPTModel
-from igpt_core.model.transformer import Past
+from igpt_core.model.outputs import CausalOutput, ClassifierOutput
+from igpt_core.model.transformer import ImageGPTModel, Past
 
 
-class ImageGPTForCausalImageModeling(PreTrained):
+class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
     """The transformer with a head that gives the next pixel's color.
 
     With tie_word_embeddings the head is the input embedding itself, so that V counts the start
@@ -61,7 +58,7 @@ class ImageGPTForCausalImageModeling(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalOutput | tuple[Any, ...]:
-        """Logits of the next pixel at every position; see `ImageGPTModel.forward`.
+        """Compute logits of the next pixel at every position; see `ImageGPTModel.forward`.
 
         Args:
             labels: (B, T) int64 colors; shifted here, so that position i is held against
@@ -97,83 +94,11 @@ class ImageGPTForCausalImageModeling(PreTrained):
         by_name = self.config.return_dict if return_dict is None else return_dict
         return output if by_name else output.to_tuple()
 
-    def generate(
-        self,
-        input_ids: Tensor,
-        max_length: int | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = 50,
-        top_p: float | None = None,
-        num_return_sequences: int = 1,
-        *,
-        seeds: Tensor | None = None,
-    ) -> Tensor:
-        """Go on from the tokens given, which are fed as they are; see `decoding.complete`.
-
-        Sample k of a row is a function of (model, tokens, row seed, k), and of the compute shape
-        by rounding; not of the other rows.
-
-        Args:
-            input_ids: (B, T) int64 in [0, vocab_size), T >= 1; for images the start token,
-                config.vocab_size - 1, and what pixels there are.
-            max_length: tokens of a result, the given ones included, T < max_length <=
-                n_positions + 1; the latter, a whole image after its start token, unless given.
-            do_sample: draw each token; else the likeliest is taken and the options that follow
-                are not looked at.
-            temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
-            num_return_sequences: samples of each row.
-            seeds: (B,) int64, one a row; drawn from torch's global generator unless given.
-
-        Returns:
-            (B * num_return_sequences, max_length) int64, each row's samples together. What is
-            added are colors, never the start token.
-
-        Raises:
-            ValueError: an option or a size out of its range.
-        """
-        # That module builds on this one.
-        from igpt_core.generation.decoding import decode, feed
-        from igpt_core.generation.packed import prepacked
-
-        rows, n_given = input_ids.shape
-        longest = self.config.n_positions + 1
-        max_length = longest if max_length is None else max_length
-        if not 1 <= n_given < max_length <= longest:
-            raise ValueError(
-                f"generate: expected 1 or more tokens, fewer than max_length, and that at most "
-                f"n_positions + 1 = {longest}, found {n_given} and max_length {max_length}"
-            )
-        if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
-            raise ValueError(
-                "generate: num_return_sequences must be 1, or more with do_sample=True, found "
-                f"{num_return_sequences}"
-            )
-        if not do_sample:
-            sampling = SamplingConfig(greedy=True)
-            seeds = torch.zeros(rows, dtype=torch.int64)  # of noise that is not looked at
-        else:
-            sampling = SamplingConfig(temperature, top_k or None, top_p)
-            seeds = torch.randint(2**63 - 1, (rows,)) if seeds is None else seeds
-        if seeds.shape != (rows,):
-            raise ValueError(f"generate: expected one seed a row, ({rows},), found {seeds.shape}")
-        with torch.inference_mode():
-            noise = uniform_noise(
-                seeds.to(input_ids.device), num_return_sequences, range(n_given - 1, max_length - 1)
-            )
-            model = prepacked(self)
-            logits, cache = feed(
-                model, input_ids, n_samples=num_return_sequences, capacity=max_length - 1
-            )
-            drawn = decode(model, logits, cache, noise.flatten(0, 1), sampling)
-        given = input_ids.repeat_interleave(num_return_sequences, dim=0)
-        return torch.cat([given, drawn], dim=1)  # made here, so that it may enter a training step
-
 
 class ImageGPTForImageClassification(PreTrained):
     """The transformer with a linear layer on the mean of its last hidden state over positions.
 
-    It is fed the pixels alone, without a start token, as on the Hugging Face page.
+    It is fed the pixels alone, without a start token, as in transformers.
     """
 
     new_head = "score.weight"
@@ -200,7 +125,7 @@ class ImageGPTForImageClassification(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ClassifierOutput | tuple[Any, ...]:
-        """Logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
+        """Compute logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
 
         The mean is over all positions given, padding included, as in transformers.
 
@@ -300,7 +225,7 @@ def load_model(
     head: Literal["causal", "classification"] | None = "causal",
     storage_options: Mapping[str, Any] | None = None,
 ) -> PreTrained:
-    """The model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
+    """Load the model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
 
     Raises:
         ValueError: an unknown head. CheckpointError: a folder that does not hold the model.
@@ -313,7 +238,7 @@ def load_model(
 
 
 def random_model(variant: str, *, seed: int) -> ImageGPTForCausalImageModeling:
-    """A model of a published size with random weights, float32 on the CPU, for benchmarks.
+    """Make a model of a published size with random weights, float32 on the CPU, for benchmarks.
 
     The same seed gives the same weights; torch's global generator is left as it was.
     """

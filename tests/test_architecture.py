@@ -7,9 +7,10 @@ to find what it is for: a rule that nothing breaks proves little.
 """
 
 import ast
+import importlib
 import re
+import subprocess
 import sys
-import types
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -30,7 +31,7 @@ ROOMS = {
     ],
 }
 CORE_PACKAGES = {"torch", "numpy", "PIL", "safetensors", "fsspec"}
-CORE_PACKAGES_WHEN_USED = {"sklearn", "huggingface_hub"}
+CORE_PACKAGES_WHEN_USED = {"sklearn", "huggingface_hub", "google_crc32c"}
 NAMES_WITHOUT_MEANING = r"(utils?|common|base|constants?|helpers?|managers?|misc)\.py"
 
 
@@ -226,12 +227,26 @@ def test_tests_load_pickles_with_care_too():
 
 
 def test_public_names_are_sorted_and_complete():
-    public = {
-        name
-        for name, value in vars(igpt_core).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
-    }
-    assert igpt_core.__all__ == sorted(public)
+    tree = ast.parse(Path(igpt_core.__file__).read_text("utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]  # for type checkers
+    module_of = {name.name: node.module for node in block.body for name in node.names}
+    assert igpt_core.__all__ == sorted(module_of)
+    assert set(igpt_core.__all__) <= set(dir(igpt_core))
+    for name, module in module_of.items():
+        assert getattr(igpt_core, name) is getattr(importlib.import_module(module), name)
+    assert igpt_core._MODULE_OF.keys() == module_of.keys()
+    with pytest.raises(AttributeError, match="'igpt_core' has no attribute 'Pallete'"):
+        igpt_core.Pallete  # noqa: B018
+
+
+def test_light_modules_of_the_core_come_without_torch():
+    """The command line imports them to answer `--help` and to refuse wrong options."""
+    light = ["errors", "files.model_files", "generation.sampling", "model.config"]
+    imports = "".join(f"import igpt_core.{module}\n" for module in light)
+    heavy = "{'torch', 'numpy', 'PIL', 'fsspec'}"
+    code = f"{imports}import sys\nprint({heavy} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout == "set()\n", found.stderr
 
 
 def test_public_names_that_others_rely_on():

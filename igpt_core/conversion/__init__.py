@@ -1,1 +1,1 @@
-"""Other layouts of weights."""
+"""Reads other layouts of weights: OpenAI's, TensorFlow's. Uses every room above and `heads`."""

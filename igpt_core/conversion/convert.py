@@ -95,7 +95,7 @@ def _check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
 def _read_folder(
     source: str, storage_options: Mapping[str, Any] | None
 ) -> tuple[str, ImageGPTConfig, dict[str, Tensor]]:
-    """The class that the folder is for, its configuration, its weights with all their heads."""
+    """Read the class that the folder is for, its configuration, its weights with all heads."""
     config_file, weights_file = find_weights(source, CONFIG_FILE, storage_options=storage_options)
     config = read_config(config_file, where=source)
     stored = read_weights(weights_file, where=source)
@@ -110,8 +110,8 @@ def _read_folder(
 
 
 def _declared_class(config: ImageGPTConfig) -> type[PreTrained] | None:
-    """What config.json says that the weights are for; without the head of that class, a folder
-    is not whole."""
+    """Return the class that config.json says the weights are for: without its head, a folder is
+    not whole."""
     names = getattr(config, "architectures", None) or ()
     return next((cls for cls in HEADS.values() if cls.__name__ in names), None)
 
@@ -123,7 +123,7 @@ def _processor(
     palette: str | None,
     storage_options: Mapping[str, Any] | None,
 ) -> ImageGPTImageProcessor | None:
-    """The processor to write: the source's own, with the palette that is given in its place.
+    """Make the processor to write: the source's own, with the palette that is given.
 
     Args:
         folder: of the source.

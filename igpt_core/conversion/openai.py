@@ -1,7 +1,7 @@
 """OpenAI's ImageGPT checkpoints: TensorFlow's variables as the weights of Hugging Face's layout.
 
-Axes as in `model.py`. In OpenAI's code every projection of the attention is stored a head at a
-time, (H, D, C), and there are no biases:
+Axes as in `igpt_core/model/transformer.py`. In OpenAI's code every projection of the attention is
+stored head by head, (H, D, C), and there are no biases:
 q, k, v = einsum("bsf,hef->bhse", x, w), and out = einsum("bhse,hef->bsf", a, w).
 """
 
@@ -17,25 +17,25 @@ from igpt_core.conversion.tf_bundle import Entry, data_name, read_index, read_te
 from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import model_files
 from igpt_core.model.config import ImageGPTConfig
-from igpt_core.model.weights import TRUNK
+from igpt_core.model.weights import PREFIX
 
 _SCOPE = "model/"  # the optimizer's variables and the step lie elsewhere, or below a variable
 _INDEX = ".index"
-_PREFIX = re.compile(r"(?P<folder>(?:.*/)?)(?P<name>[^/]*\.ckpt(?:-\d+)?)(?:\.index)?")
+_LOCATION = re.compile(r"(?P<folder>(?:.*/)?)(?P<name>[^/]*\.ckpt(?:-\d+)?)(?:\.index)?")
 
 Shape = tuple[int, ...]
 
 
 def is_openai(location: str) -> bool:
-    """Whether a location is a TensorFlow checkpoint by its name: a prefix such as
+    """Tell whether a location is a TensorFlow checkpoint by its name: a prefix such as
     `.../model.ckpt-131000`, or that with `.index`."""
-    return location.endswith(_INDEX) or _PREFIX.fullmatch(location) is not None
+    return location.endswith(_INDEX) or _LOCATION.fullmatch(location) is not None
 
 
 def read_openai(
     location: str, *, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[ImageGPTConfig, dict[str, Tensor]]:
-    """The configuration, which follows from the shapes, and the weights under the names of
+    """Read the configuration, which follows from the shapes, and the weights under the names of
     ImageGPTForCausalImageModeling.
 
     Args:
@@ -67,7 +67,7 @@ def read_openai(
 
 
 def _model_entries(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Those of the model, without `model/`. What lies below another variable, as
+    """Choose those of the model, their names without `model/`. What lies below another variable, as
     `model/wte/Adam` below `model/wte`, is what an optimizer keeps for that."""
     names = {name for name in entries if name.startswith(_SCOPE)}
     return {
@@ -107,13 +107,13 @@ def _config(entries: Mapping[str, Entry], where: str) -> ImageGPTConfig:
 
 
 def _shape(name: str, entry: Entry) -> Shape:
-    """Matrices of the MLP may be stored as the kernel of a convolution of width 1."""
+    """Return a variable's shape: those of the MLP may be stored as kernels of width 1."""
     is_kernel = "/mlp/" in name and len(entry.shape) == 3 and entry.shape[0] == 1
     return entry.shape[1:] if is_kernel else entry.shape
 
 
 def _shapes(config: ImageGPTConfig) -> dict[str, Shape]:
-    """Every variable of a model of this size."""
+    """List the shapes of all variables of a model of this size."""
     width, inner = config.n_embd, config.inner_size
     heads = (config.n_head, config.head_size, width)
     layer = {
@@ -137,7 +137,7 @@ def _shapes(config: ImageGPTConfig) -> dict[str, Shape]:
 
 
 def _check(entries: Mapping[str, Entry], config: ImageGPTConfig, where: str) -> None:
-    """Raises CheckpointError, which names a variable that is not as the others demand."""
+    """Raise CheckpointError, which names a variable that is not as the others demand."""
     wanted = _shapes(config)
     for name in entries:
         if name not in wanted:
@@ -154,16 +154,16 @@ def _check(entries: Mapping[str, Entry], config: ImageGPTConfig, where: str) -> 
 def _weights(
     variables: Mapping[str, Tensor], config: ImageGPTConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights in Hugging Face's layout, where projections are (in, out)."""
+    """Yield names and weights in Hugging Face's layout, where projections are (in, out)."""
     width, inner = config.n_embd, config.inner_size
 
     def bias(size: int) -> Tensor:
         return torch.zeros(size, dtype=variables["wte"].dtype)
 
-    yield TRUNK + "wte.weight", torch.cat([variables["wte"], variables["sos"][None]])
-    yield TRUNK + "wpe.weight", variables["wpe"]
+    yield PREFIX + "wte.weight", torch.cat([variables["wte"], variables["sos"][None]])
+    yield PREFIX + "wpe.weight", variables["wpe"]
     for i in range(config.n_layer):
-        ours, theirs = f"{TRUNK}h.{i}.", f"h{i}/"
+        ours, theirs = f"{PREFIX}h.{i}.", f"h{i}/"
         qkv = [variables[f"{theirs}attn/{name}_proj"] for name in "qkv"]  # 3 x (H, D, C)
         yield ours + "ln_1.weight", variables[theirs + "ln_1/g"]
         yield ours + "attn.c_attn.weight", torch.cat(qkv).reshape(3 * width, width).t()
@@ -175,5 +175,5 @@ def _weights(
         yield ours + "mlp.c_fc.bias", bias(inner)
         yield ours + "mlp.c_proj.weight", variables[theirs + "mlp/c_proj/w"].reshape(inner, width)
         yield ours + "mlp.c_proj.bias", bias(width)
-    yield TRUNK + "ln_f.weight", variables["ln_f/g"]
+    yield PREFIX + "ln_f.weight", variables["ln_f/g"]
     yield "lm_head.weight", variables["wtet"]

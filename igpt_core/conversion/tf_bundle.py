@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from igpt_core.conversion.crc32c import masked_crc32c
 from igpt_core.errors import CheckpointError
 
 _FOOTER_SIZE = 48
@@ -51,12 +50,12 @@ class _Damaged(Exception):
 
 
 def data_name(prefix: str, shard: int, n_shards: int) -> str:
-    """The name of a data file."""
+    """Return the name of a data file."""
     return f"{prefix}.data-{shard:05d}-of-{n_shards:05d}"
 
 
 def read_index(file: Path, *, where: str) -> Index:
-    """The tensors that a checkpoint holds; their data is not touched.
+    """Read which tensors a checkpoint holds; their data is not touched.
 
     Raises CheckpointError, which starts with `where`, for a file that is no index, or a damaged
     one.
@@ -81,7 +80,7 @@ def read_index(file: Path, *, where: str) -> Index:
 
 
 def read_tensor(name: str, entry: Entry, file: Path, *, where: str) -> Tensor:
-    """A tensor in memory of its own, in the dtype that it is stored in.
+    """Read a tensor, in the dtype that it is stored in.
 
     Args:
         file: the data file `entry.shard`.
@@ -98,11 +97,9 @@ def read_tensor(name: str, entry: Entry, file: Path, *, where: str) -> Tensor:
             raise _Damaged(f"{entry.size} bytes for shape {entry.shape} in {entry.dtype}")
         if entry.offset + entry.size > file.stat().st_size:  # before memory is taken for it
             raise _Damaged(f"it ends at {file.stat().st_size} of {entry.offset + entry.size} bytes")
-        content = bytearray(entry.size)
         with open(file, "rb") as stored:
             stored.seek(entry.offset)
-            if stored.readinto(content) != entry.size:
-                raise _Damaged("it ends too early")
+            content = stored.read(entry.size)
         if masked_crc32c(content) != entry.checksum:
             raise _Damaged("its checksum is wrong")
     except (OSError, _Damaged) as error:
@@ -111,11 +108,28 @@ def read_tensor(name: str, entry: Entry, file: Path, *, where: str) -> Tensor:
         ) from error
     if not entry.size:
         return torch.empty(entry.shape, dtype=entry.dtype)
-    return torch.frombuffer(content, dtype=entry.dtype).reshape(entry.shape)
+    return torch.frombuffer(bytearray(content), dtype=entry.dtype).reshape(entry.shape)
+
+
+def masked_crc32c(content: bytes) -> int:
+    """Compute the checksum that LevelDB and TensorFlow store: CRC-32C, rotated right by 15 bits,
+    plus a constant, so that bytes which hold checksums get a sound one too (leveldb/util/crc32c.h).
+
+    Raises CheckpointError where google-crc32c is not installed.
+    """
+    try:
+        from google_crc32c import value
+    except ImportError as error:
+        raise CheckpointError(
+            "the checksums of TensorFlow checkpoints are verified with google-crc32c: "
+            "pip install 'igpt[openai]'"
+        ) from error
+    crc: int = value(content)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class _Bytes:
-    """Bytes read from the front; reading past the end raises _Damaged."""
+    """Bytes that are read from the front; reading past the end raises _Damaged."""
 
     def __init__(self, content: bytes) -> None:
         self._content, self._at = content, 0
@@ -140,7 +154,7 @@ class _Bytes:
 
 
 def _rows(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Key and value of each row of a table, in order."""
+    """Yield key and value of each row of a table, in order."""
     if len(table) < _FOOTER_SIZE or table[-len(_MAGIC) :] != _MAGIC:
         raise _Damaged("it does not end like a TensorFlow index")
     footer = _Bytes(table[-_FOOTER_SIZE:])
@@ -155,12 +169,12 @@ def _rows(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(content: _Bytes) -> tuple[int, int]:
-    """Offset and size of a block."""
+    """Read offset and size of a block."""
     return content.varint(), content.varint()
 
 
 def _block_rows(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The rows of a block. Behind them come the restart points, for jumps, and their number;
+    """Yield the rows of a block. Behind them come the restart points, for jumps, and their number;
     behind the block its kind (a byte) and its checksum."""
     end = offset + size
     if end + 5 > len(table) - _FOOTER_SIZE:
@@ -183,7 +197,7 @@ def _block_rows(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, b
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protobuf message."""
+    """Yield number and value of each field of a protobuf message."""
     content = _Bytes(message)
     while content:
         key = content.varint()
@@ -212,7 +226,7 @@ def _text(value: int | bytes) -> bytes:
 
 
 def _n_shards(header: bytes) -> int:
-    """Of BundleHeaderProto: num_shards = 1, endianness = 2 (0: little)."""
+    """Read num_shards = 1 of a BundleHeaderProto, in which endianness = 2 (0: little)."""
     fields = dict(_fields(header))
     if fields.get(2, 0) != 0:
         raise _Damaged("its data is big-endian, which is not read")
@@ -220,8 +234,8 @@ def _n_shards(header: bytes) -> int:
 
 
 def _entry(message: bytes) -> Entry:
-    """Of BundleEntryProto: dtype = 1, shape = 2, shard_id = 3, offset = 4, size = 5, crc32c = 6,
-    slices = 7."""
+    """Read a BundleEntryProto: dtype = 1, shape = 2, shard_id = 3, offset = 4, size = 5,
+    crc32c = 6, slices = 7."""
     fields = dict(_fields(message))
     numbers = [_number(fields.get(number, 0)) for number in (1, 3, 4, 5, 6)]
     dtype, shard, offset, size, checksum = numbers
@@ -230,6 +244,6 @@ def _entry(message: bytes) -> Entry:
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
-    """Of TensorShapeProto: dim = 2, repeated, each with size = 1."""
+    """Read a TensorShapeProto: dim = 2, repeated, each with size = 1."""
     dims = [_text(value) for number, value in _fields(message) if number == 2]
     return tuple(_number(dict(_fields(dim)).get(1, 0)) for dim in dims)

@@ -1,1 +1,1 @@
-"""A model's files, wherever they lie."""
+"""Finds a model's files, local or fetched from a URI or the Hub. Uses `errors` alone."""

@@ -8,14 +8,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fsspec
-from fsspec import AbstractFileSystem
-
-from igpt_core.errors import CheckpointError as CheckpointError
-from igpt_core.errors import fetch_errors, one_of
+from igpt_core.errors import CheckpointError, fetch_errors, one_of
 from igpt_core.files.hub import hub_files, is_commit, split_id
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 EMBEDDED = "embedded"  # the name of the model that is shipped with the package
 
@@ -30,17 +29,17 @@ _STATE_MARKS = (
 
 
 def resolve(name: str) -> str:
-    """The shipped model's folder for "embedded"; any other path or URI as it is."""
+    """Return the shipped model's folder for "embedded", any other path or URI as it is."""
     return str(_EMBEDDED_FOLDER) if name == EMBEDDED else name
 
 
 def is_remote(path_or_uri: str) -> bool:
-    """Whether this is a URI of something else than the local disk."""
+    """Tell whether this is a URI of something else than the local disk."""
     return bool(_URI.match(path_or_uri)) and not _LOCAL_URI.match(path_or_uri)
 
 
 def is_hub_id(location: str) -> bool:
-    """Whether this names a model on the Hugging Face Hub, as `owner/name` or
+    """Tell whether this names a model on the Hugging Face Hub, as `owner/name` or
     `owner/name@revision`: a local file or folder of that name comes first, and a palette's file
     is none."""
     if split_id(location) is None or location.endswith(".npy"):
@@ -49,7 +48,7 @@ def is_hub_id(location: str) -> bool:
 
 
 def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> str:
-    """A hub id with a revision; any other location as it is, for it has no revisions.
+    """Add a revision to a hub id; return any other location as it is, for it has no revisions.
 
     Raises CheckpointError where the id names another revision already.
     """
@@ -63,8 +62,8 @@ def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> st
 
 
 def resolve_revision(location: str, *groups: Sequence[str]) -> str:
-    """A hub id with the commit that it stands for now, so that every process which is given it
-    reads the same files; any other location as it is.
+    """Add to a hub id the commit that it stands for now, so that every process which is given it
+    reads the same files; return any other location as it is.
 
     Args:
         groups: as for `model_files`; the commit is that of these files.
@@ -82,7 +81,7 @@ def model_files(
     *groups: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Local paths of files of a model folder: of each group of names, the first that is there.
+    """Return local paths of files of a model folder: of each group, the first that is there.
 
     Files of a URI are fetched into $IGPT_CACHE (~/.cache/igpt unless set), below a name that
     stands for the URI and the state of these files: what is replaced there is fetched again, and
@@ -160,7 +159,9 @@ def _fetch(
     return [folder / name for name in chosen]
 
 
-def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[AbstractFileSystem, str]:
+def _open(uri: str, storage_options: Mapping[str, Any] | None) -> "tuple[AbstractFileSystem, str]":
+    import fsspec  # not before a URI asks for it: local folders and configurations do without
+
     try:
         fs, root = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
     except ImportError as error:
@@ -170,12 +171,12 @@ def _open(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[Abstract
     return fs, root.rstrip("/")
 
 
-def _state(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+def _state(fs: "AbstractFileSystem", path: str) -> dict[str, Any]:
     info = fs.info(path)
     return {mark: info[mark] for mark in _STATE_MARKS if mark in info}
 
 
-def _listing(fs: AbstractFileSystem, root: str, uri: str) -> list[str]:
+def _listing(fs: "AbstractFileSystem", root: str, uri: str) -> list[str]:
     try:
         paths = fs.ls(root, detail=False)
     except FileNotFoundError:
@@ -186,7 +187,7 @@ def _listing(fs: AbstractFileSystem, root: str, uri: str) -> list[str]:
 
 
 def _fetch_file(
-    fs: AbstractFileSystem, source: str, target: Path, *, state: Mapping[str, Any]
+    fs: "AbstractFileSystem", source: str, target: Path, *, state: Mapping[str, Any]
 ) -> None:
     """Fetch under a temporary name, then rename: a file under its own name is whole."""
     if target.exists():

@@ -1,1 +1,1 @@
-"""From logits to pixels: sampling, decoding, generate."""
+"""Turns logits into pixels: sampling, decoding, `generate`. Uses `model`; knows no head class."""

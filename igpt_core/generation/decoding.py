@@ -7,22 +7,32 @@ and its logits are those of pixel i; the last pixel is never fed.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from igpt_core.generation.noise import uniform_noise
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.sampling import SamplingConfig, sample_tokens, uniform_noise
-from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.generation.sampling import SamplingConfig, sample_tokens
+from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
+from igpt_core.model.transformer import ImageGPTModel
 
-# On a CPU a step looks at this many positions or a multiple: each change costs a copy of the cache,
-# each position beyond the filled ones is read for nothing.
+# On a CPU a step attends to this many positions or a multiple: each change costs a copy of the
+# cache, each position beyond the filled ones is read for nothing.
 SPAN_UNIT = 64
+
+
+class CausalModel(nn.Module):
+    """What decoding needs of a model: the transformer, and the head on it that predicts pixels."""
+
+    config: ImageGPTConfig
+    transformer: ImageGPTModel
+    lm_head: nn.Linear
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """Pixels that are known wherever they lie, and so are not drawn.
+    """Known pixels, wherever they lie: these are not drawn.
 
     Attributes:
         image: (B, N) int64 colors in [0, n_colors); any number where it is not given.
@@ -33,11 +43,11 @@ class Pinned:
     given: Tensor
 
     def over(self, tokens: Tensor, positions: slice | int) -> Tensor:
-        """Tokens of these positions, the known ones among them replaced by the image's."""
+        """Replace the known ones of the tokens of these positions by the image's."""
         return torch.where(self.given[:, positions], self.image[:, positions], tokens)
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raises ValueError for tensors of another shape or dtype."""
+        """Raise ValueError for tensors of another shape or dtype."""
         parts = {"image": (self.image, torch.int64), "given": (self.given, torch.bool)}
         for name, (part, dtype) in parts.items():
             if part.shape != shape or part.dtype != dtype:
@@ -48,7 +58,7 @@ class Pinned:
 
 
 def prefill(
-    model: ImageGPTForCausalImageModeling, prompt: Tensor, *, n_samples: int, capacity: int
+    model: CausalModel, prompt: Tensor, *, n_samples: int, capacity: int
 ) -> tuple[Tensor, KVCache]:
     """Run the start token and the prompt once, then share the result among the samples.
 
@@ -67,37 +77,37 @@ def prefill(
 
 
 def feed(
-    model: ImageGPTForCausalImageModeling, tokens: Tensor, *, n_samples: int, capacity: int
+    model: CausalModel, tokens: Tensor, *, n_samples: int, capacity: int
 ) -> tuple[Tensor, KVCache]:
-    """`prefill` of tokens (B, T) as they are, the start token among them if it is to be fed."""
+    """Run tokens (B, T) as they are, the start token among them if it is to be fed: `prefill`."""
     rows, n_given = tokens.shape
     weight = model.transformer.wte.weight
     cache = KVCache(
         model.config, batch_size=rows, capacity=n_given, device=weight.device, dtype=weight.dtype
     )
     positions = torch.arange(n_given, device=weight.device)
-    slots = CacheSlots(cache, index=positions, span=n_given)
-    hidden = model.transformer.hidden(tokens, positions, slots=slots, mask=None)
+    cache_slots = CacheSlots(cache, index=positions, span=n_given)
+    hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
     cache.length = n_given
     logits = _next_logits(model, hidden).repeat_interleave(n_samples, dim=0)
     return logits, cache.repeat(n_samples, capacity=capacity)
 
 
-def _next_logits(model: ImageGPTForCausalImageModeling, hidden: Tensor) -> Tensor:
-    """Logits (R, n_colors) after the last position. A head tied to the input embedding has a row
-    for the start token too, which is no pixel."""
+def _next_logits(model: CausalModel, hidden: Tensor) -> Tensor:
+    """Compute logits (R, n_colors) after the last position. A head tied to the input embedding has
+    a row for the start token too, which is no pixel."""
     return model.lm_head(hidden[:, -1])[:, : model.config.n_colors]  # type: ignore[no-any-return]
 
 
 def decode_step(
-    model: ImageGPTForCausalImageModeling,
+    model: CausalModel,
     tokens: Tensor,
     position: Tensor,
     cache: KVCache,
     *,
     span: int,
 ) -> Tensor:
-    """Feed one token a row, return the logits of the next pixel.
+    """Feed one token per row, return the logits of the next pixel.
 
     Of fixed shape for a given span: the position is a tensor, and where `span` reaches beyond it
     the positions not yet filled are masked. So a captured step can be replayed for every position
@@ -107,7 +117,7 @@ def decode_step(
         tokens: (R,) int64, the pixels at `position` - 1.
         position: (1,) int64, the input position; below `span`.
         cache: holds the positions before it and takes this one.
-        span: positions of the cache to look at. Where it is cache.length + 1 no mask is needed.
+        span: positions of the cache to attend to. Where it is cache.length + 1 no mask is needed.
 
     Returns:
         (R, V) logits in the model's dtype.
@@ -115,13 +125,13 @@ def decode_step(
     mask = None
     if span > cache.length + 1:
         mask = (torch.arange(span, device=tokens.device) <= position)[None]
-    slots = CacheSlots(cache, index=position, span=span)
-    hidden = model.transformer.hidden(tokens[:, None], position, slots=slots, mask=mask)
+    cache_slots = CacheSlots(cache, index=position, span=span)
+    hidden = model.transformer.hidden(tokens[:, None], position, cache_slots=cache_slots, mask=mask)
     return _next_logits(model, hidden)
 
 
 def decode(
-    model: ImageGPTForCausalImageModeling,
+    model: CausalModel,
     logits: Tensor,
     cache: KVCache,
     noise: Tensor,
@@ -134,7 +144,7 @@ def decode(
     Args:
         logits: (R, V) of the first pixel to draw.
         noise: (R, N) float64 in [0, 1), N >= 1.
-        pinned: (R, N), tokens to go on from in place of those drawn.
+        pinned: (R, N), known pixels, which take the place of those drawn.
 
     Returns:
         (R, N) int64.
@@ -162,7 +172,7 @@ def decode(
 
 @torch.inference_mode()
 def complete(
-    model: ImageGPTForCausalImageModeling,
+    model: CausalModel,
     prompt: Tensor,
     *,
     n_positions: int,
@@ -173,23 +183,23 @@ def complete(
 ) -> Tensor:
     """Finish images from their first pixels, and from others that are known.
 
-    Sample k of a row depends on (model, prompt, pinned pixels, row seed, k) and the compute shape
-    alone: neither on the other rows nor on the number of samples drawn. A pixel sees the pinned
+    Sample k of a row depends on (model, prompt, known pixels, row seed, k) and the compute shape
+    alone: neither on the other rows nor on the number of samples drawn. A pixel sees the known
     ones before it, in raster order, and none behind it.
 
     Args:
         model: in eval mode, on the prompt's device.
-        prompt: (B, P) int64 colors in [0, n_colors), 0 <= P <= n_positions; P = 0 makes
-            images from nothing.
+        prompt: (B, P) int64 colors in [0, n_colors), 0 <= P <= n_positions; P = 0 draws
+            unconditional samples.
         n_positions: pixels of a whole image, at most the model's positions.
-        seeds: (B,) int64, one a row; see `row_seed`.
+        seeds: (B,) int64, one per row; see `row_seed`.
         sampling: how tokens are drawn.
         n_samples: images for each prompt.
-        pinned: (B, n_positions), pixels that all samples of a row share. Other pixels are drawn
+        pinned: (B, n_positions), known pixels, which all samples of a row share. Others are drawn
             with the same noise as without it. It overrides the prompt too.
 
     Returns:
-        (B, n_samples, n_positions) int64: the prompt and what is drawn, with the pinned pixels in
+        (B, n_samples, n_positions) int64: the prompt and what is drawn, with the known pixels in
         place of either.
 
     Raises:
@@ -203,7 +213,7 @@ def complete(
             f"found a prompt of {n_given} and n_positions {n_positions}"
         )
     if seeds.shape != (rows,):
-        raise ValueError(f"complete: expected one seed a row, ({rows},), found {seeds.shape}")
+        raise ValueError(f"complete: expected one seed per row, ({rows},), found {seeds.shape}")
     if n_samples < 1:
         raise ValueError(f"complete: n_samples must be 1 or more, found {n_samples}")
     if pinned is not None:

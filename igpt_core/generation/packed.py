@@ -1,4 +1,4 @@
-"""packed: a model whose matrix products read their weights in oneDNN's own layout."""
+"""Models whose matrix products read weights that are prepacked in oneDNN's own layout."""
 
 import copy
 from typing import TypeVar
@@ -15,10 +15,10 @@ OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_sup
 
 
 class PrepackedLinear(nn.Module):
-    """x @ weight + bias for inference on a CPU, the weight packed when the module is made."""
+    """x @ weight + bias for inference on a CPU, the weight prepacked when the module is made."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: (out, in), of any strides; bias: (out,)."""
+        """Prepack a weight (out, in), of any strides; bias: (out,)."""
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self.bias = None if bias is None else bias.detach()
@@ -30,7 +30,7 @@ class PrepackedLinear(nn.Module):
 
 
 def prepacked(model: Model) -> Model:
-    """The model with packed weights, for inference on a CPU; itself where packing does not apply or
+    """Prepack a model's weights for inference on a CPU; return itself where that does not apply or
     is done already.
 
     A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
@@ -42,22 +42,22 @@ def prepacked(model: Model) -> Model:
     its weights.
     """
     if not any(isinstance(module, Conv1D | nn.Linear) for module in model.modules()):
-        return model  # packed already, or nothing to pack
+        return model  # prepacked already, or nothing to prepack
     if not _onednn_serves(next(model.parameters())):
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    twin = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
-    for parent in list(twin.modules()):
+    result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
+    for parent in list(result.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Conv1D):
                 setattr(parent, name, PrepackedLinear(child.weight.t(), child.bias))
             elif isinstance(child, nn.Linear):
                 setattr(parent, name, PrepackedLinear(child.weight, child.bias))
-    return twin
+    return result
 
 
 def _onednn_serves(weight: Tensor) -> bool:
-    """Whether this build of torch and this processor have the packed product for the weight."""
+    """Tell whether this build of torch and this processor have the prepacked product."""
     if (
         weight.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

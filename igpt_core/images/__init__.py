@@ -1,1 +1,1 @@
-"""Pictures to tokens and back: palettes, their lookup table, pixels, the image processor."""
+"""Turns pictures into tokens and back: palettes, pixels, the image processor. Uses `files`."""

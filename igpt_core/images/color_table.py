@@ -32,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def build_table(colors: FloatArray) -> TokenArray:
-    """The nearest of `colors` (K, 3) for every r << 16 | g << 8 | b: indices (2**24,) uint16."""
+    """Tabulate the nearest of `colors` (K, 3) for every r << 16 | g << 8 | b, (2**24,) uint16."""
     grid, first = _grid(colors)
     table = np.empty((256, 256, 256), np.uint16)
     for corner in np.ndindex(256 // _BLOCK, 256 // _BLOCK, 256 // _BLOCK):
@@ -42,19 +42,22 @@ def build_table(colors: FloatArray) -> TokenArray:
 
 
 def _grid(colors: FloatArray) -> tuple[IntArray, TokenArray]:
-    """The distinct colors as integers (3, n), and of each the lowest index, (n,) ascending."""
+    """Find the distinct colors as integers (3, n), and the lowest index of each, (n,) ascending."""
     scaled = np.rint(np.ldexp(colors.astype(np.float64), _GRID_BITS)).astype(np.int64)
     first = np.sort(np.unique(scaled, axis=0, return_index=True)[1])
     return np.ascontiguousarray(scaled[first].T), first.astype(np.uint16)
 
 
 def _score(grid: IntArray, value: IntArray) -> IntArray:
-    """One channel's share of the distance (see the top); falls by 2**27 * C per pixel step."""
+    """Compute one channel's share of the distance (see the top).
+
+    It falls by 2**27 * C per pixel step.
+    """
     return grid * (255 * grid - ((2 * value - 255) << (_GRID_BITS + 1)))
 
 
 def _nearest_in_block(grid: IntArray, corner: IntArray) -> TokenArray:
-    """Indices into `grid` (3, n) of the nearest colors of the cube at `corner`, (_BLOCK,) * 3."""
+    """Find the nearest of `grid` (3, n) for the cube at `corner`: indices, (_BLOCK,) * 3."""
     size = _BLOCK
     low = corner[:, None]  # (3, cells)
     count, color = _prune(grid, low, size, np.array([grid.shape[1]]), np.arange(grid.shape[1]))
@@ -109,7 +112,7 @@ def _prune(
 
 
 def nearest_colors(colors: FloatArray, pixels: IntArray) -> TokenArray:
-    """What the table of `colors` (K, 3) holds for pixels (3, N) in 0..255: (N,) uint16.
+    """Look up pixels (3, N) in 0..255 in the table of `colors` (K, 3): (N,) uint16.
 
     For few pixels no table is built.
     """
@@ -128,11 +131,11 @@ def nearest_colors(colors: FloatArray, pixels: IntArray) -> TokenArray:
 
 
 def cached_table(colors: FloatArray, *, fingerprint: str) -> TokenArray:
-    """`build_table` of colors (K, 3), or the file of an earlier call with this fingerprint.
+    """Return `build_table` of colors (K, 3), from the file of an earlier call where there is one.
 
-    The file lies in $IGPT_CACHE, else ~/.cache/igpt, and is mapped: a node's processes share its
-    pages. It is the table and its CRC-32. A missing or damaged file is written (anew), atomically,
-    so that processes that do it at once only write the same file twice.
+    The file, named by the fingerprint, lies in $IGPT_CACHE, else ~/.cache/igpt, and is mapped: a
+    node's processes share its pages. It is the table and its CRC-32. A missing or damaged file is
+    written (anew), atomically, so that processes that do it at once only write the same file twice.
     """
     name = f"nearest-{fingerprint}.npy"
     try:
@@ -154,7 +157,7 @@ def cached_table(colors: FloatArray, *, fingerprint: str) -> TokenArray:
 
 
 def _map_table(path: Path) -> TokenArray | None:
-    """The table that `path` holds, or None if there is none or it is not as it was written."""
+    """Map the table that `path` holds; None if there is none or it is not as it was written."""
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

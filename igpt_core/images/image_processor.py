@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from igpt_core.files.model_files import CheckpointError, at_revision, model_files
+from igpt_core.errors import CheckpointError
+from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.images.image_inputs import rgb_images
 from igpt_core.images.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
 from igpt_core.images.pixels import Pixels, resize_rgb
@@ -165,7 +166,7 @@ class ImageGPTImageProcessor:
     def _quantize(
         self, pixels: Pixels, clusters: FloatArray, normalize: bool
     ) -> npt.NDArray[np.int64]:
-        """Pixels (H, W, 3) to tokens (H * W,)."""
+        """Quantize pixels (H, W, 3) to tokens (H * W,)."""
         if not normalize:
             return _nearest_to_fractions(pixels, clusters)
         palette = Palette(clusters)
@@ -174,7 +175,7 @@ class ImageGPTImageProcessor:
         return self._palette.encode(pixels).reshape(-1).astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of preprocessor_config.json, clusters as a nested list."""
+        """Return the content of preprocessor_config.json, clusters as a nested list."""
         return {
             "clusters": None if self.clusters is None else self.clusters.tolist(),
             "do_color_quantize": self.do_color_quantize,
@@ -223,7 +224,7 @@ ImageGPTFeatureExtractor = ImageGPTImageProcessor
 
 
 def _arguments(stored: Any) -> dict[str, Any]:
-    """The constructor's arguments that preprocessor_config.json holds: fields that neither
+    """Pick the constructor's arguments from preprocessor_config.json: fields that neither
     transformers nor this class knows are left out."""
     if not isinstance(stored, dict):
         raise ValueError(f"expected an object, found {type(stored).__name__}")
@@ -236,7 +237,7 @@ def _arguments(stored: Any) -> dict[str, Any]:
 
 
 def _check_others(arguments: Mapping[str, Any]) -> None:
-    """Arguments of transformers must ask for what this class does.
+    """Check that arguments of transformers ask for what this class does.
 
     Raises TypeError for an unknown one, ValueError for another value.
     """
@@ -279,7 +280,7 @@ def _to_fraction(pixels: Pixels) -> FloatArray:
 
 
 def _nearest_to_fractions(pixels: Pixels, clusters: FloatArray) -> npt.NDArray[np.int64]:
-    """Without normalization: the nearest clusters of pixels / 255, clusters of any range."""
+    """Find the nearest clusters, of any range, of pixels / 255: quantize without normalizing."""
     colors, first, inverse = np.unique(pack_rgb(pixels), return_index=True, return_inverse=True)
     x = _to_fraction(pixels).reshape(-1, 3)[first].astype(np.float64)
     c = clusters.astype(np.float64)

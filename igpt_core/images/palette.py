@@ -18,7 +18,7 @@ from igpt_core.images.color_table import cached_table, nearest_colors, save_atom
 from igpt_core.images.kmeans import lloyd, plus_plus
 
 _MAX_COLORS = 1 << 16  # tokens are uint16
-_CHUNK = 1 << 16  # pixels encoded at once: their indices stay in the cache
+_AT_ONCE = 1 << 16  # pixels encoded at once: their indices stay in the cache
 
 PixelArray = npt.NDArray[np.uint8]
 TokenArray = npt.NDArray[np.uint16]
@@ -28,18 +28,18 @@ IntArray = npt.NDArray[np.int64]
 
 
 def pixels_to_unit(pixels: PixelArray) -> FloatArray:
-    """Pixel values (...) uint8 as v / 127.5 - 1, (...) float32 in [-1, 1]."""
+    """Scale pixel values (...) uint8 by v / 127.5 - 1, to (...) float32 in [-1, 1]."""
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def unit_to_pixels(values: FloatArray) -> PixelArray:
-    """Values (...) float32 in [-1, 1] as pixel values rint(127.5 * (v + 1)), (...) uint8."""
+    """Scale values (...) float32 in [-1, 1] by rint(127.5 * (v + 1)), to pixels (...) uint8."""
     scaled = np.rint(np.float32(127.5) * (values + np.float32(1)))
     return np.asarray(scaled, np.uint8)
 
 
 def pack_rgb(pixels: PixelArray) -> npt.NDArray[np.intp]:
-    """Pixels (..., 3) uint8 as r << 16 | g << 8 | b (...), fit for an index."""
+    """Pack pixels (..., 3) uint8 as r << 16 | g << 8 | b (...), fit for an index."""
     _check_pixels(pixels)
     index: npt.NDArray[np.intp] = pixels[..., 0].astype(np.intp)  # first wider: uint8 would wrap
     index <<= 8
@@ -67,7 +67,7 @@ class ColorHistogram:
 
     @classmethod
     def total(cls, parts: Sequence["ColorHistogram"]) -> Self:
-        """The sum of any number of histograms; of none it is empty."""
+        """Add up any number of histograms; of none it is empty."""
         every = np.concatenate([np.empty(0, np.uint32), *(p.colors for p in parts)])
         colors, place = np.unique(every, return_inverse=True)
         counts = np.zeros(len(colors), np.int64)
@@ -112,11 +112,11 @@ class Palette:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that depend on the float32 colors alone, the same on every machine."""
+        """Hash the float32 colors to 32 hex digits, the same on every machine."""
         return hashlib.sha256(self.colors.astype("<f4").tobytes()).hexdigest()[:32]
 
     def encode(self, pixels: PixelArray) -> TokenArray:
-        """The nearest colors of pixels (..., 3) uint8, (...) uint16; of equals the lowest index.
+        """Find the nearest colors of pixels (..., 3) uint8: (...) uint16, of equals the lowest.
 
         The first call builds a table of all 2**24 pixel values, or maps it from the cache folder
         ($IGPT_CACHE, else ~/.cache/igpt). TypeError for another dtype, ValueError for a shape.
@@ -126,14 +126,14 @@ class Palette:
             self._table = cached_table(self.colors, fingerprint=self.fingerprint)
         flat = pixels.reshape(-1, 3)
         tokens = np.empty(len(flat), np.uint16)
-        for i in range(0, len(flat), _CHUNK):
-            part = slice(i, i + _CHUNK)
+        for i in range(0, len(flat), _AT_ONCE):
+            part = slice(i, i + _AT_ONCE)
             # every index is below 2**24; "clip" only spares take a buffered copy
             np.take(self._table, pack_rgb(flat[part]), out=tokens[part], mode="clip")
         return tokens.reshape(pixels.shape[:-1])
 
     def decode(self, tokens: npt.ArrayLike) -> PixelArray:
-        """Tokens (...) of any integer dtype as pixels (..., 3) uint8, rint(127.5 * (c + 1)).
+        """Turn tokens (...) of any integer dtype into pixels (..., 3) uint8, rint(127.5 * (c + 1)).
 
         TypeError for another dtype, ValueError for a token outside 0..K-1.
         """
@@ -161,12 +161,12 @@ class Palette:
 
     @classmethod
     def fit(cls, pixels: PixelArray, n_colors: int, *, seed: int) -> Self:
-        """`fit_histogram` of the colors of pixels (..., 3) uint8."""
+        """Fit a palette to the colors of pixels (..., 3) uint8; see `fit_histogram`."""
         return cls.fit_histogram(ColorHistogram.of(pixels), n_colors, seed=seed)
 
     @classmethod
     def fit_histogram(cls, histogram: ColorHistogram, n_colors: int, *, seed: int) -> Self:
-        """The k-means palette of a histogram: k-means++ start, then Lloyd's algorithm.
+        """Fit a palette to a histogram by k-means: k-means++, then Lloyd's algorithm.
 
         The same seed gives the same colors, sorted from dark to light (luma of ITU-R BT.601).
         ValueError when there are fewer distinct colors than `n_colors`.
@@ -196,11 +196,11 @@ def _check_pixels(pixels: PixelArray) -> None:
 
 
 def _unpacked(colors: npt.NDArray[np.uint32]) -> IntArray:
-    """r << 16 | g << 8 | b (N,) as channels (3, N)."""
+    """Unpack r << 16 | g << 8 | b (N,) into channels (3, N)."""
     packed = colors.astype(np.int64)
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255])
 
 
 def _unit(centers: DoubleArray) -> FloatArray:
-    """Centres (3, K) in 0..255 as palette colors (K, 3)."""
+    """Scale centers (3, K) in 0..255 to palette colors (K, 3)."""
     return (centers.T / 127.5 - 1).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Objectives, training, features, scores and probes."""
+"""Trains, scores and probes models. Uses every room above but `conversion`, and `heads`."""

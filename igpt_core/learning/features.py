@@ -8,9 +8,9 @@ from torch import Tensor
 from igpt_core.heads import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
-    ImageGPTModel,
 )
 from igpt_core.learning.scoring import with_start
+from igpt_core.model.transformer import ImageGPTModel
 
 Model = ImageGPTModel | ImageGPTForCausalImageModeling | ImageGPTForImageClassification
 
@@ -24,7 +24,7 @@ def pooled_features(
     sos: bool = True,
     normed: bool = False,
 ) -> dict[int, Tensor]:
-    """Hidden states of some layers, averaged over positions.
+    """Average hidden states of some layers over positions.
 
     Blocks above the highest of the layers are not run, and no state outlives its average: the
     middle layer costs half of the last one.
@@ -32,10 +32,10 @@ def pooled_features(
     Args:
         model: in eval mode, on the tokens' device; a head is not looked at.
         tokens: (B, T) int64 colors in [0, n_colors), 1 <= T <= n_positions.
-        layers: as in the page's `hidden_states`: 0 is the embedding, n_layer the output of the
+        layers: as in transformers' `hidden_states`: 0 is the embedding, n_layer the output of the
             final norm; in any order.
         sos: feed the start token and all tokens but the last, as in training; else the tokens
-            alone, as in the page's example.
+            alone, as in the example of transformers' documentation.
         normed: average a layer's state after the first norm of the block that reads it, n^l of
             "Generative Pretraining from Pixels"; for n_layer, which is normed, that changes
             nothing.
@@ -63,22 +63,22 @@ def pooled_features(
     return {layer: means[layer] for layer in layers}
 
 
-def chosen_layers(words: str, n_layer: int) -> tuple[int, ...]:
-    """Layers as people name them, ascending: "middle" (n_layer // 2), "all" (0 to n_layer) or
+def chosen_layers(names: str, n_layer: int) -> tuple[int, ...]:
+    """Parse layers as people name them, ascending: "middle" (n_layer // 2), "all" (0 to n_layer) or
     numbers such as "8,12".
 
-    Raises ValueError for other words and for a layer that does not exist.
+    Raises ValueError for another text and for a layer that does not exist.
     """
-    if words == "middle":
+    if names == "middle":
         return (n_layer // 2,)
-    if words == "all":
+    if names == "all":
         return tuple(range(n_layer + 1))
-    numbers = [word.strip() for word in words.split(",")]
+    numbers = [number.strip() for number in names.split(",")]
     if all(number.isascii() and number.isdigit() for number in numbers):
         layers = sorted({int(number) for number in numbers})
         if layers[-1] <= n_layer:
             return tuple(layers)
     raise ValueError(
         f"expected layers to be middle, all, or numbers from 0 to {n_layer} with commas between "
-        f"them, found {words!r}"
+        f"them, found {names!r}"
     )

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from igpt_core.heads import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
-    ImageGPTModel,
     load_model,
 )
 from igpt_core.learning.scoring import token_nll
+from igpt_core.model.transformer import ImageGPTModel
 
 
 class NextPixel(nn.Module):
@@ -27,7 +27,7 @@ class NextPixel(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The loss () of tokens (B, T) int64."""
+        """Compute the loss () of tokens (B, T) int64."""
         return token_nll(self.model, tokens).mean()
 
 
@@ -35,9 +35,9 @@ class JointClassification(nn.Module):
     """Fine-tuning with the paper's joint objective: cross entropy of the classes, plus a weight
     times the mean nats per pixel, from one transformer with two heads.
 
-    One forward serves both: the classification head is fed the pixels alone, as on the Hugging
-    Face page, and position i of the same hidden states predicts pixel i + 1. So there is no start
-    token, and nothing predicts the first pixel.
+    One forward serves both: the classification head is fed the pixels alone, as in transformers,
+    and position i of the same hidden states predicts pixel i + 1. So there is no start token, and
+    nothing predicts the first pixel.
 
     Args:
         model: the classifier, the transformer in it.
@@ -68,8 +68,8 @@ class JointClassification(nn.Module):
         next_pixel_weight: float = 1.0,
         storage_options: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The transformer of a model folder with a new classification head, whose weights come
-        from torch's global generator; in float32 on the CPU.
+        """Load the transformer of a model folder and give it a new classification head, drawn from
+        torch's global generator; in float32 on the CPU.
 
         Raises CheckpointError as `load_model` does, also where a weight above 0 asks for a
         next-pixel head and the folder has none.
@@ -94,7 +94,7 @@ class JointClassification(nn.Module):
         return cls(model, lm_head, next_pixel_weight=next_pixel_weight)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """The loss () of tokens (B, T) int64 and classes (B,) int64."""
+        """Compute the loss () of tokens (B, T) int64 and classes (B,) int64."""
         output = self.model(tokens, labels=labels, use_cache=False, output_hidden_states=True)
         if self.lm_head is None:
             return output.loss  # type: ignore[no-any-return]

@@ -25,12 +25,12 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """Multinomial logistic regression on standardised features: C of them, K classes.
+    """Multinomial logistic regression on standardized features: C of them, K classes.
 
     Attributes:
-        weights: (K, C) float64, for standardised features.
+        weights: (K, C) float64, for standardized features.
         biases: (K,) float64.
-        mean, scale: (C,) float64; features are standardised as (x - mean) / scale.
+        mean, scale: (C,) float64; features are standardized as (x - mean) / scale.
         classes: (K,) int64, ascending: the labels that it was fitted to.
         strength: C of the logistic regression, the inverse of its regularization.
         validation_accuracy: on the fifth that was held out while the strength was chosen.
@@ -109,17 +109,23 @@ class LinearProbe:
         )
 
     def predict(self, features: Floats) -> Labels:
-        """The likeliest class of features (N, C), (N,) int64; ValueError for another shape."""
+        """Predict the most probable class (N,) int64 of features (N, C).
+
+        Raises ValueError for another shape.
+        """
         return self.classes[self._logits(features).argmax(axis=1)]  # type: ignore[no-any-return]
 
     def probabilities(self, features: Floats) -> Doubles:
-        """Of the classes, (N, K) float64, given features (N, C); ValueError for another shape."""
+        """Predict the probabilities (N, K) float64 of the classes for features (N, C).
+
+        Raises ValueError for another shape.
+        """
         logits = self._logits(features)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def accuracy(self, features: Floats, labels: Labels) -> float:
-        """Share of the rows (N, C) whose likeliest class is their label (N,) int64.
+        """Compute the share of rows (N, C) whose most probable class is their label (N,) int64.
 
         Raises ValueError for shapes that do not fit together.
         """
@@ -130,11 +136,11 @@ class LinearProbe:
         features = _doubles(features)
         if features.shape[1] != len(self.mean):
             raise ValueError(
-                f"probe: expected {len(self.mean)} features a row"
+                f"probe: expected {len(self.mean)} features per row"
                 + (f", those of layer {self.layer}" if self.layer is not None else "")
                 + f", found {features.shape[1]}"
             )
-        weights = self.weights / self.scale  # standardises without a copy of the features
+        weights = self.weights / self.scale  # standardizes without a copy of the features
         return features @ weights.T + (self.biases - weights @ self.mean)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -185,7 +191,8 @@ def _check_labels(labels: Labels, n_rows: int, names: Sequence[str] | None) -> N
 
 
 def _held_out(labels: Labels, seed: int) -> NDArray[np.bool_]:
-    """(N,), true for a fifth of each class: for none of one or two rows, never for a whole one."""
+    """Choose rows to hold out, (N,): a fifth of each class, none of one or two rows, and never all
+    of it."""
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), np.bool_)
     classes, counts = np.unique(labels, return_counts=True)
@@ -201,7 +208,7 @@ def _held_out(labels: Labels, seed: int) -> NDArray[np.bool_]:
 
 
 def _regression(strength: float) -> Any:
-    """scikit-learn's pipeline of a StandardScaler and a LogisticRegression, not yet fitted."""
+    """Make scikit-learn's pipeline of a StandardScaler and a LogisticRegression, not yet fitted."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline

@@ -1,1 +1,1 @@
-"""The transformer and its weights."""
+"""Holds the transformer and reads and writes its weights. Uses `files` and `images`."""

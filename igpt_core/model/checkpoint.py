@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from igpt_core.errors import NoHeadError
-from igpt_core.files.model_files import CheckpointError as CheckpointError
+from igpt_core.errors import CheckpointError, NoHeadError
 from igpt_core.files.model_files import at_revision, model_files
-from igpt_core.files.model_files import resolve as resolve
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.images.palette import Palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
@@ -47,7 +45,7 @@ class PreTrained(nn.Module):
         revision: str | None = None,
         **config_fields: Any,
     ) -> Self:
-        """The model of a folder, in eval mode.
+        """Load the model of a folder, in eval mode.
 
         A classifier made of a folder without a classification head gets a new one, drawn from
         torch's global generator, with a warning.
@@ -95,8 +93,8 @@ class PreTrained(nn.Module):
         *,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageGPTConfig:
-        """The configuration of a folder that `from_pretrained` would load: weights are fetched and
-        held against it by name, shape and dtype, their values are not read.
+        """Check that `from_pretrained` would load a folder; return its configuration. Weights are
+        fetched and held against it by name, shape and dtype, their values are not read.
 
         Raises CheckpointError as `from_pretrained` does.
         """
@@ -112,8 +110,8 @@ class PreTrained(nn.Module):
         where: str,
         lacking: str | None = None,
     ) -> tuple[Self, dict[str, Tensor]]:
-        """A model on the meta device, and the weights under its names: those of other heads than
-        the class has are left out. A weight that is `lacking` need not be among them.
+        """Make a model on the meta device, and name the weights as it does: those of other heads
+        than the class has are left out. A weight that is `lacking` need not be among them.
 
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
         """
@@ -144,21 +142,21 @@ class PreTrained(nn.Module):
 
     @property
     def base_model(self) -> nn.Module:
-        """The bare transformer; itself where there is no head."""
+        """Return the bare transformer, itself where there is no head."""
         return getattr(self, "transformer", self)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The colors' embedding, whose last row is the start token's."""
+        """Return the colors' embedding, whose last row is the start token's."""
         return self.base_model.wte  # type: ignore[return-value]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.wte = value
 
     def tie_weights(self) -> None:
-        """Make one parameter of those that the configuration ties; here none."""
+        """Make one parameter of those that the configuration ties: none where there is no head."""
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Numbers in the weights, tied ones counted once.
+        """Count the numbers in the weights, tied ones once.
 
         Args:
             only_trainable: leave out those that take no gradient.
@@ -176,13 +174,13 @@ class PreTrained(nn.Module):
 def _read(
     where: str, storage_options: Mapping[str, Any] | None
 ) -> tuple[ImageGPTConfig, dict[str, Tensor]]:
-    """The configuration and the weights of a folder, mapped from their files where possible."""
+    """Read the configuration and the weights of a folder, mapped from files where possible."""
     config_file, weights_file = find_weights(where, CONFIG_FILE, storage_options=storage_options)
     return read_config(config_file, where=where), read_weights(weights_file, where=where)
 
 
 class _NoDraws(TorchFunctionMode):
-    """Leaves out random initialisation: on shapes alone it is of no use and costs seconds, as
+    """Leaves out random initialization: on shapes alone it is of no use and costs seconds, as
     torch imports its symbolic shapes for it."""
 
     def __torch_function__(
@@ -232,7 +230,7 @@ def save_checkpoint(
 def load_palette(
     path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> Palette:
-    """The palette of a model folder (its `clusters`), or of an `.npy` file, see `Palette.load`.
+    """Load the palette of a model folder (its `clusters`) or of an `.npy` file (`Palette.load`).
 
     Raises CheckpointError; ValueError for a file that is not a palette.
     """
@@ -256,7 +254,10 @@ def load_palette(
 def load_image_size(
     path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> int:
-    """The side in pixels of the images of a model folder, which must be square."""
+    """Read the side in pixels of the images of a model folder, which must be square.
+
+    Raises CheckpointError for other images and as `model_files` does.
+    """
     where = os.fspath(path_or_uri)
     processor = ImageGPTImageProcessor.from_pretrained(where, storage_options=storage_options)
     size = processor.size
@@ -268,7 +269,7 @@ def load_image_size(
 def model_fingerprint(
     path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> str:
-    """32 hex digits over the configuration and the weights.
+    """Hash the configuration and the weights to 32 hex digits.
 
     The same for both file formats, for shards or one file, and for any place; another where a
     field or a weight's name, dtype, shape or bits differ. Reads all the weights.

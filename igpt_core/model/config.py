@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from igpt_core.files.model_files import CheckpointError, at_revision, model_files
+from igpt_core.errors import CheckpointError
+from igpt_core.files.model_files import at_revision, model_files
 
 CONFIG_FILE = "config.json"
 
@@ -20,7 +21,7 @@ _ALIASES = {
 
 
 class ImageGPTConfig:
-    """Configuration of an ImageGPT model; fields and defaults as on the Hugging Face page.
+    """Configuration of an ImageGPT model; fields and defaults as in transformers.
 
     `id2label` names the classes of a classifier by index and `label2id` is its inverse; without
     names, `num_labels` (2 unless given) makes LABEL_0, LABEL_1 ... Unknown keywords are kept as
@@ -124,7 +125,7 @@ class ImageGPTConfig:
 
     @property
     def num_labels(self) -> int:
-        """Classes of a classifier. Setting it to another number makes new names."""
+        """Count the classes of a classifier. Setting it to another number makes new names."""
         return len(self.id2label)
 
     @num_labels.setter
@@ -143,33 +144,35 @@ class ImageGPTConfig:
 
     @property
     def n_colors(self) -> int:
-        """Colors in the palette: every row of the vocabulary but the start token."""
+        """Count the colors of the palette: every row of the vocabulary but the start token."""
         return self.vocab_size - 1
 
     @property
     def start_token(self) -> int:
-        """The token in front of every image (SOS): the last row of the input embedding."""
+        """Return the token in front of every image (SOS): the last row of the input embedding."""
         return self.vocab_size - 1
 
     @property
     def head_size(self) -> int:
+        """Return the channels of each attention head."""
         return self.n_embd // self.n_head
 
     @property
     def inner_size(self) -> int:
-        """Width of the hidden layer of each MLP."""
+        """Return the width of the hidden layer of each MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, those that this class does not know included."""
+        """Return all fields as plain values, those that this class does not know included."""
         return {"model_type": self.model_type, **vars(self)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ImageGPTConfig":
+        """Make a configuration of what `to_dict` gave."""
         return cls(**fields)
 
     def with_fields(self, **changes: Any) -> "ImageGPTConfig":
-        """A copy with other values of some fields; names of classes that they contradict go.
+        """Copy with other values of some fields; names of classes that they contradict go.
 
         Raises TypeError for a name that is no field; ValueError as the constructor does.
         """
@@ -201,7 +204,7 @@ class ImageGPTConfig:
         (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """The text of config.json, keys sorted."""
+        """Write the text of config.json, keys sorted."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def __eq__(self, other: object) -> bool:
@@ -214,7 +217,7 @@ class ImageGPTConfig:
 
 
 def read_config(file: Path, *, where: str) -> ImageGPTConfig:
-    """The configuration in a file of the folder `where`; raises CheckpointError."""
+    """Read the configuration in a file of the folder `where`; raises CheckpointError."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):

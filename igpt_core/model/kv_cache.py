@@ -13,10 +13,10 @@ from igpt_core.model.config import ImageGPTConfig
 class KVCache:
     """Preallocated keys and values of every layer; one length for the whole batch.
 
-    It reads as the page's past_key_values: a pair of keys and values for each layer.
+    It reads as transformers' past_key_values: a pair of keys and values for each layer.
 
     Attributes:
-        keys, values: a tensor a layer, (B, H, S, D); S is `capacity` unless `repack` changed it.
+        keys, values: one tensor (B, H, S, D) per layer; S is `capacity` unless `repack` changed it.
             On a CPU the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
             there. Positions not yet filled hold finite numbers, as masked attention needs.
         capacity: the most positions that it holds.
@@ -35,7 +35,7 @@ class KVCache:
         shape = (batch_size, config.n_head, capacity, config.head_size)
         memory = torch.empty(0, device=device, dtype=dtype)
         self._keys_by_channel = memory.device.type == "cpu"
-        # One tensor a layer: a slice of a single 5-d block would carry its strides everywhere.
+        # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
         layers = range(config.n_layer)
         self.keys = [_zeros(shape, self._keys_by_channel, like=memory) for _ in layers]
         self.values = [_zeros(shape, False, like=memory) for _ in layers]
@@ -46,7 +46,7 @@ class KVCache:
     def of_layers(
         cls, config: ImageGPTConfig, layers: Sequence[Sequence[Tensor]], *, room: int
     ) -> "KVCache":
-        """A cache that begins with given keys and values, a pair (B, H, T, D) a layer.
+        """Make a cache that begins with given keys and values, a pair (B, H, T, D) per layer.
 
         It has room for `room` more positions. Gradients flow back to what is given. Raises
         ValueError for another number of layers than the configuration's, or another shape.
@@ -67,18 +67,18 @@ class KVCache:
             device=first.device,
             dtype=first.dtype,
         )
-        slots = torch.arange(length, device=first.device)
+        positions = torch.arange(length, device=first.device)
         for layer, (k, v) in enumerate(layers):
-            cache.write(layer, k, v, slots=slots, span=length)
+            cache.write(layer, k, v, positions=positions, span=length)
         cache.length = length
         return cache
 
     def __len__(self) -> int:
-        """Layers, as in a tuple of (keys, values)."""
+        """Count the layers, as in a tuple of (keys, values)."""
         return len(self.keys)
 
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the filled positions, two views (B, H, length, D)."""
+        """Return a layer's keys and values of the filled positions, two views (B, H, length, D)."""
         filled = slice(self.length)
         return self.keys[layer][:, :, filled], self.values[layer][:, :, filled]
 
@@ -86,7 +86,7 @@ class KVCache:
         return (self[layer] for layer in range(len(self)))
 
     def get_seq_length(self) -> int:
-        """`length`, by transformers' name."""
+        """Return `length`, by transformers' name."""
         return self.length
 
     def reserve(self, config: ImageGPTConfig, n_new: int) -> None:
@@ -107,26 +107,26 @@ class KVCache:
 
     @staticmethod
     def bytes_per_row(config: ImageGPTConfig, capacity: int, dtype: torch.dtype) -> int:
-        """Bytes that one sequence of `capacity` positions takes."""
+        """Count the bytes that one sequence of `capacity` positions takes."""
         return 2 * config.n_layer * config.n_embd * capacity * dtype.itemsize
 
     def write(
-        self, layer: int, k: Tensor, v: Tensor, *, slots: Tensor, span: int
+        self, layer: int, k: Tensor, v: Tensor, *, positions: Tensor, span: int
     ) -> tuple[Tensor, Tensor]:
         """Store the keys and values of new positions; return the first `span` of all.
 
         Args:
             layer: index of the layer.
             k, v: (B, H, T, D) of the new positions.
-            slots: (T,) int64, where they go. A tensor, so that a captured step can be replayed.
+            positions: (T,) int64, where they go. A tensor, so that a captured step can be replayed.
             span: how many positions to return, a host number.
 
         Returns:
             Two views (B, H, span, D) into the cache.
         """
         keys, values = self.keys[layer], self.values[layer]
-        keys.index_copy_(2, slots, k)
-        values.index_copy_(2, slots, v)
+        keys.index_copy_(2, positions, k)
+        values.index_copy_(2, positions, v)
         return keys[:, :, :span], values[:, :, :span]
 
     def repack(self, span: int) -> None:
@@ -142,20 +142,20 @@ class KVCache:
         if not self.length <= span <= self.capacity:
             raise ValueError(
                 f"the cache holds {self.length} positions and has room for {self.capacity}, "
-                f"so it cannot be laid out for {span}"
+                f"so it cannot be repacked for {span}"
             )
         if span != self.keys[0].shape[2]:
             by_channel = self._keys_by_channel
-            self.keys = [_lay_out(layer, span, self.length, by_channel) for layer in self.keys]
-            self.values = [_lay_out(layer, span, self.length, False) for layer in self.values]
+            self.keys = [_repack(layer, span, self.length, by_channel) for layer in self.keys]
+            self.values = [_repack(layer, span, self.length, False) for layer in self.values]
 
     def repeat(self, n: int, *, capacity: int) -> "KVCache":
-        """A cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
+        """Make a cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
         by_channel = self._keys_by_channel
         grown = copy.copy(self)
         grown.capacity = capacity
-        grown.keys = [_fan_out(each, n, capacity, self.length, by_channel) for each in self.keys]
-        grown.values = [_fan_out(each, n, capacity, self.length, False) for each in self.values]
+        grown.keys = [_repeat(each, n, capacity, self.length, by_channel) for each in self.keys]
+        grown.values = [_repeat(each, n, capacity, self.length, False) for each in self.values]
         return grown
 
 
@@ -163,7 +163,7 @@ Shape = tuple[int, int, int, int]  # B, H, S, D
 
 
 def _strides(shape: Shape, by_channel: bool) -> Shape:
-    """Strides of a block without gaps that lies in memory as (B, H, S, D) or as (B, H, D, S)."""
+    """Compute the strides of a tensor that lies in memory as (B, H, S, D) or as (B, H, D, S)."""
     _, heads, span, head_size = shape
     within = (1, span) if by_channel else (head_size, 1)
     return heads * span * head_size, span * head_size, *within
@@ -173,8 +173,8 @@ def _zeros(shape: Shape, by_channel: bool, *, like: Tensor) -> Tensor:
     return like.new_zeros(math.prod(shape)).as_strided(shape, _strides(shape, by_channel))
 
 
-def _lay_out(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
-    """The layer's memory seen as (B, H, span, D), its filled positions moved to their places."""
+def _repack(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
+    """View the layer's memory as (B, H, span, D), its filled positions moved to their places."""
     batch, heads, _, head_size = layer.shape
     filled = layer[:, :, :length].clone()  # its old and new places overlap
     shape = (batch, heads, span, head_size)
@@ -183,7 +183,7 @@ def _lay_out(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
     return layer
 
 
-def _fan_out(layer: Tensor, n: int, capacity: int, length: int, by_channel: bool) -> Tensor:
+def _repeat(layer: Tensor, n: int, capacity: int, length: int, by_channel: bool) -> Tensor:
     rows, heads, _, head_size = layer.shape
     grown = _zeros((rows * n, heads, capacity, head_size), by_channel, like=layer)
     by_row = grown.view(rows, n, heads, capacity, head_size)

@@ -1,6 +1,6 @@
 """The parts of a block: projections, norm, attention to the positions and to an encoder, MLP.
 
-Axes as in model.py. Parameter names, shapes and order are those of the published checkpoints.
+Axes as in transformer.py. Parameter names, shapes and order are those of the published checkpoints.
 """
 
 from collections.abc import Callable
@@ -58,16 +58,16 @@ class LayerNorm(nn.Module):
 
 @dataclass(frozen=True)
 class CacheSlots:
-    """Where new positions go in a cache, and how many of its positions they may look at."""
+    """Where new positions' keys and values go in a cache, and how much of it they attend to."""
 
     cache: KVCache
     index: Tensor  # (T,) int64
-    span: int
+    span: int  # the first positions of the cache
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What a caller of the page's classes can ask of attention; decoding asks for none of it.
+    """What callers of the model classes can ask of attention; decoding asks for none of it.
 
     Attributes:
         padding: (B, Tk) boolean, true for keys that no query may see.
@@ -82,10 +82,10 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What cross-attention looks at."""
+    """What cross-attention attends to."""
 
     states: Tensor  # (B, S, C)
-    extras: AttentionOptions
+    options: AttentionOptions
 
 
 NO_ATTENTION_OPTIONS = AttentionOptions()
@@ -102,14 +102,19 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
-        self, x: Tensor, slots: CacheSlots | None, mask: Tensor | None, extras: AttentionOptions
+        self,
+        x: Tensor,
+        cache_slots: CacheSlots | None,
+        mask: Tensor | None,
+        options: AttentionOptions,
     ) -> Tensor:
         q, k, v = self.heads.split(self.c_attn(x), 3)
-        if slots is not None:
-            held = slots.cache.write(self.heads.layer, k, v, slots=slots.index, span=slots.span)
+        if cache_slots is not None:
+            index, span = cache_slots.index, cache_slots.span
+            held = cache_slots.cache.write(self.heads.layer, k, v, positions=index, span=span)
             # Where all is new, k and v are the same numbers, and gradients need no cache.
-            k, v = held if slots.span > k.shape[2] else (k, v)
-        y = self.heads(q, k, v, mask, extras)
+            k, v = held if span > k.shape[2] else (k, v)
+        y = self.heads(q, k, v, mask, options)
         return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
 
 
@@ -128,12 +133,12 @@ class CrossAttention(nn.Module):
         (q,) = self.heads.split(self.q_attn(x), 1)
         k, v = self.heads.split(self.c_attn(encoder.states), 2)
         all_seen = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
-        y = self.heads(q, k, v, all_seen, encoder.extras)
+        y = self.heads(q, k, v, all_seen, encoder.options)
         return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
 
 
 class Heads(nn.Module):
-    """What both kinds of attention share: channels to heads, the heads' sums, and back."""
+    """What both kinds of attention share: channels split into heads, attention, heads merged."""
 
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
@@ -145,30 +150,32 @@ class Heads(nn.Module):
             self.scale /= layer + 1
 
     def split(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
-        """x (B, T, n * C) to n tensors (B, H, T, D)."""
+        """Split x (B, T, n * C) into n tensors (B, H, T, D)."""
         batch, positions, width = x.shape
         by_head = x.view(batch, positions, n, self.n_head, width // n // self.n_head)
         return by_head.permute(2, 0, 3, 1, 4).unbind()
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, extras: AttentionOptions
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: AttentionOptions
     ) -> Tensor:
-        """The heads' outputs side by side, (B, T, C)."""
+        """Attend with each head, put their outputs side by side, (B, T, C)."""
         dropout = self.dropout if self.training else 0.0
-        seen = {"mask": mask, "padding": extras.padding}
-        head_mask = extras.head_mask
+        seen = {"mask": mask, "padding": options.padding}
+        head_mask = options.head_mask
         factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
-        if extras.weights is None:
+        if options.weights is None:
             y = attend(q, k, v, **seen, scale=self.scale, dropout=dropout)
         else:
             y, weights = attend_with_weights(q, k, v, **seen, scale=self.scale, dropout=dropout)
-            extras.weights.append(weights if factors is None else weights * factors)
+            options.weights.append(weights if factors is None else weights * factors)
         if factors is not None:
             y = y * factors  # a factor of all weights of a head is one of their sum
         return y.transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
+    """Two projections with an activation between them, on each position by itself."""
+
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__()
         if config.activation_function not in ACTIVATIONS:
@@ -186,6 +193,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: attention and an MLP, each after a norm and added to the residual stream."""
+
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
@@ -199,19 +208,19 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        slots: CacheSlots | None = None,
+        cache_slots: CacheSlots | None = None,
         mask: Tensor | None = None,
-        extras: AttentionOptions = NO_ATTENTION_OPTIONS,
+        options: AttentionOptions = NO_ATTENTION_OPTIONS,
         encoder: Encoder | None = None,
     ) -> Tensor:
-        """x (B, T, C) to (B, T, C).
+        """Add to x (B, T, C) what attention and the MLP make of it.
 
         Args:
-            slots: where keys and values go, if they are to be cached.
-            mask: as in `attend`, like the padding of `extras`.
+            cache_slots: where keys and values go, if they are to be cached.
+            mask: as in `attend`, like the padding of `options`.
             encoder: for the cross-attention of a configuration that adds it; passed over without.
         """
-        x = x + self.attn(self.ln_1(x), slots, mask, extras)
+        x = x + self.attn(self.ln_1(x), cache_slots, mask, options)
         if encoder is not None:
             x = x + self.crossattention(self.ln_cross_attn(x), encoder)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]

@@ -27,6 +27,7 @@ class Output(Mapping[str, Any]):
         return getattr(self, key)
 
     def to_tuple(self) -> tuple[Any, ...]:
+        """Return the fields that are not None, in order."""
         return tuple(getattr(self, name) for name in self)
 
 
@@ -52,7 +53,7 @@ class ModelOutput(Output):
 
 @dataclass(eq=False)
 class CausalOutput(Output):
-    """loss () in nats, logits (B, T, V) of the next pixel's color; the rest as in ModelOutput."""
+    """Loss () in nats, logits (B, T, V) of the next pixel's color; the rest as in ModelOutput."""
 
     loss: Tensor | None
     logits: Tensor
@@ -64,7 +65,7 @@ class CausalOutput(Output):
 
 @dataclass(eq=False)
 class ClassifierOutput(Output):
-    """loss (), logits (B, num_labels); the rest as in ModelOutput."""
+    """Loss (), logits (B, num_labels); the rest as in ModelOutput."""
 
     loss: Tensor | None
     logits: Tensor

@@ -70,7 +70,7 @@ def save_folder(
 def make_processor(
     config: ImageGPTConfig, palette: Palette, image_size: int | None = None
 ) -> ImageGPTImageProcessor:
-    """The processor of images for a model.
+    """Make the processor of images for a model.
 
     Args:
         palette: n_colors colors.
@@ -90,7 +90,7 @@ def make_processor(
 
 
 def check_colors(config: ImageGPTConfig, processor: ImageGPTImageProcessor) -> None:
-    """Raises CheckpointError where the processor's palette is not one of the model's size."""
+    """Raise CheckpointError where the processor's palette is not of the model's size."""
     if processor.clusters is not None and len(processor.clusters) != config.n_colors:
         raise CheckpointError(
             f"expected a palette of the model's {config.n_colors} colors, found "

@@ -30,26 +30,26 @@ class ImageGPTModel(PreTrained):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        _initialise(self, config)
+        _initialize(self, config)
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, *, slots: CacheSlots, mask: Tensor | None
+        self, tokens: Tensor, positions: Tensor, *, cache_slots: CacheSlots, mask: Tensor | None
     ) -> Tensor:
-        """The last hidden state (B, T, C) of new positions whose keys go into a cache.
+        """Compute the last hidden state (B, T, C) of new positions whose keys go into a cache.
 
         Args:
             tokens: (B, T) int64.
             positions: (T,) int64.
-            slots: where the cache takes them.
+            cache_slots: where their keys and values go.
             mask: as in `attend`.
         """
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         for block in self.h:
-            x = block(x, slots, mask)
+            x = block(x, cache_slots, mask)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
     def states(self, tokens: Tensor) -> Iterator[Tensor]:
-        """The L + 1 hidden states (B, T, C) of `forward`, each computed when it is asked for.
+        """Yield the L + 1 hidden states (B, T, C) of `forward`, each computed when asked for.
 
         Args:
             tokens: (B, T) int64 in [0, vocab_size).
@@ -80,12 +80,12 @@ class ImageGPTModel(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        """Hidden states of every position, each seeing itself and those before it.
+        """Compute hidden states of every position, each seeing itself and those before it.
 
         Args:
             input_ids: (B, T) int64 in [0, vocab_size). Either these or inputs_embeds.
             past_key_values: P positions before these, as an earlier call returned them, or a pair
-                of keys and values (B, H, P, D) a layer. P + T <= n_positions. A cache is extended
+                of keys and values (B, H, P, D) per layer. P + T <= n_positions. A cache is extended
                 in place, unless use_cache is false: to go on from it twice, copy it (deepcopy).
             attention_mask: (B, P + T), zero or false for padding, which no position sees.
             token_type_ids: (B, T) int64 in [0, vocab_size): their embeddings are added.
@@ -115,15 +115,17 @@ class ImageGPTModel(PreTrained):
         cache = self._cache(past_key_values, x, use_cache)
         n_new, n_past = x.shape[1], 0 if cache is None else cache.length
         positions = torch.arange(n_past, n_past + n_new, device=x.device)
-        slots = None if cache is None else CacheSlots(cache, index=positions, span=n_past + n_new)
+        cache_slots = None
+        if cache is not None:
+            cache_slots = CacheSlots(cache, index=positions, span=n_past + n_new)
         if output_attentions is None:
             output_attentions = config.output_attentions
-        extras = AttentionOptions(
+        options = AttentionOptions(
             padding=_padding("attention_mask", attention_mask, (x.shape[0], n_past + n_new)),
             head_mask=self._head_mask(head_mask, x.dtype),
             weights=[] if output_attentions else None,
         )
-        encoder = self._encoder(encoder_hidden_states, encoder_attention_mask, extras)
+        encoder = self._encoder(encoder_hidden_states, encoder_attention_mask, options)
 
         x = x + self.wpe(positions if position_ids is None else position_ids)
         if token_type_ids is not None:
@@ -135,7 +137,7 @@ class ImageGPTModel(PreTrained):
         for block in self.h:
             if output_hidden_states:
                 states.append(x)
-            x = block(x, slots, None, extras, encoder)
+            x = block(x, cache_slots, None, options, encoder)
         x = self.ln_f(x)
         if cache is not None and use_cache:
             cache.length += n_new
@@ -143,14 +145,14 @@ class ImageGPTModel(PreTrained):
             last_hidden_state=x,
             past_key_values=cache if use_cache else None,
             hidden_states=(*states, x) if output_hidden_states else None,
-            attentions=_tuple(extras.weights),
-            cross_attentions=None if encoder is None else _tuple(encoder.extras.weights),
+            attentions=_tuple(options.weights),
+            cross_attentions=None if encoder is None else _tuple(encoder.options.weights),
         )
         by_name = config.return_dict if return_dict is None else return_dict
         return output if by_name else output.to_tuple()
 
     def _cache(self, past: Past | None, x: Tensor, use_cache: bool) -> KVCache | None:
-        """The cache for a call, with room for its T positions; a new one holds these alone."""
+        """Return the cache for a call, with room for its T positions and, if new, for no more."""
         batch_size, n_new, _ = x.shape
         if past is None:
             n_past = 0
@@ -192,7 +194,7 @@ class ImageGPTModel(PreTrained):
         return head_mask.to(dtype).expand(shape)
 
     def _encoder(
-        self, states: Tensor | None, mask: Tensor | None, extras: AttentionOptions
+        self, states: Tensor | None, mask: Tensor | None, options: AttentionOptions
     ) -> Encoder | None:
         if states is None:
             return None
@@ -202,12 +204,12 @@ class ImageGPTModel(PreTrained):
                 "add_cross_attention=True in its configuration"
             )
         padding = _padding("encoder_attention_mask", mask, states.shape[:2])
-        weights: list[Tensor] | None = None if extras.weights is None else []
-        return Encoder(states, AttentionOptions(padding, extras.head_mask, weights))
+        weights: list[Tensor] | None = None if options.weights is None else []
+        return Encoder(states, AttentionOptions(padding, options.head_mask, weights))
 
 
 def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """What a mask of the page leaves out, true there; None for nothing.
+    """Invert an attention mask: true for padding; None where there is none.
 
     Most masks are of ones, and attention is faster without one.
     """
@@ -222,7 +224,7 @@ def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor |
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that queries, keys and values have: autocast's, where that is on."""
+    """Return the dtype that queries, keys and values have: autocast's, where that is on."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -232,8 +234,9 @@ def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
     return None if tensors is None else tuple(tensors)
 
 
-def _initialise(model: ImageGPTModel, config: ImageGPTConfig) -> None:
-    """Normal with initializer_range; projections into the residual scaled by 1/sqrt(2 L)."""
+def _initialize(model: ImageGPTModel, config: ImageGPTConfig) -> None:
+    """Draw the weights: normal with initializer_range; projections into the residual scaled by
+    1/sqrt(2 L)."""
     drawn = ("wte.weight", "wpe.weight", "c_attn.weight", "q_attn.weight", "c_fc.weight")
     for name, parameter in model.named_parameters():
         if name.endswith(drawn):

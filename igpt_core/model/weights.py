@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from igpt_core.files.model_files import CheckpointError, model_files, resolve_revision
+from igpt_core.errors import CheckpointError
+from igpt_core.files.model_files import model_files, resolve_revision
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
@@ -28,12 +29,12 @@ WEIGHTS_FILES = (
 _SHARD = re.compile(r"\w[\w.\-]*", re.ASCII)
 # Causal masks that old checkpoints carry among the weights.
 _MASK_BUFFER = re.compile(r"(.*\.)?(attn|crossattention)\.(bias|masked_bias)")
-TRUNK = "transformer."  # where the classes with a head keep the bare model
+PREFIX = "transformer."  # where the classes with a head keep the bare model
 HEADS = ("lm_head.", "score.")
 
 
 def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | None) -> list[Path]:
-    """Other files of a model folder, and last the file of its weights, for `read_weights`.
+    """Find other files of a model folder and, as the last, that of its weights (`read_weights`).
 
     Where that file is an index, its shards lie beside it. Raises CheckpointError, see
     `model_files`.
@@ -51,7 +52,7 @@ def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | 
 
 
 def read_weights(file: Path, *, where: str) -> dict[str, Tensor]:
-    """Name to tensor of a file of the folder `where`, mapped from it where its format allows.
+    """Read tensors by name from a file of the folder `where`, mapped where its format allows.
 
     Causal masks are left out. An index stands for the shards beside it, which must hold exactly
     what it says. Raises CheckpointError for a file that is damaged or holds something else than
@@ -62,7 +63,7 @@ def read_weights(file: Path, *, where: str) -> dict[str, Tensor]:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """All files of weights in a local folder, whole or as shards: what a save replaces."""
+    """List the files of weights in a local folder, whole or as shards: what a save replaces."""
     files = [folder / name for name in WEIGHTS_FILES]
     for index in [file for file in files if file.name.endswith(_INDEX) and file.is_file()]:
         with suppress(CheckpointError):  # a broken index names no shards
@@ -96,7 +97,7 @@ def _read_shards(index: Path, where: str) -> dict[str, Tensor]:
 
 
 def _read_index(file: Path, *, where: str) -> dict[str, str]:
-    """The name of a weight to the name of its shard."""
+    """Read the names of shards by the names of their weights."""
     suffix = Path(file.name.removesuffix(_INDEX)).suffix
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -144,19 +145,19 @@ def _read_pickle(file: Path, where: str) -> dict[str, Tensor]:
 
 
 def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trunk's prefix put on or taken off as `wanted` has it; heads not in it left out."""
-    prefix = TRUNK if any(name.startswith(TRUNK) for name in wanted) else ""
+    """Put the transformer's prefix on or take it off as in `wanted`; leave out heads not in it."""
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in wanted) else ""
     renamed = {}
     for name, tensor in weights.items():
         if not name.startswith(HEADS):
-            renamed[prefix + name.removeprefix(TRUNK)] = tensor
+            renamed[prefix + name.removeprefix(PREFIX)] = tensor
         elif name in wanted:
             renamed[name] = tensor
     return renamed
 
 
 def mismatch(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What is wrong with the names, shapes and dtypes of weights; nothing: empty."""
+    """Say what is wrong with the names, shapes and dtypes of weights; empty where nothing is."""
     common = [name for name in wanted if name in weights]
     problems = {
         "missing": [name for name in wanted if name not in weights],

@@ -1,4 +1,4 @@
-"""What is computed of a model beside the page's calls: decoding, scoring, bfloat16, random models.
+"""What is computed of a model beside the drop-in calls: decoding, scoring, bfloat16, random models.
 
 References and tolerances: parity.py.
 """

@@ -51,7 +51,7 @@ def test_features(tiny_model, image):
     assert states[len(states) // 2].mean(dim=1).shape == (1, 32)
 
 
-def test_images_from_nothing(tiny_model):
+def test_unconditional_samples(tiny_model):
     image_processor = ImageGPTImageProcessor.from_pretrained(tiny_model)
     model = ImageGPTForCausalImageModeling.from_pretrained(tiny_model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

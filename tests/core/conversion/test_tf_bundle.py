@@ -1,6 +1,7 @@
 """TensorFlow's checkpoint format against a writer of our own, TensorFlow itself, and damage."""
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 
 import bundle_writer
 from bundle_writer import DTYPES, block, entry, header, masked, table, write_bundle
-from igpt_core.conversion.tf_bundle import data_name, read_index, read_tensor
-from igpt_core.files.model_files import CheckpointError
+from igpt_core.conversion.tf_bundle import data_name, masked_crc32c, read_index, read_tensor
+from igpt_core.errors import CheckpointError
 
 
 @pytest.fixture
@@ -207,6 +208,31 @@ def test_sizes_are_not_believed(prefix):
     ):
         with pytest.raises(CheckpointError, match=words):
             read_tensor(name, entries[name], data, where=prefix)
+
+
+@pytest.mark.parametrize(
+    ("content", "checksum"),
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        # RFC 3720, appendix B.4
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+    ],
+)
+def test_masked_checksums_are_the_published_ones_unmasked(content, checksum):
+    assert masked_crc32c(content) == masked(content)
+    rotated = (masked_crc32c(content) - 0xA282EAD8) % 2**32  # Unmask of leveldb/util/crc32c.h
+    assert (rotated >> 17 | rotated << 15) % 2**32 == checksum
+
+
+def test_without_the_checksum_library_the_extra_is_named(prefix, monkeypatch):
+    write_bundle(prefix, tensors(3))
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(CheckpointError, match=r"google-crc32c: pip install 'igpt\[openai\]'$"):
+        read(prefix)
 
 
 @pytest.mark.parametrize("n_parts", [1, 3])

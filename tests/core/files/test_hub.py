@@ -189,7 +189,7 @@ def test_revisions(hub):
         at_revision("owner/name@old", "new")
 
 
-def test_an_id_is_pinned_to_what_it_stands_for_now(hub, monkeypatch):
+def test_an_id_is_resolved_to_what_it_stands_for_now(hub, monkeypatch):
     now = resolve_revision("owner/name", ("config.json",))
     assert now == f"owner/name@{COMMITS['main']}"
     asked = len(hub.asked)

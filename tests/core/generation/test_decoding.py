@@ -11,8 +11,9 @@ from torch import Tensor
 
 from igpt_core.generation import decoding
 from igpt_core.generation.decoding import complete, decode, decode_step, prefill
+from igpt_core.generation.noise import uniform_noise
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.sampling import SamplingConfig, uniform_noise
+from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import layers
 from igpt_core.model.config import ImageGPTConfig
@@ -117,7 +118,7 @@ def test_a_token_is_where_its_noise_falls_in_the_uncached_distribution(n_given: 
 
 
 @torch.inference_mode()
-def test_greedy_tokens_are_the_likeliest_of_the_uncached_logits() -> None:
+def test_greedy_tokens_are_the_most_probable_of_the_uncached_logits() -> None:
     model = make_model()
     greedy = SamplingConfig(greedy=True)
     images = complete(
@@ -311,7 +312,7 @@ def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatc
     [
         (2, 9, 8, 2, 1, "150 positions, found a prompt of 9 and n_positions 8"),
         (2, 0, 151, 2, 1, "150 positions, found a prompt of 0 and n_positions 151"),
-        (2, 3, 8, 3, 1, r"one seed a row, \(2,\), found torch.Size\(\[3\]\)"),
+        (2, 3, 8, 3, 1, r"one seed per row, \(2,\), found torch.Size\(\[3\]\)"),
         (2, 3, 8, 2, 0, "n_samples must be 1 or more, found 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""generate: greedy tokens against transformers, samples against the page's promises and ours.
+"""generate: greedy tokens against transformers, samples against the documented promises and ours.
 
 Tolerances: parity.py. Samples are compared in float64, where the rounding of other batch shapes
 (1e-15) moves a token with odds of about 1e-12 a draw.
@@ -161,7 +161,7 @@ REFUSED = [
     ((1, 1), {"num_return_sequences": 2}, "num_return_sequences must be 1, or more with do_sample"),
     ((1, 1), {"num_return_sequences": 0, "do_sample": True}, "num_return_sequences must be"),
     ((1, 1), {"do_sample": True, "temperature": 0.0}, "temperature must be above 0"),
-    ((2, 1), {"do_sample": True, "seeds": torch.tensor([1])}, r"one seed a row, \(2,\)"),
+    ((2, 1), {"do_sample": True, "seeds": torch.tensor([1])}, r"one seed per row, \(2,\)"),
 ]
 
 

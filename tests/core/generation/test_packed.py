@@ -1,4 +1,4 @@
-"""Packed products against torch's own on the same tensors, and the paths without packing."""
+"""Prepacked products against torch's own on the same tensors, and the paths without them."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def draw(model: ImageGPTForCausalImageModeling) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 3, 16, 70])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_a_packed_product_is_linear(
+def test_a_prepacked_product_is_linear(
     dtype: torch.dtype, rows: int, with_bias: bool, transposed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(rows)
@@ -60,7 +60,7 @@ def test_a_packed_product_is_linear(
 @onednn
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_a_packed_model_gives_the_same_logits_and_leaves_the_model_alone(
+def test_a_prepacked_model_gives_the_same_logits_and_leaves_the_model_alone(
     dtype: torch.dtype,
 ) -> None:
     model = make_model(dtype)
@@ -74,12 +74,12 @@ def test_a_packed_model_gives_the_same_logits_and_leaves_the_model_alone(
     assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
     # 4 products a layer and the head
     assert sum(isinstance(module, PrepackedLinear) for module in twin.modules()) == 2 * 4 + 1
-    # What is not packed is not copied.
+    # What is not prepacked is not copied.
     assert twin.transformer.wte.weight is model.transformer.wte.weight
 
 
 @onednn
-def test_a_packed_model_is_not_packed_again() -> None:
+def test_a_prepacked_model_is_not_prepacked_again() -> None:
     twin = prepacked(make_model())
     assert prepacked(twin) is twin
 
@@ -96,7 +96,7 @@ def test_without_onednn_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @onednn
-def test_an_operator_that_is_gone_means_no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_that_is_gone_means_no_prepacking(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     assert prepacked(model) is not model
     monkeypatch.setattr(packed_module, "OPERATORS", (*packed_module.OPERATORS, "not_there"))
@@ -104,6 +104,6 @@ def test_an_operator_that_is_gone_means_no_packing(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_types_are_not_packed(dtype: torch.dtype) -> None:
+def test_other_dtypes_are_not_prepacked(dtype: torch.dtype) -> None:
     model = make_model(dtype)
     assert prepacked(model) is model

@@ -12,13 +12,12 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from igpt_core.generation.noise import philox, uniform_noise
 from igpt_core.generation.sampling import (
     SamplingConfig,
     filter_logits,
-    philox,
     row_seed,
     sample_tokens,
-    uniform_noise,
 )
 
 LAST_NOISE = 1 - 2.0**-32  # the largest number that `uniform_noise` makes
@@ -134,7 +133,7 @@ def test_noise_is_uniform_along_each_axis_and_at_each_bit() -> None:
     bits = (noise * 2**32).long().flatten()
     for bit in range(32):
         assert surprise(int((bits >> bit & 1).sum()), n, 0.5) < limit
-    # Neighbours along each axis fall into the 4 x 4 quarters independently; pairs that share no
+    # Neighbors along each axis fall into the 4 x 4 quarters independently; pairs that share no
     # number, so that they are independent draws.
     for axis in range(3):
         pairs = noise.movedim(axis, -1).reshape(-1, 2)
@@ -272,7 +271,7 @@ def test_bfloat16_logits_draw_what_their_values_draw_in_float64() -> None:
     assert torch.equal(narrow, wide)
 
 
-def test_greedy_takes_the_first_of_the_likeliest() -> None:
+def test_greedy_takes_the_first_of_the_most_probable() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
     noise = torch.full((2,), LAST_NOISE, dtype=torch.float64)
     assert sample_tokens(logits, noise, SamplingConfig(greedy=True)).tolist() == [1, 0]

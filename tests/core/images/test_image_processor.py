@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import ImageGPTConfig, ImageGPTImageProcessorPil, ImageGPTModel
 
-from igpt_core.files.model_files import CheckpointError
+from igpt_core.errors import CheckpointError
 from igpt_core.images.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
 from igpt_core.images.palette import Palette
 from igpt_core.images.pixels import ImageError, load_pixels

@@ -182,7 +182,7 @@ def test_what_cannot_be_fitted_is_refused():
             LinearProbe.fit(*arguments, **options)
     probe = LinearProbe.fit(features, labels, layer=6)
     for method in (probe.predict, probe.probabilities):
-        with pytest.raises(ValueError, match="12 features a row, those of layer 6, found 11"):
+        with pytest.raises(ValueError, match="12 features per row, those of layer 6, found 11"):
             method(features[:, 1:])
     with pytest.raises(ValueError, match=r"labels \(50,\), .* found int64 \(50, 1\)"):
         probe.accuracy(features, labels[:, None])

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from igpt_core.errors import CheckpointError
 from igpt_core.heads import ImageGPTForCausalImageModeling, load_model
 from igpt_core.learning.objectives import JointClassification, NextPixel
 from igpt_core.learning.scoring import token_nll
-from igpt_core.model.checkpoint import CheckpointError, save_checkpoint
+from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 
 N = 16

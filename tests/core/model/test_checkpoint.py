@@ -26,7 +26,7 @@ from igpt_core import (
     model_fingerprint,
     save_checkpoint,
 )
-from igpt_core.model.checkpoint import resolve
+from igpt_core.files.model_files import resolve
 
 CONFIG = {"vocab_size": 17, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
 TOKENS = torch.arange(16)[None].flip(1)

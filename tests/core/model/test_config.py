@@ -1,4 +1,4 @@
-"""ImageGPTConfig against the Hugging Face page and transformers' class."""
+"""ImageGPTConfig against the documentation and transformers' class."""
 
 import copy
 import inspect

@@ -24,9 +24,9 @@ def vectors(position: int, *, batch_size: int = 2) -> tuple[Tensor, Tensor]:
 
 def write(cache: KVCache, *positions: int, span: int) -> list[tuple[Tensor, Tensor]]:
     k, v = (torch.cat(parts, dim=2) for parts in zip(*map(vectors, positions), strict=True))
-    slots = torch.tensor(positions)
+    places = torch.tensor(positions)
     return [
-        cache.write(layer, k * (layer + 1), v * (layer + 1), slots=slots, span=span)
+        cache.write(layer, k * (layer + 1), v * (layer + 1), positions=places, span=span)
         for layer in range(2)
     ]
 
@@ -38,7 +38,7 @@ def assert_holds(views: list[tuple[Tensor, Tensor]], positions: range) -> None:
                 assert torch.equal(view[:, :, position : position + 1], expected * (layer + 1))
 
 
-def test_write_puts_each_position_into_its_slot_and_returns_the_first_of_all() -> None:
+def test_write_puts_each_position_into_its_place_and_returns_the_first_of_all() -> None:
     cache = make_cache()
     write(cache, 2, 0, 1, span=3)
     views = write(cache, 3, span=4)
@@ -61,7 +61,7 @@ def test_positions_not_filled_are_finite() -> None:
         assert layer.isfinite().all()
 
 
-def test_fan_out_repeats_each_row_and_leaves_the_first_cache_alone() -> None:
+def test_repeat_repeats_each_row_and_leaves_the_first_cache_alone() -> None:
     cache = make_cache()
     write(cache, 0, 1, 2, span=3)
     cache.length = 3
@@ -75,7 +75,7 @@ def test_fan_out_repeats_each_row_and_leaves_the_first_cache_alone() -> None:
     assert_holds([(cache.keys[i], cache.values[i]) for i in range(2)], range(3))
 
 
-def test_lay_out_keeps_what_was_written_through_any_spans() -> None:
+def test_repack_keeps_what_was_written_through_any_spans() -> None:
     cache = make_cache(capacity=20)
     filled = 0
     for span, wanted in [(5, 3), (12, 7), (8, 8), (20, 15), (16, 16), (17, 17), (20, 20)]:
@@ -86,7 +86,7 @@ def test_lay_out_keeps_what_was_written_through_any_spans() -> None:
         assert_holds([(cache.keys[i], cache.values[i]) for i in range(2)], range(filled))
 
 
-def test_lay_out_closes_the_gaps_without_new_memory() -> None:
+def test_repack_closes_the_gaps_without_new_memory() -> None:
     cache = make_cache(capacity=20)
     addresses = [layer.data_ptr() for layer in cache.keys + cache.values]
     (keys, _), _ = write(cache, 0, span=6)
@@ -99,7 +99,7 @@ def test_lay_out_closes_the_gaps_without_new_memory() -> None:
 
 
 @pytest.mark.parametrize("span", [3, 11])
-def test_lay_out_refuses_to_lose_positions_and_to_leave_its_memory(span: int) -> None:
+def test_repack_refuses_to_lose_positions_and_to_leave_its_memory(span: int) -> None:
     cache = make_cache(capacity=10)
     cache.length = 4
     with pytest.raises(ValueError, match=f"4 positions and has room for 10.*for {span}"):

@@ -102,7 +102,7 @@ def test_gradients_of_what_follows_a_prompt_without_them(shape):
 
 
 def test_pairs_of_keys_and_values(shape):
-    """What the page calls past_key_values: given back as a tuple, and read as one."""
+    """What transformers calls past_key_values: given back as a tuple, and read as one."""
     ours, theirs = pair(shape, BARE)
     tokens = draw_tokens(shape, 2, 7)
     past = ours(tokens[:, :4]).past_key_values

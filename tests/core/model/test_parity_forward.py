@@ -183,7 +183,7 @@ def test_what_the_configuration_says():
 
 
 def test_positions_of_arguments():
-    """All but the first are given by keyword above; here by their places on the page."""
+    """All but the first are given by keyword above; here by position."""
     shape = SHAPES["odd"]
     tokens, types = (draw_tokens(shape, ROWS, 11, seed=seed) for seed in (1, 5))
     seen, heads = mask(shape, behind=(0, 2, 1)), torch.tensor([0.5, 0.0, 2.0])

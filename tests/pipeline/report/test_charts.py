@@ -233,45 +233,7 @@ def test_heat_maps_of_odd_numbers() -> None:
     assert scale_top([]) == scale_top([[0.0, 0.0]]) == 1.0
 
 
-<<<<<<< HEAD
 # --- runs without much ----------------------------------------------------------------------------
-=======
-# --- speed, colors -------------------------------------------------------------------------------
-
-
-def test_speed_over_time_adds_up_to_all_images(tmp_path: Path) -> None:
-    bad = [(1, "broken.jpg", "ImageError", "cut short")]
-    shards = [ids(40), ids(19, start=40), ids(60, start=59)]
-    # 0 to 10, 5 to 15; then a pause; then 1000 to 1010
-    output = make_run(tmp_path / "run", shards, bad=bad, planned=9, starts=[0.0, 5.0, 1000.0])
-    page = written(output)
-    svg = chart(page, "Images per second")
-    heights = np.array([height for _, height in bars(svg)]) * top_of(svg)
-    assert len(heights) == 60
-    assert heights.sum() * 25 / 60 == pytest.approx(120, rel=1e-3)
-    middle = (np.arange(60) + 0.5) * 25 / 60
-    expected = np.select([middle < 5, middle < 10, middle < 15], [4, 6, 2], 6)
-    assert heights == pytest.approx(expected, rel=1e-3)
-    pauses = [line for line in svg.iter("line") if line.get("class") == "pause"]
-    assert [line.get("x1") for line in pauses] == ["60.00%"]
-    assert pauses[0].find("title").text == "a pause of 16 min 25 s"
-    assert "pauses, together 16 min 25 s" in page.all_text()
-    assert svg.get("aria-label") == (
-        "Images per second over 25 s: mean 4.80, lowest 2.00, highest 6.00"
-    )
-
-
-def test_palette_lies_in_the_order_of_its_tokens(tmp_path: Path) -> None:
-    output = make_run(tmp_path / "run", [ids(1)])
-    [swatch] = written(output, palette=PALETTE).pictures("swatch")
-    picture = pixels_of(swatch).reshape(-1, 4)
-    assert np.array_equal(picture[:64, :3], colors(np.arange(64, dtype=np.uint16)))
-    assert (picture[:64, 3] == 255).all()
-    assert (picture[64:, 3] == 0).all()
-    page = written(output, palette=PALETTE)
-    assert "64 colors" in page.all_text()
-    assert written(output).pictures("swatch") == []
->>>>>>> h-stages
 
 
 @pytest.mark.parametrize("job", COLUMNS)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import igpt_core
 from igpt_core import ImageGPTConfig, Pinned, SamplingConfig, complete
-from igpt_core.generation.sampling import uniform_noise
+from igpt_core.generation.noise import uniform_noise
 from parity import CAUSAL, draw_weights, one_thread  # noqa: F401
 
 ROWS, N_COLORS, N_POSITIONS = 4, 32, 80  # more than one span unit
@@ -30,7 +30,7 @@ def draw_image(seed: int) -> Tensor:
     return torch.randint(0, N_COLORS, (ROWS, N_POSITIONS), generator=generator)
 
 
-def pins(share: float, *, first: int = 0) -> Pinned:
+def known(share: float, *, first: int = 0) -> Pinned:
     """A share of the pixels from `first` on, others in each row."""
     generator = torch.Generator().manual_seed(2)
     given = torch.rand((ROWS, N_POSITIONS), generator=generator) < share
@@ -71,9 +71,9 @@ def uncached(model, pinned: Pinned, n_given: int, n_samples: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("n_given", "n_samples"), [(0, 1), (7, 2), (N_POSITIONS - 1, 1)])
 @pytest.mark.parametrize("share", [0.1, 0.6, 1.0])
-def test_pixels_are_drawn_given_the_pinned_ones(model, n_given, n_samples, share):
+def test_pixels_are_drawn_given_the_known_ones(model, n_given, n_samples, share):
     # float64: a draw would change if its noise fell within 1e-12 of a border.
-    pinned = pins(share)
+    pinned = known(share)
     found = run(model, pinned, n_given=n_given, n_samples=n_samples)
     assert np.array_equal(found.numpy(), uncached(model, pinned, n_given, n_samples))
 
@@ -81,8 +81,8 @@ def test_pixels_are_drawn_given_the_pinned_ones(model, n_given, n_samples, share
 @pytest.mark.parametrize(
     "sampling", [SamplingConfig(top_k=5), SamplingConfig(greedy=True)], ids=str
 )
-def test_given_pixels_are_kept_and_others_go_on_from_them(model, sampling):
-    pinned = pins(0.3)
+def test_known_pixels_are_kept_and_others_go_on_from_them(model, sampling):
+    pinned = known(0.3)
     free = run(model, n_samples=3, sampling=sampling)
     found = run(model, pinned, n_samples=3, sampling=sampling)
     for sample in found.unbind(1):
@@ -91,19 +91,19 @@ def test_given_pixels_are_kept_and_others_go_on_from_them(model, sampling):
     assert not torch.equal(found[others], free[others])
 
 
-def test_pixels_before_the_first_pinned_one_are_as_without_it(model):
-    free, found = run(model), run(model, pins(0.5, first=40))
+def test_pixels_before_the_first_known_one_are_as_without_it(model):
+    free, found = run(model), run(model, known(0.5, first=40))
     assert torch.equal(found[..., :40], free[..., :40])
     assert not torch.equal(found[..., 40:], free[..., 40:])
 
 
-def test_pins_of_what_would_be_drawn_change_nothing(model):
+def test_known_pixels_that_would_be_drawn_change_nothing(model):
     free = run(model)
-    assert torch.equal(run(model, Pinned(free[:, 0], pins(0.5).given)), free)
+    assert torch.equal(run(model, Pinned(free[:, 0], known(0.5).given)), free)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_nothing_given_is_as_without_pins_whatever_the_image(model, dtype):
+def test_no_known_pixels_is_as_without_any_whatever_the_image(model, dtype):
     in_dtype = getattr(igpt_core, CAUSAL)(model.config)
     in_dtype.load_state_dict(model.state_dict())
     in_dtype = in_dtype.to(dtype).eval()
@@ -113,16 +113,16 @@ def test_nothing_given_is_as_without_pins_whatever_the_image(model, dtype):
     assert torch.equal(run(in_dtype, nothing, n_samples=2), run(in_dtype, n_samples=2))
 
 
-def test_pins_of_a_row_change_no_other_row(model):
-    pinned = pins(0.5)
+def test_known_pixels_of_a_row_change_no_other_row(model):
+    pinned = known(0.5)
     pinned.given[[0, 1, 3]] = False
     free, found = run(model, n_samples=2), run(model, pinned, n_samples=2)
     assert torch.equal(found[[0, 1, 3]], free[[0, 1, 3]])
     assert not torch.equal(found[2], free[2])
 
 
-def test_pins_override_a_whole_prompt(model):
-    pinned = pins(0.5)
+def test_known_pixels_override_a_whole_prompt(model):
+    pinned = known(0.5)
     expected = torch.where(pinned.given, pinned.image, draw_image(1))
     assert torch.equal(run(model, pinned, n_given=N_POSITIONS)[:, 0], expected)
 
@@ -135,13 +135,13 @@ def test_pins_override_a_whole_prompt(model):
         ((ROWS, 80), (80,), r"pinned.given to be torch.bool of shape \(4, 80\).*\(80,\)"),
     ],
 )
-def test_pins_of_another_shape_are_refused(model, image, given, complaint):
+def test_known_pixels_of_another_shape_are_refused(model, image, given, complaint):
     pinned = Pinned(torch.zeros(image, dtype=torch.int64), torch.zeros(given, dtype=torch.bool))
     with pytest.raises(ValueError, match=complaint):
         run(model, pinned)
 
 
-def test_pins_of_another_dtype_are_refused(model):
+def test_known_pixels_of_another_dtype_are_refused(model):
     image, given = draw_image(1), torch.ones(ROWS, N_POSITIONS, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"pinned.given to be torch.bool .* found torch.uint8"):
         run(model, Pinned(image, given.to(torch.uint8)))
