@@ -18,6 +18,7 @@ from igpt_core.model.config import ImageGPTConfig
 from pictures import SIDE, encoded, photo
 from pipeline.engine import dispatch
 from pipeline.engine.stage import NOT_BEGUN, ShardResult, serialize
+from pipeline.storage.filesystem import open_location
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +72,31 @@ def labeled_parquet(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("parquet") / "labeled.parquet"
     pq.write_table(table.replace_schema_metadata({"huggingface": features}), path, row_group_size=7)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def s3_bucket():
+    """Makes a bucket on a local S3 server: a function from its name to storage options and
+    filesystem."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+
+    def make(name: str, *, secret: str = "s3cr3t"):
+        options = {
+            "endpoint_url": f"http://{host}:{port}",
+            "key": "fake-key-id",
+            "secret": secret,
+            "client_kwargs": {"region_name": "eu-central-1"},
+        }
+        fs, _ = open_location(f"s3://{name}", options)
+        fs.mkdir(name)
+        return options, fs
+
+    yield make
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -6,41 +6,30 @@ import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from disturbances import NIGHTS, Night, drivers_die
 from drivers import finish
 from faulty_proxy import FAULTS, READ_TIMEOUT, FaultyProxy
 from pictures import encoded, photo
-from pipeline.storage.filesystem import open_location
 
 IMAGES, SHARD = 40, 3
 SECRET = "fake-s3cr3t-of-chaos"
 
 
 @pytest.fixture(scope="module")
-def store(tiny_model):
+def store(tiny_model, s3_bucket):
     """The address of a store that answers as it should, its options, and its filesystem."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    address = server.get_host_and_port()
-    options = {
-        "endpoint_url": "http://{}:{}".format(*address),
-        "key": "fake-key-id",
-        "secret": SECRET,
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    fs, _ = open_location("s3://chaos", options)
-    fs.mkdir("chaos")
+    options, fs = s3_bucket("chaos", secret=SECRET)
+    url = urlsplit(options["endpoint_url"])
     for i in range(IMAGES):
         fs.pipe_file(f"chaos/photos/{i:02d}.png", encoded(photo(i)))
     fs.pipe_file("chaos/photos/broken.png", b"no image")
     for file in Path(tiny_model).iterdir():
         fs.pipe_file(f"chaos/model/{file.name}", file.read_bytes())
-    yield address, options, fs
-    server.stop()
+    return (url.hostname, url.port), options, fs
 
 
 def completing(options: dict, output: str) -> tuple[str, ...]:

@@ -16,11 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from moto.server import ThreadedMotoServer
 
 from igpt_core.model.checkpoint import load_palette
 from pictures import GOOD, SIDE
-from pipeline.storage.filesystem import open_location
 from runs import igpt, refusal
 
 
@@ -170,33 +168,22 @@ def test_a_damaged_part_fails_the_export_and_what_is_done_stays(quantized, tmp_p
     assert len(list((tmp_path / "out/index").iterdir())) == 5
 
 
-def test_from_disk_to_an_object_store_and_back(quantized, tmp_path):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        store = {
-            "endpoint_url": f"http://{host}:{port}", "key": "k", "secret": "s3cr3t",
-            "client_kwargs": {"region_name": "eu-central-1"},
-        }  # fmt: skip
-        fs, _ = open_location("s3://exports", store)
-        fs.mkdir("exports")
-        fs.put(str(quantized), "exports/run", recursive=True)
-        igpt("export", "s3://exports/run", "--to", "png", "--output", "s3://exports/png", "--quiet",
-             "--storage-options", json.dumps(store))  # fmt: skip
-        igpt("export", quantized, "--to", "png", "--output", tmp_path / "png")
-        local = files(tmp_path / "png")
-        there = {name.removeprefix("exports/png/"): fs.cat(name) for name in fs.find("exports/png")}
-        assert b"s3cr3t" not in there["export.json"]
-        del local["export.json"], there["export.json"]
-        assert there == local
-        igpt("export", "s3://exports/run", "--to", "npy", "--output", "s3://exports/png", "--quiet",
-             "--overwrite", "--storage-options", json.dumps(store))  # fmt: skip
-        fs.invalidate_cache()
-        assert not fs.exists("exports/png/images")
-        assert fs.exists("exports/png/tokens/part-000000.npy")
-    finally:
-        server.stop()
+def test_from_disk_to_an_object_store_and_back(quantized, tmp_path, s3_bucket):
+    store, fs = s3_bucket("exports")
+    fs.put(str(quantized), "exports/run", recursive=True)
+    igpt("export", "s3://exports/run", "--to", "png", "--output", "s3://exports/png", "--quiet",
+         "--storage-options", json.dumps(store))  # fmt: skip
+    igpt("export", quantized, "--to", "png", "--output", tmp_path / "png")
+    local = files(tmp_path / "png")
+    there = {name.removeprefix("exports/png/"): fs.cat(name) for name in fs.find("exports/png")}
+    assert b"s3cr3t" not in there["export.json"]
+    del local["export.json"], there["export.json"]
+    assert there == local
+    igpt("export", "s3://exports/run", "--to", "npy", "--output", "s3://exports/png", "--quiet",
+         "--overwrite", "--storage-options", json.dumps(store))  # fmt: skip
+    fs.invalidate_cache()
+    assert not fs.exists("exports/png/images")
+    assert fs.exists("exports/png/tokens/part-000000.npy")
 
 
 @pytest.mark.slow

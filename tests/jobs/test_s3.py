@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.images.pixels import load_pixels
@@ -20,7 +19,6 @@ from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.read_images import ReadImages
 from pipeline.stages.sampling import Drawing
 from pipeline.stages.write_parts import WriteParts
-from pipeline.storage.filesystem import open_location
 
 SECRET = "fake-s3cr3t-k3y"
 IMAGES, SHARD = 7, 3
@@ -28,26 +26,15 @@ GIVEN = SIDE**2 // 2
 
 
 @pytest.fixture(scope="module")
-def s3(tiny_model):
+def s3(tiny_model, s3_bucket):
     """Storage options of a local S3 server with images and a model, and its filesystem."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "endpoint_url": f"http://{host}:{port}",
-        "key": "fake-key-id",
-        "secret": SECRET,
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    fs, _ = open_location("s3://jobs", options)
-    fs.mkdir("jobs")
+    options, fs = s3_bucket("jobs", secret=SECRET)
     for i in range(IMAGES):
         fs.pipe_file(f"jobs/photos/{i % 2}/{i:02d} #.png", encoded(photo(i)))
     fs.pipe_file("jobs/photos/1/broken.png", b"no image")
     for file in Path(tiny_model).iterdir():
         fs.pipe_file(f"jobs/models/tiny/{file.name}", file.read_bytes())
-    yield options, fs
-    server.stop()
+    return options, fs
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import types
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 
 from igpt_core import CheckpointError
 from igpt_core.files.model_files import is_hub_id, is_remote, model_files
@@ -290,34 +289,25 @@ def test_an_error_without_words_is_named(remote, monkeypatch):
         model_files(URI, ("config.json",))
 
 
-def test_s3(tmp_path, monkeypatch):
+def test_s3(s3_bucket):
     """A store that tells files apart by ETag, lists lazily and answers 403 and 404 in its way."""
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        options = {"key": "k", "secret": "s", "endpoint_url": f"http://{host}:{port}"}
-        fs = fsspec.filesystem("s3", **options)
-        fs.mkdir("bucket")
-        for name, content in CONTENT.items():
-            fs.pipe_file(f"bucket/model/{name}", content)
-        needed = (("config.json",), ("model.safetensors", "pytorch_model.bin"))
-        paths = model_files("s3://bucket/model", *needed, storage_options=options)
-        assert_complete(paths)
-        assert model_files("s3://bucket/model/", *needed, storage_options=options) == paths
-        # Somebody else replaces a file by one of the same size, after we have listed the folder.
-        fs.ls("bucket/model")
-        another = fsspec.filesystem("s3", skip_instance_cache=True, **options)
-        another.pipe_file("bucket/model/model.safetensors", b"new" + bytes(4997))
-        again = model_files("s3://bucket/model", *needed, storage_options=options)
-        assert again[1].read_bytes()[:3] == b"new"
-        for uri, words in (
-            ("s3://bucket/other", "there is no folder s3://bucket/other"),
-            ("s3://nowhere/model", "there is no folder s3://nowhere/model"),
-            ("s3://bucket", r"s3://bucket: expected config.json, found model$"),
-        ):
-            with pytest.raises(CheckpointError, match=words):
-                model_files(uri, *needed, storage_options=options)
-    finally:
-        server.stop()
+    options, fs = s3_bucket("bucket")
+    for name, content in CONTENT.items():
+        fs.pipe_file(f"bucket/model/{name}", content)
+    needed = (("config.json",), ("model.safetensors", "pytorch_model.bin"))
+    paths = model_files("s3://bucket/model", *needed, storage_options=options)
+    assert_complete(paths)
+    assert model_files("s3://bucket/model/", *needed, storage_options=options) == paths
+    # Somebody else replaces a file by one of the same size, after we have listed the folder.
+    fs.ls("bucket/model")
+    another = fsspec.filesystem("s3", skip_instance_cache=True, **options)
+    another.pipe_file("bucket/model/model.safetensors", b"new" + bytes(4997))
+    again = model_files("s3://bucket/model", *needed, storage_options=options)
+    assert again[1].read_bytes()[:3] == b"new"
+    for uri, words in (
+        ("s3://bucket/other", "there is no folder s3://bucket/other"),
+        ("s3://nowhere/model", "there is no folder s3://nowhere/model"),
+        ("s3://bucket", r"s3://bucket: expected config.json, found model$"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            model_files(uri, *needed, storage_options=options)

@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UsageError
 from pipeline.inputs.files import format_extensions
@@ -32,20 +31,9 @@ def plan_shards(location, *, shard_size, **options):
 
 
 @pytest.fixture(scope="module")
-def s3():
-    """Storage options of a local S3 server that has one bucket; moto keeps buckets per process."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "endpoint_url": f"http://{host}:{port}",
-        "key": "test",
-        "secret": "test",
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    open_location("s3://sources-tests", options)[0].mkdir("sources-tests")
-    yield options
-    server.stop()
+def s3(s3_bucket):
+    """Storage options of a bucket named sources-tests."""
+    return s3_bucket("sources-tests")[0]
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UsageError
 from pipeline.inputs import tar_index, webdataset_schema
@@ -196,19 +195,9 @@ def test_a_limit_over_tars_that_are_empty_cut_or_have_changed(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def s3():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "endpoint_url": f"http://{host}:{port}",
-        "key": "test",
-        "secret": "test",
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    open_location("s3://tars", options)[0].mkdir("tars")
-    yield options
-    server.stop()
+def s3(s3_bucket):
+    """Storage options of a bucket named tars."""
+    return s3_bucket("tars")[0]
 
 
 def test_tars_on_s3_by_a_brace_range(s3):

@@ -7,7 +7,6 @@ import stat
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
-from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UsageError
 from pipeline.run_directory.directory import RunDirectory
@@ -20,21 +19,9 @@ from pipeline.storage.walk import glob_files, list_files
 
 
 @pytest.fixture(scope="module")
-def s3():
-    """Storage options of a local S3 server that has one bucket; moto keeps buckets per process."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "endpoint_url": f"http://{host}:{port}",
-        "key": "test",
-        "secret": "test",
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    fs, _ = open_location("s3://storage-tests", options)
-    fs.mkdir("storage-tests")
-    yield options
-    server.stop()
+def s3(s3_bucket):
+    """Storage options of a bucket named storage-tests."""
+    return s3_bucket("storage-tests")[0]
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
