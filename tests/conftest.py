@@ -2,20 +2,15 @@
 
 import os
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 # A palette's table is cached by its fingerprint: not in the home of whoever runs the tests.
 os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".cache"))
 
-from igpt_core.heads import ImageGPTForCausalImageModeling
-from igpt_core.images.palette import Palette
-from igpt_core.model.checkpoint import save_checkpoint
-from igpt_core.model.config import ImageGPTConfig
-from pictures import SIDE, encoded, photo
+from models import save_tiny
+from pictures import encoded, photo
 from pipeline.engine import dispatch
 from pipeline.engine.stage import NOT_BEGUN, ShardResult, serialize
 from pipeline.storage.filesystem import open_location
@@ -24,15 +19,7 @@ from pipeline.storage.filesystem import open_location
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     """The folder of a model with random weights for images of 8 x 8 pixels in 32 colors."""
-    torch.manual_seed(0)
-    config = ImageGPTConfig(vocab_size=33, n_positions=SIDE**2, n_embd=32, n_layer=2, n_head=2)
-    model = ImageGPTForCausalImageModeling(config)
-    for parameter in model.parameters():  # the small initial weights would ignore their input
-        torch.nn.init.normal_(parameter, std=0.3)
-    folder = tmp_path_factory.mktemp("tiny-model")
-    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3)))
-    save_checkpoint(model.eval(), folder, palette=palette, image_size=SIDE)
-    return str(folder)
+    return save_tiny(tmp_path_factory.mktemp("tiny-model"), std=0.3)
 
 
 @pytest.fixture(scope="session")

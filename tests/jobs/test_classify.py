@@ -13,11 +13,10 @@ import transformers
 from datasets import load_dataset
 
 from igpt_core.heads import ImageGPTForImageClassification
-from igpt_core.images.palette import Palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette, save_checkpoint
-from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
+from models import save_tiny
 from pictures import BAD, GOOD, SIDE
 from runs import parts
 
@@ -37,17 +36,7 @@ def classify(input: str, model: str, output: Path, *words: str) -> None:
 
 
 def make_classifier(folder: Path, id2label: dict[int, str]) -> str:
-    """Random weights, large enough that the classes of images differ."""
-    torch.manual_seed(0)
-    config = ImageGPTConfig(
-        vocab_size=33, n_positions=SIDE**2, n_embd=32, n_layer=2, n_head=2, id2label=id2label
-    )
-    model = ImageGPTForImageClassification(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3)))
-    save_checkpoint(model, folder, palette=palette, image_size=SIDE)
-    return str(folder)
+    return save_tiny(folder, ImageGPTForImageClassification, std=0.5, id2label=id2label)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from igpt_core.heads import ImageGPTForImageClassification
-from igpt_core.model.checkpoint import load_palette, save_checkpoint
-from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import main
-from pictures import SIDE, encoded, photo
+from models import save_tiny
+from pictures import encoded, photo
 from pipeline.run_directory.layout import parquet_bytes
 
 Outcome = tuple[int, dict[str, str]]
@@ -44,15 +43,9 @@ def failing(checks: dict[str, str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory, tiny_model) -> str:
-    torch.manual_seed(1)
-    config = ImageGPTConfig(
-        vocab_size=33, n_positions=SIDE**2, n_embd=32, n_layer=2, n_head=2, num_labels=3
-    )
-    model = ImageGPTForImageClassification(config).eval()
+def classifier(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("classifier")
-    save_checkpoint(model, folder, palette=load_palette(tiny_model), image_size=SIDE)
-    return str(folder)
+    return save_tiny(folder, ImageGPTForImageClassification, std=0.5, num_labels=3)
 
 
 @pytest.fixture(scope="module")

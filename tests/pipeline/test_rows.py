@@ -1,6 +1,5 @@
 """The columns and their Hub metadata, as other programs see them."""
 
-import io
 import json
 
 import duckdb
@@ -12,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as PillowImage
 
+from pictures import as_struct
 from pipeline import rows
 from pipeline.errors import UsageError
 
@@ -21,10 +21,8 @@ LABELS = ["cat", "dog"]
 QUANTIZE = rows.quantize_columns(N)
 
 
-def png(color: tuple[int, int, int]) -> dict[str, bytes | str | None]:
-    file = io.BytesIO()
-    PillowImage.new("RGB", (2, 2), color).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
+def png(color: tuple[int, int, int]) -> dict[str, bytes | None]:
+    return as_struct(PillowImage.new("RGB", (2, 2), color))
 
 
 def labeled_input() -> pa.Schema:

@@ -1,7 +1,6 @@
 """Writes run directories as the stages leave them, and reads the report of one."""
 
 import base64
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from igpt_core.images.palette import Palette
+from pictures import as_struct, encoded
 from pipeline import rows
 from pipeline.report.write import write_report
 from pipeline.run_directory.likelihoods import NLLHistogram, has_nll
@@ -39,12 +39,6 @@ STATS = {"seconds": {"read": 0.5, "decode": 1.5, "model": 7.0, "write": 1.0}, "h
 
 
 # --- run directories ------------------------------------------------------------------------------
-
-
-def png(pixels: NDArray[np.uint8], mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def tokens_for(id_: str, sample: int) -> NDArray[np.uint16]:
@@ -80,7 +74,7 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
         scored = {"id": id_, "nll": nats, "bits_per_pixel": nats / np.log(2)}
         if job == "score":
             return scored | {"nll_map": map_for(id_).ravel()}
-        picture = {"bytes": png(colors(original)), "path": None}
+        picture = as_struct(Image.fromarray(colors(original)))
         return scored | {"tokens": original.ravel(), "image": picture}
     sampled = [tokens_for(id_, k + 1) for k in range(samples)]
     for sample in sampled:
@@ -89,9 +83,9 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
         "id": id_,
         "tokens": original.ravel(),
         "samples": [sample.ravel() for sample in sampled],
-        "images": [{"bytes": png(colors(sample)), "path": None} for sample in sampled],
-        "prompt": {"bytes": png(colors(original[:KNOWN_ROWS])), "path": None},
-        "original": {"bytes": png(colors(original)), "path": None},
+        "images": [as_struct(Image.fromarray(colors(sample))) for sample in sampled],
+        "prompt": as_struct(Image.fromarray(colors(original[:KNOWN_ROWS]))),
+        "original": as_struct(Image.fromarray(colors(original))),
         "prompt_length": KNOWN_ROWS * SIDE,
         "nll": [nats_for(f"{id_} {k}") for k in range(samples)],
     }
@@ -160,7 +154,10 @@ def make_run(
         if has_nll(job, schema):
             stats["nats"] = NLLHistogram.of(table).to_json()
         if job in BY_STATS:
-            pictures = [base64.b64encode(png(colors(tokens_for(id_, 0)))) for id_ in ids]
+            pictures = [
+                base64.b64encode(encoded(Image.fromarray(colors(tokens_for(id_, 0)))))
+                for id_ in ids
+            ]
             stats["examples"] = [
                 {"row": row, "png": picture.decode()} for row, picture in enumerate(pictures)
             ]

@@ -23,6 +23,11 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def as_struct(image: Image.Image) -> dict[str, bytes | None]:
+    """An image as a value of a Parquet column in the Hub's layout."""
+    return {"bytes": encoded(image), "path": None}
+
+
 # Of the fixture `photos`.
 GOOD = 20
 BAD = {"truncated.jpg", "text.png", "empty.png", "dangling.png"}

@@ -18,6 +18,7 @@ from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import layers
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
+from models import make_model
 
 SAMPLING = SamplingConfig(top_k=20)
 N_POSITIONS = 150  # more than two span units
@@ -27,10 +28,9 @@ N_POSITIONS = 150  # more than two span units
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 
 
-def make_model(
+def model_of(
     *, n_head: int = 2, head_size: int = 16, dtype: torch.dtype = torch.float32, std: float = 0.15
 ) -> ImageGPTForCausalImageModeling:
-    torch.manual_seed(0)
     config = ImageGPTConfig(
         vocab_size=33,
         n_positions=N_POSITIONS,
@@ -38,10 +38,7 @@ def make_model(
         n_layer=2,
         n_head=n_head,
     )
-    model = ImageGPTForCausalImageModeling(config)
-    for parameter in model.parameters():  # the small initial weights would ignore their input
-        torch.nn.init.normal_(parameter, std=std)
-    return model.to(dtype).eval()
+    return make_model(config, std=std).to(dtype)
 
 
 def prompts(rows: int, n_given: int, *, seed: int = 0) -> Tensor:
@@ -83,7 +80,7 @@ def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_each_step_gives_the_logits_of_the_uncached_pass(
     dtype: torch.dtype, n_given: int, steps_seen: list[Tensor]
 ) -> None:
-    model = make_model(dtype=dtype)
+    model = model_of(dtype=dtype)
     prompt = prompts(3, n_given)
     images = complete(
         model, prompt, n_positions=N_POSITIONS, seeds=seeds(3), sampling=SAMPLING
@@ -97,7 +94,7 @@ def test_each_step_gives_the_logits_of_the_uncached_pass(
 @torch.inference_mode()
 @pytest.mark.parametrize("n_given", [0, 1, 40, N_POSITIONS - 2, N_POSITIONS - 1])
 def test_a_token_is_where_its_noise_falls_in_the_uncached_distribution(n_given: int) -> None:
-    model = make_model()
+    model = model_of()
     images = complete(
         model,
         prompts(4, n_given),
@@ -119,7 +116,7 @@ def test_a_token_is_where_its_noise_falls_in_the_uncached_distribution(n_given: 
 
 @torch.inference_mode()
 def test_greedy_tokens_are_the_most_probable_of_the_uncached_logits() -> None:
-    model = make_model()
+    model = model_of()
     greedy = SamplingConfig(greedy=True)
     images = complete(
         model, prompts(4, 7), n_positions=N_POSITIONS, seeds=seeds(4), sampling=greedy
@@ -133,7 +130,7 @@ def test_greedy_tokens_are_the_most_probable_of_the_uncached_logits() -> None:
 def test_a_whole_prompt_comes_back_as_it_is() -> None:
     prompt = prompts(3, N_POSITIONS)
     images = complete(
-        make_model(),
+        model_of(),
         prompt,
         n_positions=N_POSITIONS,
         seeds=seeds(3),
@@ -144,10 +141,8 @@ def test_a_whole_prompt_comes_back_as_it_is() -> None:
 
 
 def test_images_may_be_smaller_than_the_model_allows() -> None:
-    images = complete(make_model(), prompts(2, 5), n_positions=9, seeds=seeds(2), sampling=SAMPLING)
-    longer = complete(
-        make_model(), prompts(2, 5), n_positions=12, seeds=seeds(2), sampling=SAMPLING
-    )
+    images = complete(model_of(), prompts(2, 5), n_positions=9, seeds=seeds(2), sampling=SAMPLING)
+    longer = complete(model_of(), prompts(2, 5), n_positions=12, seeds=seeds(2), sampling=SAMPLING)
     assert torch.equal(images, longer[:, :, :9])
 
 
@@ -157,7 +152,7 @@ def test_images_may_be_smaller_than_the_model_allows() -> None:
 def test_neither_neighbors_nor_its_place_change_a_row(
     rows: int, n_head: int, head_size: int, dtype: torch.dtype, steps_seen: list[Tensor]
 ) -> None:
-    model = make_model(n_head=n_head, head_size=head_size, dtype=dtype)
+    model = model_of(n_head=n_head, head_size=head_size, dtype=dtype)
     guest, n_given, n_pixels = prompts(1, 9, seed=1), 9, 20
     guest_seed = torch.tensor([77])
     outcomes = []
@@ -177,7 +172,7 @@ def test_equal_rows_with_equal_seeds_are_equal_at_every_place(
     dtype: torch.dtype, steps_seen: list[Tensor]
 ) -> None:
     rows = 24
-    model = make_model(head_size=96, dtype=dtype)
+    model = model_of(head_size=96, dtype=dtype)
     images = complete(
         model,
         prompts(1, 3).expand(rows, 3),
@@ -194,7 +189,7 @@ def test_equal_rows_with_equal_seeds_are_equal_at_every_place(
 def test_a_sample_does_not_change_with_the_number_of_samples(n_given: int) -> None:
     # Other numbers of rows round differently; the odds that it changes one of 4000 draws are about
     # 1e-2 over random weights; these are fixed.
-    model = make_model()
+    model = model_of()
     few, many = (
         complete(
             model,
@@ -214,7 +209,7 @@ def test_a_sample_does_not_change_with_the_number_of_samples(n_given: int) -> No
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("n_given", [0, 30])
 def test_a_shared_prefill_equals_one_for_each_sample(dtype: torch.dtype, n_given: int) -> None:
-    model, prompt = make_model(dtype=dtype), prompts(4, n_given)
+    model, prompt = model_of(dtype=dtype), prompts(4, n_given)
     logits, cache = prefill(model, prompt, n_samples=3, capacity=n_given + 20)
     repeated = prompt.repeat_interleave(3, dim=0)
     expected_logits, expected = prefill(model, repeated, n_samples=1, capacity=n_given + 20)
@@ -229,7 +224,7 @@ def test_a_shared_prefill_equals_one_for_each_sample(dtype: torch.dtype, n_given
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_a_step_of_fixed_shape_gives_the_logits_of_the_exact_one(dtype: torch.dtype) -> None:
-    model = make_model(dtype=dtype)
+    model = model_of(dtype=dtype)
     prompt = prompts(4, 20)
     tokens = prompts(4, 12, seed=5)
     logits = {}
@@ -251,7 +246,7 @@ def test_a_step_of_fixed_shape_gives_the_logits_of_the_exact_one(dtype: torch.dt
 @torch.inference_mode()
 def test_a_step_may_be_repeated_for_any_position_below_its_span() -> None:
     # What a replayed CUDA graph does: the tensors change, the host's numbers do not.
-    model = make_model()
+    model = model_of()
     prompt, tokens = prompts(2, 3), prompts(2, 6, seed=5)
     _, cache = prefill(model, prompt, n_samples=1, capacity=16)
     for i in range(6):
@@ -274,14 +269,14 @@ def test_decoding_gives_attention_keys_and_values_without_gaps(
 
     attend = layers.attend
     monkeypatch.setattr(layers, "attend", watched)
-    complete(make_model(), prompts(2, 2), n_positions=140, seeds=seeds(2), sampling=SAMPLING)
+    complete(model_of(), prompts(2, 2), n_positions=140, seeds=seeds(2), sampling=SAMPLING)
     assert len(gaps) == 137 * 2 * 2
     assert not any(gaps)
 
 
 @torch.inference_mode()
 def test_decode_goes_on_from_a_cache_that_was_filled_step_by_step() -> None:
-    model = prepacked(make_model())
+    model = prepacked(model_of())
     noise = uniform_noise(seeds(3), 1, range(4, 90)).flatten(0, 1)
     logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
     at_once = decode(model, logits, cache, noise, SAMPLING)
@@ -303,7 +298,7 @@ def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatc
         return made[-1]
 
     monkeypatch.setattr(KVCache, "repeat", watched)
-    complete(make_model(), prompts(2, 2), n_positions=70, seeds=seeds(2), sampling=SAMPLING)
+    complete(model_of(), prompts(2, 2), n_positions=70, seeds=seeds(2), sampling=SAMPLING)
     assert [(cache.capacity, cache.length) for cache in made] == [(70, 70)]
 
 
@@ -321,7 +316,7 @@ def test_sizes_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         complete(
-            make_model(),
+            model_of(),
             prompts(rows, n_given),
             n_positions=n_positions,
             seeds=seeds(n_seeds),

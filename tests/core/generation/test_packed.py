@@ -11,6 +11,7 @@ from igpt_core.generation.packed import PrepackedLinear, prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.config import ImageGPTConfig
+from models import make_model
 
 CONFIG = ImageGPTConfig(vocab_size=17, n_positions=20, n_embd=32, n_layer=2, n_head=2)
 
@@ -23,12 +24,8 @@ onednn = pytest.mark.skipif(
 )
 
 
-def make_model(dtype: torch.dtype = torch.float32) -> ImageGPTForCausalImageModeling:
-    torch.manual_seed(0)
-    model = ImageGPTForCausalImageModeling(CONFIG)
-    for parameter in model.parameters():  # the small initial weights would ignore their input
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.to(dtype).eval()
+def model_of(dtype: torch.dtype = torch.float32) -> ImageGPTForCausalImageModeling:
+    return make_model(CONFIG, std=0.2).to(dtype)
 
 
 def draw(model: ImageGPTForCausalImageModeling) -> Tensor:
@@ -63,7 +60,7 @@ def test_a_prepacked_product_is_linear(
 def test_a_prepacked_model_gives_the_same_logits_and_leaves_the_model_alone(
     dtype: torch.dtype,
 ) -> None:
-    model = make_model(dtype)
+    model = model_of(dtype)
     tokens = torch.randint(0, 16, (3, 20), generator=torch.Generator().manual_seed(0))
     before = model(tokens).logits
     twin = prepacked(model)
@@ -80,7 +77,7 @@ def test_a_prepacked_model_gives_the_same_logits_and_leaves_the_model_alone(
 
 @onednn
 def test_a_prepacked_model_is_not_prepacked_again() -> None:
-    twin = prepacked(make_model())
+    twin = prepacked(model_of())
     assert prepacked(twin) is twin
 
 
@@ -88,7 +85,7 @@ def test_a_prepacked_model_is_not_prepacked_again() -> None:
 def test_without_onednn_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     # 68 draws with noise of 32 bits: logits that differ by 1e-5 change one with odds of 1e-3 over
     # random weights; these are fixed.
-    model = make_model()
+    model = model_of()
     expected = draw(model)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert prepacked(model) is model
@@ -97,7 +94,7 @@ def test_without_onednn_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> 
 
 @onednn
 def test_an_operator_that_is_gone_means_no_prepacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model()
+    model = model_of()
     assert prepacked(model) is not model
     monkeypatch.setattr(packed_module, "OPERATORS", (*packed_module.OPERATORS, "not_there"))
     assert prepacked(model) is model
@@ -105,5 +102,5 @@ def test_an_operator_that_is_gone_means_no_prepacking(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_are_not_prepacked(dtype: torch.dtype) -> None:
-    model = make_model(dtype)
+    model = model_of(dtype)
     assert prepacked(model) is model

@@ -27,6 +27,7 @@ from igpt_core import (
     save_checkpoint,
 )
 from igpt_core.files.model_files import resolve
+from models import make_model
 
 CONFIG = {"vocab_size": 17, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
 TOKENS = torch.arange(16)[None].flip(1)
@@ -34,7 +35,7 @@ TOKENS = torch.arange(16)[None].flip(1)
 
 @pytest.fixture
 def model():
-    return make_model(seed=0)
+    return model_of(seed=0)
 
 
 @pytest.fixture
@@ -54,13 +55,8 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def make_model(*, seed, **fields):
-    model = ImageGPTForCausalImageModeling(ImageGPTConfig(**CONFIG, **fields)).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():  # biases and gains too
-            weight.copy_(torch.randn(weight.shape, generator=generator))
-    return model
+def model_of(*, seed, **fields):
+    return make_model(ImageGPTConfig(**CONFIG, **fields), std=1.0, seed=seed)
 
 
 def logits(model):
@@ -132,7 +128,7 @@ def test_a_folder_of_ours_loads_in_transformers(folder, model, palette):
 
 def test_a_folder_of_transformers_loads_here(tmp_path, palette):
     theirs = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**CONFIG))
-    theirs.load_state_dict(make_model(seed=5).state_dict())
+    theirs.load_state_dict(model_of(seed=5).state_dict())
     theirs.eval().save_pretrained(tmp_path)
     transformers.ImageGPTImageProcessorPil(
         clusters=palette.colors, size={"height": 4, "width": 4}
@@ -496,7 +492,7 @@ def test_a_pickle_with_code_among_shards_is_not_run(folder, tmp_path):
 def test_saving_over_a_model_replaces_it(folder, model):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "README.md").write_text("kept")
-    other = make_model(seed=1)
+    other = model_of(seed=1)
     other.save_pretrained(folder)
     assert names(folder) == [
         "README.md",
@@ -511,7 +507,7 @@ def test_saving_over_a_model_replaces_it(folder, model):
 @pytest.mark.parametrize("stage", range(6))
 def test_a_killed_save_leaves_the_old_model_or_none(tmp_path, stage):
     """A process dies just before its n-th change of a file name; 5 changes make a whole save."""
-    old, new = make_model(seed=1, resid_pdrop=0.25), make_model(seed=2, resid_pdrop=0.75)
+    old, new = model_of(seed=1, resid_pdrop=0.25), model_of(seed=2, resid_pdrop=0.75)
     palettes = [Palette(np.full((16, 3), value)) for value in (-0.5, 0.5)]
     folder = tmp_path / "model"
     save_checkpoint(old, folder, palette=palettes[0])
@@ -633,7 +629,7 @@ def flip_a_bit(weights):
 
 def test_the_fingerprint_stays_from_version_to_version(tmp_path):
     """Runs are resumed by it. If this fails, runs of earlier versions cannot be resumed."""
-    model = make_model(seed=0)
+    model = model_of(seed=0)
     with torch.no_grad():
         for number, weight in enumerate(model.parameters()):
             weight.copy_(torch.arange(weight.numel()).view(weight.shape) + number)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from igpt_core.images.palette import Palette
+from pictures import as_struct
 from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.export.export import acquire, find_palette, open_run, pending_parts
@@ -52,9 +53,7 @@ PASSED = pa.schema([("label", pa.int64())])
 
 
 def png(tokens: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(colors(tokens)).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return as_struct(Image.fromarray(colors(tokens)))
 
 
 def colors(tokens: np.ndarray) -> np.ndarray:

@@ -23,11 +23,11 @@ from made_runs import (
     map_for,
     nats_for,
     places,
-    png,
     read_sheet,
     tokens_for,
     written,
 )
+from pictures import encoded
 from pipeline import rows
 from pipeline.report.charts import nice_step, ticks
 from pipeline.report.contact_sheet import draw_contact_sheet
@@ -192,9 +192,13 @@ def test_unknown_pixels_of_a_prompt_are_hatched(tmp_path: Path) -> None:
     pixels = colors(tokens_for("a", 0))
     known = np.zeros((SIDE, SIDE), bool)
     known[:2], known[2, :3], known[6, 4:7] = True, True, True
-    prompt = png(np.dstack([pixels, known.astype(np.uint8) * 255]), "RGBA")
+    prompt = encoded(Image.fromarray(np.dstack([pixels, known.astype(np.uint8) * 255])))
     example = Example(
-        "a", (Picture("prompt", prompt, SIDE), Picture("original", png(pixels), SIDE))
+        "a",
+        (
+            Picture("prompt", prompt, SIDE),
+            Picture("original", encoded(Image.fromarray(pixels)), SIDE),
+        ),
     )
     sheet = np.asarray(Image.open(io.BytesIO(draw_contact_sheet([example], title="t", note="n"))))
     [(y, x)] = places(sheet, pixels)

@@ -27,12 +27,12 @@ from made_runs import (
     ids,
     make_run,
     places,
-    png,
     read_sheet,
     row,
     tokens_for,
     written,
 )
+from pictures import encoded
 from pipeline import report, rows
 from pipeline.errors import UsageError
 from pipeline.report.contact_sheet import draw_contact_sheet
@@ -320,7 +320,7 @@ def test_gray_pictures_and_unconditional_ones() -> None:
     gray = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
     pictures = (
         Picture("prompt", None, SIDE),
-        Picture("completion", png(np.stack([gray] * 3, axis=-1), "L"), SIDE, 0),
+        Picture("completion", encoded(Image.fromarray(gray)), SIDE, 0),
     )
     raw = draw_contact_sheet([Example("a", pictures)], title="t", note="n")
     sheet = np.asarray(Image.open(io.BytesIO(raw)))
@@ -332,7 +332,7 @@ def test_gray_pictures_and_unconditional_ones() -> None:
 
 def test_long_ids_stay_in_their_column() -> None:
     white = np.full((SIDE, SIDE, 3), 255, np.uint8)
-    example = Example("W" * 500, (Picture("quantized", png(white), SIDE),))
+    example = Example("W" * 500, (Picture("quantized", encoded(Image.fromarray(white)), SIDE),))
     sheet = np.asarray(Image.open(io.BytesIO(draw_contact_sheet([example], title="", note=""))))
     inked = np.flatnonzero((sheet < 128).any(axis=(0, 2)))
     assert inked.size

@@ -8,8 +8,8 @@ import torch
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import row_seed
 from igpt_core.heads import ImageGPTForImageClassification, load_model
-from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
+from models import save_tiny
 from pictures import SIDE
 from pipeline import rows
 from pipeline.stages.blocks import tokens_array
@@ -24,15 +24,8 @@ RESULTS = [column.name for column in rows.classify_columns(3, named=True)]
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> str:
-    torch.manual_seed(0)
-    model = ImageGPTForImageClassification(
-        ImageGPTConfig(vocab_size=33, n_positions=N, n_embd=32, n_layer=2, n_head=2, id2label=NAMES)
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
     folder = tmp_path_factory.mktemp("models") / "classifier"
-    save_checkpoint(model, folder)
-    return str(folder)
+    return save_tiny(folder, ImageGPTForImageClassification, std=0.5, id2label=NAMES)
 
 
 def stage(model: str) -> Classify:
