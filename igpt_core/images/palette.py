@@ -116,7 +116,7 @@ class Palette:
         return hashlib.sha256(self.colors.astype("<f4").tobytes()).hexdigest()[:32]
 
     def encode(self, pixels: PixelArray) -> TokenArray:
-        """Find the nearest colors of pixels (..., 3) uint8: (...) uint16, of equals the lowest.
+        """Find the nearest colors of pixels (..., 3) uint8, (...) uint16, the lowest of equals.
 
         The first call builds a table of all 2**24 pixel values, or maps it from the cache folder
         ($IGPT_CACHE, else ~/.cache/igpt). TypeError for another dtype, ValueError for a shape.
