@@ -29,6 +29,7 @@ from jobs.__main__ import COMMANDS, main
 from jobs.command import JobCommand, parse
 from pictures import encoded, photo
 from pipeline import rows
+from pipeline.submit.credentials import refuse_credentials
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,7 +84,10 @@ def test_every_command_is_one_that_igpt_takes(path):
     for words in (words for block in blocks(path) for words in block.commands):
         command, rest = job_of(words)
         given = command.make_context(command.name, rest).params
-        parse(command.model, {key: value for key, value in given.items() if value is not None})
+        values = {key: value for key, value in given.items() if value is not None}
+        options = parse(command.model, values)
+        if words[0] == "submit":
+            refuse_credentials(options.model_dump())
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -144,6 +148,14 @@ def test_the_tables_of_data_name_every_column_and_its_type():
         name = re.sub(r"_\d+$", "_L", column.name)
         lines = [line for line in text.splitlines() if re.match(rf"\| .*`{name}`", line)]
         assert any(f"| {wanted}" in re.sub(r"\[\w\]", "", line) for line in lines), column
+
+
+def test_the_table_of_errors_names_every_error_of_a_row():
+    text = (ROOT / "docs" / "data.md").read_text("utf-8")
+    sources = "".join(p.read_text("utf-8") for p in sorted((ROOT / "pipeline").rglob("*.py")))
+    made = set(re.findall(r"(?:RowError\(\s*STAGE, |BadSample\()\"(\w+)\"", sources))
+    assert len(made) > 8
+    assert not {name for name in made if f"`{name}`" not in text}
 
 
 def test_readme_is_short():

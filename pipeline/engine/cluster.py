@@ -43,7 +43,9 @@ def connected(address: str | None) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         ended = signal.getsignal(signal.SIGTERM)
-        _join_or_start(address or os.environ.get("RAY_ADDRESS"))
+        address = address or os.environ.get("RAY_ADDRESS")
+        _refuse_other_addresses(address or "")
+        _join_or_start(address)
         signal.signal(signal.SIGTERM, ended)  # Ray put its own there, which prints a stack
     keep_ray_quiet()
     context = DataContext.get_current()
@@ -71,21 +73,7 @@ def silence_stdout(call: Callable[..., Result], *arguments: Any) -> Result:
         return call(*arguments)
 
 
-def _refuse_other_addresses(address: str) -> None:
-    """Raises UsageError for the addresses of a cluster that are not that of its head."""
-    kind, separator, host = address.partition("://")
-    if separator:
-        name = host.partition(":")[0].partition("/")[0]
-        what = "Ray Client's" if kind == "ray" else "that of a job server"
-        raise UsageError(
-            f"expected the address of a Ray cluster's head such as {name}:6379, found "
-            f"{redacted(address)}, which is {what}; next: --address {name}:6379 on one of its "
-            f"machines, or from elsewhere igpt submit --address http://{name}:8265 before the job"
-        )
-
-
 def _join_or_start(address: str | None) -> None:
-    _refuse_other_addresses(address or "")
     private = address in (None, "", "local")
     with _stderr_closed():
         try:
@@ -178,6 +166,19 @@ def _stderr_closed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _refuse_other_addresses(address: str) -> None:
+    """Raises UsageError for the addresses of a cluster that are not that of its head."""
+    kind, separator, host = address.partition("://")
+    if separator:
+        name = host.partition(":")[0].partition("/")[0]
+        what = "Ray Client's" if kind == "ray" else "that of a job server"
+        raise UsageError(
+            f"expected the address of a Ray cluster's head such as {name}:6379, found "
+            f"{redacted(address)}, which is {what}; next: --address {name}:6379 on one of its "
+            f"machines, or from elsewhere igpt submit --address http://{name}:8265 before the job"
+        )
 
 
 @dataclass(frozen=True)
