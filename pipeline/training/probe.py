@@ -22,8 +22,8 @@ PLOT_FILE = "accuracy.png"
 
 @dataclass(frozen=True)
 class LayerAccuracy:
-    """How well a probe of a layer does: on test rows, and on the held-out fifth of the training
-    rows on which its strength, C of the logistic regression, was chosen."""
+    """How well a probe of a layer does: on test rows, and on the validation fifth of the training
+    rows, on which its strength, C of the logistic regression, was chosen."""
 
     layer: int
     accuracy: float
@@ -44,7 +44,6 @@ def check_packages() -> None:
 def probe_layers(
     train: Embeddings, test: Embeddings, *, seed: int, report: Callable[[LayerAccuracy], None]
 ) -> tuple[list[LayerAccuracy], LinearProbe]:
-<<<<<<< HEAD
     """Fits a probe to each layer; returns their accuracies, and the probe that is best on its
     validation rows: the test rows have no say in it.
 
@@ -54,10 +53,6 @@ def probe_layers(
 
     Raises UsageError where there is nothing to learn.
     """
-=======
-    """A probe of each layer, and the one that is best on its held-out rows: the test rows have no
-    say in it. Raises UsageError where there is nothing to learn."""
->>>>>>> h-docs
     train.check_alike(test)
     found, best = [], None
     for layer in train.layers:
@@ -108,17 +103,12 @@ def write_probe(
 
 
 def table(layers: Sequence[LayerAccuracy], best: int) -> str:
-<<<<<<< HEAD
     """Returns the accuracies as lines of text, the best layer marked."""
     lines = ["layer  accuracy  validation         C"]
-=======
-    """The accuracies as lines of text, the best layer marked."""
-    lines = ["layer  accuracy  held-out         C"]
->>>>>>> h-docs
     for row in layers:
-        mark = "  <- best on held-out rows" if row.layer == best else ""
+        mark = "  <- best on validation rows" if row.layer == best else ""
         lines.append(
-            f"{row.layer:5}  {row.accuracy:8.4f}  {row.validation_accuracy:8.4f}  "
+            f"{row.layer:5}  {row.accuracy:8.4f}  {row.validation_accuracy:10.4f}  "
             f"{row.strength:8g}{mark}"
         )
     return "\n".join(lines)
@@ -132,7 +122,7 @@ def _plot(layers: Sequence[LayerAccuracy], chance: float) -> bytes:
     axes = figure.subplots()
     numbers = [row.layer for row in layers]
     axes.plot(numbers, [row.accuracy for row in layers], "o-", label="test")
-    axes.plot(numbers, [row.validation_accuracy for row in layers], "o--", label="held-out")
+    axes.plot(numbers, [row.validation_accuracy for row in layers], "o--", label="validation")
     axes.axhline(chance, color="gray", linewidth=1, linestyle=":", label="chance")
     axes.set_xlabel("layer")
     axes.set_ylabel("accuracy")
