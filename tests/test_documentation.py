@@ -153,7 +153,7 @@ def test_the_tables_of_data_name_every_column_and_its_type():
 def test_the_table_of_errors_names_every_error_of_a_row():
     text = (ROOT / "docs" / "data.md").read_text("utf-8")
     sources = "".join(p.read_text("utf-8") for p in sorted((ROOT / "pipeline").rglob("*.py")))
-    made = set(re.findall(r"(?:RowError\(\s*STAGE, |BadSample\()\"(\w+)\"", sources))
+    made = set(re.findall(r"(?:RowError\(\s*STAGE, |FailedSample\()\"(\w+)\"", sources))
     assert len(made) > 8
     assert not {name for name in made if f"`{name}`" not in text}
 

@@ -66,13 +66,13 @@ class LinearProbe:
         names: Sequence[str] | None = None,
         layer: int | None = None,
     ) -> Self:
-        """Choose a strength on a held-out fifth of each class, then fit to everything.
+        """Chooses C on a validation fifth of each class, then fit to everything.
 
         Args:
             features: (N, C), any float dtype.
             labels: (N,) int64, two classes at least, one of them of three rows or more.
-            strengths: above 0, to choose from; of equally good ones the first is taken.
-            seed: of the choice of held-out rows; the same seed gives the same probe.
+            strengths: values of C, the inverse regularization, above 0; of equally good ones the first is taken.
+            seed: of the choice of validation rows; the same seed gives the same probe.
             names, layer: kept with the probe.
 
         Raises:
@@ -84,11 +84,11 @@ class LinearProbe:
         _check_labels(labels, len(features), names)
         if not strengths:
             raise ValueError("probe: expected one strength at least, found none")
-        held_out = _held_out(labels, seed)
+        validation = _validation(labels, seed)
         accuracies = [
             _regression(strength)
-            .fit(features[~held_out], labels[~held_out])
-            .score(features[held_out], labels[held_out])
+            .fit(features[~validation], labels[~validation])
+            .score(features[validation], labels[validation])
             for strength in strengths
         ]
         best = int(np.argmax(accuracies))
@@ -190,11 +190,11 @@ def _check_labels(labels: Labels, n_rows: int, names: Sequence[str] | None) -> N
         )
 
 
-def _held_out(labels: Labels, seed: int) -> NDArray[np.bool_]:
+def _validation(labels: Labels, seed: int) -> NDArray[np.bool_]:
     """Choose rows to hold out, (N,): a fifth of each class, none of one or two rows, and never all
     of it."""
     rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(labels), np.bool_)
+    validation = np.zeros(len(labels), np.bool_)
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2 or counts.max() < 3:
         raise ValueError(
@@ -203,8 +203,8 @@ def _held_out(labels: Labels, seed: int) -> NDArray[np.bool_]:
         )
     for label, count in zip(classes, counts, strict=True):
         members = rng.permutation(np.flatnonzero(labels == label))
-        held_out[members[: round(count / 5)]] = True
-    return held_out
+        validation[members[: round(count / 5)]] = True
+    return validation
 
 
 def _regression(strength: float) -> Any:
