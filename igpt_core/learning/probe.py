@@ -71,7 +71,8 @@ class LinearProbe:
         Args:
             features: (N, C), any float dtype.
             labels: (N,) int64, two classes at least, one of them of three rows or more.
-            strengths: values of C, the inverse regularization, above 0; of equally good ones the first is taken.
+            strengths: values of C, the inverse regularization, above 0, to choose from; of equally
+                good ones the first is taken.
             seed: of the choice of validation rows; the same seed gives the same probe.
             names, layer: kept with the probe.
 
