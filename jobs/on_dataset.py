@@ -1,4 +1,4 @@
-"""Jobs from Python: what they do to images, on your own Ray data set."""
+"""Jobs from Python: what they do to images, on your own Ray dataset."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.options import ImageJobOptions
 
 JOBS = tuple(name for name, job in BATCH_JOBS.items() if issubclass(job.model, ImageJobOptions))
-# Of what is around a job: where rows come from and where they go is the data set's affair.
+# Of what is around a job: where rows come from and where they go is the dataset's affair.
 _NOT_HERE = {"input", "output", "format", "limit", "image_column", "id_column", "keep_columns"}
 _NOT_HERE |= {"mask", "prompt_column", "shard_size", "overwrite", "max_error_fraction", "address"}
 
@@ -25,7 +25,7 @@ def on_dataset(
     image_column: str = "image",
     id_column: str | None = None,
 ) -> Dataset:
-    """Does to the images of a Ray data set what a job does, lazily.
+    """Does to the images of a Ray dataset what a job does, lazily.
 
     Args:
         job: quantize, complete, embed, score or classify.
@@ -37,7 +37,7 @@ def on_dataset(
         id_column: names rows; for `complete`, whose samples depend on a row's id, it must be given.
 
     Returns:
-        The data set, lazy, with the columns of the job's results in place of the images, and
+        The dataset, lazy, with the columns of the job's results in place of the images, and
         `error`: null, or why a row has no result. Rows stay what they are in number.
 
     Raises:
@@ -48,7 +48,7 @@ def on_dataset(
     given = {key.replace("-", "_"): value for key, value in (options or {}).items()}
     wrong = sorted(_NOT_HERE & given.keys())
     if wrong:
-        raise UsageError(f"option {wrong[0]} has no meaning for a data set; next: leave it out")
+        raise UsageError(f"option {wrong[0]} has no meaning for a dataset; next: leave it out")
     parsed = parse(BATCH_JOBS[job].model, {"input": "", "output": "", **given})
     spec = BATCH_JOBS[job].define(parsed)
     return map_images(dataset, spec, image_column=image_column, id_column=id_column)

@@ -1,4 +1,4 @@
-"""What a job does to images, on a Ray data set that somebody has already."""
+"""A job's stages over the images of a user's own Ray dataset."""
 
 from ray.data import Dataset
 
@@ -23,7 +23,7 @@ def map_images(
     image_column: str,
     id_column: str | None,
 ) -> Dataset:
-    """Returns a data set, lazy, with the columns of a job in place of the images.
+    """Returns a dataset, lazy, with the columns of a job in place of the images.
 
     Args:
         dataset: on the Ray that this process has joined.
@@ -37,14 +37,14 @@ def map_images(
     missing = {image_column, id_column} - {None, *(known.names if known else ())}
     if known is not None and missing:
         raise UsageError(
-            f"expected column {' and '.join(map(str, missing))}, the data set has "
+            f"expected column {' and '.join(map(str, missing))}, the dataset has "
             f"{', '.join(known.names)}; next: image_column and id_column of these"
         )
     if spec.generates and id_column is None:
         raise UsageError(f"{spec.name} needs id_column: what it draws for a row depends on its id")
     options, quantizer, compute = spec.options, spec.quantizer, spec.find_compute()
     assert isinstance(options, ImageJobOptions)
-    # CPUs are not claimed: whoever made the data set may chain any number of stages, whose tasks
+    # No CPUs are requested: whoever made the dataset may chain any number of stages, whose tasks
     # would wait for ever for what actors hold.
     resources = spec.resources(compute, request_cpus=False)
     job = Job(spec, "", Plan("dataset", 1, ()), compute, resources)

@@ -255,9 +255,9 @@ def allocate(
     awaits = is_empty() or awaits_gpus
     n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
     n_writing = max(1, n_reading // 4)
-    # Those with a GPU claim no CPU: on a node whose CPUs readers took first they could never start.
-    n_claiming = n_reading + n_writing + (n_model if device == "cpu" else 0)
-    share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_claiming)
+    # Those with a GPU request no CPU: on a node whose CPUs readers took first they could not start.
+    n_requesting = n_reading + n_writing + (n_model if device == "cpu" else 0)
+    share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_requesting)
     share = int(share * 1000) / 1000 if request_cpus else 0.0
     on_gpu = device == "cuda"
     return ResourcePlan(

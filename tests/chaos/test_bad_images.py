@@ -1,5 +1,5 @@
-"""Ten thousand bad images among a thousand good ones: each has a result where Pillow finds an image
-in it and a reason where it does not, no process dies, and none takes much memory."""
+"""Ten thousand broken images among a thousand good ones: each has a result where Pillow finds an
+image in it and a reason where it does not, no process dies, and none takes much memory."""
 
 import io
 import random

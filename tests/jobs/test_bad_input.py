@@ -15,7 +15,7 @@ from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
 from pictures import SIDE, encoded, photo
 from pipeline.stages.read_images import decode
-from pipeline.storage import retry as patience
+from pipeline.storage import retry
 from runs import errors, igpt, refusal, results
 
 
@@ -116,7 +116,7 @@ def test_a_web_server_that_refuses_is_one_line_without_secrets(
 ):
     """Past bugs: for the input an error of a library's with exit code 1, for the model a line with
     its signature."""
-    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
 
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -25,7 +25,7 @@ def quantized(ray_session, labeled_parquet, tiny_model, tmp_path_factory) -> Pat
 def test_images_and_their_tokens_are_completed_alike(
     quantized, labeled_parquet, tiny_model, tmp_path
 ):
-    """Ids stay, so the seeds of the rows do, though one bad image moved the rows after it."""
+    """Ids stay, so the seeds of the rows do, though one broken image moved the rows after it."""
     options = {"model": tiny_model, "samples": 2, "batch_size": 8, "seed": 7, "device": "cpu"}
     igpt("complete", input=labeled_parquet, output=tmp_path / "images", **options)
     igpt("complete", input=quantized, output=tmp_path / "tokens", **options)

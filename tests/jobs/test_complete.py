@@ -221,9 +221,9 @@ def test_a_killed_driver_and_the_same_command_again_give_the_same_bytes(
     killed = 0
     while True:
         driver = subprocess.Popen(words, env=environment, start_new_session=True)
-        patience = moments.uniform(4, 12) if killed < 3 else 300
+        timeout = moments.uniform(4, 12) if killed < 3 else 300
         try:
-            assert driver.wait(patience) == 0
+            assert driver.wait(timeout) == 0
             break
         except subprocess.TimeoutExpired:
             os.kill(driver.pid, signal.SIGKILL)

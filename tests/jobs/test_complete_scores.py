@@ -1,4 +1,4 @@
-"""`igpt complete` with the nats of its completions, and the likeliest of several."""
+"""`igpt complete` with the nats of its completions, and the best of several."""
 
 from pathlib import Path
 

@@ -33,7 +33,7 @@ def quantized(ray_session, labeled_parquet, tiny_model, tmp_path_factory) -> Pat
 
 @pytest.fixture(scope="module")
 def completed(ray_session, photos, tiny_model, tmp_path_factory) -> Path:
-    """Two completions of each photo, in parts of 3; a part of bad images alone is empty."""
+    """Two completions of each photo, in parts of 3; a part of broken images alone is empty."""
     output = tmp_path_factory.mktemp("runs") / "completed"
     igpt("complete", "--quiet", "--input", photos, "--output", output, "--model", tiny_model,
          "--samples", 2, "--batch-size", 8, "--shard-size", 3, "--device", "cpu",
@@ -207,10 +207,10 @@ def test_a_killed_driver_and_the_same_command_again_give_the_same_bytes(quantize
     words = [sys.executable, "-m", "jobs", "export", str(run), "--to=png", f"--output={output}"]
     environment = {**os.environ, "RAY_ADDRESS": ""}
     driver = subprocess.Popen(words, env=environment, start_new_session=True)
-    patience = time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while not done():
         assert driver.poll() is None
-        assert time.monotonic() < patience
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()

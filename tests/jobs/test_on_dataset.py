@@ -1,4 +1,4 @@
-"""Jobs on somebody's own Ray data set: the same results as by the command line."""
+"""Jobs on a user's own Ray dataset: the same results as by the command line."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ OPTIONS = {"device": "cpu", "batch_size": 8}
 
 
 def rows_of(photos: str) -> pa.Table:
-    """The folder of photos as a table that somebody might have, the bad images among them."""
+    """The folder of photos as a table as a user might have it, the broken images among them."""
     paths = sorted(path for path in Path(photos).rglob("*") if path.suffix != ".txt")
     paths = [path for path in paths if path.is_file()]
     return pa.table(
@@ -109,7 +109,7 @@ def test_arrays_of_one_size_are_a_tensor_of_all_rows(tiny_model):
         ("embed", {"input": "photos"}, {}, "input has no meaning"),
         ("embed", {"layer": "3"}, {}, "--layer is not an option"),
         ("complete", {}, {}, "id_column"),
-        ("embed", {}, {"image_column": "img"}, "the data set has name, picture"),
+        ("embed", {}, {"image_column": "img"}, "the dataset has name, picture"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(

@@ -47,10 +47,10 @@ def test_a_run_that_is_told_to_stop_says_so_in_one_line_and_leaves_no_process(
         # A shell makes what it starts in the background deaf to Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    patience = time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while not (output / "plan.parquet").exists():
         assert run.poll() is None
-        assert time.monotonic() < patience
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     below = descendants(run.pid)
     assert below  # Ray's
@@ -66,7 +66,7 @@ def test_a_run_that_is_told_to_stop_says_so_in_one_line_and_leaves_no_process(
         f"igpt: interrupted: {done} of {total} shards are done and kept; next: {next_move}"
     )
     assert [path.name for path in output.glob(".*")] == [".owner"]
-    patience = time.monotonic() + 10
+    deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in below):
-        assert time.monotonic() < patience
+        assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -148,9 +148,9 @@ def fake_cloud(port: str) -> dict:
 
 
 def wait_for(condition, seconds: float = 180) -> None:
-    patience = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < patience
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 

@@ -116,7 +116,7 @@ def test_the_budget_is_judged_by_all_rows_once_they_are_known(
 def test_a_tar_that_is_gone_fails_its_shard_and_the_others_are_done(
     ray_session, tars, tiny_model, tmp_path, capsys
 ):
-    """Past bug: it was one bad image, and the run ended well without all the others of the tar."""
+    """Past bug: it was one broken image, and the run ended well without the others of the tar."""
     folder, output = tmp_path / "tars", tmp_path / "run"
     shutil.copytree(tars, folder)
     words = ("--max-error-fraction", "0.5", "--quiet")

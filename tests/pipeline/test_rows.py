@@ -26,7 +26,7 @@ def png(color: tuple[int, int, int]) -> dict[str, bytes | None]:
 
 
 def labeled_input() -> pa.Schema:
-    """The schema of a Hub data set of images with class labels, as `datasets` writes it."""
+    """The schema of a Hub dataset of images with class labels, as `datasets` writes it."""
     features = Features(
         {"image": Image(), "label": ClassLabel(names=LABELS), "note": Value("string")}
     )

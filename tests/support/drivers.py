@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE = 240  # seconds that anything may take on a busy machine
+TIMEOUT = 240  # seconds that anything may take on a busy machine
 
 
 def rounds(total: int, *what: object, short: int) -> list:
@@ -55,24 +55,24 @@ class Driver:
         """SIGKILL to the driver alone; what it has started must end by itself. False where it had
         ended before."""
         self._process.kill()
-        return self._process.wait(PATIENCE) == -signal.SIGKILL
+        return self._process.wait(TIMEOUT) == -signal.SIGKILL
 
     def tell(self, number: int = signal.SIGTERM) -> None:
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        return self._process.wait(PATIENCE)
+        return self._process.wait(TIMEOUT)
 
     def log(self) -> str:
         return self._log.read_text()
 
     def until(self, condition) -> bool:
-        """Wait for it; false where the run ends before somebody sees it."""
-        patience = time.monotonic() + PATIENCE
+        """Wait for it; false where the run ends before it is seen."""
+        deadline = time.monotonic() + TIMEOUT
         while self.running:
             if condition():
                 return True
-            assert time.monotonic() < patience, self.log()
+            assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)
         return False
 

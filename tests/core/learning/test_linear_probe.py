@@ -48,7 +48,7 @@ def test_separable_classes_are_told_apart():
 
 def test_random_labels_are_told_apart_by_chance():
     # 2,000 fresh rows of 4 classes: the accuracy's standard deviation is 0.0097, so that five of
-    # them are passed with odds of 6e-7. 160 held-out ones: 0.034 each, the best of four more.
+    # them are passed with odds of 6e-7. 160 validation rows: 0.034 each, the best of four more.
     features, _ = draw(800, seed=0)
     rng = np.random.default_rng(9)
     probe = LinearProbe.fit(features, rng.integers(0, 4, 800))

@@ -94,8 +94,8 @@ def test_a_job_that_awaits_no_gpus_fits_into_the_cpus_that_are_there(machine, de
     whole CPU would wait for ever."""
     machine(cpus=2)
     shares = allocate(device=device, cpu_actors=1, model_actors=1, grows=True)
-    claimed = [shares.reading, shares.writing, *([shares.model] if device else [])]
-    assert sum(stage.actors * stage.num_cpus for stage in claimed) < 2
+    allocated = [shares.reading, shares.writing, *([shares.model] if device else [])]
+    assert sum(stage.actors * stage.num_cpus for stage in allocated) < 2
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_a_run_that_stops_or_ends_while_another_takes_it_leaves_it_to_that_one(
     output, act, monkeypatch
 ):
     """Past bug: it looked whether it still had the lease, and then wrote over the other one's, or
-    deleted it; both gave way then, and nobody worked."""
+    deleted it; both were superseded then, and nobody worked."""
     first, second = Lease(output, {}, "one"), Lease(output, {}, "one")
     first.acquire()
     read = Lease._read
