@@ -94,6 +94,7 @@ def whole(n_shards: int) -> int:
             directory,
             plan,
             stages(directory.location, lease),
+            finished=set(),
             lease=lease,
             max_error_fraction=0,
             progress="quiet",

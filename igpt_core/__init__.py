@@ -5,7 +5,7 @@ name comes from is imported when the name is first asked for: torch takes second
 the command line needs no more than `igpt_core.errors` to answer `--help`.
 """
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 __all__ = [  # noqa: RUF022, in the order of sorted()
@@ -121,7 +121,7 @@ else:
         """Import a public name's module at its first use (PEP 562)."""
         if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        value = getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
         globals()[name] = value  # the next use finds it there
         return value
 

@@ -235,6 +235,8 @@ def test_public_names_are_sorted_and_complete():
     for name, module in module_of.items():
         assert getattr(igpt_core, name) is getattr(importlib.import_module(module), name)
     assert igpt_core._MODULE_OF.keys() == module_of.keys()
+    others = {name for name in vars(igpt_core) if not name.startswith("_")} - set(module_of)
+    assert others <= {"TYPE_CHECKING", *ROOMS["igpt_core"]}
     with pytest.raises(AttributeError, match="'igpt_core' has no attribute 'Pallete'"):
         igpt_core.Pallete  # noqa: B018
 
@@ -363,6 +365,13 @@ def tree_of_the_page():
             assert len(line.split()) > 1, f"{line}: a clause is missing"
             found.append("".join(folders[:depth]) + name)
     return found
+
+
+def test_the_page_of_the_architecture_has_the_rooms_in_their_order():
+    for package, rooms in ROOMS.items():
+        paths = [path.split("/") for path in tree_of_the_page() if path.startswith(f"{package}/")]
+        named = list(dict.fromkeys(parts[1].removesuffix(".py") for parts in paths))
+        assert named == rooms
 
 
 def test_the_page_of_the_architecture_names_every_file_once():

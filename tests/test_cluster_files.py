@@ -84,6 +84,7 @@ def test_nodes_get_what_a_job_needs_and_nothing_that_lies_around():
         "pyproject.toml",
         "constraints.txt",
         "README.md",
+        "LICENSE",
         "igpt_core",
         "pipeline",
         "jobs",

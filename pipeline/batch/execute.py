@@ -27,6 +27,7 @@ def execute(
     plan: Plan,
     stages: Sequence[Stage],
     *,
+    finished: set[int],
     lease: Lease,
     max_error_fraction: float,
     progress: Mode,
@@ -36,6 +37,7 @@ def execute(
     At SIGTERM or Ctrl-C no new shard is begun; see `stoppable`.
 
     Args:
+        finished: the shards that are done, of this run.
         lease: on the directory, acquired.
 
     Returns:
@@ -50,7 +52,6 @@ def execute(
     record = directory.record()
     assert record is not None
     next_move = f"next: {resuming(record['command'])}"
-    finished = directory.finished()
     pending = [shard for shard in plan.shards if shard.index not in finished]
     failures = _errors_by_kind(directory, finished)
     done = rows_done(directory, [s for s in plan.shards if s.index in finished])

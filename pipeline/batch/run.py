@@ -75,8 +75,10 @@ def run_job(
             job = job if there is None else replace(job, plan=there)
             directory.write_plan(job.plan)
         directory.invalidate(again)
+        # An actor of a run that was there before may write a part after all was cleared.
+        finished = set() if resumed is None else directory.finished()
         try:
-            _execute(replace(job, lease=lease), directory, lease)
+            _execute(replace(job, lease=lease), directory, lease, finished)
         except KeyboardInterrupt:
             raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
 
@@ -148,7 +150,7 @@ def _say_what_must_come(options: RunOptions) -> None:
         )
 
 
-def _execute(job: Job, directory: RunDirectory, lease: Lease) -> None:
+def _execute(job: Job, directory: RunDirectory, lease: Lease, finished: set[int]) -> None:
     """Run the stages, write the report, say where it lies."""
     options = job.spec.options
     try:
@@ -156,6 +158,7 @@ def _execute(job: Job, directory: RunDirectory, lease: Lease) -> None:
             directory,
             job.plan,
             job.spec.stages(job),
+            finished=finished,
             lease=lease,
             max_error_fraction=options.max_error_fraction,
             progress=options.progress,

@@ -24,7 +24,10 @@ from pipeline.storage.redact import redacted, redacted_line
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
-_PACKAGES = str(Path(__file__).resolve().parents[2])  # where igpt's packages lie side by side
+# Where igpt's packages lie side by side, for workers; they find those that are installed anyway,
+# and at the front of their path these would hide modules of Python itself.
+_HERE = Path(__file__).resolve().parents[2]
+_PACKAGES = [] if _HERE.name in ("site-packages", "dist-packages") else [str(_HERE)]
 _PROBE_SECONDS = 10
 _MONITOR_SECONDS = 10  # between two probes of the head
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
@@ -80,7 +83,7 @@ def _join_or_start(address: str | None) -> None:
             _probe(address or "")
             ray.init(
                 address=address or "local",
-                job_config=JobConfig(_py_driver_sys_path=_WorkerPath([_PACKAGES])),
+                job_config=JobConfig(_py_driver_sys_path=_WorkerPath(_PACKAGES)),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 include_dashboard=False if private else None,

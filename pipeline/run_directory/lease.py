@@ -17,7 +17,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from pipeline.run_directory.layout import LEASE_FILE, RUN_FILE, stop_file
+from pipeline.run_directory.layout import LEASE_FILE, stop_file
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes, store_errors
 from pipeline.storage.retry import with_retry
@@ -67,12 +67,6 @@ class Lease:
     def may_write(self) -> bool:
         """Returns whether the run may write a part."""
         return bool(self._read().get("holder") == self.holder)
-
-    def is_of_another_run(self) -> bool:
-        """Returns whether the run directory is that of a run with other results, at work or
-        finished."""
-        found = self._read() or self._read(RUN_FILE)
-        return bool(found.get("run", self.run) != self.run)
 
     @cached_property
     def _place(self) -> tuple[AbstractFileSystem, str]:

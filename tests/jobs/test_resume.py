@@ -224,7 +224,8 @@ def test_of_two_runs_that_replace_one_at_the_same_time_one_goes_on(tmp_path, mon
     """Past bug: one had the lease and the other run.json, and both were refused."""
     directory = RunDirectory.at(str(tmp_path), {})
     directory.create(new_record("quantize", command="", options={}))
-    job = SimpleNamespace(options=SimpleNamespace(storage_options=None, overwrite=True))
+    options = SimpleNamespace(storage_options=None, overwrite=True)
+    job = SimpleNamespace(spec=SimpleNamespace(options=options))
     first, second = (new_record("quantize", command=name, options={}) for name in "ab")
     clear, create = RunDirectory.clear, RunDirectory.create
     refused = []
@@ -238,15 +239,33 @@ def test_of_two_runs_that_replace_one_at_the_same_time_one_goes_on(tmp_path, mon
         """The first holds the lease; the second acquires it, and both clear."""
         monkeypatch.setattr(RunDirectory, "clear", clear)
         with pytest.raises(UsageError, match="another run began") as error:
-            run_job._acquire(job, directory, second, begins=True)
+            run_job._acquire(job, directory, second, creates=True)
         refused.append(error)
 
     monkeypatch.setattr(RunDirectory, "create", create_after_the_first)
     monkeypatch.setattr(RunDirectory, "clear", clear_both)
-    lease = run_job._acquire(job, directory, first, begins=True)
+    lease = run_job._acquire(job, directory, first, creates=True)
     assert refused
     assert lease.may_begin()
     assert (directory.record() or {})["run"] == lease.run == first["run"]
+
+
+def test_a_part_that_a_superseded_actor_wrote_late_is_not_taken_for_the_run_that_replaces_it(
+    in_process, options, tmp_path, monkeypatch
+):
+    """It had passed its last look at the lease before all was cleared, and wrote then."""
+    igpt("quantize", **options)
+    whole, write_plan = parts(tmp_path / "run"), RunDirectory.write_plan
+    late = (tmp_path / "run" / "data" / "part-000003.parquet").read_bytes()
+
+    def write_plan_and_part(self, plan):
+        write_plan(self, plan)
+        (tmp_path / "run" / "data").mkdir(exist_ok=True)
+        (tmp_path / "run" / "data" / "part-000000.parquet").write_bytes(late)
+
+    monkeypatch.setattr(RunDirectory, "write_plan", write_plan_and_part)
+    igpt("quantize", **options, overwrite=True)
+    assert parts(tmp_path / "run") == whole
 
 
 def test_a_run_that_replaces_another_goes_by_its_own_plan(

@@ -66,7 +66,7 @@ def test_a_run_that_went_over_its_budget_is_mended_and_keeps_what_is_done(place,
     words = [*WORDS, "--max-error-fraction=0", f"--input={place}/photos", "--output=../mended"]
     words[words.index("--mask=masks/one.png")] = f"--mask={place}/masks/one.png"
     line = refusal(capsys, *words, f"--model={place}/model", code=3)
-    assert "mend the images and do them again with igpt retry-failed" in line
+    assert "repair the images and do them again with igpt retry-failed" in line
     for name in BAD:
         (place / "photos" / name).unlink()  # one is a link to the photos of all tests
         (place / "photos" / name).write_bytes(encoded(photo(21)))

@@ -15,34 +15,34 @@ def output(request, tmp_path):
     return str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
 
 
-def rights(lease: Lease) -> tuple[bool, bool, bool]:
-    return lease.may_begin(), lease.may_write(), lease.is_of_another_run()
+def rights(lease: Lease) -> tuple[bool, bool]:
+    return lease.may_begin(), lease.may_write()
 
 
 def test_whoever_took_it_last_has_it(output):
     first, resumed = Lease(output, {}, "one"), Lease(output, {}, "one")
-    assert rights(first) == (False, False, False)
+    assert rights(first) == (False, False)
     first.acquire()
-    assert rights(first) == (True, True, False)
+    assert rights(first) == (True, True)
     resumed.acquire()
-    assert rights(first) == (False, False, False)
-    assert rights(resumed) == (True, True, False)
+    assert rights(first) == (False, False)
+    assert rights(resumed) == (True, True)
     other = Lease(output, {}, "two")
     other.acquire()
-    assert rights(resumed) == (False, False, True)
+    assert rights(resumed) == (False, False)
 
 
 def test_a_run_that_stops_begins_nothing_and_writes_what_it_has(output):
     lease = Lease(output, {}, "one")
     lease.acquire()
     lease.stop()
-    assert rights(lease) == (False, True, False)
+    assert rights(lease) == (False, True)
     assert not pickle.loads(pickle.dumps(lease)).may_begin()
     lease.end()
-    assert rights(lease) == (False, True, False)
+    assert rights(lease) == (False, True)
     resumed = Lease(output, {}, "one")
     resumed.acquire()
-    assert rights(resumed) == (True, True, False)
+    assert rights(resumed) == (True, True)
 
 
 @pytest.mark.parametrize("act", [Lease.stop, Lease.end])
@@ -68,8 +68,8 @@ def test_a_run_that_stops_or_ends_while_another_takes_it_leaves_it_to_that_one(
     if not taken:  # it did not even look
         second.acquire()
         act(first)
-    assert rights(second) == (True, True, False)
-    assert rights(first) == (False, False, False)
+    assert rights(second) == (True, True)
+    assert rights(first) == (False, False)
 
 
 def test_what_is_left_of_drivers_that_were_told_to_stop_is_nobodys_file(output):
@@ -86,7 +86,7 @@ def test_what_is_left_of_drivers_that_were_told_to_stop_is_nobodys_file(output):
     directory.check_free()
     directory.clear()
     assert not exists(directory.fs, join(directory.path, stop_file(killed.holder)))
-    assert rights(ended) == (True, True, False)  # to clear is not to take
+    assert rights(ended) == (True, True)  # to clear is not to take
 
 
 def test_an_end_out_of_reach_is_no_error(output, monkeypatch):
