@@ -72,9 +72,10 @@ def find_files(text: str, options: Mapping[str, Any]) -> list[InputFile]:
 
 def split_list(text: str) -> list[str]:
     """Splits a comma-list at the commas that stand outside braces."""
-    items, depth = [""], 0
-    for letter in text:
-        depth = max(0, depth + (letter == "{") - (letter == "}"))
+    items, depth, paired = [""], 0, _paired_braces(text)
+    for at, letter in enumerate(text):
+        if at in paired:
+            depth += 1 if letter == "{" else -1
         if letter == "," and not depth:
             items.append("")
         else:
@@ -84,26 +85,37 @@ def split_list(text: str) -> list[str]:
 
 def expand_braces(text: str) -> list[str]:
     """Expands the braces of a text, lists `{a,b}` and ranges `{000..127}`, as a shell does; returns
-    the text itself without any.
+    the text itself without any. A brace without its other one is a plain character.
 
-    Raises UsageError for braces that do not pair, and for more than MOST_NAMES names.
+    Raises UsageError for more than MOST_NAMES names.
     """
+    paired = _paired_braces(text)
+    escaped = "".join(
+        "\\" + letter if letter in "{}\\" and at not in paired else letter
+        for at, letter in enumerate(text)
+    )
     # The package holds each range in memory.
     ranges = _RANGE.findall(text)
     huge = any(abs(int(b) - int(a)) >= MOST_NAMES * max(1, int(step or 1)) for a, b, step in ranges)
-    try:
-        names = [] if huge else list(islice(braceexpand(text, escape=False), MOST_NAMES + 1))
-    except ValueError as error:
-        raise UsageError(
-            f"expected braces in --input that pair, found {text}; next: add the missing one, or "
-            "name the folder"
-        ) from error
+    names = [] if huge else list(islice(braceexpand(escaped), MOST_NAMES + 1))
     if huge or len(names) > MOST_NAMES:
         raise UsageError(
             f"expected braces in --input that stand for at most {MOST_NAMES} names, found more in "
             f"{text}; next: a folder or a glob"
         )
     return names
+
+
+def _paired_braces(text: str) -> set[int]:
+    """Finds the places of the braces that open and close; others are plain characters."""
+    opened: list[int] = []
+    paired: set[int] = set()
+    for at, letter in enumerate(text):
+        if letter == "{":
+            opened.append(at)
+        elif letter == "}" and opened:
+            paired |= {opened.pop(), at}
+    return paired
 
 
 def _list_location(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[str]]:

@@ -2,7 +2,6 @@
 
 import errno
 import random
-import re
 import socket
 import ssl
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from typing import TypeVar
 
-from igpt_core.errors import library_errors
+from igpt_core.errors import library_errors, loaded_classes
 
 # Of a store's faults these are permanent, statuses of 4xx, and hosts without a name or certificate;
 # the rest is retried.
@@ -18,20 +17,45 @@ _PERMANENT = (
     *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),
     ValueError,  # an address that is none
 )
+# A library's errors over its configuration or its user, among those over broken connections. No
+# credentials at all are none of them: a new node gets its role some time after it has started.
+_PERMANENT_NAMES = {
+    "botocore.exceptions": (
+        *("BaseEndpointResolverError", "ConfigNotFound", "ConfigParseError", "DataNotFoundError"),
+        *("EndpointProviderError", "InvalidConfigError", "InvalidDNSNameError", "LoginError"),
+        *("InvalidEndpointConfigurationError", "InvalidProxiesConfigError", "NoAuthTokenError"),
+        *("InvalidRetryConfigurationError", "InvalidS3AddressingStyleError", "ProfileNotFound"),
+        *("MissingDependencyException", "ParamValidationError", "PartialCredentialsError"),
+        *("SSOError", "TokenRetrievalError", "UnknownCredentialError", "UnsupportedS3ArnError"),
+        *("UnknownSignatureVersionError", "ValidationError"),
+    ),
+    "google.auth.exceptions": (
+        *("DefaultCredentialsError", "MutualTLSChannelError", "OAuthError", "RefreshError"),
+        "UserAccessTokenError",
+    ),
+    "httpx": ("LocalProtocolError", "UnsupportedProtocol"),
+    "httpx2": ("LocalProtocolError", "UnsupportedProtocol"),
+}
+_PERMANENT_IF_LOADED = [(lib, name) for lib, names in _PERMANENT_NAMES.items() for name in names]
+_CUT_ANSWER = [("botocore.parsers", "ResponseParserError")]  # no BotoCoreError
 _PERMANENT_ERRNOS = {
     *(errno.EINVAL, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG, errno.EOVERFLOW),
     *(errno.ENODEV, errno.ENXIO, errno.ENOSYS, errno.ENOTSUP, errno.EROFS),
+    *(errno.EBADF, errno.EXDEV, errno.ENOTEMPTY),
+    # What a damaged disk or filesystem answers, or an encrypted one without its key.
+    *(errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA, errno.ENOKEY),
 }
 # Of this machine, whatever is read: no row failed for it, and to wait helps little.
 _NODE_ERRNOS = {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 _TRANSIENT_STATUSES = {408, 425, 429}
-# What an error says that is transient although its status is not: a token that expired and is
-# fetched anew, a busy store, a clock that is not set yet, a body that was cut on its way, another
-# writer of the same object. Answers to HEAD have no words: 400 is how an expired token looks.
-_SAYS_TRANSIENT = re.compile(
-    r"expired|throttl|slowdown|timeout|tooskewed|incompletebody|baddigest|requestconflict"
-    r"|\(400\) when calling the HeadObject",
-    re.IGNORECASE,
+# How codes of S3, and of what speaks like it, begin that are transient whatever the status.
+_TRANSIENT_CODES = (
+    *("Throttl", "SlowDown", "TooManyRequests", "RequestLimit", "ServerBusy", "ServiceUnavailable"),
+    *("InternalError", "InternalServer", "RequestTimeout"),
+    "ExpiredToken",  # which is fetched anew
+    *("BadDigest", "IncompleteBody"),  # a body that was damaged or cut on its way
+    *("ConditionalRequestConflict", "OperationAborted"),  # another writer was not done yet
+    "RequestTimeTooSkewed",  # a request that waited long, or a new node whose clock is not set
 )
 
 REQUEST_BACKOFF = (0.2, 1.0, 4.0)  # seconds between tries of one request
@@ -82,24 +106,36 @@ def _is_wrong_host(error: BaseException) -> bool:
 def _is_broken_connection(error: BaseException) -> bool:
     """Returns whether a request got no answer, or not all of it."""
     own = (ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
-    no_answer = isinstance(error, own + library_errors()) and _http_status(error) is None
-    return no_answer and not isinstance(error, _PERMANENT)
+    permanent = _PERMANENT + loaded_classes(_PERMANENT_IF_LOADED)
+    broken = own + library_errors() + loaded_classes(_CUT_ANSWER)
+    no_answer = isinstance(error, broken) and _http_status(error) is None
+    return no_answer and not isinstance(error, permanent)
 
 
 def _verdict(error: BaseException) -> bool | None:
     """Returns whether what a store answers is transient; None where the error is no store's."""
-    status = _http_status(error)
+    # Never from all of its text, which names the file: that may be called `expired` or `timeout`.
+    status, code = _http_status(error), _s3_code(error)
+    if code.startswith(_TRANSIENT_CODES):
+        return True
     if status is not None:
-        if status in _TRANSIENT_STATUSES or status >= 500:
-            return True
-        return _SAYS_TRANSIENT.search(str(error)) is not None
+        # Answers to HEAD have no code of their own: 400 is how an expired token looks.
+        return status in _TRANSIENT_STATUSES or status >= 500 or code == "400"
+    if isinstance(error, PermissionError):  # s3fs makes those of tokens, without an errno
+        return error.errno is None and " expired" in str(error).lower()
     if isinstance(error, _PERMANENT):
-        return isinstance(error, PermissionError) and "expired" in str(error).lower()
+        return False
     if not isinstance(error, OSError):
         return None
     if error.errno is None:  # as pyarrow and Pillow say that data is damaged
         return True if hasattr(error, "response") else None  # of an HTTP library
     return error.errno not in _PERMANENT_ERRNOS | _NODE_ERRNOS
+
+
+def _s3_code(error: BaseException) -> str:
+    """Returns the code of an answer of S3, or of what speaks like it; empty without one."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code")) if isinstance(response, dict) else ""
 
 
 def _http_status(error: BaseException) -> int | None:

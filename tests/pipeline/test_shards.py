@@ -123,6 +123,17 @@ def test_names_with_braces_that_exist_are_no_patterns(tmp_path):
     assert names(both) == ["a.png", "b.png", "{a,b}.png"]
 
 
+def test_braces_that_do_not_pair_are_plain_characters(tmp_path):
+    touch(tmp_path, "a{b.png", "c.png", "x}y/d.png", "x}y/e.png")
+    assert names(plan_shards(str(tmp_path / "a{b.png"), shard_size=9)) == ["a{b.png"]
+    both = plan_shards(f"{tmp_path}/a{{b.png,{tmp_path}/c.png", shard_size=9)
+    assert names(both) == ["a{b.png", "c.png"]
+    assert names(plan_shards(str(tmp_path / "a{*"), shard_size=9)) == ["a{b.png"]
+    for pattern in ("*.png", "{d,e}.png"):
+        plan = plan_shards(str(tmp_path / "x}y" / pattern), shard_size=9)
+        assert names(plan) == ["d.png", "e.png"]
+
+
 def test_a_range_of_many_names(tmp_path):
     touch(tmp_path, *(f"x-{i:06}.png" for i in range(3000)))
     plan = plan_shards(str(tmp_path / "x-{000500..002499}.png"), shard_size=9999)
@@ -325,7 +336,7 @@ def test_refused_places(tmp_path):
     assert "all 4 names" in message
     assert f"none for 2 of them, the first is {tmp_path}/text/x.txt" in message
     assert "missing" in refusal(f"{tmp_path}/text,{tmp_path}/missing")
-    assert "braces in --input that pair" in refusal(tmp_path / "text/{a,b.txt")
+    assert "found nothing" in refusal(tmp_path / "text/{a,b.txt")
     assert "--input" in refusal(" , ")
     assert "memory://x" in refusal("memory://x")
     assert "one filesystem" in refusal(f"{tmp_path}/text,memory://x")

@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import aiohttp
 import botocore.exceptions
+import botocore.parsers
 import huggingface_hub.errors
 import pyarrow as pa
 import pytest
@@ -22,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from s3fs.errors import translate_boto_error
 
 from igpt_core.images.pixels import ImageError, load_pixels
+from pipeline.errors import UsageError
 from pipeline.readers.images import read_image_files
 from pipeline.readers.input_rows import ReadOptions
 from pipeline.rows import RowError
@@ -44,9 +46,17 @@ def of_s3(
     return translate_boto_error(botocore.exceptions.ClientError(answer, operation))
 
 
-def of_http(status: int) -> Exception:
-    request = SimpleNamespace(real_url="https://store")
-    return aiohttp.ClientResponseError(request, (), status=status)
+def of_http(status: int, uri: str = "https://store") -> Exception:
+    return aiohttp.ClientResponseError(SimpleNamespace(real_url=uri), (), status=status)
+
+
+def of_requests(status: int, uri: str) -> Exception:
+    """What requests makes of an answer: its text names the URI."""
+    response = requests.Response()
+    response.status_code, response.url = status, uri
+    with pytest.raises(requests.HTTPError) as caught:
+        response.raise_for_status()
+    return caught.value
 
 
 class OfGcs(Exception):
@@ -64,6 +74,12 @@ def raised_from(cause: Exception) -> Exception:
 
 def raised_beside(context: Exception, error: Exception) -> Exception:
     error.__context__ = context
+    return error
+
+
+def usage_error_from(cause: Exception) -> Exception:
+    error = UsageError("cannot open it")
+    error.__cause__ = cause
     return error
 
 
@@ -109,6 +125,35 @@ TRANSIENT = [
     ssl.SSLSyscallError(5, "EOF occurred in violation of protocol"),
     raised_from(of_s3("SlowDown", status=503)),
     OSError(errno.EREMOTEIO, "not known to anybody"),
+    *(
+        of_s3(code, status=status)
+        for code in (
+            *("RequestLimitExceeded", "ServerBusy", "ServiceUnavailable", "TooManyRequests"),
+            *("TooManyRequestsException", "ThrottledException", "Throttling", "SlowDown"),
+            *("InternalError", "InternalServerError", "BadDigest", "IncompleteBody"),
+            *("ConditionalRequestConflict", "OperationAborted", "RequestTimeTooSkewed"),
+        )
+        for status in (200, 400, 403)
+    ),
+    PermissionError("The provided token has expired."),
+    of_http(503, "https://h/expired/1.jpg"),
+    botocore.exceptions.CredentialRetrievalError(provider="role", error_msg="not yet"),
+    botocore.parsers.ResponseParserError("cut XML"),
+    usage_error_from(botocore.exceptions.NoCredentialsError()),
+]
+# Errors of libraries over their configuration or their user.
+CONFIGURATION = [
+    botocore.exceptions.ProfileNotFound(profile="me"),
+    botocore.exceptions.ParamValidationError(report="no bucket"),
+    botocore.exceptions.NoRegionError(),
+    botocore.exceptions.InvalidRegionError(region_name="no region"),
+    botocore.exceptions.UnknownServiceError(service_name="s4", known_service_names="s3"),
+    botocore.exceptions.InvalidConfigError(error_msg="no config"),
+    botocore.exceptions.ConfigParseError(path="/root/.aws/config", error="no config"),
+    botocore.exceptions.PartialCredentialsError(provider="env", cred_var="secret"),
+    botocore.exceptions.UnauthorizedSSOTokenError(),
+    HTTPX.UnsupportedProtocol("no such protocol"),
+    HTTPX.LocalProtocolError("a header that cannot be"),
 ]
 PERMANENT = [
     of_s3("NoSuchKey", status=404),
@@ -140,6 +185,25 @@ PERMANENT = [
     UnidentifiedImageError("cannot identify image file"),
     OSError("image file is truncated"),
     gzip.BadGzipFile("not a gzipped file"),
+    *CONFIGURATION,
+    *map(usage_error_from, CONFIGURATION),
+    *(
+        OSError(number, "damaged")
+        for number in (
+            *(errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA, errno.ENOKEY),
+            *(errno.EBADF, errno.EXDEV, errno.ENOTEMPTY),
+        )
+    ),
+    # Past bug: a name like these made them transient.
+    of_http(403, "https://h/expired-listings/1.jpg"),
+    of_http(410, "https://h/timeout/1.jpg"),
+    of_requests(403, "https://h/expired-listings/1.jpg"),
+    of_requests(410, "https://h/timeout/1.jpg"),
+    of_s3("AccessDenied", "no access to arn:aws:s3:::b/expired/x.jpg", status=403),
+    of_s3("AccessDenied", "no access to arn:aws:s3:::b/throttled/x.jpg", status=403),
+    PermissionError(errno.EACCES, "Permission denied", "/data/expired/x.jpg"),
+    PermissionError(errno.EACCES, "Permission denied", "/data/all expired/x.jpg"),
+    PermissionError("no access to arn:aws:s3:::b/expired/x.jpg"),
 ]
 
 
@@ -184,6 +248,17 @@ def test_broken_connections_of_libraries_that_may_be_absent(monkeypatch, module,
     setattr(library, name, type(name, (Exception,), {"status_code": 206}))
     monkeypatch.setitem(sys.modules, module, library)
     assert is_transient(type("Of it", (getattr(library, name),), {})())
+
+
+def test_a_wrong_configuration_of_google_is_permanent(monkeypatch):
+    library = ModuleType("google.auth.exceptions")
+    library.GoogleAuthError = type("GoogleAuthError", (Exception,), {})
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    for name in ("DefaultCredentialsError", "RefreshError"):
+        setattr(library, name, type(name, (library.GoogleAuthError,), {}))
+        error = type("Of it", (getattr(library, name),), {})()
+        assert not is_transient(error)
+        assert not is_transient(usage_error_from(error))
 
 
 class CuttingHub(http.server.BaseHTTPRequestHandler):
