@@ -24,7 +24,7 @@ BACK_OFF_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def neighbors(tokens: np.ndarray, side: int, n_colors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left and upper neighbor of each pixel, (N, T) int64; n_colors beyond the edge."""
+    """Finds the left and upper neighbor of each pixel, (N, T) int64; n_colors beyond the edge."""
     images = tokens.reshape(-1, side, side).astype(np.int64)
     left = np.full_like(images, n_colors)
     left[:, :, 1:] = images[:, :, :-1]
@@ -45,7 +45,7 @@ class Counts:
     def estimate(
         self, context: np.ndarray, colors: np.ndarray, below: np.ndarray, weight: float
     ) -> np.ndarray:
-        """(n(context, color) + weight * below) / (n(context) + weight)."""
+        """Returns (n(context, color) + weight * below) / (n(context) + weight)."""
         seen = _look_up(self._pairs, self._pair_counts, context * self._n_colors + colors)
         total = _look_up(self._contexts, self._context_counts, context)
         return (seen + weight * below) / (total + weight)

@@ -31,7 +31,7 @@ FILES = {"images": 1_000_000, "parquet": 10_000}
 
 
 def make(folder: Path, format: str) -> None:
-    """The files of an input."""
+    """Writes the files of an input."""
     content = b""
     if format == "parquet":
         buffer = io.BytesIO()
@@ -44,7 +44,7 @@ def make(folder: Path, format: str) -> None:
 
 
 def measure(folder: str, format: str) -> None:
-    """Plan the input in this process; a line of JSON with the seconds and the memory."""
+    """Plans the input in this process and prints a line of JSON with the seconds and the memory."""
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     begun = time.perf_counter()
     source = find_source(folder)

@@ -106,7 +106,7 @@ KINDS = {"chain": chain, "whole": whole}
 
 
 def measure(kind: str, n_shards: int) -> None:
-    """One of the two in this process; a line of JSON."""
+    """Runs one of the two in this process and prints a line of JSON."""
     with cluster.connected(None):
         before, begun = peak_mb(), time.perf_counter()
         assert KINDS[kind](n_shards) == n_shards
@@ -124,7 +124,7 @@ def measure(kind: str, n_shards: int) -> None:
 
 
 def peak_mb() -> int:
-    """Of this process; what `getrusage` says may be its parent's."""
+    """Returns the peak of this process; what `getrusage` says may be its parent's."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) >> 10
 

@@ -24,22 +24,22 @@ class NoHeadError(CheckpointError):
 
 
 def fetch_errors() -> tuple[type[Exception], ...]:
-    """Return the classes of what fetching a file may raise."""
+    """Returns the classes of what fetching a file may raise."""
     return (OSError, ValueError, RuntimeError, *library_errors())
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """Return the classes that libraries which fetch files raise and that are no OSError."""
+    """Returns the classes that libraries which fetch files raise and that are no OSError."""
     return loaded_classes(_LIBRARY_ERRORS)
 
 
 def loaded_classes(names: Sequence[tuple[str, str]]) -> tuple[type[Exception], ...]:
-    """Return classes by module and name, without those of libraries that are not loaded: these
+    """Returns classes by module and name, without those of libraries that are not loaded: these
     have raised nothing."""
     found = (getattr(sys.modules.get(module), name, None) for module, name in names)
     return tuple(error for error in found if error is not None)
 
 
 def one_of(names: Sequence[str]) -> str:
-    """Join names as `a, b or c`."""
+    """Joins names as `a, b or c`."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

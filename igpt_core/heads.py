@@ -37,7 +37,7 @@ class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
             nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
 
     def tie_weights(self) -> None:
-        """Make one parameter of those that the configuration ties."""
+        """Makes one parameter of those that the configuration ties."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 
@@ -58,7 +58,7 @@ class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalOutput | tuple[Any, ...]:
-        """Compute logits of the next pixel at every position; see `ImageGPTModel.forward`.
+        """Computes logits of the next pixel at every position; see `ImageGPTModel.forward`.
 
         Args:
             labels: (B, T) int64 colors; shifted here, so that position i is held against
@@ -125,7 +125,7 @@ class ImageGPTForImageClassification(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ClassifierOutput | tuple[Any, ...]:
-        """Compute logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
+        """Computes logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
 
         The mean is over all positions given, padding included, as in transformers.
 
@@ -225,7 +225,7 @@ def load_model(
     head: Literal["causal", "classification"] | None = "causal",
     storage_options: Mapping[str, Any] | None = None,
 ) -> PreTrained:
-    """Load the model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
+    """Loads the model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
 
     Raises:
         ValueError: an unknown head. CheckpointError: a folder that does not hold the model.
@@ -238,7 +238,7 @@ def load_model(
 
 
 def random_model(variant: str, *, seed: int) -> ImageGPTForCausalImageModeling:
-    """Make a model of a published size with random weights, float32 on the CPU, for benchmarks.
+    """Makes a model of a published size with random weights, float32 on the CPU, for benchmarks.
 
     The same seed gives the same weights; torch's global generator is left as it was.
     """

@@ -65,7 +65,7 @@ def igpt() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 failed, 2 a usage error, 3 over the error budget."""
+    """Runs a command and exits: 0 done, 1 failed, 2 a usage error, 3 over the error budget."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers end a run so
     try:

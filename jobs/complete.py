@@ -77,7 +77,7 @@ _KEEP = re.compile(r"(\d+|\d*\.\d+)\s*(rows?|pixels?|px|)")
 
 
 def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
-    """Positions given: `0.5` of the rows, `16rows` or `500pixels`.
+    """Parses how many positions are given: `0.5` of the rows, `16rows` or `500pixels`.
 
     Raises UsageError for other text, and where it is none (but with a mask, which gives others)
     or all of them.

@@ -46,7 +46,7 @@ def run(options: ProgressOptions) -> None:
 
 
 def write_tiles(folder: Path) -> int:
-    """Write each photo's tiles as `folder/PHOTO/TILE.png`; returns how many.
+    """Writes each photo's tiles as `folder/PHOTO/TILE.png`; returns how many.
 
     Raises UsageError where scikit-image is not installed.
     """

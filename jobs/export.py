@@ -13,8 +13,8 @@ from pipeline.options import RayOptions, StorageOptions
 class ExportOptions(RayOptions, StorageOptions):
     run: str = Field(description="run directory, local or a URI")
     to: Literal["png", "webdataset", "npy"] = Field(
-        description="png: pictures and an index for imagefolder; webdataset: a tar a part; npy: "
-        "arrays and an index"
+        description="png: pictures and an index for imagefolder; webdataset: one tar per part; "
+        "npy: arrays and an index"
     )
     output: str = Field(description="folder, local or a URI; the same command resumes")
     palette: str | None = Field(

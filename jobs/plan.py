@@ -63,12 +63,12 @@ def _lines(found: "Estimate", price: float | None) -> list[str]:
         f"bytes in    about {amount(found.bytes_in)}",
         f"bytes out   about {amount(found.bytes_out)}",
         f"tried       {found.trial_rows} rows{bad}",
-        "stage       ms a row  rows a second",
+        "stage     ms per row  rows per second",
     ]
     for speed in found.speeds:
         mark = "  <- limits" if speed is found.limit else ""
         fast = rate(speed.rows_per_second)
-        lines.append(f"  {speed.stage:10}{speed.seconds * 1000:8.2f}  {fast:>13}{mark}")
+        lines.append(f"  {speed.stage:10}{speed.seconds * 1000:8.2f}  {fast:>15}{mark}")
     lines += [
         f"to change   {found.advice}",
         f"time        about {duration(found.seconds)}, and the start of Ray and of the actors",

@@ -28,7 +28,7 @@ class ProgressOptions(Options):
 
     @property
     def progress(self) -> Literal["text", "json", "quiet"]:
-        """How a job shows its progress."""
+        """Tells how a job shows its progress."""
         return "json" if self.json_lines else "quiet" if self.quiet else "text"
 
 
@@ -142,17 +142,17 @@ class SamplingOptions(Options):
     seed: int = Field(0, description="seed of the random draws")
     score: bool = Field(False, description="add nats per generated pixel, column nll")
     best_of: int | None = Field(
-        None, ge=1, description="draw N of each, keep the likeliest; implies --score"
+        None, ge=1, description="draw N of each, keep those with the lowest NLL; implies --score"
     )
 
     @property
     def scored(self) -> bool:
-        """Whether results come with their nats."""
+        """Tells whether results come with their nats."""
         return self.score or self.best_of is not None
 
     @property
     def sampling_results(self) -> dict[str, Any]:
-        """What of these results depend on."""
+        """Returns those of the options that results depend on."""
         drawn = self.model_dump(include={"seed", "temperature", "top_k", "top_p"})
         return {**drawn, "score": self.scored, "best_of": self.best_of}
 

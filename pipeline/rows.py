@@ -134,7 +134,7 @@ def embed_columns(layers: Sequence[int], n_embd: int, dtype: pa.DataType) -> tup
 def classify_columns(num_labels: int, *, named: bool) -> tuple[Column, ...]:
     """Lists what classify adds; `named`: the model has names for its classes."""
     columns = [
-        Column(PREDICTED_LABEL, pa.int64(), "the likeliest class"),
+        Column(PREDICTED_LABEL, pa.int64(), "the most probable class"),
         Column(PREDICTED_NAME, pa.string(), "its name"),
         Column(PROBABILITY, pa.float32(), "its probability"),
         Column(LOGITS, logits_type(num_labels), "logits of all classes"),

@@ -1,1 +1,3 @@
-"""Reads other layouts of weights: OpenAI's, TensorFlow's. Uses every room above and `heads`."""
+"""Reads other layouts of weights: OpenAI's, TensorFlow's.
+
+Uses `files`, `images`, `model` and `heads`."""

@@ -44,7 +44,7 @@ def convert_checkpoint(
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Converted:
-    """Read a checkpoint strictly and write it as a model folder, with all the heads it has.
+    """Reads a checkpoint strictly and writes it as a model folder, with all the heads it has.
 
     Args:
         source: a TensorFlow checkpoint of OpenAI's (its prefix, `.../model.ckpt-131000`), or a
@@ -95,7 +95,7 @@ def _check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
 def _read_folder(
     source: str, storage_options: Mapping[str, Any] | None
 ) -> tuple[str, ImageGPTConfig, dict[str, Tensor]]:
-    """Read the class that the folder is for, its configuration, its weights with all heads."""
+    """Reads the class that the folder is for, its configuration, its weights with all heads."""
     config_file, weights_file = find_weights(source, CONFIG_FILE, storage_options=storage_options)
     config = read_config(config_file, where=source)
     stored = read_weights(weights_file, where=source)
@@ -110,7 +110,7 @@ def _read_folder(
 
 
 def _declared_class(config: ImageGPTConfig) -> type[PreTrained] | None:
-    """Return the class that config.json says the weights are for: without its head, a folder is
+    """Returns the class that config.json says the weights are for: without its head, a folder is
     not whole."""
     names = getattr(config, "architectures", None) or ()
     return next((cls for cls in HEADS.values() if cls.__name__ in names), None)
@@ -123,7 +123,7 @@ def _processor(
     palette: str | None,
     storage_options: Mapping[str, Any] | None,
 ) -> ImageGPTImageProcessor | None:
-    """Make the processor to write: the source's own, with the palette that is given.
+    """Makes the processor to write: the source's own, with the palette that is given.
 
     Args:
         folder: of the source.

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 
 def is_openai(location: str) -> bool:
-    """Tell whether a location is a TensorFlow checkpoint by its name: a prefix such as
+    """Tells whether a location is a TensorFlow checkpoint by its name: a prefix such as
     `.../model.ckpt-131000`, or that with `.index`."""
     return location.endswith(_INDEX) or _LOCATION.fullmatch(location) is not None
 
@@ -35,7 +35,7 @@ def is_openai(location: str) -> bool:
 def read_openai(
     location: str, *, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[ImageGPTConfig, dict[str, Tensor]]:
-    """Read the configuration, which follows from the shapes, and the weights under the names of
+    """Reads the configuration, which follows from the shapes, and the weights under the names of
     ImageGPTForCausalImageModeling.
 
     Args:
@@ -67,7 +67,7 @@ def read_openai(
 
 
 def _model_entries(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Choose those of the model, their names without `model/`. What lies below another variable, as
+    """Chooses those of the model, names without `model/`. What lies below another variable, as
     `model/wte/Adam` below `model/wte`, is what an optimizer keeps for that."""
     names = {name for name in entries if name.startswith(_SCOPE)}
     return {
@@ -107,13 +107,13 @@ def _config(entries: Mapping[str, Entry], where: str) -> ImageGPTConfig:
 
 
 def _shape(name: str, entry: Entry) -> Shape:
-    """Return a variable's shape: those of the MLP may be stored as kernels of width 1."""
+    """Returns a variable's shape: those of the MLP may be stored as kernels of width 1."""
     is_kernel = "/mlp/" in name and len(entry.shape) == 3 and entry.shape[0] == 1
     return entry.shape[1:] if is_kernel else entry.shape
 
 
 def _shapes(config: ImageGPTConfig) -> dict[str, Shape]:
-    """List the shapes of all variables of a model of this size."""
+    """Lists the shapes of all variables of a model of this size."""
     width, inner = config.n_embd, config.inner_size
     heads = (config.n_head, config.head_size, width)
     layer = {
@@ -137,7 +137,7 @@ def _shapes(config: ImageGPTConfig) -> dict[str, Shape]:
 
 
 def _check(entries: Mapping[str, Entry], config: ImageGPTConfig, where: str) -> None:
-    """Raise CheckpointError, which names a variable that is not as the others demand."""
+    """Raises CheckpointError, which names a variable that is not as the others demand."""
     wanted = _shapes(config)
     for name in entries:
         if name not in wanted:
@@ -154,7 +154,7 @@ def _check(entries: Mapping[str, Entry], config: ImageGPTConfig, where: str) -> 
 def _weights(
     variables: Mapping[str, Tensor], config: ImageGPTConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and weights in Hugging Face's layout, where projections are (in, out)."""
+    """Yields names and weights in Hugging Face's layout, where projections are (in, out)."""
     width, inner = config.n_embd, config.inner_size
 
     def bias(size: int) -> Tensor:

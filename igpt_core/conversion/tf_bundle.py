@@ -50,12 +50,12 @@ class _Damaged(Exception):
 
 
 def data_name(prefix: str, shard: int, n_shards: int) -> str:
-    """Return the name of a data file."""
+    """Returns the name of a data file."""
     return f"{prefix}.data-{shard:05d}-of-{n_shards:05d}"
 
 
 def read_index(file: Path, *, where: str) -> Index:
-    """Read which tensors a checkpoint holds; their data is not touched.
+    """Reads which tensors a checkpoint holds; their data is not touched.
 
     Raises CheckpointError, which starts with `where`, for a file that is no index, or a damaged
     one.
@@ -80,7 +80,7 @@ def read_index(file: Path, *, where: str) -> Index:
 
 
 def read_tensor(name: str, entry: Entry, file: Path, *, where: str) -> Tensor:
-    """Read a tensor, in the dtype that it is stored in.
+    """Reads a tensor, in the dtype that it is stored in.
 
     Args:
         file: the data file `entry.shard`.
@@ -112,7 +112,7 @@ def read_tensor(name: str, entry: Entry, file: Path, *, where: str) -> Tensor:
 
 
 def masked_crc32c(content: bytes) -> int:
-    """Compute the checksum that LevelDB and TensorFlow store: CRC-32C, rotated right by 15 bits,
+    """Computes the checksum that LevelDB and TensorFlow store: CRC-32C, rotated right by 15 bits,
     plus a constant, so that bytes which hold checksums get a sound one too (leveldb/util/crc32c.h).
 
     Raises CheckpointError where google-crc32c is not installed.
@@ -154,7 +154,7 @@ class _Bytes:
 
 
 def _rows(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield key and value of each row of a table, in order."""
+    """Yields key and value of each row of a table, in order."""
     if len(table) < _FOOTER_SIZE or table[-len(_MAGIC) :] != _MAGIC:
         raise _Damaged("it does not end like a TensorFlow index")
     footer = _Bytes(table[-_FOOTER_SIZE:])
@@ -169,12 +169,12 @@ def _rows(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(content: _Bytes) -> tuple[int, int]:
-    """Read offset and size of a block."""
+    """Reads offset and size of a block."""
     return content.varint(), content.varint()
 
 
 def _block_rows(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the rows of a block. Behind them come the restart points, for jumps, and their number;
+    """Yields the rows of a block. Behind them come the restart points, for jumps, and their number;
     behind the block its kind (a byte) and its checksum."""
     end = offset + size
     if end + 5 > len(table) - _FOOTER_SIZE:
@@ -197,7 +197,7 @@ def _block_rows(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, b
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield number and value of each field of a protobuf message."""
+    """Yields number and value of each field of a protobuf message."""
     content = _Bytes(message)
     while content:
         key = content.varint()
@@ -226,7 +226,7 @@ def _text(value: int | bytes) -> bytes:
 
 
 def _n_shards(header: bytes) -> int:
-    """Read num_shards = 1 of a BundleHeaderProto, in which endianness = 2 (0: little)."""
+    """Reads num_shards = 1 of a BundleHeaderProto, in which endianness = 2 (0: little)."""
     fields = dict(_fields(header))
     if fields.get(2, 0) != 0:
         raise _Damaged("its data is big-endian, which is not read")
@@ -234,7 +234,7 @@ def _n_shards(header: bytes) -> int:
 
 
 def _entry(message: bytes) -> Entry:
-    """Read a BundleEntryProto: dtype = 1, shape = 2, shard_id = 3, offset = 4, size = 5,
+    """Reads a BundleEntryProto: dtype = 1, shape = 2, shard_id = 3, offset = 4, size = 5,
     crc32c = 6, slices = 7."""
     fields = dict(_fields(message))
     numbers = [_number(fields.get(number, 0)) for number in (1, 3, 4, 5, 6)]
@@ -244,6 +244,6 @@ def _entry(message: bytes) -> Entry:
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
-    """Read a TensorShapeProto: dim = 2, repeated, each with size = 1."""
+    """Reads a TensorShapeProto: dim = 2, repeated, each with size = 1."""
     dims = [_text(value) for number, value in _fields(message) if number == 2]
     return tuple(_number(dict(_fields(dim)).get(1, 0)) for dim in dims)

@@ -14,18 +14,18 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def split_id(location: str) -> tuple[str, str | None] | None:
-    """Split `owner/name` or `owner/name@revision` into id and revision; None for other text."""
+    """Splits `owner/name` or `owner/name@revision` into id and revision; None for other text."""
     found = _ID.fullmatch(location)
     return None if found is None else (found[1], found[2])
 
 
 def is_commit(revision: str | None) -> bool:
-    """Tell whether a revision names a commit, which always stands for the same files."""
+    """Tells whether a revision names a commit, which always stands for the same files."""
     return revision is not None and bool(_COMMIT.fullmatch(revision))
 
 
 def hub_files(location: str, groups: Sequence[Sequence[str]]) -> list[Path]:
-    """Fetch files of a model on the Hub, of each group the first it has; return local paths.
+    """Fetches files of a model on the Hub, of each group the first it has; returns local paths.
 
     All are of one commit, in huggingface_hub's cache; what is there already is not fetched.
 
@@ -94,7 +94,7 @@ def _why_unreachable(error: Exception) -> str:
 
 
 def _reason(location: str, repository: str, error: Exception) -> str:
-    """Say what went wrong, without the library's text: addresses in it may hold a token."""
+    """Says what went wrong, without the library's text: addresses in it may hold a token."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

@@ -29,17 +29,17 @@ _STATE_MARKS = (
 
 
 def resolve(name: str) -> str:
-    """Return the shipped model's folder for "embedded", any other path or URI as it is."""
+    """Returns the shipped model's folder for "embedded", any other path or URI as it is."""
     return str(_EMBEDDED_FOLDER) if name == EMBEDDED else name
 
 
 def is_remote(path_or_uri: str) -> bool:
-    """Tell whether this is a URI of something else than the local disk."""
+    """Tells whether this is a URI of something else than the local disk."""
     return bool(_URI.match(path_or_uri)) and not _LOCAL_URI.match(path_or_uri)
 
 
 def is_hub_id(location: str) -> bool:
-    """Tell whether this names a model on the Hugging Face Hub, as `owner/name` or
+    """Tells whether this names a model on the Hugging Face Hub, as `owner/name` or
     `owner/name@revision`: a local file or folder of that name comes first, and a palette's file
     is none."""
     if split_id(location) is None or location.endswith(".npy"):
@@ -48,7 +48,7 @@ def is_hub_id(location: str) -> bool:
 
 
 def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> str:
-    """Add a revision to a hub id; return any other location as it is, for it has no revisions.
+    """Adds a revision to a hub id; returns any other location as it is, for it has no revisions.
 
     Raises CheckpointError where the id names another revision already.
     """
@@ -62,8 +62,8 @@ def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> st
 
 
 def resolve_revision(location: str, *groups: Sequence[str]) -> str:
-    """Add to a hub id the commit that it stands for now, so that every process which is given it
-    reads the same files; return any other location as it is.
+    """Adds to a hub id the commit that it stands for now, so that every process which is given it
+    reads the same files; returns any other location as it is.
 
     Args:
         groups: as for `model_files`; the commit is that of these files.
@@ -81,7 +81,7 @@ def model_files(
     *groups: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Return local paths of files of a model folder: of each group, the first that is there.
+    """Returns local paths of files of a model folder: of each group, the first that is there.
 
     Files of a URI are fetched into $IGPT_CACHE (~/.cache/igpt unless set), below a name that
     stands for the URI and the state of these files: what is replaced there is fetched again, and
@@ -189,7 +189,7 @@ def _listing(fs: "AbstractFileSystem", root: str, uri: str) -> list[str]:
 def _fetch_file(
     fs: "AbstractFileSystem", source: str, target: Path, *, state: Mapping[str, Any]
 ) -> None:
-    """Fetch under a temporary name, then rename: a file under its own name is whole."""
+    """Fetches under a temporary name, then renames: a file under its own name is whole."""
     if target.exists():
         return
     with _locked(target.with_name(f".{target.name}.lock")):
@@ -211,7 +211,7 @@ def _fetch_file(
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which a process that dies lets go of."""
+    """Holds an exclusive lock, which a process that dies lets go of."""
     import fcntl  # not on Windows, where local folders still work
 
     with open(path, "w") as file:

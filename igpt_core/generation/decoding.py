@@ -34,6 +34,8 @@ class CausalModel(nn.Module):
 class Pinned:
     """Known pixels, wherever they lie: these are not drawn.
 
+    The public names `Pinned` and `pinned=` stand for known pixels.
+
     Attributes:
         image: (B, N) int64 colors in [0, n_colors); any number where it is not given.
         given: (B, N) bool, true where the image's pixel is known.
@@ -43,11 +45,11 @@ class Pinned:
     given: Tensor
 
     def over(self, tokens: Tensor, positions: slice | int) -> Tensor:
-        """Replace the known ones of the tokens of these positions by the image's."""
+        """Replaces the known ones of the tokens of these positions by the image's."""
         return torch.where(self.given[:, positions], self.image[:, positions], tokens)
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raise ValueError for tensors of another shape or dtype."""
+        """Raises ValueError for tensors of another shape or dtype."""
         parts = {"image": (self.image, torch.int64), "given": (self.given, torch.bool)}
         for name, (part, dtype) in parts.items():
             if part.shape != shape or part.dtype != dtype:
@@ -60,7 +62,7 @@ class Pinned:
 def prefill(
     model: CausalModel, prompt: Tensor, *, n_samples: int, capacity: int
 ) -> tuple[Tensor, KVCache]:
-    """Run the start token and the prompt once, then share the result among the samples.
+    """Runs the start token and the prompt once, then shares the result among the samples.
 
     Args:
         prompt: (B, P) int64 colors; P = 0 for the start token alone.
@@ -79,7 +81,7 @@ def prefill(
 def feed(
     model: CausalModel, tokens: Tensor, *, n_samples: int, capacity: int
 ) -> tuple[Tensor, KVCache]:
-    """Run tokens (B, T) as they are, the start token among them if it is to be fed: `prefill`."""
+    """Runs tokens (B, T) as they are, the start token among them if it is to be fed: `prefill`."""
     rows, n_given = tokens.shape
     weight = model.transformer.wte.weight
     cache = KVCache(
@@ -94,7 +96,7 @@ def feed(
 
 
 def _next_logits(model: CausalModel, hidden: Tensor) -> Tensor:
-    """Compute logits (R, n_colors) after the last position. A head tied to the input embedding has
+    """Computes logits (R, n_colors) after the last position. A head tied to the input embedding has
     a row for the start token too, which is no pixel."""
     return model.lm_head(hidden[:, -1])[:, : model.config.n_colors]  # type: ignore[no-any-return]
 
@@ -107,7 +109,7 @@ def decode_step(
     *,
     span: int,
 ) -> Tensor:
-    """Feed one token per row, return the logits of the next pixel.
+    """Feeds one token per row and returns the logits of the next pixel.
 
     Of fixed shape for a given span: the position is a tensor, and where `span` reaches beyond it
     the positions not yet filled are masked. So a captured step can be replayed for every position
@@ -139,7 +141,7 @@ def decode(
     *,
     pinned: Pinned | None = None,
 ) -> Tensor:
-    """Draw one token for each column of the noise, from `prefill`'s logits and cache on.
+    """Draws one token for each column of the noise, from `prefill`'s logits and cache on.
 
     Args:
         logits: (R, V) of the first pixel to draw.
@@ -181,7 +183,7 @@ def complete(
     n_samples: int = 1,
     pinned: Pinned | None = None,
 ) -> Tensor:
-    """Finish images from their first pixels, and from others that are known.
+    """Finishes images from their first pixels, and from others that are known.
 
     Sample k of a row depends on (model, prompt, known pixels, row seed, k) and the compute shape
     alone: neither on the other rows nor on the number of samples drawn. A pixel sees the known

@@ -24,7 +24,7 @@ class GenerationMixin(CausalModel):
         *,
         seeds: Tensor | None = None,
     ) -> Tensor:
-        """Go on from the tokens given, which are fed as they are; see `complete`.
+        """Goes on from the tokens given, which are fed as they are; see `complete`.
 
         Sample k of a row is a function of (model, tokens, row seed, k), and of the compute shape
         by rounding; not of the other rows.

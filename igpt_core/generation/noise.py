@@ -11,7 +11,7 @@ _MASK32 = 0xFFFFFFFF
 
 
 def _multiply_high_low(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """Return the high and low 32 bits of a * multiplier, for a in [0, 2^32): int64 holds no 64-bit
+    """Returns the high and low 32 bits of a * multiplier, for a in [0, 2^32): int64 holds no 64-bit
     product of unsigned numbers, so it is put together from 16-bit halves."""
     low = (a & 0xFFFF) * multiplier
     high = (a >> 16) * multiplier + (low >> 16)
@@ -19,7 +19,7 @@ def _multiply_high_low(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
 
 
 def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the first output word of Philox4x32-10.
+    """Returns the first output word of Philox4x32-10.
 
     Args:
         counters, key: int64 tensors of values in [0, 2^32) that broadcast together.
@@ -38,7 +38,7 @@ def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, T
 
 
 def uniform_noise(seeds: Tensor, n_samples: int, positions: range) -> Tensor:
-    """Draw a uniform number for each (row, sample, position), by (row seed, k, t) alone.
+    """Draws a uniform number for each (row, sample, position), by (row seed, k, t) alone.
 
     Args:
         seeds: (B,) int64, any value; see `row_seed`.

@@ -18,7 +18,7 @@ class PrepackedLinear(nn.Module):
     """x @ weight + bias for inference on a CPU, the weight prepacked when the module is made."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Prepack a weight (out, in), of any strides; bias: (out,)."""
+        """Prepacks a weight (out, in), of any strides; bias: (out,)."""
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self.bias = None if bias is None else bias.detach()
@@ -30,8 +30,9 @@ class PrepackedLinear(nn.Module):
 
 
 def prepacked(model: Model) -> Model:
-    """Prepack a model's weights for inference on a CPU; return itself where that does not apply or
-    is done already.
+    """Prepacks a model's weights for inference on a CPU.
+
+    Returns the model itself where that does not apply or is done already.
 
     A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
     layout at every call, which doubles that; here it is done once. In float32 it also makes a
@@ -57,7 +58,7 @@ def prepacked(model: Model) -> Model:
 
 
 def _onednn_serves(weight: Tensor) -> bool:
-    """Tell whether this build of torch and this processor have the prepacked product."""
+    """Tells whether this build of torch and this processor have the prepacked product."""
     if (
         weight.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -37,13 +37,13 @@ class SamplingConfig:
 
 
 def row_seed(run_seed: int, row_id: str) -> int:
-    """Return a row's seed, a stable 63-bit hash (BLAKE2b) of the run's seed and the row's id."""
+    """Returns a row's seed, a stable 63-bit hash (BLAKE2b) of the run's seed and the row's id."""
     digest = hashlib.blake2b(f"{run_seed}\x00{row_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def filter_logits(logits: "Tensor", sampling: SamplingConfig) -> "Tensor":
-    """Divide logits (..., V) by the temperature; set to -inf what top_k and top_p exclude."""
+    """Divides logits (..., V) by the temperature; sets to -inf what top_k and top_p exclude."""
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
@@ -58,7 +58,7 @@ def filter_logits(logits: "Tensor", sampling: SamplingConfig) -> "Tensor":
 
 
 def sample_tokens(logits: "Tensor", noise: "Tensor", sampling: SamplingConfig) -> "Tensor":
-    """Draw one token per row by inverting the cumulative distribution at the noise.
+    """Draws one token per row by inverting the cumulative distribution at the noise.
 
     Everything is computed in float64: a float32 sum over 512 colors would round away what the
     32 bits of noise can tell apart.

@@ -32,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def build_table(colors: FloatArray) -> TokenArray:
-    """Tabulate the nearest of `colors` (K, 3) for every r << 16 | g << 8 | b, (2**24,) uint16."""
+    """Tabulates the nearest of `colors` (K, 3) for every r << 16 | g << 8 | b, (2**24,) uint16."""
     grid, first = _grid(colors)
     table = np.empty((256, 256, 256), np.uint16)
     for corner in np.ndindex(256 // _BLOCK, 256 // _BLOCK, 256 // _BLOCK):
@@ -42,14 +42,14 @@ def build_table(colors: FloatArray) -> TokenArray:
 
 
 def _grid(colors: FloatArray) -> tuple[IntArray, TokenArray]:
-    """Find the distinct colors as integers (3, n), and the lowest index of each, (n,) ascending."""
+    """Finds the distinct colors as integers (3, n) and the lowest index of each, (n,) ascending."""
     scaled = np.rint(np.ldexp(colors.astype(np.float64), _GRID_BITS)).astype(np.int64)
     first = np.sort(np.unique(scaled, axis=0, return_index=True)[1])
     return np.ascontiguousarray(scaled[first].T), first.astype(np.uint16)
 
 
 def _score(grid: IntArray, value: IntArray) -> IntArray:
-    """Compute one channel's share of the distance (see the top).
+    """Computes one channel's share of the distance (see the top).
 
     It falls by 2**27 * C per pixel step.
     """
@@ -57,7 +57,7 @@ def _score(grid: IntArray, value: IntArray) -> IntArray:
 
 
 def _nearest_in_block(grid: IntArray, corner: IntArray) -> TokenArray:
-    """Find the nearest of `grid` (3, n) for the cube at `corner`: indices, (_BLOCK,) * 3."""
+    """Finds the nearest of `grid` (3, n) for the cube at `corner`: indices, (_BLOCK,) * 3."""
     size = _BLOCK
     low = corner[:, None]  # (3, cells)
     count, color = _prune(grid, low, size, np.array([grid.shape[1]]), np.arange(grid.shape[1]))
@@ -90,7 +90,7 @@ def _nearest_in_block(grid: IntArray, corner: IntArray) -> TokenArray:
 def _prune(
     grid: IntArray, low: IntArray, size: int, count: IntArray, color: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """Drop candidates that win nowhere in their cell: those farther, all over the cell, than the
+    """Drops candidates that win nowhere in their cell: those farther, all over the cell, than the
     candidate nearest to its center.
 
     Cells are cubes of side `size` at `low` (3, cells), cell i with the next count[i] entries of
@@ -112,7 +112,7 @@ def _prune(
 
 
 def nearest_colors(colors: FloatArray, pixels: IntArray) -> TokenArray:
-    """Look up pixels (3, N) in 0..255 in the table of `colors` (K, 3): (N,) uint16.
+    """Looks up pixels (3, N) in 0..255 in the table of `colors` (K, 3): (N,) uint16.
 
     For few pixels no table is built.
     """
@@ -131,7 +131,7 @@ def nearest_colors(colors: FloatArray, pixels: IntArray) -> TokenArray:
 
 
 def cached_table(colors: FloatArray, *, fingerprint: str) -> TokenArray:
-    """Return `build_table` of colors (K, 3), from the file of an earlier call where there is one.
+    """Returns `build_table` of colors (K, 3), from the file of an earlier call where there is one.
 
     The file, named by the fingerprint, lies in $IGPT_CACHE, else ~/.cache/igpt, and is mapped: a
     node's processes share its pages. It is the table and its CRC-32. A missing or damaged file is
@@ -157,7 +157,7 @@ def cached_table(colors: FloatArray, *, fingerprint: str) -> TokenArray:
 
 
 def _map_table(path: Path) -> TokenArray | None:
-    """Map the table that `path` holds; None if there is none or it is not as it was written."""
+    """Maps the table that `path` holds; None if there is none or it is not as it was written."""
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -171,7 +171,7 @@ def _map_table(path: Path) -> TokenArray | None:
 
 
 def save_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file that appears complete or not at all."""
+    """Writes a file that appears complete or not at all."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -14,7 +14,7 @@ _CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 
 
 def rgb_images(images: Any, *, input_data_format: str | None = None) -> Iterator[Image.Image]:
-    """Yield each image as an upright RGB one, in order.
+    """Yields each image as an upright RGB one, in order.
 
     Args:
         images: a PIL image of any mode, encoded bytes, a numpy array or torch tensor (H, W),

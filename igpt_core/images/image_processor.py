@@ -48,7 +48,7 @@ class BatchFeature(dict[str, Any]):
     def to(
         self, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move the tensors to a device and cast those of floats, in place; returns itself."""
+        """Moves the tensors to a device and casts those of floats, in place; returns itself."""
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
                 self[name] = value.to(device, dtype if value.is_floating_point() else None)
@@ -166,7 +166,7 @@ class ImageGPTImageProcessor:
     def _quantize(
         self, pixels: Pixels, clusters: FloatArray, normalize: bool
     ) -> npt.NDArray[np.int64]:
-        """Quantize pixels (H, W, 3) to tokens (H * W,)."""
+        """Quantizes pixels (H, W, 3) to tokens (H * W,)."""
         if not normalize:
             return _nearest_to_fractions(pixels, clusters)
         palette = Palette(clusters)
@@ -175,7 +175,7 @@ class ImageGPTImageProcessor:
         return self._palette.encode(pixels).reshape(-1).astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of preprocessor_config.json, clusters as a nested list."""
+        """Returns the content of preprocessor_config.json, clusters as a nested list."""
         return {
             "clusters": None if self.clusters is None else self.clusters.tolist(),
             "do_color_quantize": self.do_color_quantize,
@@ -187,7 +187,7 @@ class ImageGPTImageProcessor:
         }
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write preprocessor_config.json into the folder `path`, made if need be."""
+        """Writes preprocessor_config.json into the folder `path`, made if need be."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
@@ -202,7 +202,7 @@ class ImageGPTImageProcessor:
         revision: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Read preprocessor_config.json of a model folder, of any transformers version.
+        """Reads preprocessor_config.json of a model folder, of any transformers version.
 
         Args:
             path_or_uri, storage_options, revision: as for `PreTrained.from_pretrained`.
@@ -224,7 +224,7 @@ ImageGPTFeatureExtractor = ImageGPTImageProcessor
 
 
 def _arguments(stored: Any) -> dict[str, Any]:
-    """Pick the constructor's arguments from preprocessor_config.json: fields that neither
+    """Picks the constructor's arguments from preprocessor_config.json: fields that neither
     transformers nor this class knows are left out."""
     if not isinstance(stored, dict):
         raise ValueError(f"expected an object, found {type(stored).__name__}")
@@ -237,7 +237,7 @@ def _arguments(stored: Any) -> dict[str, Any]:
 
 
 def _check_others(arguments: Mapping[str, Any]) -> None:
-    """Check that arguments of transformers ask for what this class does.
+    """Checks that arguments of transformers ask for what this class does.
 
     Raises TypeError for an unknown one, ValueError for another value.
     """
@@ -280,7 +280,7 @@ def _to_fraction(pixels: Pixels) -> FloatArray:
 
 
 def _nearest_to_fractions(pixels: Pixels, clusters: FloatArray) -> npt.NDArray[np.int64]:
-    """Find the nearest clusters, of any range, of pixels / 255: quantize without normalizing."""
+    """Finds the nearest clusters, of any range, of pixels / 255: quantizes without normalizing."""
     colors, first, inverse = np.unique(pack_rgb(pixels), return_index=True, return_inverse=True)
     x = _to_fraction(pixels).reshape(-1, 3)[first].astype(np.float64)
     c = clusters.astype(np.float64)

@@ -18,7 +18,7 @@ DoubleArray = npt.NDArray[np.float64]
 def plus_plus(
     points: IntArray, counts: IntArray, *, n_centers: int, rng: np.random.Generator
 ) -> DoubleArray:
-    """Choose starting centers (3, n_centers) by k-means++ (Arthur and Vassilvitskii, 2007).
+    """Chooses starting centers (3, n_centers) by k-means++ (Arthur and Vassilvitskii, 2007).
 
     Each is a point drawn in proportion to its count times its squared distance from those
     before. Of more than _START_POINTS points a random choice of so many takes part.
@@ -44,7 +44,7 @@ def lloyd(
     start: DoubleArray,
     nearest: Callable[[DoubleArray], npt.NDArray[np.uint16]],
 ) -> DoubleArray:
-    """Move centers `start` (3, K) by Lloyd's algorithm; return centers (3, K) in 0..255.
+    """Moves centers `start` (3, K) by Lloyd's algorithm; returns centers (3, K) in 0..255.
 
     It ends when a round lowers the error by less than 5e-5 of itself, or after 100 rounds.
 

@@ -28,18 +28,18 @@ IntArray = npt.NDArray[np.int64]
 
 
 def pixels_to_unit(pixels: PixelArray) -> FloatArray:
-    """Scale pixel values (...) uint8 by v / 127.5 - 1, to (...) float32 in [-1, 1]."""
+    """Scales pixel values (...) uint8 by v / 127.5 - 1, to (...) float32 in [-1, 1]."""
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def unit_to_pixels(values: FloatArray) -> PixelArray:
-    """Scale values (...) float32 in [-1, 1] by rint(127.5 * (v + 1)), to pixels (...) uint8."""
+    """Scales values (...) float32 in [-1, 1] by rint(127.5 * (v + 1)), to pixels (...) uint8."""
     scaled = np.rint(np.float32(127.5) * (values + np.float32(1)))
     return np.asarray(scaled, np.uint8)
 
 
 def pack_rgb(pixels: PixelArray) -> npt.NDArray[np.intp]:
-    """Pack pixels (..., 3) uint8 as r << 16 | g << 8 | b (...), fit for an index."""
+    """Packs pixels (..., 3) uint8 as r << 16 | g << 8 | b (...), fit for an index."""
     _check_pixels(pixels)
     index: npt.NDArray[np.intp] = pixels[..., 0].astype(np.intp)  # first wider: uint8 would wrap
     index <<= 8
@@ -61,13 +61,13 @@ class ColorHistogram:
 
     @classmethod
     def of(cls, pixels: PixelArray) -> Self:
-        """Count the colors of pixels (..., 3) uint8."""
+        """Counts the colors of pixels (..., 3) uint8."""
         colors, counts = np.unique(pack_rgb(pixels).astype(np.uint32), return_counts=True)
         return cls(colors, counts.astype(np.int64))
 
     @classmethod
     def total(cls, parts: Sequence["ColorHistogram"]) -> Self:
-        """Add up any number of histograms; of none it is empty."""
+        """Adds up any number of histograms; of none it is empty."""
         every = np.concatenate([np.empty(0, np.uint32), *(p.colors for p in parts)])
         colors, place = np.unique(every, return_inverse=True)
         counts = np.zeros(len(colors), np.int64)
@@ -112,11 +112,11 @@ class Palette:
 
     @property
     def fingerprint(self) -> str:
-        """Hash the float32 colors to 32 hex digits, the same on every machine."""
+        """Hashes the float32 colors to 32 hex digits, the same on every machine."""
         return hashlib.sha256(self.colors.astype("<f4").tobytes()).hexdigest()[:32]
 
     def encode(self, pixels: PixelArray) -> TokenArray:
-        """Find the nearest colors of pixels (..., 3) uint8, (...) uint16, the lowest of equals.
+        """Finds the nearest colors of pixels (..., 3) uint8, (...) uint16, the lowest of equals.
 
         The first call builds a table of all 2**24 pixel values, or maps it from the cache folder
         ($IGPT_CACHE, else ~/.cache/igpt). TypeError for another dtype, ValueError for a shape.
@@ -133,9 +133,10 @@ class Palette:
         return tokens.reshape(pixels.shape[:-1])
 
     def decode(self, tokens: npt.ArrayLike) -> PixelArray:
-        """Turn tokens (...) of any integer dtype into pixels (..., 3) uint8, rint(127.5 * (c + 1)).
+        """Turns tokens (...), of any integer dtype, into pixels (..., 3) uint8.
 
-        TypeError for another dtype, ValueError for a token outside 0..K-1.
+        Each channel is rint(127.5 * (c + 1)), c that of the color. Raises TypeError for another
+        dtype, ValueError for a token outside 0..K-1.
         """
         array = np.asarray(tokens)
         if array.dtype.kind not in "iu":
@@ -149,24 +150,27 @@ class Palette:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read OpenAI's layout: .npy, float32 (K, 3) in [-1, 1]. ValueError for another content."""
+        """Reads OpenAI's layout: .npy, float32 (K, 3) in [-1, 1].
+
+        Raises ValueError for other content.
+        """
         try:
             return cls(np.load(path, allow_pickle=False))
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is no palette (.npy, (K, 3) in [-1, 1]): {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write OpenAI's layout: .npy, float32 (K, 3) in [-1, 1]; the file appears complete."""
+        """Writes OpenAI's layout: .npy, float32 (K, 3) in [-1, 1]; the file appears complete."""
         save_atomically(Path(path), lambda file: np.save(file, self.colors))
 
     @classmethod
     def fit(cls, pixels: PixelArray, n_colors: int, *, seed: int) -> Self:
-        """Fit a palette to the colors of pixels (..., 3) uint8; see `fit_histogram`."""
+        """Fits a palette to the colors of pixels (..., 3) uint8; see `fit_histogram`."""
         return cls.fit_histogram(ColorHistogram.of(pixels), n_colors, seed=seed)
 
     @classmethod
     def fit_histogram(cls, histogram: ColorHistogram, n_colors: int, *, seed: int) -> Self:
-        """Fit a palette to a histogram by k-means: k-means++, then Lloyd's algorithm.
+        """Fits a palette to a histogram by k-means: k-means++, then Lloyd's algorithm.
 
         The same seed gives the same colors, sorted from dark to light (luma of ITU-R BT.601).
         ValueError when there are fewer distinct colors than `n_colors`.
@@ -196,11 +200,11 @@ def _check_pixels(pixels: PixelArray) -> None:
 
 
 def _unpacked(colors: npt.NDArray[np.uint32]) -> IntArray:
-    """Unpack r << 16 | g << 8 | b (N,) into channels (3, N)."""
+    """Unpacks r << 16 | g << 8 | b (N,) into channels (3, N)."""
     packed = colors.astype(np.int64)
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255])
 
 
 def _unit(centers: DoubleArray) -> FloatArray:
-    """Scale centers (3, K) in 0..255 to palette colors (K, 3)."""
+    """Scales centers (3, K) in 0..255 to palette colors (K, 3)."""
     return (centers.T / 127.5 - 1).astype(np.float32)

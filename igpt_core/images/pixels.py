@@ -49,7 +49,7 @@ class ImageError(ValueError):
 def load_pixels(
     image: bytes | Image.Image, size: int, *, resize: Resize = "exact", crop: Crop = "squash"
 ) -> Pixels:
-    """Load an image as pixels (size, size, 3) uint8.
+    """Loads an image as pixels (size, size, 3) uint8.
 
     `resize="exact"` decodes in full, then resizes with Pillow's antialiased bilinear filter, as the
     reference does. `"fast"` lets libjpeg decode encoded JPEGs at 1/2, 1/4 or 1/8, never
@@ -79,7 +79,7 @@ def resize_rgb(
     resample: int = Image.Resampling.BILINEAR,
     box: Box | None = None,
 ) -> Pixels:
-    """Resize an RGB image, or the part in `box`, by a Pillow filter: (height, width, 3) uint8."""
+    """Resizes an RGB image, or the part in `box`, by a Pillow filter: (height, width, 3) uint8."""
     if box is not None:
         # Cropped first, since the filter of resize(box=...) reads pixels outside of the box too.
         left, top = math.floor(box[0]), math.floor(box[1])
@@ -91,7 +91,7 @@ def resize_rgb(
 
 
 def open_rgb(image: bytes | Image.Image) -> Image.Image:
-    """Decode an image in full to upright RGB; a PIL image that is so already is returned itself.
+    """Decodes an image in full to upright RGB; a PIL image that is so already is returned itself.
 
     Raises ImageError: not an image, zero bytes, truncated or damaged, more than
     MAX_PIXELS pixels, none, or gray levels of an unknown scale.
@@ -100,8 +100,8 @@ def open_rgb(image: bytes | Image.Image) -> Image.Image:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Encode pixels (H, W, 3) uint8, or (H, W, 4) with opacity, as PNG; the same bytes for the same
-    versions of Pillow and zlib."""
+    """Encodes pixels (H, W, 3) uint8, or (H, W, 4) with opacity, as PNG; the same bytes for
+    the same versions of Pillow and zlib."""
     n_channels = pixels.shape[2] if pixels.ndim == 3 else 0
     if pixels.dtype != np.uint8 or n_channels not in (3, 4) or not pixels.size:
         raise ValueError(f"expected (H, W, 3) uint8 pixels, found {pixels.shape} {pixels.dtype}")
@@ -111,7 +111,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def to_uint8(values: npt.NDArray[Any]) -> Pixels:
-    """Scale gray levels or channel values (...) of any bool, integer or float dtype to uint8.
+    """Scales gray levels or channel values (...) of any bool, integer or float dtype to uint8.
 
     uint8 stays; False and True become 0 and 255. For the others the range that holds all values
     decides: floats in [0, 1] are times 255, values in [0, 255] stay, those in [0, 65535] are 16-bit
@@ -147,7 +147,7 @@ class _Decoded:
     shrink: int
 
     def middle_square(self) -> Box:
-        """Compute the largest centered square, its corner on a whole pixel of the full size."""
+        """Computes the largest centered square, its corner on a whole pixel of the full size."""
         left, top, right, bottom = self.box
         width, height = right - left, bottom - top
         side = min(width, height)
@@ -157,7 +157,7 @@ class _Decoded:
 
 
 def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
-    """Decode to upright RGB; JPEGs may shrink while both sides stay `draft_side` long at least."""
+    """Decodes to upright RGB; JPEGs may shrink while both sides stay `draft_side` long at least."""
     if not isinstance(image, bytes | Image.Image):
         raise ImageError(f"expected encoded bytes or a PIL image, found {type(image).__name__}")
     found = "image"
@@ -187,7 +187,7 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
 
 
 def _open(image: bytes) -> Image.Image:
-    """Read the header, the pixels not yet."""
+    """Reads the header, the pixels not yet."""
     if not image:
         raise ImageError("expected an encoded image, found zero bytes")
     try:
@@ -214,7 +214,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert modes I, I;16 and F, which Pillow's own conversion clips to 0..255."""
+    """Converts modes I, I;16 and F, which Pillow's own conversion clips to 0..255."""
     levels = np.asarray(image)
     # the readers of these two formats leave integers of more than 8 bits on a scale of 65535
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
@@ -225,7 +225,7 @@ def _gray_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read the EXIF orientation, 1 where there is none or the EXIF block is damaged."""
+    """Reads the EXIF orientation, 1 where there is none or the EXIF block is damaged."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # of this one image: its pixels are whole, and viewers ignore such blocks too
@@ -234,7 +234,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turn(image: Image.Image, box: Box, orientation: int) -> tuple[Image.Image, Box]:
-    """Turn an image upright; return it, and where `box` comes to lie in it."""
+    """Turns an image upright; returns it, and where `box` comes to lie in it."""
     if orientation == 1:
         return image, box
     swap, mirror_x, mirror_y = _UPRIGHT[orientation]

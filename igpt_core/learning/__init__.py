@@ -1,1 +1,1 @@
-"""Trains, scores and probes models. Uses every room above but `conversion`, and `heads`."""
+"""Trains, scores and probes models. Uses `images`, `model` and `heads`."""

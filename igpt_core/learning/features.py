@@ -24,7 +24,7 @@ def pooled_features(
     sos: bool = True,
     normed: bool = False,
 ) -> dict[int, Tensor]:
-    """Average hidden states of some layers over positions.
+    """Averages hidden states of some layers over positions.
 
     Blocks above the highest of the layers are not run, and no state outlives its average: the
     middle layer costs half of the last one.
@@ -64,8 +64,8 @@ def pooled_features(
 
 
 def chosen_layers(names: str, n_layer: int) -> tuple[int, ...]:
-    """Parse layers as people name them, ascending: "middle" (n_layer // 2), "all" (0 to n_layer) or
-    numbers such as "8,12".
+    """Parses layers as people name them, ascending: "middle" (n_layer // 2), "all" (0 to n_layer)
+    or numbers such as "8,12".
 
     Raises ValueError for another text and for a layer that does not exist.
     """

@@ -27,7 +27,7 @@ class NextPixel(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Compute the loss () of tokens (B, T) int64."""
+        """Computes the loss () of tokens (B, T) int64."""
         return token_nll(self.model, tokens).mean()
 
 
@@ -68,8 +68,8 @@ class JointClassification(nn.Module):
         next_pixel_weight: float = 1.0,
         storage_options: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Load the transformer of a model folder and give it a new classification head, drawn from
-        torch's global generator; in float32 on the CPU.
+        """Loads the transformer of a model folder and gives it a new classification head, drawn
+        from torch's global generator; in float32 on the CPU.
 
         Raises CheckpointError as `load_model` does, also where a weight above 0 asks for a
         next-pixel head and the folder has none.
@@ -94,7 +94,7 @@ class JointClassification(nn.Module):
         return cls(model, lm_head, next_pixel_weight=next_pixel_weight)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss () of tokens (B, T) int64 and classes (B,) int64."""
+        """Computes the loss () of tokens (B, T) int64 and classes (B,) int64."""
         output = self.model(tokens, labels=labels, use_cache=False, output_hidden_states=True)
         if self.lm_head is None:
             return output.loss  # type: ignore[no-any-return]

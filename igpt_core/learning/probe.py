@@ -66,7 +66,7 @@ class LinearProbe:
         names: Sequence[str] | None = None,
         layer: int | None = None,
     ) -> Self:
-        """Chooses C on a validation fifth of each class, then fit to everything.
+        """Chooses C on a validation fifth of each class, then fits to everything.
 
         Args:
             features: (N, C), any float dtype.
@@ -110,14 +110,14 @@ class LinearProbe:
         )
 
     def predict(self, features: Floats) -> Labels:
-        """Predict the most probable class (N,) int64 of features (N, C).
+        """Predicts the most probable class (N,) int64 of features (N, C).
 
         Raises ValueError for another shape.
         """
         return self.classes[self._logits(features).argmax(axis=1)]  # type: ignore[no-any-return]
 
     def probabilities(self, features: Floats) -> Doubles:
-        """Predict the probabilities (N, K) float64 of the classes for features (N, C).
+        """Predicts the probabilities (N, K) float64 of the classes for features (N, C).
 
         Raises ValueError for another shape.
         """
@@ -126,7 +126,7 @@ class LinearProbe:
         return exponentials / exponentials.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def accuracy(self, features: Floats, labels: Labels) -> float:
-        """Compute the share of rows (N, C) whose most probable class is their label (N,) int64.
+        """Computes the share of rows (N, C) whose most probable class is their label (N,) int64.
 
         Raises ValueError for shapes that do not fit together.
         """
@@ -145,13 +145,13 @@ class LinearProbe:
         return features @ weights.T + (self.biases - weights @ self.mean)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz of the attributes, without those that are None; it appears complete."""
+        """Writes an .npz of the attributes, without those that are None; it appears complete."""
         known = {name: value for name, value in vars(self).items() if value is not None}
         save_atomically(Path(path), lambda file: np.savez(file, **known))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote. ValueError for another content."""
+        """Reads what `save` wrote. ValueError for another content."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(
@@ -192,7 +192,7 @@ def _check_labels(labels: Labels, n_rows: int, names: Sequence[str] | None) -> N
 
 
 def _validation(labels: Labels, seed: int) -> NDArray[np.bool_]:
-    """Choose rows to hold out, (N,): a fifth of each class, none of one or two rows, and never all
+    """Chooses rows to hold out, (N,): a fifth of each class, none of one or two rows, and never all
     of it."""
     rng = np.random.default_rng(seed)
     validation = np.zeros(len(labels), np.bool_)
@@ -209,7 +209,7 @@ def _validation(labels: Labels, seed: int) -> NDArray[np.bool_]:
 
 
 def _regression(strength: float) -> Any:
-    """Make scikit-learn's pipeline of a StandardScaler and a LogisticRegression, not yet fitted."""
+    """Makes scikit-learn's pipeline of StandardScaler and LogisticRegression, not yet fitted."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline

@@ -10,13 +10,13 @@ from igpt_core.heads import ImageGPTForCausalImageModeling
 
 
 def with_start(tokens: Tensor, start_token: int) -> Tensor:
-    """Shift tokens (B, T) as they are fed in training: the start token, then all but the last."""
+    """Shifts tokens (B, T) as they are fed in training: the start token, then all but the last."""
     start = tokens.new_full((tokens.shape[0], 1), start_token)
     return torch.cat([start, tokens[:, :-1]], dim=1)
 
 
 def token_nll(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
-    """Compute the negative log-likelihood of each token given those before it.
+    """Computes the negative log-likelihood of each token given those before it.
 
     Args:
         model: a causal model; gradients flow where they are enabled.
@@ -32,5 +32,5 @@ def token_nll(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
 
 
 def bits_per_pixel(nats: Tensor) -> Tensor:
-    """Convert nats to bits: divide by ln 2."""
+    """Converts nats to bits: divides by ln 2."""
     return nats / math.log(2)

@@ -42,12 +42,12 @@ class TrainingConfig:
             raise ValueError("training is bounded by either steps or minutes: give one of them")
 
     def progress(self, step: int, seconds: float) -> float:
-        """Return the share of the run that is behind, in [0, 1]."""
+        """Returns the share of the run that is behind, in [0, 1]."""
         done = step / self.steps if self.steps else seconds / (60 * (self.minutes or 1.0))
         return min(done, 1.0)
 
     def learning_rate_at(self, step: int, progress: float) -> float:
-        """Return the learning rate of a step, given `progress` before it."""
+        """Returns the learning rate of a step, given `progress` before it."""
         warmup = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         cosine = self.final_fraction + (1 - self.final_fraction) * (1 + cos(pi * progress)) / 2
         return self.learning_rate * warmup * cosine
@@ -61,7 +61,7 @@ class TrainingState:
     seconds: float = 0.0
 
     def capture(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Collect the state of a run, for torch.save."""
+        """Collects the state of a run, for torch.save."""
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -78,7 +78,7 @@ def batches(
     start: int,
     labels: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield batches without end, every epoch in a new order, half of the images flipped: tokens
+    """Yields batches without end, every epoch in a new order, half of the images flipped: tokens
     (batch_size, T) int64 and, where there are labels, theirs (batch_size,) int64.
 
     A batch is a function of (seed, its number) alone, so a resumed run sees what the undisturbed
@@ -113,7 +113,7 @@ def batches(
 
 
 def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Make AdamW; only matrices decay, not gains, biases or position embeddings."""
+    """Makes AdamW; only matrices decay, not gains, biases or position embeddings."""
     matrices = [p for n, p in objective.named_parameters() if p.ndim == 2 and "wpe" not in n]
     others = [p for n, p in objective.named_parameters() if p.ndim < 2 or "wpe" in n]
     groups = [
@@ -131,7 +131,7 @@ def train_step(
     learning_rate: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Update once on a batch, as the objective takes it; return the loss before it, () float32."""
+    """Updates once on a batch that the objective takes; returns the loss before it, () float32."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     reduced = dtype != torch.float32
@@ -155,7 +155,7 @@ def train(
     on_step: Callable[[TrainingState, Tensor, float], None],
     labels: NDArray[np.int64] | None = None,
 ) -> None:
-    """Train until the bound of `config`, from `state` on; the objective ends in eval mode. Seeds
+    """Trains until the bound of `config`, from `state` on; the objective ends in eval mode. Seeds
     torch's global generator.
 
     Args:
@@ -188,7 +188,7 @@ def train(
 def evaluate(
     model: ImageGPTForCausalImageModeling, tokens: NDArray[np.uint16], *, batch_size: int = 16
 ) -> float:
-    """Compute the mean nats per pixel over tokens (N, T), in the precision of the weights."""
+    """Computes the mean nats per pixel over tokens (N, T), in the precision of the weights."""
     device = next(model.parameters()).device
     total = 0.0
     for first in range(0, len(tokens), batch_size):
@@ -205,7 +205,7 @@ def accuracy(
     *,
     batch_size: int = 16,
 ) -> float:
-    """Compute the share of images (N, T) whose most probable class is their label (N,)."""
+    """Computes the share of images (N, T) whose most probable class is their label (N,)."""
     device = next(model.parameters()).device
     right = 0
     for first in range(0, len(tokens), batch_size):

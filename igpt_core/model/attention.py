@@ -17,7 +17,7 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute softmax(q k^T * scale + mask) v, causal where the queries are several.
+    """Computes softmax(q k^T * scale + mask) v, causal where the queries are several.
 
     Args:
         q: (B, H, Tq, D) queries. They are the last Tq of the Tk positions.
@@ -67,7 +67,7 @@ def attend_with_weights(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `attend` without a kernel, for its weights and for padding, which kernels get wrong.
+    """Computes `attend` without a kernel, for its weights and for padding, which kernels get wrong.
 
     A query that may see padding alone, as the first of a row padded in front, takes the mean over
     what is either padding or not to be seen, but not both: so it is in transformers, where a
@@ -96,7 +96,7 @@ def attend_with_weights(
 
 
 def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """Make a mask (Tq, Tk), true where a key is not after the query; the queries are the last."""
+    """Makes a mask (Tq, Tk), true where a key is not after the query; the queries are the last."""
     mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
     return mask.tril(n_keys - n_queries)
 
@@ -104,7 +104,7 @@ def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
 def _attend_once(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float | None
 ) -> Tensor:
-    """Compute `attend` for one query per row on a CPU, for inference.
+    """Computes `attend` for one query per row on a CPU, for inference.
 
     Both products are sums of rows with weights: the scores are the channels' rows of keys weighted
     by the query, the result is the rows of values weighted by the softmax. With one query the time
@@ -127,7 +127,7 @@ def _attend_once(
 
 
 def _weighted_sums(weights: Tensor, rows: Tensor) -> Tensor:
-    """Sum rows (R, N, W) by weights (R, N) to (R, W), in float32 and rounded once.
+    """Sums rows (R, N, W) by weights (R, N) to (R, W), in float32 and rounded once.
 
     Rows that have gaps between them are copied first.
     """

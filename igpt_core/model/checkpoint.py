@@ -45,7 +45,7 @@ class PreTrained(nn.Module):
         revision: str | None = None,
         **config_fields: Any,
     ) -> Self:
-        """Load the model of a folder, in eval mode.
+        """Loads the model of a folder, in eval mode.
 
         A classifier made of a folder without a classification head gets a new one, drawn from
         torch's global generator, with a warning.
@@ -93,7 +93,7 @@ class PreTrained(nn.Module):
         *,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ImageGPTConfig:
-        """Check that `from_pretrained` would load a folder; return its configuration. Weights are
+        """Checks that `from_pretrained` would load a folder; returns its configuration. Weights are
         fetched and held against it by name, shape and dtype, their values are not read.
 
         Raises CheckpointError as `from_pretrained` does.
@@ -110,7 +110,7 @@ class PreTrained(nn.Module):
         where: str,
         lacking: str | None = None,
     ) -> tuple[Self, dict[str, Tensor]]:
-        """Make a model on the meta device, and name the weights as it does: those of other heads
+        """Makes a model on the meta device, and names the weights as it does: those of other heads
         than the class has are left out. A weight that is `lacking` need not be among them.
 
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
@@ -129,7 +129,7 @@ class PreTrained(nn.Module):
         return model, renamed
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors; see `save_checkpoint`."""
+        """Writes config.json and model.safetensors; see `save_checkpoint`."""
         save_checkpoint(self, path)
 
     @property
@@ -142,21 +142,21 @@ class PreTrained(nn.Module):
 
     @property
     def base_model(self) -> nn.Module:
-        """Return the bare transformer, itself where there is no head."""
+        """Returns the bare transformer, itself where there is no head."""
         return getattr(self, "transformer", self)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the colors' embedding, whose last row is the start token's."""
+        """Returns the colors' embedding, whose last row is the start token's."""
         return self.base_model.wte  # type: ignore[return-value]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.wte = value
 
     def tie_weights(self) -> None:
-        """Make one parameter of those that the configuration ties: none where there is no head."""
+        """Makes one parameter of those that the configuration ties: none where there is no head."""
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count the numbers in the weights, tied ones once.
+        """Counts the numbers in the weights, tied ones once.
 
         Args:
             only_trainable: leave out those that take no gradient.
@@ -174,7 +174,7 @@ class PreTrained(nn.Module):
 def _read(
     where: str, storage_options: Mapping[str, Any] | None
 ) -> tuple[ImageGPTConfig, dict[str, Tensor]]:
-    """Read the configuration and the weights of a folder, mapped from files where possible."""
+    """Reads the configuration and the weights of a folder, mapped from files where possible."""
     config_file, weights_file = find_weights(where, CONFIG_FILE, storage_options=storage_options)
     return read_config(config_file, where=where), read_weights(weights_file, where=where)
 
@@ -203,7 +203,7 @@ def save_checkpoint(
     palette: Palette | None = None,
     image_size: int | None = None,
 ) -> None:
-    """Write a model folder, which transformers reads as well, in the dtype of the model.
+    """Writes a model folder, which transformers reads as well, in the dtype of the model.
 
     Args:
         path: a local folder, see `save_folder`.
@@ -230,7 +230,7 @@ def save_checkpoint(
 def load_palette(
     path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> Palette:
-    """Load the palette of a model folder (its `clusters`) or of an `.npy` file (`Palette.load`).
+    """Loads the palette of a model folder (its `clusters`) or of an `.npy` file (`Palette.load`).
 
     Raises CheckpointError; ValueError for a file that is not a palette.
     """
@@ -254,7 +254,7 @@ def load_palette(
 def load_image_size(
     path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> int:
-    """Read the side in pixels of the images of a model folder, which must be square.
+    """Reads the side in pixels of the images of a model folder, which must be square.
 
     Raises CheckpointError for other images and as `model_files` does.
     """
@@ -269,7 +269,7 @@ def load_image_size(
 def model_fingerprint(
     path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> str:
-    """Hash the configuration and the weights to 32 hex digits.
+    """Hashes the configuration and the weights to 32 hex digits.
 
     The same for both file formats, for shards or one file, and for any place; another where a
     field or a weight's name, dtype, shape or bits differ. Reads all the weights.

@@ -125,7 +125,7 @@ class ImageGPTConfig:
 
     @property
     def num_labels(self) -> int:
-        """Count the classes of a classifier. Setting it to another number makes new names."""
+        """Counts the classes of a classifier. Setting it to another number makes new names."""
         return len(self.id2label)
 
     @num_labels.setter
@@ -144,35 +144,35 @@ class ImageGPTConfig:
 
     @property
     def n_colors(self) -> int:
-        """Count the colors of the palette: every row of the vocabulary but the start token."""
+        """Counts the colors of the palette: every row of the vocabulary but the start token."""
         return self.vocab_size - 1
 
     @property
     def start_token(self) -> int:
-        """Return the token in front of every image (SOS): the last row of the input embedding."""
+        """Returns the token in front of every image (SOS): the last row of the input embedding."""
         return self.vocab_size - 1
 
     @property
     def head_size(self) -> int:
-        """Return the channels of each attention head."""
+        """Returns the channels of each attention head."""
         return self.n_embd // self.n_head
 
     @property
     def inner_size(self) -> int:
-        """Return the width of the hidden layer of each MLP."""
+        """Returns the width of the hidden layer of each MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values, those that this class does not know included."""
+        """Returns all fields as plain values, those that this class does not know included."""
         return {"model_type": self.model_type, **vars(self)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ImageGPTConfig":
-        """Make a configuration of what `to_dict` gave."""
+        """Makes a configuration of what `to_dict` gave."""
         return cls(**fields)
 
     def with_fields(self, **changes: Any) -> "ImageGPTConfig":
-        """Copy with other values of some fields; names of classes that they contradict go.
+        """Copies with other values of some fields; names of classes that they contradict go.
 
         Raises TypeError for a name that is no field; ValueError as the constructor does.
         """
@@ -192,19 +192,19 @@ class ImageGPTConfig:
         storage_options: Mapping[str, Any] | None = None,
         revision: str | None = None,
     ) -> "ImageGPTConfig":
-        """Read config.json of a model folder; raises CheckpointError, see `model_files`."""
+        """Reads config.json of a model folder; raises CheckpointError, see `model_files`."""
         where = at_revision(path_or_uri, revision)
         (file,) = model_files(where, (CONFIG_FILE,), storage_options=storage_options)
         return read_config(file, where=where)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write config.json into the local folder `path`, made if need be."""
+        """Writes config.json into the local folder `path`, made if need be."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """Write the text of config.json, keys sorted."""
+        """Writes the text of config.json, keys sorted."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def __eq__(self, other: object) -> bool:
@@ -217,7 +217,7 @@ class ImageGPTConfig:
 
 
 def read_config(file: Path, *, where: str) -> ImageGPTConfig:
-    """Read the configuration in a file of the folder `where`; raises CheckpointError."""
+    """Reads the configuration in a file of the folder `where`; raises CheckpointError."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):

@@ -46,7 +46,7 @@ class KVCache:
     def of_layers(
         cls, config: ImageGPTConfig, layers: Sequence[Sequence[Tensor]], *, room: int
     ) -> "KVCache":
-        """Make a cache that begins with given keys and values, a pair (B, H, T, D) per layer.
+        """Makes a cache that begins with given keys and values, a pair (B, H, T, D) per layer.
 
         It has room for `room` more positions. Gradients flow back to what is given. Raises
         ValueError for another number of layers than the configuration's, or another shape.
@@ -74,11 +74,11 @@ class KVCache:
         return cache
 
     def __len__(self) -> int:
-        """Count the layers, as in a tuple of (keys, values)."""
+        """Counts the layers, as in a tuple of (keys, values)."""
         return len(self.keys)
 
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values of the filled positions, two views (B, H, length, D)."""
+        """Returns a layer's keys and values at filled positions, two views (B, H, length, D)."""
         filled = slice(self.length)
         return self.keys[layer][:, :, filled], self.values[layer][:, :, filled]
 
@@ -86,11 +86,11 @@ class KVCache:
         return (self[layer] for layer in range(len(self)))
 
     def get_seq_length(self) -> int:
-        """Return `length`, by transformers' name."""
+        """Returns `length`, by transformers' name."""
         return self.length
 
     def reserve(self, config: ImageGPTConfig, n_new: int) -> None:
-        """Make room for `n_new` more positions: twice as many as there were, where it takes a copy.
+        """Makes room for `n_new` more positions: twice as many as before, where it takes a copy.
 
         Where gradients are enabled it always does: what their graph refers to must not be written
         again.
@@ -107,13 +107,13 @@ class KVCache:
 
     @staticmethod
     def bytes_per_row(config: ImageGPTConfig, capacity: int, dtype: torch.dtype) -> int:
-        """Count the bytes that one sequence of `capacity` positions takes."""
+        """Counts the bytes that one sequence of `capacity` positions takes."""
         return 2 * config.n_layer * config.n_embd * capacity * dtype.itemsize
 
     def write(
         self, layer: int, k: Tensor, v: Tensor, *, positions: Tensor, span: int
     ) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of new positions; return the first `span` of all.
+        """Stores the keys and values of new positions; returns the first `span` of all.
 
         Args:
             layer: index of the layer.
@@ -130,7 +130,7 @@ class KVCache:
         return keys[:, :, :span], values[:, :, :span]
 
     def repack(self, span: int) -> None:
-        """Put the first `span` positions of all rows side by side, within the same memory.
+        """Puts the first `span` positions of all rows side by side, within the same memory.
 
         The views that `write` returns for this span then have no gaps, which `attend` on a CPU
         needs: it would copy them at each step. Takes as long as reading and writing what is filled
@@ -150,7 +150,7 @@ class KVCache:
             self.values = [_repack(layer, span, self.length, False) for layer in self.values]
 
     def repeat(self, n: int, *, capacity: int) -> "KVCache":
-        """Make a cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
+        """Makes a cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
         by_channel = self._keys_by_channel
         grown = copy.copy(self)
         grown.capacity = capacity
@@ -163,7 +163,7 @@ Shape = tuple[int, int, int, int]  # B, H, S, D
 
 
 def _strides(shape: Shape, by_channel: bool) -> Shape:
-    """Compute the strides of a tensor that lies in memory as (B, H, S, D) or as (B, H, D, S)."""
+    """Computes the strides of a tensor that lies in memory as (B, H, S, D) or as (B, H, D, S)."""
     _, heads, span, head_size = shape
     within = (1, span) if by_channel else (head_size, 1)
     return heads * span * head_size, span * head_size, *within
@@ -174,7 +174,7 @@ def _zeros(shape: Shape, by_channel: bool, *, like: Tensor) -> Tensor:
 
 
 def _repack(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
-    """View the layer's memory as (B, H, span, D), its filled positions moved to their places."""
+    """Views the layer's memory as (B, H, span, D), its filled positions moved to their places."""
     batch, heads, _, head_size = layer.shape
     filled = layer[:, :, :length].clone()  # its old and new places overlap
     shape = (batch, heads, span, head_size)

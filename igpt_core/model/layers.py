@@ -150,7 +150,7 @@ class Heads(nn.Module):
             self.scale /= layer + 1
 
     def split(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
-        """Split x (B, T, n * C) into n tensors (B, H, T, D)."""
+        """Splits x (B, T, n * C) into n tensors (B, H, T, D)."""
         batch, positions, width = x.shape
         by_head = x.view(batch, positions, n, self.n_head, width // n // self.n_head)
         return by_head.permute(2, 0, 3, 1, 4).unbind()
@@ -158,7 +158,7 @@ class Heads(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: AttentionOptions
     ) -> Tensor:
-        """Attend with each head, put their outputs side by side, (B, T, C)."""
+        """Attends with each head and puts their outputs side by side, (B, T, C)."""
         dropout = self.dropout if self.training else 0.0
         seen = {"mask": mask, "padding": options.padding}
         head_mask = options.head_mask
@@ -213,7 +213,7 @@ class Block(nn.Module):
         options: AttentionOptions = NO_ATTENTION_OPTIONS,
         encoder: Encoder | None = None,
     ) -> Tensor:
-        """Add to x (B, T, C) what attention and the MLP make of it.
+        """Adds to x (B, T, C) what attention and the MLP make of it.
 
         Args:
             cache_slots: where keys and values go, if they are to be cached.

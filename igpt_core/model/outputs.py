@@ -27,7 +27,7 @@ class Output(Mapping[str, Any]):
         return getattr(self, key)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Return the fields that are not None, in order."""
+        """Returns the fields that are not None, in order."""
         return tuple(getattr(self, name) for name in self)
 
 

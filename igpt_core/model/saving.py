@@ -31,7 +31,7 @@ def save_folder(
     architecture: str,
     processor: ImageGPTImageProcessor | None = None,
 ) -> None:
-    """Write a model folder.
+    """Writes a model folder.
 
     Everything is written below a temporary name first. Then old weights are removed and the files
     renamed, the weights last: a killed save leaves the old model or one without weights.
@@ -70,7 +70,7 @@ def save_folder(
 def make_processor(
     config: ImageGPTConfig, palette: Palette, image_size: int | None = None
 ) -> ImageGPTImageProcessor:
-    """Make the processor of images for a model.
+    """Makes the processor of images for a model.
 
     Args:
         palette: n_colors colors.
@@ -90,7 +90,7 @@ def make_processor(
 
 
 def check_colors(config: ImageGPTConfig, processor: ImageGPTImageProcessor) -> None:
-    """Raise CheckpointError where the processor's palette is not of the model's size."""
+    """Raises CheckpointError where the processor's palette is not of the model's size."""
     if processor.clusters is not None and len(processor.clusters) != config.n_colors:
         raise CheckpointError(
             f"expected a palette of the model's {config.n_colors} colors, found "

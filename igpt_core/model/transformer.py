@@ -35,7 +35,7 @@ class ImageGPTModel(PreTrained):
     def hidden(
         self, tokens: Tensor, positions: Tensor, *, cache_slots: CacheSlots, mask: Tensor | None
     ) -> Tensor:
-        """Compute the last hidden state (B, T, C) of new positions whose keys go into a cache.
+        """Computes the last hidden state (B, T, C) of new positions whose keys go into a cache.
 
         Args:
             tokens: (B, T) int64.
@@ -49,7 +49,7 @@ class ImageGPTModel(PreTrained):
         return self.ln_f(x)  # type: ignore[no-any-return]
 
     def states(self, tokens: Tensor) -> Iterator[Tensor]:
-        """Yield the L + 1 hidden states (B, T, C) of `forward`, each computed when asked for.
+        """Yields the L + 1 hidden states (B, T, C) of `forward`, each computed when asked for.
 
         Args:
             tokens: (B, T) int64 in [0, vocab_size).
@@ -80,7 +80,7 @@ class ImageGPTModel(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        """Compute hidden states of every position, each seeing itself and those before it.
+        """Computes hidden states of every position, each seeing itself and those before it.
 
         Args:
             input_ids: (B, T) int64 in [0, vocab_size). Either these or inputs_embeds.
@@ -152,7 +152,7 @@ class ImageGPTModel(PreTrained):
         return output if by_name else output.to_tuple()
 
     def _cache(self, past: Past | None, x: Tensor, use_cache: bool) -> KVCache | None:
-        """Return the cache for a call, with room for its T positions and, if new, for no more."""
+        """Returns the cache for a call, with room for its T positions and, if new, for no more."""
         batch_size, n_new, _ = x.shape
         if past is None:
             n_past = 0
@@ -209,7 +209,7 @@ class ImageGPTModel(PreTrained):
 
 
 def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """Invert an attention mask: true for padding; None where there is none.
+    """Inverts an attention mask: true for padding; None where there is none.
 
     Most masks are of ones, and attention is faster without one.
     """
@@ -224,7 +224,7 @@ def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor |
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that queries, keys and values have: autocast's, where that is on."""
+    """Returns the dtype that queries, keys and values have: autocast's, where that is on."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -235,7 +235,7 @@ def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
 
 
 def _initialize(model: ImageGPTModel, config: ImageGPTConfig) -> None:
-    """Draw the weights: normal with initializer_range; projections into the residual scaled by
+    """Draws the weights: normal with initializer_range; projections into the residual scaled by
     1/sqrt(2 L)."""
     drawn = ("wte.weight", "wpe.weight", "c_attn.weight", "q_attn.weight", "c_fc.weight")
     for name, parameter in model.named_parameters():

@@ -34,7 +34,7 @@ HEADS = ("lm_head.", "score.")
 
 
 def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | None) -> list[Path]:
-    """Find other files of a model folder and, as the last, that of its weights (`read_weights`).
+    """Finds other files of a model folder and, as the last, that of its weights (`read_weights`).
 
     Where that file is an index, its shards lie beside it. Raises CheckpointError, see
     `model_files`.
@@ -52,7 +52,7 @@ def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | 
 
 
 def read_weights(file: Path, *, where: str) -> dict[str, Tensor]:
-    """Read tensors by name from a file of the folder `where`, mapped where its format allows.
+    """Reads tensors by name from a file of the folder `where`, mapped where its format allows.
 
     Causal masks are left out. An index stands for the shards beside it, which must hold exactly
     what it says. Raises CheckpointError for a file that is damaged or holds something else than
@@ -63,7 +63,7 @@ def read_weights(file: Path, *, where: str) -> dict[str, Tensor]:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """List the files of weights in a local folder, whole or as shards: what a save replaces."""
+    """Lists the files of weights in a local folder, whole or as shards: what a save replaces."""
     files = [folder / name for name in WEIGHTS_FILES]
     for index in [file for file in files if file.name.endswith(_INDEX) and file.is_file()]:
         with suppress(CheckpointError):  # a broken index names no shards
@@ -97,7 +97,7 @@ def _read_shards(index: Path, where: str) -> dict[str, Tensor]:
 
 
 def _read_index(file: Path, *, where: str) -> dict[str, str]:
-    """Read the names of shards by the names of their weights."""
+    """Reads the names of shards by the names of their weights."""
     suffix = Path(file.name.removesuffix(_INDEX)).suffix
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ def _read_pickle(file: Path, where: str) -> dict[str, Tensor]:
 
 
 def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the transformer's prefix on or take it off as in `wanted`; leave out heads not in it."""
+    """Adds or removes the transformer's prefix as in `wanted`; leaves out heads not in it."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in wanted) else ""
     renamed = {}
     for name, tensor in weights.items():
@@ -157,7 +157,7 @@ def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[
 
 
 def mismatch(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Say what is wrong with the names, shapes and dtypes of weights; empty where nothing is."""
+    """Says what is wrong with the names, shapes and dtypes of weights; empty where nothing is."""
     common = [name for name in wanted if name in weights]
     problems = {
         "missing": [name for name in wanted if name not in weights],

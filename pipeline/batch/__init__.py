@@ -1,1 +1,3 @@
-"""A batch job from its options to its report."""
+"""A batch job from its options to its report; and the same job in a dataset of the caller's.
+
+Uses storage, run_directory, inputs, stages, engine and report."""

@@ -65,17 +65,17 @@ class Estimate:
 
     @property
     def limit(self) -> StageSpeed:
-        """The slowest stage; of two that the same actors work at, the longer one."""
+        """Returns the slowest stage; of two that the same actors work at, the longer one."""
         return min(self.speeds, key=lambda speed: (speed.rows_per_second, -speed.seconds))
 
     @property
     def advice(self) -> str:
-        """What to change so that the slowest stage is faster."""
+        """Says what to change so that the slowest stage is faster."""
         return _ADVICE[self.limit.stage]
 
     @property
     def seconds(self) -> float:
-        """Of work, without the start of Ray and of the actors."""
+        """Estimates the time of the work, without the start of Ray and of the actors."""
         return self.rows / self.limit.rows_per_second
 
     @property
@@ -84,8 +84,8 @@ class Estimate:
 
 
 def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate:
-    """Plan the job and try it on a few rows. Writes nothing. Raises UsageError; RunFailed where a
-    stage fails."""
+    """Plans the job and tries it on a few rows. Writes nothing. Raises UsageError; RunFailed where
+    a stage fails."""
     spec = define(options)
     source = spec.find_source()
     with cluster.connected(options.address):

@@ -120,7 +120,7 @@ class Job:
 
     @property
     def schema(self) -> pa.Schema:
-        """The schema of the results."""
+        """Returns the schema of the results."""
         columns = self.spec.columns
         return rows.schema_for(self.spec.name, columns, passthrough=self.plan.passthrough)
 

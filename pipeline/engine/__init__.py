@@ -1,3 +1,3 @@
 """Ray Data, and only here: the chain of stages, the cluster, dispatch of shards, progress.
 
-Knows no stage, and no stage knows it."""
+Uses storage and run_directory; knows no stage, and no stage knows it."""

@@ -66,19 +66,19 @@ def dispatch_shards(
                 for result in results:
                     back.add(result.shard)
                     if result.block is not None:
-                        queue.is_done(result.shard)
+                        queue.mark_done(result.shard)
                         yield from result.block.to_pylist()
                     elif result.ends_run:
                         raise StageGaveUp(result.failure)
                     elif result.failure != NOT_BEGUN:
-                        queue.has_failed(result.shard, str(result.failure))
+                        queue.note_failure(result.shard, str(result.failure))
         except ExecutionTimeoutError as error:
             raise RunFailed(
                 f"no shard got on for {STALLED_SECONDS / 3600:g} hours, as where the cluster has "
                 "no room for an actor of each stage"
             ) from error
         except ray.exceptions.RayError as error:
-            queue.was_aborted(order, back, error)
+            queue.requeue(order, back, error)
     queue.check()
 
 
@@ -103,7 +103,7 @@ class _Queue:
     """The shards that are still to be submitted, and those that failed, with the reasons."""
 
     def __init__(self, indices: Sequence[int], *, actors: int) -> None:
-        """`actors`: of the stage that has the most."""
+        """Queues all shards; `actors`: of the stage that has the most."""
         self._n, self._most_in_a_row = len(indices), _BREAKER_FAILURES * actors
         self._submissions = deque(
             list(indices[at : at + _SUBMITTED_SHARDS])
@@ -124,11 +124,12 @@ class _Queue:
             self._submissions.append(again)
         return self._submissions.popleft() if self._submissions else []
 
-    def is_done(self, shard: int) -> None:
+    def mark_done(self, shard: int) -> None:
+        """Notes a shard as done; a failure of an earlier try is dropped."""
         self._failures.pop(shard, None)
         self.begun, self._failed_in_a_row = True, 0
 
-    def has_failed(self, shard: int, reason: str) -> None:
+    def note_failure(self, shard: int, reason: str) -> None:
         """Notes a failure. Raises RunFailed where it trips the circuit breaker."""
         _log.warning("shard %d: %s", shard, reason)
         self._failures[shard] = reason
@@ -136,23 +137,23 @@ class _Queue:
         if self._failed_in_a_row == self._most_in_a_row:
             raise self._failed("" if self._tried_again else ", and the rest was not tried")
 
-    def was_aborted(self, order: Sequence[int], back: Collection[int], error: Exception) -> None:
+    def requeue(self, order: Sequence[int], back: Collection[int], error: Exception) -> None:
         """Queues again what an error of Ray's has aborted. Raises RunFailed where it is no use."""
         if not back and (reported := _reported(error)):  # actors could not start
             raise RunFailed(f"a stage failed: {reported}") from error
         left = _likely_culprits_last(order, back)
         if left:
-            _log.warning("submitted again, %d shards: %s", len(left), _one_line(error))
+            _log.warning("submitted again, %d shards: %s", len(left), _redacted(error))
         if back:
             self._submissions.extend([left] if left else [])
         elif len(left) == 1:
             self._poison.add(left[0])
-            self.has_failed(left[0], f"a process that died each time: {_one_line(error)}")
+            self.note_failure(left[0], f"a process that died each time: {_redacted(error)}")
         else:
             self._aborts += not (self.begun or self._poison)
             if self._aborts == _BREAKER_ABORTS:
-                raise RunFailed(f"a stage failed: processes died, {_one_line(error)}") from error
-            half = len(left) // 2  # what was submitted first is the likelier culprit
+                raise RunFailed(f"a stage failed: processes died, {_redacted(error)}") from error
+            half = len(left) // 2  # what was submitted first is the more likely culprit
             self._submissions.extendleft([left[:half], left[half:]])
 
     def check(self) -> None:
@@ -184,5 +185,5 @@ def _reported(error: BaseException) -> str | None:
     return found[-1] if found else None
 
 
-def _one_line(error: BaseException) -> str:
+def _redacted(error: BaseException) -> str:
     return f"{type(error).__name__}: {redacted_line(error)}"

@@ -1,3 +1,3 @@
 """A finished run's pictures, tokens or embeddings in another format.
 
-Uses run_directory, inputs, stages and engine."""
+Uses storage, run_directory, inputs, stages and engine."""

@@ -137,8 +137,8 @@ def choose_tokens_column(schemas: _Schemas, wanted: str | None) -> tuple[str, in
     if len(lengths) > 1:
         (one, first), (other, second), *_ = lengths.items()
         raise UsageError(
-            f"expected as many tokens a row in every file, found {one} in {first.path} and {other} "
-            f"in {second.path}; next: one job for each"
+            f"expected as many tokens per row in every file, found {one} in {first.path} and "
+            f"{other} in {second.path}; next: one job for each"
         )
     return column, next(iter(lengths), None)
 

@@ -1,4 +1,4 @@
-"""From a shard to rows, good or failed: one file a format, which READERS lists.
+"""From a shard to rows, good or failed: one file per format, listed in READERS.
 
 Uses storage and inputs, for what planning knows of the formats."""
 

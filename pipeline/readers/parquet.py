@@ -48,7 +48,15 @@ def _read_slice(file: FileSlice, options: ReadOptions) -> Iterator[InputRows]:
                 end = first + reader.footer.row_group(group).num_rows
                 row_range = range(max(row, first), min(stop, end))
                 if row_range:
-                    yield from _read_group(reader, group, first, columns, file, row_range, options)
+                    yield from _read_group(
+                        reader,
+                        group,
+                        first=first,
+                        columns=columns,
+                        file=file,
+                        row_range=row_range,
+                        options=options,
+                    )
                     row = row_range.stop
                 first = end
             error = RowError(STAGE, "ChangedFile", f"the file has only {first} rows now")
@@ -74,6 +82,7 @@ def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
 def _read_group(
     reader: ParquetReader,
     group: int,
+    *,
     first: int,
     columns: list[str],
     file: FileSlice,

@@ -1,1 +1,3 @@
-"""Jobs submitted to a cluster through Ray's job API. Uses batch, engine and what lies below."""
+"""Jobs submitted to a cluster through Ray's job API.
+
+Uses storage, engine and batch."""

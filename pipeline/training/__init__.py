@@ -1,3 +1,3 @@
 """Palettes, training runs and linear probes.
 
-Uses run_directory, inputs, stages and engine."""
+Uses options, storage, run_directory, inputs, stages and engine."""

@@ -1,3 +1,3 @@
 """Whether a run directory holds what it must, and whether it can be computed again.
 
-Uses run_directory, inputs, stages, engine and batch."""
+Uses options, storage, run_directory, inputs, stages, engine and batch."""

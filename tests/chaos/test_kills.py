@@ -31,7 +31,7 @@ class Work:
 
 
 def completing(input: object, model: object, **options: object) -> tuple[str, ...]:
-    """A job with a model, several samples an image and several shards for each actor."""
+    """A job with a model, several samples per image and several shards for each actor."""
     given = {"samples": 2, "batch-size": 4, "shard-size": SHARD, "device": "cpu", "seed": 5}
     given |= {"max-error-fraction": 1, "model-actors": 2, "input": input, "model": model}
     return ("complete", *(f"--{name}={value}" for name, value in (given | options).items()))

@@ -33,7 +33,7 @@ def test_nats_are_means_over_the_generated_pixels_by_transformers(four, tiny_mod
         assert abs(row["nll"][0] - nats[0].mean()) > 1e-3, "the given pixels do not count"
 
 
-def test_the_best_are_the_likeliest_of_those_that_are_drawn(four, photos, tiny_model, tmp_path):
+def test_the_best_have_the_lowest_nll_of_those_that_are_drawn(four, photos, tiny_model, tmp_path):
     """The same four are drawn whatever is kept of them, so the two runs must agree exactly."""
     options = {"input": photos, "model": tiny_model, **COMMON}
     igpt("complete", **options, best_of=4, samples=2, output=tmp_path / "best")

@@ -110,7 +110,7 @@ def test_scores_of_the_run_are_those_that_it_gave_itself(sampled, tiny_model, tm
         assert np.allclose(found[name], expected[name], rtol=0, atol=1e-4)
 
 
-def test_the_best_of_several_is_the_likeliest_of_them(in_process, tiny_model, tmp_path):
+def test_the_best_of_several_has_the_lowest_nll_of_them(in_process, tiny_model, tmp_path):
     options = COMMON | {"count": 4, "batch_size": 12, "model": tiny_model}
     igpt("sample", **options, best_of=3, output=tmp_path / "best")
     found = results(tmp_path / "best")

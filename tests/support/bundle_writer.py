@@ -36,7 +36,7 @@ def varint(number):
 
 
 def field(number, value):
-    """A field of a protobuf message: a number, text, or four bytes of a fixed number."""
+    """Encodes a field of a protobuf message: a number, text, or four bytes of a fixed number."""
     if isinstance(value, int):
         return varint(number << 3) + varint(value)
     return varint(number << 3 | 2) + varint(len(value)) + value
@@ -47,7 +47,7 @@ def fixed32(number, value):
 
 
 def entry(*, dtype, shape, shard, offset, size, checksum, sliced=False):
-    """BundleEntryProto; fields that are zero are left out, as protobuf does."""
+    """Encodes a BundleEntryProto; fields that are zero are left out, as protobuf does."""
     dims = b"".join(field(2, field(1, side) if side else b"") for side in shape)
     message = field(1, dtype) + field(2, dims)
     for number, value in ((3, shard), (4, offset), (5, size)):
@@ -56,13 +56,13 @@ def entry(*, dtype, shape, shard, offset, size, checksum, sliced=False):
 
 
 def header(n_shards, *, endianness=0):
-    """BundleHeaderProto: shards, byte order, version."""
+    """Encodes a BundleHeaderProto: shards, byte order, version."""
     order = field(2, endianness) if endianness else b""
     return field(1, n_shards) + order + field(3, field(1, 1))
 
 
 def block(rows, *, restart_interval=16):
-    """A block of a table: names share the start of the one before, but at restart points."""
+    """Encodes a table's block: names share the start of the one before, but at restart points."""
     out, restarts, last = bytearray(), [], b""
     for i, (key, value) in enumerate(rows):
         shared = 0
@@ -79,8 +79,8 @@ def block(rows, *, restart_interval=16):
     return bytes(out) + max(1, len(restarts)).to_bytes(4, "little")
 
 
-def table(rows, *, rows_a_block=1000, restart_interval=16, kind=0):
-    """A whole index file; kind: the byte that says how blocks are compressed."""
+def table(rows, *, rows_per_block=1000, restart_interval=16, kind=0):
+    """Encodes a whole index file; kind: the byte that says how blocks are compressed."""
     out = bytearray()
 
     def put(content):
@@ -92,8 +92,8 @@ def table(rows, *, rows_a_block=1000, restart_interval=16, kind=0):
 
     rows = sorted(rows)
     handles = []
-    for start in range(0, len(rows), rows_a_block):
-        part = rows[start : start + rows_a_block]
+    for start in range(0, len(rows), rows_per_block):
+        part = rows[start : start + rows_per_block]
         # any name between this block's last and the next one's first will do
         handles.append((part[-1][0] + b"\0", put(block(part, restart_interval=restart_interval))))
     meta = put(block([]))
@@ -102,7 +102,7 @@ def table(rows, *, rows_a_block=1000, restart_interval=16, kind=0):
 
 
 def write_bundle(prefix, tensors, *, n_shards=1, dtypes=None, **layout):
-    """Write PREFIX.index and its data files, tensors dealt out to the shards in turn.
+    """Writes PREFIX.index and its data files, tensors dealt out to the shards in turn.
 
     Args:
         tensors: name to array; of bfloat16: its bits as uint16, with dtypes[name] = "bfloat16".
@@ -130,7 +130,7 @@ def write_bundle(prefix, tensors, *, n_shards=1, dtypes=None, **layout):
 
 
 def openai_variables(seed, *, n_layer=2, width=24, n_head=3, n_colors=16, n_positions=16):
-    """Random weights under OpenAI's names and in its shapes, and what an optimizer adds."""
+    """Draws random weights under OpenAI's names and in its shapes, and what an optimizer adds."""
     rng = np.random.default_rng(seed)
     shapes = {
         "wte": (n_colors, width),

@@ -29,8 +29,8 @@ class Night:
 
 
 def drivers_die(night: Night, chance: random.Random) -> None:
-    """SIGKILL up to three times: during the start, at a random part but the last, or a moment after
-    it."""
+    """Kills the driver up to three times: during the start, at a random part but the last, or a
+    moment after it."""
     hits = 0
     for _ in range(chance.randint(1, 3)):
         with driver(*night.words, log=night.log, **night.environment) as run:
@@ -45,7 +45,7 @@ def drivers_die(night: Night, chance: random.Random) -> None:
 
 
 def actors_die(night: Night, chance: random.Random) -> None:
-    """SIGKILL to an actor of any stage, three to six times."""
+    """Kills an actor of any stage, three to six times."""
     hits = 0
     with driver(*night.words, log=night.log, **night.environment) as run:
         assert run.until(lambda: workers(run.pid)), run.log()[-3000:]
@@ -57,8 +57,8 @@ def actors_die(night: Night, chance: random.Random) -> None:
 
 
 def a_node_dies(night: Night, chance: random.Random) -> None:
-    """Three nodes, the driver's without CPUs: one of the others that has actors is killed at a
-    random part, and a new one comes."""
+    """Kills one of three nodes at a random part, one with actors and not the driver's, which has no
+    CPUs; and adds a new one."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in night.environment.items():  # a node's actors have what the node has
             patch.setenv(name, value)
@@ -87,7 +87,7 @@ def _actors(node: Node) -> list[int]:
 
 
 def _until(run: Driver, night: Night, parts: int) -> bool:
-    """Wait for as many parts; false where the run ends before."""
+    """Waits for as many parts; returns false where the run ends before."""
     return run.until(lambda: night.done() >= parts)
 
 

@@ -16,8 +16,8 @@ TIMEOUT = 240  # seconds that anything may take on a busy machine
 
 
 def rounds(total: int, *what: object, short: int) -> list:
-    """Parameters of a test's rounds, with a seed for each: the first ones are in the short version,
-    all in the long."""
+    """Lists parameters of a test's rounds, with a seed for each: the first ones are in the short
+    version, all in the long."""
     return [
         pytest.param(*what, seed, marks=pytest.mark.slow if seed < short else pytest.mark.chaos)
         for seed in range(total)
@@ -25,7 +25,7 @@ def rounds(total: int, *what: object, short: int) -> list:
 
 
 def done(output: Path) -> int:
-    """How many parts of results are there."""
+    """Counts the parts of results that are there."""
     return len(list((output / "data").glob("part-*.parquet")))
 
 
@@ -52,8 +52,8 @@ class Driver:
         return self._process.poll() is None
 
     def kill(self) -> bool:
-        """SIGKILL to the driver alone; what it has started must end by itself. False where it had
-        ended before."""
+        """Kills the driver alone; what it has started must end by itself. Returns false where it
+        had ended before."""
         self._process.kill()
         return self._process.wait(TIMEOUT) == -signal.SIGKILL
 
@@ -67,7 +67,7 @@ class Driver:
         return self._log.read_text()
 
     def until(self, condition) -> bool:
-        """Wait for it; false where the run ends before it is seen."""
+        """Waits for it; returns false where the run ends before it is seen."""
         deadline = time.monotonic() + TIMEOUT
         while self.running:
             if condition():
@@ -79,7 +79,7 @@ class Driver:
 
 @contextmanager
 def driver(*words: object, log: Path, **environment: str) -> Iterator[Driver]:
-    """A run, which is killed where the test leaves it behind."""
+    """Starts a run, which is killed where the test leaves it behind."""
     started = Driver(*words, log=log, **environment)
     try:
         yield started
@@ -89,18 +89,18 @@ def driver(*words: object, log: Path, **environment: str) -> Iterator[Driver]:
 
 
 def finish(*words: object, log: Path, **environment: str) -> None:
-    """A run from start to end, or from where it is."""
+    """Runs from start to end, or from where it is."""
     with driver(*words, log=log, **environment) as last:
         assert last.wait() == 0, last.log()[-3000:]
 
 
 def workers(pid: int) -> list[int]:
-    """The processes of Ray's actors below a driver."""
+    """Finds the processes of Ray's actors below a driver."""
     return _below(pid, b"ray::MapWorker")
 
 
 def head(pid: int) -> list[int]:
-    """The process that is the head of a driver's own Ray."""
+    """Finds the process that is the head of a driver's own Ray."""
     return [each for each in _below(pid, b"") if b"gcs_server" in _command(each)]
 
 
@@ -112,7 +112,7 @@ def _command(pid: int) -> bytes:
 
 
 def _below(pid: int, begins: bytes) -> list[int]:
-    """Processes below one, by the parents that Linux names, whose command begins so."""
+    """Finds processes below one, by the parents that Linux names, whose command begins so."""
     found, names = {pid}, {}
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -128,7 +128,7 @@ def _below(pid: int, begins: bytes) -> list[int]:
 
 
 def kill_one(pids: list[int], chance: random.Random) -> bool:
-    """SIGKILL to one of them; false where none is there any more."""
+    """Kills one of them; returns false where none is there any more."""
     with suppress(ProcessLookupError, IndexError):
         os.kill(chance.choice(pids), signal.SIGKILL)
         return True

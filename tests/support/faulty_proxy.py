@@ -1,4 +1,4 @@
-"""An HTTP proxy before an object store that answers some requests as stores do on a bad day."""
+"""An HTTP proxy before an object store that answers some requests as an unreliable one does."""
 
 import http.client
 import random
@@ -39,7 +39,7 @@ class FaultyProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def draw(self) -> str | None:
-        """The fault that the next request meets."""
+        """Draws the fault that the next request meets."""
         with self._lock:
             place = int(self._chance.random() / self.share) if self.share else len(FAULTS)
             fault = FAULTS[place] if place < len(FAULTS) else None
@@ -47,12 +47,12 @@ class FaultyProxy(ThreadingHTTPServer):
             return fault
 
     def delay(self) -> float:
-        """Seconds, now and then more than a client waits."""
+        """Draws the seconds of a delay, now and then more than a client waits."""
         with self._lock:
             return self._chance.choice([0.5, 0.5, 2 * READ_TIMEOUT])
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has gone away is none of this server's errors."""
+        """Ignores a client that has gone away: that is none of this server's errors."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def _asked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The store's own answer."""
+        """Returns the store's own answer."""
         store = http.client.HTTPConnection(*self.server.store, timeout=60)
         try:
             headers = {n: v for n, v in self.headers.items() if n.lower() not in _HOP}
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer)
 
     def _reset(self) -> None:
-        """The connection ends as where the other side has crashed."""
+        """Ends the connection as where the other side has crashed."""
         self.close_connection = True
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -15,8 +15,8 @@ TINY = {"vocab_size": 33, "n_positions": SIDE**2, "n_embd": 32, "n_layer": 2, "n
 
 
 def make_model(config: ImageGPTConfig, cls=ImageGPTForCausalImageModeling, *, std, seed=0):
-    """A model in eval mode, all parameters normal with a standard deviation of `std`: the small
-    initial weights would ignore their input."""
+    """Makes a model in eval mode, all parameters normal with a standard deviation of `std`: the
+    small initial weights would ignore their input."""
     torch.manual_seed(seed)
     model = cls(config)
     for parameter in model.parameters():
@@ -25,7 +25,8 @@ def make_model(config: ImageGPTConfig, cls=ImageGPTForCausalImageModeling, *, st
 
 
 def save_tiny(folder: Path, cls=ImageGPTForCausalImageModeling, *, std, **fields) -> str:
-    """The folder of a tiny model for images of 8 x 8 pixels in 32 colors, with its palette."""
+    """Saves a tiny model for images of 8 x 8 pixels in 32 colors, with its palette; returns its
+    folder."""
     model = make_model(ImageGPTConfig(**TINY, **fields), cls, std=std)
     palette = Palette(np.random.default_rng(0).uniform(-1, 1, (32, 3)))
     save_checkpoint(model, folder, palette=palette, image_size=SIDE)

@@ -35,7 +35,8 @@ CLASSES = (BARE, CAUSAL, CLASSIFIER)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """For each module that imports it: threads that wait for a core cost small tensors most."""
+    """Limits torch to one thread in each module that imports it: threads that wait for a core
+    cost small tensors most."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +55,7 @@ def draw_weights(model, *, seed=0):
 
 
 def pair(shape, name=CAUSAL, *, dtype=torch.float64, **fields):
-    """Our model and transformers' with the same random weights, in eval mode."""
+    """Makes our model and transformers' with the same random weights, in eval mode."""
     ours = getattr(igpt_core, name)(igpt_core.ImageGPTConfig(**shape, **fields))
     theirs = getattr(transformers, name)(transformers.ImageGPTConfig(**shape, **fields))
     draw_weights(ours)
@@ -73,7 +74,7 @@ def assert_equal_up_to_rounding(ours, theirs):
 
 
 def assert_same_cache(ours, theirs):
-    """A cache of ours, and a DynamicCache."""
+    """Compares a cache of ours with a DynamicCache."""
     assert len(ours) == len(theirs.layers)
     for (keys, values), layer in zip(ours, theirs.layers, strict=True):
         assert_equal_up_to_rounding(keys, layer.keys)
@@ -81,7 +82,7 @@ def assert_same_cache(ours, theirs):
 
 
 def assert_same_part(ours, theirs):
-    """A field of an output: a tensor, a tuple of them, or a cache."""
+    """Compares a field of an output: a tensor, a tuple of them, or a cache."""
     if isinstance(ours, igpt_core.KVCache):
         assert_same_cache(ours, theirs)
     elif isinstance(ours, tuple):

@@ -9,7 +9,7 @@ SIDE = 8
 
 
 def photo(seed: int, *, size=(40, 30)) -> Image.Image:
-    """A smooth color gradient with noise: unlike any other seed's."""
+    """Draws a smooth color gradient with noise: unlike any other seed's."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
     smooth = Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR)
@@ -24,7 +24,7 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
 
 
 def as_struct(image: Image.Image) -> dict[str, bytes | None]:
-    """An image as a value of a Parquet column in the Hub's layout."""
+    """Returns an image as a value of a Parquet column in the Hub's layout."""
     return {"bytes": encoded(image), "path": None}
 
 

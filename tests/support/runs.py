@@ -18,7 +18,7 @@ START = 32  # the start token of the tiny model: after its 32 colors
 
 
 def igpt(*words: object, quiet: bool = True, **options: object) -> None:
-    """Run a command by its words and its options; a value of True stands for a flag alone."""
+    """Runs a command by its words and its options; a value of True stands for a flag alone."""
     line = [str(word) for word in words]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -27,7 +27,7 @@ def igpt(*words: object, quiet: bool = True, **options: object) -> None:
 
 
 def refusal(capsys, *words: object, code: int = 2, **options: object) -> str:
-    """The one line of a command that ends with an exit code."""
+    """Returns the one line of a command that ends with an exit code."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         igpt(*words, **options)
@@ -44,7 +44,7 @@ def results(output: Path) -> list[dict]:
 
 
 def errors(output: Path) -> dict[str, str]:
-    """The class of each row's error, by id."""
+    """Returns the class of each row's error, by id."""
     table = pq.read_table(output / "errors")
     return dict(zip(table["id"].to_pylist(), table["error"].to_pylist(), strict=True))
 
@@ -55,7 +55,7 @@ def columns(output: Path) -> dict[str, object]:
 
 
 def parts(output: Path, *folders: str) -> dict[str, str]:
-    """The SHA-256 of each part by its path, of the results unless other folders are named."""
+    """Hashes (SHA-256) each part by its path, of the results unless other folders are named."""
     return {
         str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in folders or ("data",)
@@ -64,14 +64,14 @@ def parts(output: Path, *folders: str) -> dict[str, str]:
 
 
 def tokens_of_files(folder: str, ids: list[str], model: str) -> torch.Tensor:
-    """(N, T) int64: image files under the palette of a model."""
+    """Encodes image files as (N, T) int64 tokens under the palette of a model."""
     palette = load_palette(model)
     pixels = np.stack([load_pixels(Path(folder, id_).read_bytes(), SIDE) for id_ in ids])
     return torch.from_numpy(palette.encode(pixels).astype(np.int64)).reshape(len(ids), -1)
 
 
 def started(tokens: torch.Tensor) -> torch.Tensor:
-    """What a model is fed in training, spelled out row by row."""
+    """Returns what a model is fed in training, spelled out row by row."""
     return torch.tensor([[START, *row[:-1]] for row in tokens.tolist()])
 
 
@@ -81,7 +81,7 @@ def reference(model: str) -> transformers.ImageGPTForCausalImageModeling:
 
 @torch.no_grad()
 def nats_by_transformers(model: str, tokens: torch.Tensor) -> torch.Tensor:
-    """(N, T) float64: minus the log-probability of each token, by transformers' logits."""
+    """Computes minus the log-probability of each token, (N, T) float64, by transformers' logits."""
     logits = reference(model)(started(tokens)).logits.double()
     chances = logits.log_softmax(dim=2)
     return -chances.gather(2, tokens[..., None])[..., 0]

@@ -70,7 +70,7 @@ def our_logits(config, weights, tokens):
 @pytest.mark.parametrize("n_shards", [1, 4])
 def test_logits_are_those_of_openais_formulas(prefix, sizes, n_shards):
     variables = openai_variables(0, **sizes)
-    write_bundle(prefix, variables, n_shards=n_shards, rows_a_block=9)
+    write_bundle(prefix, variables, n_shards=n_shards, rows_per_block=9)
     for location in (prefix, prefix + ".index"):
         config, weights = read_openai(location)
         expected = openai_logits(variables, TOKENS, n_layer=config.n_layer)

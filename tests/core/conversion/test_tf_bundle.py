@@ -43,7 +43,7 @@ def tensors(count=40):
 
 
 @pytest.mark.parametrize("n_shards", [1, 3])
-@pytest.mark.parametrize("layout", [{}, {"rows_a_block": 5}, {"restart_interval": 1}])
+@pytest.mark.parametrize("layout", [{}, {"rows_per_block": 5}, {"restart_interval": 1}])
 def test_what_is_written_is_read(prefix, n_shards, layout):
     write_bundle(prefix, tensors(), n_shards=n_shards, **layout)
     found = read(prefix)
@@ -79,7 +79,7 @@ def test_dtypes_and_shapes(prefix):
 
 def test_every_cut_and_every_flipped_byte_of_an_index_is_noticed(prefix):
     """Checksums cover all but the footer, and the statistics, which are not read."""
-    write_bundle(prefix, tensors(8), rows_a_block=3)
+    write_bundle(prefix, tensors(8), rows_per_block=3)
     file = Path(prefix + ".index")
     whole = file.read_bytes()
     before = read_index(file, where=prefix)
@@ -276,7 +276,7 @@ def test_what_tensorflow_writes(tmp_path, prefix, n_parts):
 
 def test_the_writer_of_these_tests_is_one_for_tensorflow(prefix):
     tf = pytest.importorskip("tensorflow")
-    write_bundle(prefix, tensors(), n_shards=3, rows_a_block=7)
+    write_bundle(prefix, tensors(), n_shards=3, rows_per_block=7)
     reader = tf.train.load_checkpoint(prefix)
     assert reader.get_variable_to_shape_map().keys() == tensors().keys()
     for name, array in tensors().items():

@@ -34,7 +34,7 @@ def run(
     options: dict[str, object] = OPTIONS,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Train on random images of 4 x 4 pixels in 8 colors."""
+    """Trains on random images of 4 x 4 pixels in 8 colors."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # in every process the same, as sums are the same only then
     rng = np.random.default_rng(0)
