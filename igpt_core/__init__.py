@@ -118,7 +118,7 @@ else:
     }
 
     def __getattr__(name):
-        """Import a public name's module at its first use (PEP 562)."""
+        """Imports a public name's module at its first use (PEP 562)."""
         if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

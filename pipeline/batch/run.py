@@ -33,7 +33,7 @@ Options = TypeVar("Options", bound=RunOptions)
 def run_job(
     define: Callable[[Options], JobSpec], options: Options, *, again: Collection[int] = ()
 ) -> None:
-    """Run a job from its options to its report, begun or resumed.
+    """Runs a job from its options to its report, begun or resumed.
 
     Args:
         define: what makes a job of its options.
@@ -151,7 +151,7 @@ def _say_what_must_come(options: RunOptions) -> None:
 
 
 def _execute(job: Job, directory: RunDirectory, lease: Lease, finished: set[int]) -> None:
-    """Run the stages, write the report, say where it lies."""
+    """Runs the stages, writes the report, and says where it lies."""
     options = job.spec.options
     try:
         report = execute(
