@@ -33,7 +33,22 @@ Run = TypeVar("Run", bound=RunOptions)
 _HEADINGS = ("Input", "Output", "Training", "", "Model", "Sampling", "Cluster", "Other")
 
 
-class JobCommand(click.Command):
+class ExampleFirst(click.Command):
+    """A command whose help shows what it does and its example before its options."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes usage, text, example, and options (of a group, its commands too)."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+        self.format_options(ctx, formatter)
+
+
+class JobGroup(ExampleFirst, click.Group):
+    """A group of commands of jobs."""
+
+
+class JobCommand(ExampleFirst):
     """A command that remembers the model of its options, which of them is an argument, and of a
     job that fills a run directory how its options define it."""
 
@@ -54,13 +69,6 @@ class JobCommand(click.Command):
         """Returns the job of these options. Raises UsageError."""
         assert self._define is not None
         return self._define(options)
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes what the job does, its example, and its options under headings."""
-        self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
-        self.format_epilog(ctx, formatter)
-        self.format_options(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options of each heading."""

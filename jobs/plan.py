@@ -8,7 +8,7 @@ import click
 from pydantic import Field, create_model
 
 from jobs.batch_jobs import BATCH_JOBS
-from jobs.command import JobCommand, command
+from jobs.command import JobCommand, JobGroup, command
 
 if TYPE_CHECKING:
     from pipeline.batch.estimate import Estimate
@@ -103,7 +103,7 @@ def _command(job: JobCommand) -> click.Command:
     )
 
 
-COMMAND = click.Group(
+COMMAND = JobGroup(
     "plan",
     commands=[_command(job) for job in BATCH_JOBS.values()],
     help="Say what a job would take: shards, bytes, time, GPU-hours, and what limits it.",

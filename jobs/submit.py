@@ -17,7 +17,7 @@ from jobs import (
     sample,
     score,
 )
-from jobs.command import JobCommand, command, words_of
+from jobs.command import JobCommand, JobGroup, command, words_of
 from pipeline.errors import IgptError, RunFailed, UsageError
 from pipeline.options import RayOptions
 
@@ -94,7 +94,7 @@ def _submitted(job: click.Command, *above: str) -> click.Command:
     name = [*above, job.name]
     if isinstance(job, click.Group):
         jobs = [_submitted(inner, *name) for inner in job.commands.values()]
-        return click.Group(
+        return JobGroup(
             job.name, commands=jobs, help=job.help, short_help=job.short_help, epilog=job.epilog
         )
     assert isinstance(job, JobCommand)
@@ -110,7 +110,7 @@ def _submitted(job: click.Command, *above: str) -> click.Command:
     return submitted
 
 
-class _Submit(click.Group):
+class _Submit(JobGroup):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
             raise UsageError(
