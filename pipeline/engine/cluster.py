@@ -24,10 +24,7 @@ from pipeline.storage.redact import redacted, redacted_line
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
-# Where igpt's packages lie side by side, for workers; they find those that are installed anyway,
-# and at the front of their path these would hide modules of Python itself.
-_HERE = Path(__file__).resolve().parents[2]
-_PACKAGES = [] if _HERE.name in ("site-packages", "dist-packages") else [str(_HERE)]
+_PACKAGES = [str(Path(__file__).resolve().parents[2])]  # where igpt's packages lie side by side
 _PROBE_SECONDS = 10
 _MONITOR_SECONDS = 10  # between two probes of the head
 # Without any block moving, Ray ends a run. Its half an hour is shorter than a shard may take on a
