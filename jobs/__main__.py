@@ -30,7 +30,7 @@ from jobs import (
     verify,
 )
 from pipeline.errors import IgptError, RunFailed, UsageError
-from pipeline.storage.redact import redacted, redacted_line
+from pipeline.storage.redact import redacted, redacted_error
 
 COMMANDS = (
     demo.COMMAND,
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _stop("interrupted; next: the same command again", RunFailed.exit_code)
     except Exception as error:
-        _stop(f"{type(error).__name__}: {redacted_line(error)}", RunFailed.exit_code)
+        _stop(redacted_error(error), RunFailed.exit_code)
 
 
 def _stop(message: str, code: int) -> None:

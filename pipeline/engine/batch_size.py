@@ -11,7 +11,7 @@ from igpt_core.model.kv_cache import KVCache
 from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
 from pipeline.engine.progress import Mode
 from pipeline.errors import RunFailed
-from pipeline.storage.redact import redacted_line
+from pipeline.storage.redact import redacted_error
 
 # Of what is free: allocators leave gaps, and kernels take room of their own.
 _SHARE = 0.8
@@ -94,7 +94,7 @@ def free_gpu_bytes(*, progress: Mode) -> int:
         cause = getattr(error, "cause", None) or error
         raise RunFailed(
             "expected a GPU of the cluster with which torch works, found "
-            f"{type(cause).__name__}: {redacted_line(cause)}; next: mend torch or CUDA on the "
+            f"{redacted_error(cause)}; next: mend torch or CUDA on the "
             "nodes that have GPUs, and give the same command again"
         ) from error
 

@@ -16,7 +16,7 @@ from pipeline.engine.stage import NOT_BEGUN, ShardResult, Stage, StageError, cha
 from pipeline.errors import RunFailed, StageGaveUp
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan, Shard
-from pipeline.storage.redact import redacted_line
+from pipeline.storage.redact import redacted_error
 
 # The circuit breaker, for each actor: shards that fail one after the other, none between them done.
 # A disk is full then, a store is gone or a model broken. Actors back off longer after each, so some
@@ -143,16 +143,18 @@ class _Queue:
             raise RunFailed(f"a stage failed: {reported}") from error
         left = _likely_culprits_last(order, back)
         if left:
-            _log.warning("submitted again, %d shards: %s", len(left), _redacted(error))
+            _log.warning("submitted again, %d shards: %s", len(left), redacted_error(error))
         if back:
             self._submissions.extend([left] if left else [])
         elif len(left) == 1:
             self._poison.add(left[0])
-            self.note_failure(left[0], f"a process that died each time: {_redacted(error)}")
+            self.note_failure(left[0], f"a process that died each time: {redacted_error(error)}")
         else:
             self._aborts += not (self.begun or self._poison)
             if self._aborts == _BREAKER_ABORTS:
-                raise RunFailed(f"a stage failed: processes died, {_redacted(error)}") from error
+                raise RunFailed(
+                    f"a stage failed: processes died, {redacted_error(error)}"
+                ) from error
             half = len(left) // 2  # what was submitted first is the more likely culprit
             self._submissions.extendleft([left[:half], left[half:]])
 
@@ -183,7 +185,3 @@ def _reported(error: BaseException) -> str | None:
     """Finds the stage's own error among Ray's many lines around it."""
     found = re.findall(rf"{StageError.__name__}: (.+)", str(error))
     return found[-1] if found else None
-
-
-def _redacted(error: BaseException) -> str:
-    return f"{type(error).__name__}: {redacted_line(error)}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.errors import UsageError
 from pipeline.storage.filesystem import absolute, kind, open_location, store_errors, uri_of
-from pipeline.storage.redact import redacted_line
+from pipeline.storage.redact import redacted_error
 from pipeline.storage.walk import glob_files, has_magic, list_files, list_folder
 
 MOST_NAMES = 1_000_000
@@ -134,7 +134,7 @@ def _list_location(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, li
             raise UsageError(f"expected a file or folder at {uri}, found nothing")
     except store_errors() as error:
         raise UsageError(
-            f"cannot read {uri}: {type(error).__name__}: {redacted_line(error)}; check the path, "
+            f"cannot read {uri}: {redacted_error(error)}; check the path, "
             "your rights and --storage-options"
         ) from error
     if not files:

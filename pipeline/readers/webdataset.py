@@ -31,7 +31,7 @@ from pipeline.readers.input_rows import (
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import store_errors
-from pipeline.storage.redact import redacted, redacted_line
+from pipeline.storage.redact import redacted, redacted_error, redacted_line
 
 MOST_DECOMPRESSED = 16 << 30  # of a .tar.gz, which may be made to fill the disk
 
@@ -143,7 +143,7 @@ def _naming(path: str) -> Iterator[None]:
         yield
     except store_errors() as error:
         raise UnreadableTar(
-            f"cannot read the tar {redacted(path)}: {type(error).__name__}: {redacted_line(error)}"
+            f"cannot read the tar {redacted(path)}: {redacted_error(error)}"
         ) from error
 
 

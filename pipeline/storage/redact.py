@@ -34,6 +34,11 @@ def redacted_line(error: BaseException, *, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def redacted_error(error: BaseException, *, length: int = 300) -> str:
+    """Returns the class of an exception and its text as `redacted_line` has it."""
+    return f"{type(error).__name__}: {redacted_line(error, length=length)}"
+
+
 def redacted_traceback(error: BaseException) -> str:
     """Returns an exception's traceback, and those of what it was raised from, with the same left
     out."""

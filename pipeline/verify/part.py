@@ -17,7 +17,7 @@ from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import parquet_file, part_name
 from pipeline.run_directory.stats import read_stats
 from pipeline.storage.filesystem import join, read_bytes
-from pipeline.storage.redact import redacted_line
+from pipeline.storage.redact import redacted_error, redacted_line
 from pipeline.verify.duplicate_ids import hashes
 
 # An error for a row whose id an earlier row has: the one id that may stand in both.
@@ -177,7 +177,7 @@ def _miscounted(
                 "same command again"
             )
     except damage() as error:
-        wrong = [f"{type(error).__name__}: {redacted_line(error, length=120)}"]
+        wrong = [redacted_error(error, length=120)]
     if wrong:
         problems.append(Problem("stats", f"{name}: {', '.join(wrong)}"))
     return problems

@@ -21,7 +21,7 @@ from pipeline.run_directory.layout import (
 from pipeline.shards import Plan
 from pipeline.storage.atomic import is_temporary
 from pipeline.storage.filesystem import join, read_bytes, store_errors
-from pipeline.storage.redact import is_redacted, redacted_line
+from pipeline.storage.redact import is_redacted, redacted_error, redacted_line
 from pipeline.verify.duplicate_ids import MAX_COMPARED, repeated_ids
 from pipeline.verify.part import ExpectedSchema, PartFacts, check_part, damage, unique_ids
 
@@ -110,7 +110,7 @@ def _plan(directory: RunDirectory, record: Mapping[str, Any]) -> tuple[Plan | No
         content = read_bytes(directory.fs, join(directory.path, PLAN_FILE))
         plan = Plan.from_table(parquet_file(content).read())
     except damage() as error:
-        text = f"{PLAN_FILE}: {type(error).__name__}: {redacted_line(error, length=120)}"
+        text = f"{PLAN_FILE}: {redacted_error(error, length=120)}"
         return None, Check("plan", False, "not readable", (text,))
     wrong = []
     if [shard.index for shard in plan.shards] != list(range(len(plan.shards))):
