@@ -149,7 +149,7 @@ CONFIGURATION = [
     botocore.exceptions.InvalidRegionError(region_name="no region"),
     botocore.exceptions.UnknownServiceError(service_name="s4", known_service_names="s3"),
     botocore.exceptions.InvalidConfigError(error_msg="no config"),
-    botocore.exceptions.ConfigParseError(path="/root/.aws/config", error="no config"),
+    botocore.exceptions.ConfigParseError(path="~/.aws/config", error="no config"),
     botocore.exceptions.PartialCredentialsError(provider="env", cred_var="secret"),
     botocore.exceptions.UnauthorizedSSOTokenError(),
     HTTPX.UnsupportedProtocol("no such protocol"),
