@@ -203,7 +203,8 @@ def test_where_nothing_can_be_done_the_rest_is_not_tried(connected):
     found, message = dispatched(plan, stages)
     assert found == []
     named = "5 of 30 shards failed, and the rest was not tried: 0, 1, 2, 3, 4"
-    assert message == f"{named}; 0 because of {GONE_LINE}"
+    # On a busy machine another one than 0 may come back first.
+    assert message in {f"{named}; {i} because of {GONE_LINE}" for i in range(5)}
     assert time.monotonic() - begun > 1 + 2 + 4 + 8
 
 
