@@ -187,7 +187,16 @@ def test_a_run_whose_shards_are_all_done_has_no_leftovers(tmp_path, killed):
         put(directory, name)
     for _ in range(2):
         killed(partial(write_atomic, directory.fs, join(directory.path, min(parts)), b"PAR1"))
-        execute(directory, PLAN, [], lease=lease, max_error_fraction=0, progress="quiet")
+        finished = directory.finished()
+        execute(
+            directory,
+            PLAN,
+            [],
+            finished=finished,
+            lease=lease,
+            max_error_fraction=0,
+            progress="quiet",
+        )
         assert names(directory) == {LEASE_FILE, "run.json", "report.json", *parts}
 
 
