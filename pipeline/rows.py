@@ -266,11 +266,17 @@ class RowError:
 
     @classmethod
     def of(cls, stage: str, error: BaseException) -> "RowError":
-        """Makes one of an exception; the message holds no secret and no traceback.
+        """Makes one of an exception, as `named` does.
 
-        Raises the exception itself where it is a transient fault of the store, or one of this
-        machine: no row fails for that.
+        Raises the exception itself where it is a transient fault of the store, one of this machine,
+        or one of the options: no row fails for that.
         """
-        if is_transient(error) or is_of_the_node(error):
+        if is_transient(error) or is_of_the_node(error) or isinstance(error, UsageError):
             raise error
+        return cls.named(stage, error)
+
+    @classmethod
+    def named(cls, stage: str, error: BaseException) -> "RowError":
+        """Makes one of an exception whatever it is; the message holds no secret and no
+        traceback."""
         return cls(stage, type(error).__name__, redacted_line(error))

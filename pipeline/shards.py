@@ -3,7 +3,8 @@
 import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import pyarrow as pa
 
@@ -29,12 +30,26 @@ class FileSlice:
         return range(self.start, self.stop)
 
 
+class Tries(StrEnum):
+    """Whether a shard that fails is tried again in this run; decides what a fault is that may be
+    gone then, such as a busy store.
+
+    At the last try it is the row's own, unless it is that of all rows of the shard; where others
+    are done by now (LAST_AMONG_DONE) the store works, and it is the row's own in any case.
+    """
+
+    MORE = "more"
+    LAST = "last"
+    LAST_AMONG_DONE = "last among done"
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """The rows that become the part `index` of the output."""
 
     index: int
     slices: tuple[FileSlice, ...]
+    tries: Tries = Tries.MORE
 
     @property
     def rows(self) -> int | None:
@@ -66,6 +81,7 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 _PLAN_KEY = b"igpt_plan"
+_TRIES_KEY = b"igpt_tries"
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,16 @@ class Plan:
 def shard_in(block: pa.Table) -> Shard:
     """Reads the shard of a block of the plan: one row of its table."""
     (shard,) = _shards(block)
-    return shard
+    return replace(
+        shard, tries=Tries((block.schema.metadata or {}).get(_TRIES_KEY, b"more").decode())
+    )
+
+
+def for_last_try(block: pa.Table, *, proven: bool) -> pa.Table:
+    """Returns a block of the plan as it is for the last try at it in this run; `proven`: others
+    are done."""
+    tries = Tries.LAST_AMONG_DONE if proven else Tries.LAST
+    return block.replace_schema_metadata((block.schema.metadata or {}) | {_TRIES_KEY: tries})
 
 
 def _shards(table: pa.Table) -> Iterator[Shard]:

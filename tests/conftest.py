@@ -12,7 +12,7 @@ os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".ca
 from models import save_tiny
 from pictures import encoded, photo
 from pipeline.engine import dispatch
-from pipeline.engine.stage import NOT_BEGUN, ShardResult, serialize
+from pipeline.engine.stage import ShardResult, _ReportingShards, serialize
 from pipeline.storage.filesystem import open_location
 
 
@@ -104,20 +104,24 @@ def ray_session():
 
 
 class _InProcess:
-    """What `stage.chain` gives, but the stages are called here, one block after the other."""
+    """What `stage.chain` gives, but the actors are objects here, one block after the other."""
 
     def __init__(self, blocks, stages, *, lease=None, proven=False):
         self._blocks, self._stages, self._lease = blocks, stages, lease
 
     def iter_batches(self, **_):
-        stages = [stage.cls(**stage.arguments) for stage in self._stages]
+        lent = [self._lease] * (len(self._stages) - 1) + [None]
+        actors = [
+            type(stage.cls.__name__, (_ReportingShards,), {"stage": stage.cls, "lease": lease})(
+                **stage.arguments
+            )
+            for stage, lease in zip(self._stages, lent, strict=True)
+        ]
         for shard, block in self._blocks.items():
-            if self._lease is not None and not self._lease.may_begin():
-                yield serialize([ShardResult(shard, failure=NOT_BEGUN)])
-                continue
-            for stage in stages:
-                block = stage(block)
-            yield serialize([ShardResult(shard, block)])
+            table = serialize([ShardResult(shard, block)])
+            for actor in actors:
+                table = actor(table)
+            yield table
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
 """Dispatch of shards to the stages until each is done, or is known to fail."""
 
 import logging
+import random
 import re
 from collections import deque
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -15,13 +16,15 @@ from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
 from pipeline.engine.stage import NOT_BEGUN, ShardResult, Stage, StageError, chain, deserialize
 from pipeline.errors import RunFailed, StageGaveUp
 from pipeline.run_directory.lease import Lease
-from pipeline.shards import Plan, Shard
+from pipeline.shards import Plan, Shard, for_last_try
 from pipeline.storage.redact import redacted_error
 
 # The circuit breaker, for each actor: shards that fail one after the other, none between them done.
-# A disk is full then, a store is gone or a model broken. Actors back off longer after each, so some
-# time has passed.
+# A disk is full then, a store is gone or a model broken; or a stretch of the input is bad. So some
+# from all over the plan are tried, at least so many, before the run ends. Actors back off longer
+# after each failure, so some time has passed.
 _BREAKER_FAILURES = 5
+_BREAKER_PROBES = 8
 # The same of submissions of several shards, at the start of a run, that are aborted by dead
 # processes before any shard is done.
 _BREAKER_ABORTS = 4
@@ -42,9 +45,11 @@ def dispatch_shards(
 ) -> Generator[dict[str, Any], None, None]:
     """Submits shards to the stages and yields the rows that the last of them makes, as they come.
 
-    A shard that a stage cannot do is left out and the others go on; at the end it is tried once
-    more. Where processes have died more often than Ray brings them back, what is left is submitted
-    again, the likely culprits last and in the end one by one: so a poison shard is found.
+    A shard that a stage cannot do is left out and the others go on; at the end it is tried for the
+    last time (`shards.for_last_try`). Where many fail in a row, shards spread over the plan are
+    tried next: the others go on where one of them is done. Where processes have died more often
+    than Ray brings them back, what is left is submitted again, the likely culprits last and in the
+    end one by one: so a poison shard is found.
 
     Args:
         lease: where it says so, no shard is begun any more, and the rest is left out.
@@ -61,6 +66,8 @@ def dispatch_shards(
     while (order := queue.next_submission()) and (lease is None or lease.may_begin()):
         back: set[int] = set()
         blocks = {index: table.slice(row_of[index], 1) for index in order}
+        if queue.tries_last:
+            blocks = {i: for_last_try(block, proven=queue.begun) for i, block in blocks.items()}
         try:
             with closing(_submit(blocks, stages, lease, proven=queue.begun)) as results:
                 for result in results:
@@ -72,6 +79,10 @@ def dispatch_shards(
                         raise StageGaveUp(result.failure)
                     elif result.failure != NOT_BEGUN:
                         queue.note_failure(result.shard, str(result.failure))
+                        if queue.tripped:
+                            break
+            if queue.tripped:
+                queue.probe([index for index in order if index not in back])
         except ExecutionTimeoutError as error:
             raise RunFailed(
                 f"no shard got on for {STALLED_SECONDS / 3600:g} hours, as where the cluster has "
@@ -79,6 +90,8 @@ def dispatch_shards(
             ) from error
         except ray.exceptions.RayError as error:
             queue.requeue(order, back, error)
+            if queue.tripped:
+                queue.probe([])
     queue.check()
 
 
@@ -105,37 +118,61 @@ class _Queue:
     def __init__(self, indices: Sequence[int], *, actors: int) -> None:
         """Queues all shards; `actors`: of the stage that has the most."""
         self._n, self._most_in_a_row = len(indices), _BREAKER_FAILURES * actors
-        self._submissions = deque(
-            list(indices[at : at + _SUBMITTED_SHARDS])
-            for at in range(0, len(indices), _SUBMITTED_SHARDS)
-        )
+        self._n_probes = max(_BREAKER_PROBES, actors)
+        self._submissions = deque(_submissions(indices))
         self._failures: dict[int, str] = {}
         self._poison: set[int] = set()  # of the failures: shards that their process died of
         self._failed_in_a_row = self._aborts = 0
-        self._tried_again = False
+        self._probes_left = 0
+        self.tries_last = False  # whether what is submitted is tried for the last time
         self.begun = False  # whether a shard is done
+
+    @property
+    def tripped(self) -> bool:
+        """Returns whether so many failed in a row that others are to be tried in their place."""
+        return self._failed_in_a_row >= self._most_in_a_row
 
     def next_submission(self) -> list[int]:
         """Takes the shards to submit next; none where all are done or have failed twice."""
         again = sorted(self._failures.keys() - self._poison)
-        if again and not self._submissions and not self._tried_again:
-            self._tried_again = True  # on another node, at another time
+        if again and not self._submissions and not self.tries_last:
+            self.tries_last = True  # on another node, at another time
             self._failed_in_a_row = 0
-            self._submissions.append(again)
+            self._submissions.extend(_submissions(again))
         return self._submissions.popleft() if self._submissions else []
 
     def mark_done(self, shard: int) -> None:
         """Notes a shard as done; a failure of an earlier try is dropped."""
         self._failures.pop(shard, None)
-        self.begun, self._failed_in_a_row = True, 0
+        self.begun, self._failed_in_a_row, self._probes_left = True, 0, 0
 
     def note_failure(self, shard: int, reason: str) -> None:
-        """Notes a failure. Raises RunFailed where it trips the circuit breaker."""
+        """Notes a failure. Raises RunFailed where probes, or the last tries, fail too."""
         _log.warning("shard %d: %s", shard, reason)
         self._failures[shard] = reason
         self._failed_in_a_row += 1
-        if self._failed_in_a_row == self._most_in_a_row:
-            raise self._failed("" if self._tried_again else ", and the rest was not tried")
+        if self._probes_left:
+            self._probes_left -= 1
+            if not self._probes_left:
+                raise self._failed(", some of them from all over the plan; the rest was not tried")
+        elif self.tries_last and self.tripped:
+            raise self._failed()
+
+    def probe(self, left: Sequence[int]) -> None:
+        """Queues shards from anywhere among all that were not tried, others at each start, and
+        after them the rest, last what comes before the first of them: it lies where so many failed.
+
+        Args:
+            left: of the submission in which too many failed in a row.
+        """
+        waiting = [*left, *(index for order in self._submissions for index in order)]
+        places = sorted(random.sample(range(len(waiting)), min(len(waiting), self._n_probes)))
+        chosen = [waiting[place] for place in places]
+        self._failed_in_a_row, self._probes_left = 0, len(chosen)
+        first = min(places, default=0)
+        probes = set(chosen)
+        rest = [i for i in [*waiting[first:], *waiting[:first]] if i not in probes]
+        self._submissions = deque([chosen, *_submissions(rest)] if chosen else [])
 
     def requeue(self, order: Sequence[int], back: Collection[int], error: Exception) -> None:
         """Queues again what an error of Ray's has aborted. Raises RunFailed where it is no use."""
@@ -171,6 +208,12 @@ class _Queue:
             f"{len(self._failures)} of {self._n} shards failed{how}: {named}{more}; "
             f"{index} because of {reason}"
         )
+
+
+def _submissions(indices: Sequence[int]) -> Iterator[list[int]]:
+    """Cuts shards into what Ray has at a time."""
+    for at in range(0, len(indices), _SUBMITTED_SHARDS):
+        yield list(indices[at : at + _SUBMITTED_SHARDS])
 
 
 def _likely_culprits_last(order: Sequence[int], back: Collection[int]) -> list[int]:

@@ -18,6 +18,7 @@ from pipeline.storage.filesystem import (
     kind,
     open_location,
     read_bytes,
+    require_folder,
     store_errors,
 )
 from pipeline.storage.redact import redacted, redacted_line
@@ -78,7 +79,7 @@ class Masks:
 
     def known(self, ids: Sequence[str]) -> list[NDArray[np.bool_] | RowError]:
         """Returns (image_size ** 2,) bool for each id, true for known pixels, or why there is
-        none."""
+        none. Raises OutOfReach where the folder is gone."""
         if self._one_for_all is not None:
             return [self._one_for_all] * len(ids)
         return [self._find(id_) for id_ in ids]
@@ -94,6 +95,7 @@ class Masks:
                 continue
             except store_errors(ImageError) as error:
                 return RowError.of(STAGE, error)
+        require_folder(self._fs, self._path)
         return RowError(STAGE, "MissingMask", f"expected {' or '.join(names)} in the mask folder")
 
     def _load(self, path: str) -> NDArray[np.bool_]:

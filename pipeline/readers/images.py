@@ -1,12 +1,14 @@
 """Reader of image files: a file is a row."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
+from pipeline.readers.faults import ImageFaults, require_input
 from pipeline.readers.input_rows import (
     READ_BYTES,
     STAGE,
@@ -26,14 +28,15 @@ _MOST_FILES = 8  # that are handed on together
 
 
 def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
-    """Reads a file as a row; its id is the file's name."""
+    """Reads a file as a row; its id is the file's name. Raises what is not the fault of a row; see
+    `ImageFaults`."""
+    faults = ImageFaults(shard)
 
     def read(file: FileSlice) -> bytes | RowError:
         try:
-            fs, path = open_location(file.path, options.storage_options)
-            image = read_bytes(fs, path)
+            image = _read(file, options.storage_options)
         except Exception as error:  # of one image; each store has its own classes of errors
-            return RowError.of(STAGE, error)
+            return faults.row_error(error)
         return image or RowError(STAGE, "EmptyImage", "the file is empty")
 
     schema = options.passthrough
@@ -49,6 +52,16 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
             files, images, size = [], [], 0
     if files:
         yield _input_rows(files, images, schema)
+    faults.check()
+
+
+def _read(file: FileSlice, options: Mapping[str, Any]) -> bytes:
+    fs, path = open_location(file.path, options)
+    try:
+        return read_bytes(fs, path)
+    except (FileNotFoundError, NotADirectoryError):
+        require_input(file, fs, path)
+        return read_bytes(fs, path)  # it may have come back with its folder just now
 
 
 def _input_rows(files: list[FileSlice], images: list[RowContent], schema: pa.Schema) -> InputRows:

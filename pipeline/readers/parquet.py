@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.inputs.parquet_schema import is_image, is_tokens, parquet_errors
+from pipeline.readers.faults import refuse_place
 from pipeline.readers.input_rows import (
     STAGE,
     InputRows,
@@ -20,14 +21,16 @@ from pipeline.readers.input_rows import (
 from pipeline.readers.parquet_file import ParquetReader, open_parquet
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
+from pipeline.storage.filesystem import open_location
 
 
 def read_parquet(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
-    """Reads a row of a file as a row; its id is `file#row`, or what the id column holds."""
+    """Reads a row of a file as a row; its id is `file#row`, or what the id column holds. Raises
+    what may be the fault of the place; see `refuse_place`."""
 
     def read() -> Iterator[InputRows]:
         for file in shard.slices:
-            yield from _read_slice(file, options)
+            yield from _read_slice(file, options, shard)
 
     return prefetch(read())
 
@@ -36,7 +39,7 @@ class ChangedFile(Exception):
     """A file is not what it was when the run was planned."""
 
 
-def _read_slice(file: FileSlice, options: ReadOptions) -> Iterator[InputRows]:
+def _read_slice(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator[InputRows]:
     """Yields the rows of a slice: all of them, whatever happened to the file."""
     row, stop = file.start, file.stop
     assert stop is not None  # planning has counted the rows of Parquet files
@@ -56,14 +59,21 @@ def _read_slice(file: FileSlice, options: ReadOptions) -> Iterator[InputRows]:
                         file=file,
                         row_range=row_range,
                         options=options,
+                        shard=shard,
                     )
                     row = row_range.stop
                 first = end
             error = RowError(STAGE, "ChangedFile", f"the file has only {first} rows now")
     except parquet_errors(ChangedFile) as failure:
-        error = RowError.of(STAGE, failure)
+        error = _row_error(failure, shard, file, options)
     if row < stop:
         yield failed_rows(file, range(row, stop), error, options.passthrough)
+
+
+def _row_error(failure: Exception, shard: Shard, file: FileSlice, options: ReadOptions) -> RowError:
+    """Returns the error of the rows of a file that cannot be read, or raises the fault."""
+    refuse_place(failure, shard, file, *open_location(file.path, options.storage_options))
+    return RowError.of(STAGE, failure)
 
 
 def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
@@ -88,6 +98,7 @@ def _read_group(
     file: FileSlice,
     row_range: range,
     options: ReadOptions,
+    shard: Shard,
 ) -> Iterator[InputRows]:
     """Yields rows of a file that lie in one row group, whose first row is `first` in the file.
 
@@ -106,7 +117,7 @@ def _read_group(
                 return
         error = RowError(STAGE, "ChangedFile", "the row group ends early")
     except parquet_errors(ChangedFile) as failure:
-        error = RowError.of(STAGE, failure)
+        error = _row_error(failure, shard, file, options)
     yield failed_rows(file, range(row, row_range.stop), error, options.passthrough)
 
 

@@ -30,6 +30,10 @@ _RETRYING = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 _ONE_GET = {"max_concurrency": 1}
 
 
+class OutOfReach(ConnectionError):
+    """The folder of a location is gone, as where it is not mounted: a transient fault."""
+
+
 def store_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """Returns what an unreachable or forbidden location raises, and `others`, for an `except`:
     filesystems let the errors of the libraries below them through, and which of those are loaded
@@ -159,6 +163,13 @@ def exists(fs: AbstractFileSystem, path: str) -> bool:
     Raises OSError where nobody can tell: a filesystem's own `exists` says no to that.
     """
     return kind(fs, path) is not None
+
+
+def require_folder(fs: AbstractFileSystem, path: str) -> None:
+    """Raises OutOfReach where a local folder is gone or empty: of a file that was there nobody can
+    say then that it was deleted. Of a store its own answers tell."""
+    if is_local(fs) and not (os.path.isdir(path) and any(os.scandir(path))):
+        raise OutOfReach(f"the folder {path} is gone or empty, as where it is not mounted")
 
 
 def read_bytes(fs: AbstractFileSystem, path: str) -> bytes:

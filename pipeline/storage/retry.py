@@ -47,6 +47,7 @@ _PERMANENT_ERRNOS = {
 }
 # Of this machine, whatever is read: no row failed for it, and to wait helps little.
 _NODE_ERRNOS = {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
+_REFUSED = {401, 403, 407}
 _TRANSIENT_STATUSES = {408, 425, 429}
 # How codes of S3, and of what speaks like it, begin that are transient whatever the status.
 _TRANSIENT_CODES = (
@@ -79,10 +80,29 @@ def is_transient(error: BaseException) -> bool:
     return bool(verdicts) and verdicts[-1]  # the first cause knows best
 
 
-def is_of_the_node(error: BaseException) -> bool:
-    """Returns whether it says that this machine has no room, memory or file handles left."""
+def is_of_access(error: BaseException) -> bool:
+    """Returns whether a place says that a file is not there, refuses access to it, or is not found
+    itself: what it may say of one file or of all."""
+    return is_of_rights(error) or any(
+        isinstance(each, (FileNotFoundError, NotADirectoryError)) or _is_wrong_host(each)
+        for each in _causes(error)
+    )
+
+
+def is_of_rights(error: BaseException) -> bool:
+    """Returns whether it says that access is refused."""
     return any(
-        isinstance(each, MemoryError) or (isinstance(each, OSError) and each.errno in _NODE_ERRNOS)
+        isinstance(each, PermissionError) or _http_status(each) in _REFUSED
+        for each in _causes(error)
+    )
+
+
+def is_of_the_node(error: BaseException) -> bool:
+    """Returns whether it says that this machine has no room, memory or file handles left, lacks a
+    package, or is not set up for the store."""
+    lacks = (MemoryError, ImportError, *loaded_classes(_PERMANENT_IF_LOADED))
+    return any(
+        isinstance(each, lacks) or (isinstance(each, OSError) and each.errno in _NODE_ERRNOS)
         for each in _causes(error)
     )
 

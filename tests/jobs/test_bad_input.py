@@ -13,9 +13,11 @@ from PIL import Image, PngImagePlugin
 
 from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
-from pictures import SIDE, encoded, photo
+from pictures import BAD, SIDE, encoded, photo
+from pipeline.readers import images as image_files
 from pipeline.stages.read_images import decode
 from pipeline.storage import retry
+from pipeline.storage.filesystem import read_bytes
 from runs import errors, igpt, refusal, results
 
 
@@ -138,3 +140,49 @@ def test_a_web_server_that_refuses_is_one_line_without_secrets(
     assert "check the path, your rights" in of_input
     assert of_model.startswith(f"igpt: {place}?***: cannot be fetched ({status}, ")
     assert "SECRET" not in of_input + of_model
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Makes images fail to be read, by path, and nobody wait between tries."""
+
+    def answer(error_for):
+        def read(fs, path):
+            if error := error_for(path):
+                raise error
+            return read_bytes(fs, path)
+
+        monkeypatch.setattr(image_files, "read_bytes", read)
+        monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
+
+    return answer
+
+
+def test_an_image_whose_store_is_always_busy_is_an_error_row_in_the_end(
+    in_process, photos, tmp_path, answers
+):
+    """Past bug: its shard could never be done, whatever the number of starts."""
+    answers(lambda path: OSError(110, "503, busy") if path.endswith("/03.png") else None)
+    run = tmp_path / "run"
+    igpt("quantize", input=photos, output=run, max_error_fraction=0.5)
+    assert errors(run)["03.png"] == "TimeoutError"
+    assert len(errors(run)) == len(BAD) + 1
+    messages = pq.read_table(run / "errors")["message"].to_pylist()
+    assert sum("503, busy" in message for message in messages) == 1
+    assert (run / "report.json").exists()
+
+
+def test_lost_rights_are_no_bad_images(in_process, photos, tmp_path, answers, capsys):
+    """Past bug: a node whose rights were lost made an error row of each image, and the run was
+    done."""
+    answers(lambda path: PermissionError(13, "403, forbidden"))
+    run = tmp_path / "run"
+    options = {"input": photos, "output": run, "max_error_fraction": 0.5}
+    line = refusal(capsys, "quantize", **options, code=1)
+    assert "shards failed: 0" in line
+    assert "403, forbidden" in line
+    assert not list(run.glob("errors/*"))
+    assert not list(run.glob("data/*"))
+    answers(lambda path: None)
+    igpt("quantize", **options)
+    assert (run / "report.json").exists()

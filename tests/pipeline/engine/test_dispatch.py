@@ -1,6 +1,7 @@
 """Which shards are submitted again, which are named as failed, and when a run is given up; with
 stand-ins for Ray's part."""
 
+import random
 from collections.abc import Callable, Mapping
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from pipeline.engine import dispatch
 from pipeline.engine.dispatch import _likely_culprits_last, dispatch_shards
 from pipeline.engine.stage import Resources, ShardResult, Stage
 from pipeline.errors import RunFailed
-from pipeline.shards import FileSlice, Plan, Shard
+from pipeline.shards import FileSlice, Plan, Shard, Tries, shard_in
 
 REASON = "Model: ValueError: no"
 
@@ -28,6 +29,7 @@ class Cluster:
         self.tries: dict[int, int] = {}
         self.submissions = 0
         self.done: set[int] = set()
+        self.told: dict[int, list[Tries]] = {}  # of shards that failed
 
     def __call__(
         self, blocks: Mapping[int, pa.Table], stages: object, lease: object, *, proven: bool
@@ -35,6 +37,7 @@ class Cluster:
         assert proven == bool(self.done)
         self.submissions += 1
         order = list(blocks)
+        self._tries = {shard: shard_in(block).tries for shard, block in blocks.items()}
         for place, shard in enumerate(order):
             if shard in self._poison:
                 yield from (self._tried(i) for i in order[place + 1 : place + 2] if self._lives(i))
@@ -47,6 +50,7 @@ class Cluster:
     def _tried(self, shard: int) -> ShardResult:
         n = self.tries[shard] = self.tries.get(shard, 0) + 1
         if self._fails(shard, n):
+            self.told.setdefault(shard, []).append(self._tries[shard])
             return ShardResult(shard, failure=REASON)
         self.done.add(shard)
         return ShardResult(shard, pa.table({"shard": [shard]}))
@@ -93,11 +97,34 @@ def test_what_fails_twice_is_named_all_of_it(run, n):
 
 
 def test_a_run_whose_shards_all_fail_is_given_up(run):
-    """Five for each of the two actors."""
-    done, message, cluster = run(40, fails=lambda shard, _: shard >= 20)
+    """Five for each of the two actors, and eight spread over what is left."""
+    done, message, cluster = run(60, fails=lambda shard, _: shard >= 20)
     assert done == list(range(20))
-    assert message.startswith("10 of 40 shards failed, and the rest was not tried: 20, 21, 22,")
-    assert cluster.submissions == 1
+    assert message.startswith(
+        "18 of 60 shards failed, some of them from all over the plan; the rest was not tried: "
+        "20, 21, 22,"
+    )
+    assert cluster.submissions == 2
+    assert max(cluster.tries) > 38
+    assert max(cluster.tries.values()) == 1
+
+
+@pytest.mark.parametrize("bad", [range(10), range(30), range(100, 300), range(990, 1000)])
+def test_shards_that_cannot_be_read_do_not_keep_the_others_from_being_done(run, bad):
+    """Past bug: ten of them at the start of a thousand ended each start of the run, with nothing
+    done."""
+    random.seed(1)
+    done, message, cluster = run(1000, fails=lambda shard, _: shard in bad)
+    assert done == sorted(set(range(1000)) - set(bad))
+    assert " of 1000 shards failed" in message
+    assert cluster.submissions < 20
+
+
+def test_what_failed_is_told_that_it_is_tried_for_the_last_time(run):
+    _, _, cluster = run(40, fails=lambda shard, n: shard == 3)
+    assert cluster.told == {3: [Tries.MORE, Tries.LAST_AMONG_DONE]}
+    _, _, cluster = run(1, fails=lambda shard, n: True)
+    assert cluster.told == {0: [Tries.MORE, Tries.LAST]}
 
 
 @pytest.mark.parametrize("poison", [{0}, {39}, {5, 11}, {5, 6}, {0, 1, 2}, set(range(5, 40, 6))])
@@ -120,8 +147,8 @@ def test_a_run_whose_processes_all_die_is_given_up(run):
 def test_a_cluster_on_which_processes_begin_to_die_is_given_up(run):
     done, message, cluster = run(1000, poison=set(range(500, 1000)))
     assert done == list(range(500))
-    assert message.startswith("10 of 1000 shards failed, and the rest was not tried: ")
-    assert cluster.submissions < 40
+    assert message.startswith("18 of 1000 shards failed, some of them from all over the plan; ")
+    assert cluster.submissions < 60
 
 
 def raising(error: Exception) -> Callable:

@@ -185,8 +185,6 @@ PERMANENT = [
     UnidentifiedImageError("cannot identify image file"),
     OSError("image file is truncated"),
     gzip.BadGzipFile("not a gzipped file"),
-    *CONFIGURATION,
-    *map(usage_error_from, CONFIGURATION),
     *(
         OSError(number, "damaged")
         for number in (
@@ -211,12 +209,16 @@ OF_THE_NODE = [
     OSError(errno.ENOSPC, "no space left on device"),
     OSError(errno.EMFILE, "too many open files"),
     MemoryError(),
+    ImportError("no module s3fs"),
+    UsageError("cannot open s3:// with --storage-options anno"),
+    *CONFIGURATION,
+    *map(usage_error_from, CONFIGURATION),
 ]
 
 
 @pytest.mark.parametrize("error", OF_THE_NODE)
 def test_what_a_node_lacks_fails_no_row_and_is_not_retried(error):
-    """Past bug: a full disk made thousands of failed rows."""
+    """Past bugs: a full disk made thousands of failed rows, and so did a missing package."""
     assert not is_transient(error)
     with pytest.raises(type(error)):
         RowError.of("read", error)
