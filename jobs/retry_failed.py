@@ -1,4 +1,4 @@
-"""igpt retry-failed: the parts of a run that have errors, once more."""
+"""igpt retry-failed: the failed rows of a run, once more."""
 
 import json
 
@@ -21,6 +21,7 @@ def run(options: RetryOptions) -> None:
     from jobs.batch_jobs import recorded_job
     from pipeline.batch.run import run_job
     from pipeline.run_directory.directory import RunDirectory
+    from pipeline.run_directory.failed_rows import count_by_kind
     from pipeline.run_directory.layout import shards_with_errors
     from pipeline.storage.filesystem import absolute, options_for
     from pipeline.storage.redact import redacted
@@ -32,14 +33,17 @@ def run(options: RetryOptions) -> None:
     given = options.model_dump(exclude={"output", *ours}, exclude_none=True)
     job, recorded, _ = recorded_job(directory, given | ours)
     failed = shards_with_errors(directory.fs, directory.path)
+    before = count_by_kind(directory, failed).total()
     if failed:
         run_job(job.define, recorded, again=failed)
-    elif options.json_lines:
-        click.echo(
-            json.dumps({"event": "done", "output": redacted(directory.location), "retried": 0})
-        )
-    elif not options.quiet:
-        click.echo(f"{redacted(directory.location)}: no part has errors, nothing to retry")
+    where = redacted(directory.location)
+    if not failed and options.json_lines:
+        click.echo(json.dumps({"event": "done", "output": where, "retried": 0}))
+    elif not failed and not options.quiet:
+        click.echo(f"{where}: no row has failed, nothing to retry")
+    elif failed and options.progress == "text":
+        after = (directory.report() or {}).get("errors")
+        click.echo(f"{before} failed rows were done again, {after} of them failed again")
 
 
 COMMAND = command(
@@ -47,6 +51,6 @@ COMMAND = command(
     RetryOptions,
     run,
     argument="output",
-    help="Do the parts of the run OUTPUT that have errors again; all others stay as they are.",
+    help="Do the failed rows of the run OUTPUT again; what is done stays, and stays as it is.",
     example="igpt retry-failed out/photos --max-error-fraction 0.01",
 )

@@ -1,7 +1,8 @@
 """Executing a job: pending shards through the stages, progress, error budget, report."""
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -28,6 +29,7 @@ def execute(
     stages: Sequence[Stage],
     *,
     finished: set[int],
+    again: Collection[int] = (),
     lease: Lease,
     max_error_fraction: float,
     progress: Mode,
@@ -38,6 +40,7 @@ def execute(
 
     Args:
         finished: the shards that are done, of this run.
+        again: those of them whose failed rows are done again.
         lease: on the directory, acquired.
 
     Returns:
@@ -51,7 +54,9 @@ def execute(
     """
     record = directory.record()
     assert record is not None
-    next_move = f"next: {resuming(record['command'])}"
+    next_move = f"next: {_retrying(directory) if again else resuming(record['command'])}"
+    earlier = directory.report()
+    finished = finished - set(again)
     pending = [shard for shard in plan.shards if shard.index not in finished]
     failures = _errors_by_kind(directory, finished)
     done = rows_done(directory, [s for s in plan.shards if s.index in finished])
@@ -68,7 +73,12 @@ def execute(
         clock.show()
         metrics = RunMetrics(record["job"])
         work = dispatch_shards(plan, pending, stages, lease=lease)
-        with closing(clock), _reasons_to_stop(directory, plan, lease, next_move), closing(work):
+        with (
+            _kept_up(directory, plan, earlier),
+            closing(clock),
+            _reasons_to_stop(directory, plan, lease, next_move),
+            closing(work),
+        ):
             for summary in work:
                 clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
                 metrics.add(summary)
@@ -77,9 +87,8 @@ def execute(
     directory.delete_leftovers()
     _check_budget(clock, max_error_fraction)
     clock.show(final=True)
-    earlier = directory.report()
-    if earlier is not None and not pending:  # whose figures are those of the work
-        return earlier
+    if earlier is not None:  # whose figures are those of the work
+        return directory.report() or earlier
     report = {
         "format": FORMAT,
         "rows": clock.done - clock.errors,
@@ -94,6 +103,27 @@ def execute(
     }
     directory.write_json(REPORT_FILE, report)
     return report
+
+
+def _retrying(directory: RunDirectory) -> str:
+    return shlex.join(["igpt", "retry-failed", directory.location])
+
+
+@contextmanager
+def _kept_up(
+    directory: RunDirectory, plan: Plan, report: Mapping[str, Any] | None
+) -> Iterator[None]:
+    """Brings the counts of a report up to date in the end, however that comes: the run was finished
+    before, and is so all the time."""
+    try:
+        yield
+    finally:
+        if report is not None:
+            by_kind = _errors_by_kind(directory, directory.finished())
+            rows = rows_done(directory, plan.shards) - by_kind.total()
+            counts = {"rows": rows, "errors": by_kind.total()}
+            kinds = {"errors_by_kind": dict(by_kind.most_common())}
+            directory.write_json(REPORT_FILE, {**report, **counts, **kinds})
 
 
 @contextmanager

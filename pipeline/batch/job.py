@@ -109,6 +109,8 @@ class Job:
         compute: how its model computes, None without one.
         resources: what each stage gets of the cluster.
         lease: the right to work at `output`; None where nothing is written.
+        again: the failed rows of shards that are done are done again.
+        redone: of those shards all rows are.
     """
 
     spec: JobSpec
@@ -117,6 +119,8 @@ class Job:
     compute: ComputePlan | None
     resources: cluster.ResourcePlan
     lease: Lease | None = None
+    again: bool = False
+    redone: tuple[int, ...] = ()
 
     @property
     def schema(self) -> pa.Schema:
@@ -139,6 +143,9 @@ class Job:
             "crop": options.crop,
             "mask": mask,
             "prompts": prompts,
+            "kept_in": self.output if self.again else None,
+            "redone": self.redone,
+            "output_options": options_for(options.storage_options, "output"),
             "input_options": options_for(options.storage_options, "input"),
             "model_options": options_for(options.storage_options, "model"),
         }
@@ -158,6 +165,7 @@ class Job:
             "schema": self.schema,
             "image_size": quantizer.image_size,
             "palette": quantizer.location,
+            "again": self.again,
             "examples": ceil(MAX_EXAMPLES / max(len(self.plan.shards), 1)),
             "output_options": options_for(options.storage_options, "output"),
             "model_options": options_for(options.storage_options, "model"),

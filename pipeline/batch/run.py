@@ -37,7 +37,7 @@ def run_job(
 
     Args:
         define: what makes a job of its options.
-        again: shards that are invalidated, once all is checked, and so are done again.
+        again: shards whose failed rows are done again; what is there stays until it is as good.
 
     Raises UsageError before work begins; RunFailed and OverErrorBudget as `execute` does.
     """
@@ -74,11 +74,11 @@ def run_job(
             there = None if options.overwrite else directory.plan()
             job = job if there is None else replace(job, plan=there)
             directory.write_plan(job.plan)
-        directory.invalidate(again)
         # An actor of a run that was there before may write a part after all was cleared.
         finished = set() if resumed is None else directory.finished()
         try:
-            _execute(replace(job, lease=lease), directory, lease, finished)
+            job = replace(job, lease=lease, again=bool(again))
+            _execute(job, directory, lease, finished, again)
         except KeyboardInterrupt:
             raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
 
@@ -150,7 +150,13 @@ def _say_what_must_come(options: RunOptions) -> None:
         )
 
 
-def _execute(job: Job, directory: RunDirectory, lease: Lease, finished: set[int]) -> None:
+def _execute(
+    job: Job,
+    directory: RunDirectory,
+    lease: Lease,
+    finished: set[int],
+    again: Collection[int],
+) -> None:
     """Runs the stages, writes the report, and says where it lies."""
     options = job.spec.options
     try:
@@ -159,6 +165,7 @@ def _execute(job: Job, directory: RunDirectory, lease: Lease, finished: set[int]
             job.plan,
             job.spec.stages(job),
             finished=finished,
+            again=again,
             lease=lease,
             max_error_fraction=options.max_error_fraction,
             progress=options.progress,

@@ -2,7 +2,7 @@
 
 Uses storage and inputs, for what planning knows of the formats."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -29,14 +29,16 @@ def read_shard(
     id_column: str | None = None,
     passthrough: pa.Schema | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    kept: Container[str] = (),
 ) -> Iterator[InputRows]:
     """Reads all rows of a shard, in order, a few megabytes at a time; what comes next is read
     while the caller works. A row that cannot be read is there with its error.
 
-    The arguments are fields of the shard's plan; `storage_options` those of the input alone.
+    The arguments are fields of the shard's plan; `storage_options` those of the input alone. Of the
+    rows whose ids are in `kept` the caller wants no images.
     Raises what the store raises where a fault of it may be gone soon (`is_transient`), and
     UnreadableTar.
     """
     passthrough = pa.schema([]) if passthrough is None else passthrough
-    options = ReadOptions(image_column, id_column, passthrough, storage_options or {}, format)
+    options = ReadOptions(image_column, id_column, passthrough, storage_options or {}, format, kept)
     return READERS[format](shard, options)

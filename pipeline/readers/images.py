@@ -33,6 +33,8 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
     faults = ImageFaults(shard)
 
     def read(file: FileSlice) -> bytes | RowError:
+        if file.name in options.kept:
+            return b""
         try:
             image = _read(file, options.storage_options)
         except Exception as error:  # of one image; each store has its own classes of errors

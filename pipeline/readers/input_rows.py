@@ -1,6 +1,6 @@
 """What a reader makes of a shard: consecutive rows, good or failed, a few megabytes at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +43,7 @@ class ReadOptions:
     passthrough: pa.Schema
     storage_options: Mapping[str, Any]
     format: str
+    kept: Container[str] = ()  # ids of rows whose images nobody wants
 
 
 def places(file: FileSlice, row_range: range) -> tuple[list[str], list[str]]:

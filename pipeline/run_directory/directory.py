@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from pipeline.run_directory.layout import (
     finished_shards,
     is_stop_file,
     parquet_bytes,
-    part_name,
 )
 from pipeline.run_directory.record import check_format
 from pipeline.shards import Plan
@@ -128,18 +127,6 @@ class RunDirectory:
             except FileNotFoundError:  # another run clears here at the same time
                 if exists(self.fs, path):
                     self.fs.rm(path, recursive=name in FOLDERS)
-
-    def invalidate(self, shards: Collection[int]) -> None:
-        """Deletes the results of these shards, so that they are to be done again. The report goes
-        first: stopped in between, it is a run that resumes.
-
-        Errors and stats stay until the writer of the new results replaces them: an actor that
-        still writes the old results, for a driver that was superseded, ends with a whole part.
-        """
-        if not shards:
-            return
-        self._delete({REPORT_FILE}.__contains__, "")
-        self._delete({part_name("data", shard) for shard in shards}.__contains__, "data")
 
     def _delete(self, chosen: Callable[[str], bool], folder: str) -> None:
         """Deletes the files of a folder whose names, relative to the run directory, are chosen."""

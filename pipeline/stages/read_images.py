@@ -1,7 +1,7 @@
 """CPU stages that read a shard's images: into rows of tokens, or into counts of colors."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,10 +16,13 @@ from pipeline.inputs.masks import Masks
 from pipeline.readers import read_shard
 from pipeline.readers.input_rows import STAGE, InputRows
 from pipeline.rows import RowError
-from pipeline.shards import shard_in
+from pipeline.shards import Shard, shard_in
 from pipeline.stages.blocks import ShardMetadata, with_shard_metadata
+from pipeline.stages.earlier_part import KEPT, ids_in_part
 from pipeline.stages.tokenize import Tokenizer, Tokens, decode
+from pipeline.storage.filesystem import open_location
 
+DUPLICATE = "DuplicateId"
 # What CountColors makes of a shard.
 COLORS = pa.schema(
     [
@@ -49,6 +52,10 @@ class ReadImages:
         mask: location of masks, as in `Masks`, whose rows then have `rows.KNOWN_PIXELS`.
         prompts: the input is of tokens that begin images. Zeros are put after them, and a column
             `rows.PROMPT_LENGTH` (int32, null beside an error) says how many were there.
+        kept_in: a run directory. A row that has its result there is not done again: the error that
+            stands for it is `KEPT`.
+        redone: shards of which all rows are done again.
+        output_options: fsspec options of the run directory.
     """
 
     def __init__(
@@ -66,6 +73,9 @@ class ReadImages:
         model_options: Mapping[str, Any],
         mask: str | None = None,
         prompts: bool = False,
+        kept_in: str | None = None,
+        redone: Collection[int] = (),
+        output_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._read_shard = partial(
             read_shard,
@@ -86,6 +96,8 @@ class ReadImages:
         self._masks = None
         if mask is not None:
             self._masks = Masks(mask, image_size=image_size, crop=crop, options=input_options)
+        self._kept_in = None if kept_in is None else open_location(kept_in, output_options)
+        self._redone = frozenset(redone)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         shard = shard_in(block)
@@ -93,8 +105,10 @@ class ReadImages:
         decode_seconds = 0.0
         tables = []
         sources: dict[str, str] = {}  # by id
-        for read in self._read_shard(shard):
+        kept = self._kept(shard)
+        for read in self._read_shard(shard, kept=kept):
             _refuse_duplicates(read, sources)
+            _keep(read, kept)
             decode_begun = time.perf_counter()
             tables.append(self._quantize(read))
             decode_seconds += time.perf_counter() - decode_begun
@@ -103,6 +117,12 @@ class ReadImages:
         read_seconds = time.perf_counter() - begun - decode_seconds
         seconds = {"read": read_seconds, "decode": decode_seconds}
         return with_shard_metadata(table, ShardMetadata(shard.index, expected, seconds))
+
+    def _kept(self, shard: Shard) -> frozenset[str]:
+        """Returns the ids of the rows that have their results."""
+        if self._kept_in is None or shard.index in self._redone:
+            return frozenset()
+        return ids_in_part(*self._kept_in, shard.index)
 
     def _quantize(self, read: InputRows) -> pa.Table:
         found = [self._tokenizer.tokens(image) for image in read.images]
@@ -124,8 +144,16 @@ def _refuse_duplicates(read: InputRows, sources: dict[str, str]) -> None:
         first = sources.setdefault(id_, source)
         if first != source:
             read.images[index] = RowError(
-                STAGE, "DuplicateId", f"expected ids that differ, found that of {first}: {id_}"
+                STAGE, DUPLICATE, f"expected ids that differ, found that of {first}: {id_}"
             )
+
+
+def _keep(read: InputRows, kept: Container[str]) -> None:
+    """Marks the rows that have their results; a later row of the same id is a failed one."""
+    for index, id_ in enumerate(read.ids):
+        image = read.images[index]
+        if id_ in kept and not (isinstance(image, RowError) and image.error == DUPLICATE):
+            read.images[index] = KEPT
 
 
 def _first_error(

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.errors import Superseded
-from pipeline.run_directory.layout import parquet_bytes, part_name, spread
+from pipeline.run_directory.layout import parquet_bytes, parquet_file, part_name, spread
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.likelihoods import NLLHistogram, has_nll
 from pipeline.stages.blocks import shard_metadata, tokens_of
+from pipeline.stages.earlier_part import KEPT, EarlierPart
 from pipeline.stages.result_columns import RESULTS, pictures
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import join, open_location, read_bytes
@@ -46,8 +47,10 @@ class WriteParts:
     """A block of a shard's finished rows -> its part in the run directory, and a row of SUMMARY.
 
     Errors and stats are written before the data: a data part that is there means that the shard
-    is done. Writing a part again writes the same bytes. Raises Superseded, and writes nothing more,
-    once the run directory is another run's; what was written stays, for `igpt verify` to find.
+    is done. Writing a part again writes the same bytes. Where failed rows are done again, the part
+    that is there stays until one with as many good rows or more takes its place. Raises Superseded,
+    and writes nothing more, once the run directory is another run's; what was written stays, for
+    `igpt verify` to find.
 
     Args:
         output: the run directory.
@@ -59,6 +62,7 @@ class WriteParts:
         examples: rows of each part whose pictures are kept for the report, where the results
             themselves hold no images.
         output_options, model_options: fsspec options of the two locations.
+        again: failed rows of shards that are done are done again.
     """
 
     def __init__(
@@ -73,9 +77,11 @@ class WriteParts:
         examples: int,
         output_options: Mapping[str, Any],
         model_options: Mapping[str, Any],
+        again: bool = False,
     ) -> None:
         self._fs, self._output = open_location(output, output_options)
         self._lease = lease
+        self._again = again
         self._columns = RESULTS.get(job)
         self._schema = schema
         self._has_nll = has_nll(job, schema)
@@ -93,26 +99,59 @@ class WriteParts:
                 "lost between two stages, nothing was written"
             )
         good = block.filter(pc.is_null(block[rows.ERROR_STAGE]))
-        failed = block.filter(pc.is_valid(block[rows.ERROR_STAGE]))
+        failed = block.filter(pc.not_equal(block[rows.ERROR_STAGE], KEPT.stage))  # null is no error
         results = self.results(good)
-        payload = parquet_bytes(results)
+        earlier = self._earlier(shard)
         figures = self._figures(good, results)
-        self._check_lease(shard)  # no sooner: all that takes seconds
-        self._write_errors(shard, failed)
+        if earlier is not None:
+            results = earlier.merged(block, results)
+            if results.num_rows < earlier.results.num_rows:
+                return self._left(shard, earlier, found=results.num_rows)
+            figures |= self._likelihoods(results) | earlier.figures(results)
+        payload = parquet_bytes(results)
         summary = {
             "shard": shard,
-            "rows": good.num_rows,
+            "rows": results.num_rows,
             "errors": failed.num_rows,
-            "tokens": _sampled_tokens(good),
+            "tokens": _sampled_tokens(good) + (earlier.tokens if earlier else 0),
             "bytes": len(payload),
             "finished": time.time(),
             "seconds": {**metadata.seconds, "write": time.perf_counter() - begun},
         }
-        stats = json.dumps(summary | figures).encode()
-        write_atomic(self._fs, self._path("stats", shard), stats)
-        self._check_lease(shard)
-        write_atomic(self._fs, self._path("data", shard), payload)
+        self._check_lease(shard)  # no sooner: all that takes seconds
+        if earlier is None:
+            self._write_errors(shard, failed)
+            self._write_stats(shard, summary | figures)
+            self._check_lease(shard)
+            write_atomic(self._fs, self._path("data", shard), payload)
+        else:  # killed in between, rows are in both: the next retry clears that up
+            write_atomic(self._fs, self._path("data", shard), payload)
+            self._replace_errors(shard, _errors_payload(failed))
+            self._write_stats(shard, summary | figures)
         self._check_lease(shard)  # so that no shard counts as this run's which another may redo
+        return pa.Table.from_pylist([summary], schema=SUMMARY)
+
+    def _earlier(self, shard: int) -> EarlierPart | None:
+        if not self._again:
+            return None
+        return EarlierPart.read(self._fs, self._output, shard, self._schema)
+
+    def _left(self, shard: int, earlier: EarlierPart, *, found: int) -> pa.Table:
+        """Leaves a shard as it is, with more good rows than were found now."""
+        _log.warning(
+            "shard %d: %d good rows now, %d there; it stays as it is",
+            *(shard, found, earlier.results.num_rows),
+        )
+        errors = self._errors_there(self._path("errors", shard))
+        summary = {
+            "shard": shard,
+            "rows": earlier.results.num_rows,
+            "errors": 0 if errors is None else parquet_file(errors).metadata.num_rows,
+            "tokens": 0,
+            "bytes": 0,
+            "finished": time.time(),
+            "seconds": {},
+        }
         return pa.Table.from_pylist([summary], schema=SUMMARY)
 
     def _path(self, folder: str, shard: int) -> str:
@@ -140,9 +179,13 @@ class WriteParts:
             figures["run"] = self._lease.run  # not in the part, whose bytes no run may change
         if self._n_examples:
             figures["examples"] = self._examples(good)
-        if self._has_nll:
-            figures["nats"] = NLLHistogram.of(results).to_json()
-        return figures
+        return figures | self._likelihoods(results)
+
+    def _likelihoods(self, results: pa.Table) -> dict[str, Any]:
+        return {"nats": NLLHistogram.of(results).to_json()} if self._has_nll else {}
+
+    def _write_stats(self, shard: int, stats: Mapping[str, Any]) -> None:
+        write_atomic(self._fs, self._path("stats", shard), json.dumps(stats).encode())
 
     def _examples(self, good: pa.Table) -> list[dict[str, Any]]:
         """Chooses a few rows of the part, evenly spread, each with its picture as base64 of PNG."""
@@ -155,24 +198,27 @@ class WriteParts:
         ]
 
     def _write_errors(self, shard: int, failed: pa.Table) -> None:
-        path, payload = self._path("errors", shard), None
-        if failed.num_rows:
-            errors = pa.table([failed[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS)
-            for row in errors.slice(0, _LOGGED_ERRORS).to_pylist():
-                _log.warning("shard %d, %s: %s: %s", shard, row["id"], row["error"], row["message"])
-            if failed.num_rows > _LOGGED_ERRORS:
-                _log.warning("shard %d: %d failed rows, all in %s", shard, failed.num_rows, path)
-            payload = parquet_bytes(errors)
+        path, payload = self._path("errors", shard), _errors_payload(failed)
+        for row in failed.slice(0, _LOGGED_ERRORS).to_pylist():
+            names = (rows.ROW_ID, rows.ERROR_CLASS, rows.ERROR_MESSAGE)
+            _log.warning("shard %d, %s: %s: %s", shard, *map(row.get, names))
+        if failed.num_rows > _LOGGED_ERRORS:
+            _log.warning("shard %d: %d failed rows, all in %s", shard, failed.num_rows, path)
         if payload == self._errors_there(path):
             return
         # An earlier attempt at this shard had other errors: its results lack rows, or hold some
         # that are errors now. Where this attempt got no further they would count as done.
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path("data", shard))
-        if payload is None:
-            self._fs.rm_file(path)
-        else:
+        self._replace_errors(shard, payload)
+
+    def _replace_errors(self, shard: int, payload: bytes | None) -> None:
+        path = self._path("errors", shard)
+        if payload is not None:
             write_atomic(self._fs, path, payload)
+        else:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(path)
 
     def _errors_there(self, path: str) -> bytes | None:
         try:
@@ -188,6 +234,13 @@ _ERROR_COLUMNS = (
     rows.ERROR_CLASS,
     rows.ERROR_MESSAGE,
 )
+
+
+def _errors_payload(failed: pa.Table) -> bytes | None:
+    """Returns a part of errors; None without any."""
+    if not failed.num_rows:
+        return None
+    return parquet_bytes(pa.table([failed[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS))
 
 
 def _sampled_tokens(good: pa.Table) -> int:

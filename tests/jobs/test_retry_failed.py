@@ -1,15 +1,18 @@
 """`igpt retry-failed`: what failed is done again, from the options in run.json, from anywhere."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.__main__ import main
 from pictures import BAD, GOOD, encoded, photo
-from pipeline.run_directory.directory import RunDirectory
+from pipeline.stages.model_batches import ComputePlan
+from pipeline.stages.write_parts import WriteParts
 from runs import parts, refusal
 
 WORDS = ["complete", "--samples=2", "--batch-size=8", "--shard-size=5", "--seed=7", "--quiet"]
@@ -56,9 +59,10 @@ def test_what_is_still_bad_is_an_error_again(place):
 
 
 def test_the_error_budget_may_be_another(place, capsys):
+    report = (place / "run" / "report.json").read_bytes()
     words = ["retry-failed", place / "run", "--quiet", "--max-error-fraction=0"]
     refusal(capsys, *words, code=3)
-    assert not (place / "run" / "report.json").exists()
+    assert (place / "run" / "report.json").read_bytes() == report
 
 
 def test_a_run_that_went_over_its_budget_is_mended_and_keeps_what_is_done(place, capsys):
@@ -97,31 +101,127 @@ def test_a_location_that_was_masked_cannot_be_used(place, capsys):
 def test_without_errors_there_is_nothing_to_do(in_process, tiny_model, tmp_path, capsys):
     words = ["sample", "--count=3", f"--model={tiny_model}", f"--output={tmp_path}/run"]
     main([*words, "--quiet", "--device=cpu"])
-    before = contents_without_errors(tmp_path / "run")
+    before = contents(tmp_path / "run")
     capsys.readouterr()
     main(["retry-failed", str(tmp_path / "run")])
     assert "nothing to retry" in capsys.readouterr().out
-    assert contents_without_errors(tmp_path / "run") == before
+    assert contents(tmp_path / "run") == before
 
 
-def contents_without_errors(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+def contents(output: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file()
+    }
 
 
-def test_the_report_goes_before_results_and_errors_stay_until_there_are_others(place, monkeypatch):
-    """Killed between two deletions: what is left is a run that resumes. Past bug: what an actor of
-    another driver still wrote at that moment lay there without its errors."""
-    directory = RunDirectory.at(str(place / "run"), {})
-    deleted = []
-    remove = type(directory.fs).rm_file
-    monkeypatch.setattr(
-        type(directory.fs), "rm_file", lambda fs, path: deleted.append(path) or remove(fs, path)
-    )
-    directory.invalidate({0, 3})
-    folders = [path.removeprefix(f"{directory.path}/").split("/")[0] for path in deleted]
-    assert folders == ["report.json", "data", "data"]
-    assert {Path(path).stem for path in deleted[1:]} == {"part-000000", "part-000003"}
-    assert len(list((place / "run" / "data").iterdir())) == 3
+JOBS = {
+    "quantize": [],
+    "embed": ["--layers=1,2", "--batch-size=8"],
+    "score": ["--map", "--batch-size=8"],
+    "complete": ["--best-of=3", "--samples=2", "--score", "--batch-size=9", "--seed=3"],
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("kind", ["files", "table"])
+def test_only_failed_rows_are_done_again_and_the_bytes_are_those_of_a_whole_run(
+    in_process, photos, tiny_model, tmp_path, monkeypatch, job, kind
+):
+    """Past bug: one bad image in a shard of a thousand had all of them computed again."""
+    names = sorted(path.relative_to(photos) for path in Path(photos).rglob("*.*"))
+    good = [(Path(photos) / name).read_bytes() for name in names if name.name not in BAD][:12]
+    bad = [b"no image" if i in (0, 5, 11) else image for i, image in enumerate(good)]
+    source = tmp_path / "input"
+    words = [job, f"--input={source}", "--shard-size=7", f"--model={tiny_model}", "--quiet"]
+    words += ["--max-error-fraction=0.5", *JOBS[job]]
+    words += [] if job == "quantize" else ["--device=cpu"]
+    write_input(source, bad, kind)
+    main([*words, f"--output={tmp_path}/run"])
+    before = json.loads((tmp_path / "run" / "report.json").read_text())
+    write_input(source, good, kind)
+    looked_at = spy(monkeypatch)
+    main(["retry-failed", str(tmp_path / "run"), "--quiet"])
+    assert sum(looked_at) == (0 if job == "quantize" else 3 if kind == "files" else 12)
+    main([*words, f"--output={tmp_path}/fresh"])
+    assert parts(tmp_path / "run", "data", "errors") == parts(tmp_path / "fresh", "data", "errors")
+    assert not list((tmp_path / "run" / "errors").iterdir())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report == before | {"rows": 12, "errors": 0, "errors_by_kind": {}}
+    for name in ("part-000000.json", "part-000001.json"):
+        stats, fresh = (
+            json.loads((tmp_path / run / "stats" / name).read_text()) for run in ("run", "fresh")
+        )
+        assert (stats["rows"], stats["errors"]) == (fresh["rows"], fresh["errors"])
+        assert stats.get("nats") == fresh.get("nats")
+        assert stats["tokens"] == fresh["tokens"]
+        ids = pq.read_table(tmp_path / "run" / "data" / name.replace("json", "parquet"))["id"]
+        assert all(each["row"] < len(ids) for each in stats.get("examples", []))
+    main(["verify", str(tmp_path / "run"), *([] if job == "quantize" else ["--replay=4"])])
+
+
+def write_input(source: Path, images: list[bytes], kind: str) -> None:
+    """Writes images that differ from those that were there, as files or as a table."""
+    source.mkdir(exist_ok=True)
+    if kind == "table":
+        pq.write_table(pa.table({"image": pa.array(images)}), source / "a.parquet")
+        return
+    for i, image in enumerate(images):
+        path = source / f"{i:02d}.png"
+        if not path.exists() or path.read_bytes() != image:
+            path.write_bytes(image)
+
+
+def spy(monkeypatch) -> list[int]:
+    """Returns a list to which the rows that a model is given are added."""
+    seen: list[int] = []
+    in_batches = ComputePlan.in_batches
+
+    def counting(self, compute, *arrays):
+        seen.append(len(arrays[0]))
+        return in_batches(self, compute, *arrays)
+
+    monkeypatch.setattr(ComputePlan, "in_batches", counting)
+    return seen
+
+
+def test_an_input_that_is_gone_changes_nothing(place, capsys):
+    """Past bug: 20 good rows became 14, and report.json was gone."""
+    before = contents(place / "run")
+    shutil.move(place / "photos", place / "away")
+    line = refusal(capsys, "retry-failed", place / "run")
+    assert str(place / "photos") in line
+    assert contents(place / "run") == before
+    shutil.move(place / "away", place / "photos")
+    main(["retry-failed", str(place / "run"), "--quiet"])
+
+
+def test_images_that_were_good_and_cannot_be_read_now_are_still_there(place):
+    """They are not looked at: their rows stay."""
+    before = parts(place / "run", "data", "errors")
+    stamp = (place / "photos" / "03.png").stat()
+    (place / "photos" / "03.png").write_bytes(bytes(stamp.st_size))
+    os.utime(place / "photos" / "03.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    main(["retry-failed", str(place / "run"), "--quiet"])
+    assert parts(place / "run", "data", "errors") == before
+
+
+def test_killed_between_results_and_errors_the_next_retry_clears_up(place, monkeypatch, capsys):
+    (place / "photos" / "truncated.jpg").write_bytes(encoded(photo(20), "JPEG"))
+    with monkeypatch.context() as patch:
+
+        def killed(self, shard, payload):
+            raise RuntimeError("killed")
+
+        patch.setattr(WriteParts, "_replace_errors", killed)
+        line = refusal(capsys, "retry-failed", place / "run", code=1)
+    assert f"next: igpt retry-failed {place}/run" in line
+    assert pq.read_table(place / "run" / "data").num_rows == GOOD + 1
+    main(["retry-failed", str(place / "run"), "--quiet"])
+    assert set(pq.read_table(place / "run" / "errors")["id"].to_pylist()) == BAD - {"truncated.jpg"}
+    assert pq.read_table(place / "run" / "data").num_rows == GOOD + 1
+    main(["verify", str(place / "run")])
 
 
 def test_no_run_is_a_usage_error(tmp_path, capsys):
