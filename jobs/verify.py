@@ -51,9 +51,14 @@ def _checks(
     from pipeline.storage.filesystem import options_for
     from pipeline.verify.verify import verify
 
-    model_options = options_for(options.storage_options, "model")
+    checks = verify(
+        directory,
+        record,
+        input_options=options_for(options.storage_options, "input"),
+        model_options=options_for(options.storage_options, "model"),
+    )
     plan_is_read = False
-    for check in verify(directory, record, model_options=model_options):
+    for check in checks:
         plan_is_read |= check.name == "plan" and check.ok is True
         yield check
     if options.replay is not None and plan_is_read:

@@ -15,13 +15,16 @@ from pipeline.errors import UsageError
 class FileSlice:
     """Rows `start` to `stop` of a file: its path or URI, and the name that ids are made from.
 
-    `stop` is None where nobody has counted the rows: then it is to the end of the file.
+    `stop` is None where nobody has counted the rows: then it is to the end of the file. `identity`
+    is what the filesystem told of its content when it was planned: size and mtime, or ETag; None
+    where it tells nothing.
     """
 
     path: str
     name: str
     start: int
     stop: int | None
+    identity: str | None = None
 
     @property
     def row_numbers(self) -> range:
@@ -72,6 +75,7 @@ _SLICE_FIELDS = [
     pa.field("name", pa.string()),
     pa.field("start", pa.int64()),
     pa.field("stop", pa.int64()),
+    pa.field("identity", pa.string()),
 ]
 PLAN_SCHEMA = pa.schema(
     [
@@ -89,7 +93,8 @@ class Plan:
     """An input cut into shards, and what planning found out about it.
 
     `passthrough` holds the input's columns that go into the results, with their Hub features;
-    `skipped` counts the files left out, by extension.
+    `skipped` counts the files left out, by extension. `limit` is the number of rows that were
+    asked for, None for all; `empty` holds the files without rows, their identities by path.
     """
 
     format: str
@@ -99,6 +104,8 @@ class Plan:
     id_column: str | None = None
     passthrough: pa.Schema = field(default_factory=lambda: pa.schema([]))
     skipped: Mapping[str, int] = field(default_factory=dict)
+    limit: int | None = None
+    empty: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def rows(self) -> int | None:
@@ -114,6 +121,8 @@ class Plan:
             "image_column": self.image_column,
             "id_column": self.id_column,
             "skipped": dict(self.skipped),
+            "limit": self.limit,
+            "empty": dict(self.empty),
             "passthrough": base64.b64encode(self.passthrough.serialize()).decode(),
         }
         slices = [each for shard in self.shards for each in shard.slices]
@@ -163,5 +172,6 @@ def for_last_try(block: pa.Table, *, proven: bool) -> pa.Table:
 def _shards(table: pa.Table) -> Iterator[Shard]:
     for batch in table.select(["shard", "slices"]).to_batches():
         for index, slices in zip(batch[0].to_pylist(), batch[1], strict=True):
+            # The fields that a plan of an earlier igpt lacks are the last.
             fields = [column.to_pylist() for column in slices.values.flatten()]
             yield Shard(index, tuple(map(FileSlice, *fields)))

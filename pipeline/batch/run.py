@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from pipeline.batch.execute import execute
 from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.record import dependencies, record_of
+from pipeline.batch.same_input import check_input
 from pipeline.engine import cluster
 from pipeline.errors import RunFailed, UsageError
 from pipeline.inputs.source import Source
-from pipeline.options import ModelOptions, RunOptions
+from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
@@ -51,8 +52,8 @@ def run_job(
     if resumed is not None and isinstance(options, ModelOptions):
         options = _as_recorded(options, resumed["results"])
     spec = define(options)
-    plan = None if resumed is None else directory.plan()
-    source = spec.find_source() if plan is None else None
+    planned = None if resumed is None else directory.plan()
+    source = spec.find_source() if planned is None else None
     with cluster.connected(options.address):
         _say_what_must_come(options)
         compute = spec.find_compute()
@@ -63,21 +64,25 @@ def run_job(
             wanted |= {} if size is None else {"shard_size": size}
             refuse_other_run(directory.location, resumed["results"], wanted)
             size = resumed["results"]["shard_size"]
-        if source is not None:
+        if planned is None:
+            assert source is not None
             plan = cut(spec, source, compute, size)
-        assert plan is not None
+        else:
+            plan = _as_planned(planned, spec.options, directory, again)
         job = Job(spec, directory.location, plan, compute, spec.resources(compute))
         record = resumed or record_of(job, wanted)
         lease = _acquire(job, directory, record, creates=resumed is None)
-        if source is not None:
+        if planned is None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
             there = None if options.overwrite else directory.plan()
             job = job if there is None else replace(job, plan=there)
+        if job.plan is not planned:
             directory.write_plan(job.plan)
         # An actor of a run that was there before may write a part after all was cleared.
         finished = set() if resumed is None else directory.finished()
         try:
-            job = replace(job, lease=lease, again=bool(again))
+            redone = _redone(planned, job.plan, again)
+            job = replace(job, lease=lease, again=bool(again), redone=redone)
             _execute(job, directory, lease, finished, again)
         except KeyboardInterrupt:
             raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
@@ -89,6 +94,29 @@ def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
     given = {name: getattr(options, name) for name in FOUND}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
     return options.model_copy(update=found | given)
+
+
+def _as_planned(
+    plan: Plan, options: RunOptions, directory: RunDirectory, again: Collection[int]
+) -> Plan:
+    """Checks that the input, where the job has one, is that of the plan; see `check_input`."""
+    if not isinstance(options, ImageJobOptions):
+        return plan
+
+    def find_finished() -> set[int]:
+        with directory.reached():
+            return directory.finished()
+
+    return check_input(plan, options, find_finished=find_finished, again=again)
+
+
+def _redone(planned: Plan | None, plan: Plan, again: Collection[int]) -> tuple[int, ...]:
+    """Lists the shards that are done again of which a file with many rows has changed: any of its
+    rows may be another."""
+    if planned is None or plan.format == "images":
+        return ()
+    pairs = zip(planned.shards, plan.shards, strict=True)
+    return tuple(new.index for old, new in pairs if new.index in again and new != old)
 
 
 def cut(spec: JobSpec, source: Source, compute: ComputePlan | None, size: int | None) -> Plan:

@@ -59,7 +59,7 @@ def dispatch_shards(
         RunFailed: without a next move, at the end where shards failed, and as soon as the circuit
             breaker trips.
     """
-    table = plan.to_table()
+    table = plan.to_table().replace_schema_metadata(None)  # once for each shard
     row_of = {shard.index: row for row, shard in enumerate(plan.shards)}
     actors = max(min(stage.resources.actors, len(shards)) for stage in stages) if shards else 0
     queue = _Queue([shard.index for shard in shards], actors=actors)

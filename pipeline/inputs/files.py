@@ -12,9 +12,18 @@ from fsspec import AbstractFileSystem
 from PIL import Image
 
 from pipeline.errors import UsageError
-from pipeline.storage.filesystem import absolute, kind, open_location, store_errors, uri_of
+from pipeline.storage.file_identity import entry_identity, local_identity
+from pipeline.storage.filesystem import (
+    absolute,
+    entry_at,
+    is_local,
+    kind,
+    open_location,
+    store_errors,
+    uri_of,
+)
 from pipeline.storage.redact import redacted_error
-from pipeline.storage.walk import glob_files, has_magic, list_files, list_folder
+from pipeline.storage.walk import Files, glob_files, has_magic, list_files, list_folder
 
 MOST_NAMES = 1_000_000
 
@@ -40,12 +49,19 @@ class InputFile(NamedTuple):
 
     path: str  # or URI
     name: str  # relative to the folder that all of the input lies in
+    identity: str | None = None  # of its content, as `FileSlice` has it
     largest_group: int = 0  # rows of its largest row group, once a Parquet footer is read
 
 
-def find_files(text: str, options: Mapping[str, Any]) -> list[InputFile]:
+def find_files(
+    text: str, options: Mapping[str, Any], *, missing_ok: bool = False
+) -> list[InputFile]:
     """Finds all visible files of an input (file, folder, glob, names with braces, comma-list of
-    them), sorted by name."""
+    them), sorted by name.
+
+    Raises UsageError where it is out of reach and, unless `missing_ok`, where something that it
+    names is not there.
+    """
     if os.path.exists(text):  # whose name may hold commas
         locations = [text]
     else:
@@ -56,14 +72,18 @@ def find_files(text: str, options: Mapping[str, Any]) -> list[InputFile]:
     if any(fs != opened[0][0] for fs, _ in opened):
         raise UsageError(f"expected inputs on one filesystem, found {text}; run one job for each")
     bases: list[str] = []
-    uris: dict[str, str] = {}  # by path, so that what is named twice is there once
+    # By path, so that what is named twice is there once.
+    found: dict[str, tuple[str, str | None]] = {}
     for uri, (fs, path) in zip(locations, opened, strict=True):
-        base, paths = _list_location(fs, uri, path)
+        base, listed = _list_location(fs, uri, path, missing_ok=missing_ok)
         bases.append(base)
-        for found in paths:
-            uris[found] = uri_of(found, uri=uri, path=path)
+        for each, identity in listed.items():
+            found[each] = uri_of(each, uri=uri, path=path), identity
     common = _common_folder(bases)
-    files = [InputFile(uri, path.removeprefix(common).lstrip("/")) for path, uri in uris.items()]
+    files = [
+        InputFile(uri, path.removeprefix(common).lstrip("/"), identity)
+        for path, (uri, identity) in found.items()
+    ]
     broken = next((file.path for file in files if not _is_utf8(file.path)), None)
     if broken is not None:
         raise UsageError(f"expected file names in UTF-8, found {broken!a}; rename that file")
@@ -118,18 +138,23 @@ def _paired_braces(text: str) -> set[int]:
     return paired
 
 
-def _list_location(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, list[str]]:
+def _list_location(
+    fs: AbstractFileSystem, uri: str, path: str, *, missing_ok: bool
+) -> tuple[str, Files]:
     """Finds the folder that names are relative to, and the files, of one location of the input."""
     try:
-        found = kind(fs, path)
-        if found == "folder":
+        found = entry_at(fs, path)
+        if found is not None and found["type"] == "directory":
             base, files = path, list_files(fs, path)
-        elif found == "file":  # what exists is never a pattern
-            base, files = path.rpartition("/")[0], [path]
+        elif found is not None:  # what exists is never a pattern
+            identity = local_identity(path) if is_local(fs) else entry_identity(found)
+            base, files = path.rpartition("/")[0], {path: identity}
         elif (names := expand_braces(path)) != [path]:
-            base, files = _list_names(fs, uri, names)
+            base, files = _list_names(fs, uri, names, missing_ok=missing_ok)
         elif has_magic(path):
             base, files = glob_files(fs, path)
+        elif missing_ok:
+            base, files = path, {}
         else:
             raise UsageError(f"expected a file or folder at {uri}, found nothing")
     except store_errors() as error:
@@ -137,37 +162,39 @@ def _list_location(fs: AbstractFileSystem, uri: str, path: str) -> tuple[str, li
             f"cannot read {uri}: {redacted_error(error)}; check the path, "
             "your rights and --storage-options"
         ) from error
-    if not files:
+    if not files and not missing_ok:
         raise UsageError(f"expected files at {uri}, found none; check --input")
     return base, files
 
 
-def _list_names(fs: AbstractFileSystem, uri: str, names: Sequence[str]) -> tuple[str, list[str]]:
-    """Does the same for the names that braces stand for: files, folders and globs, all of them
-    there.
+def _list_names(
+    fs: AbstractFileSystem, uri: str, names: Sequence[str], *, missing_ok: bool
+) -> tuple[str, Files]:
+    """Does the same for the names that braces stand for: files, folders and globs.
 
     A folder is listed once, however many of its files are named.
     """
-    listed: dict[str, set[str]] = {}
+    listed: dict[str, Files] = {}
     bases: list[str] = []
-    files: list[str] = []
+    files: Files = {}
     missing: list[str] = []
     for name in names:
         parent = name.rpartition("/")[0]
-        base, inside = parent, [name]
+        if parent not in listed and not has_magic(name):
+            listed[parent] = list_folder(fs, parent)[0]
+        base = parent
+        inside: Files = {}
         if has_magic(name):
             base, inside = glob_files(fs, name)
-        else:
-            if parent not in listed:
-                listed[parent] = set(list_folder(fs, parent)[0])
-            found = "file" if name in listed[parent] else kind(fs, name)
-            if found != "file":
-                base, inside = name, list_files(fs, name) if found else []
+        elif name in listed[parent]:
+            inside = {name: listed[parent][name]}
+        elif kind(fs, name) == "folder":
+            base, inside = name, list_files(fs, name)
         if not inside:
             missing.append(name)
         bases.append(base)
-        files += inside
-    if missing:
+        files |= inside
+    if missing and not missing_ok:
         raise UsageError(
             f"expected files for all {len(names)} names of {uri}, found none for {len(missing)} of "
             f"them, the first is {missing[0]}; check --input"
@@ -228,4 +255,10 @@ def choose_format(
     chosen = next(iter(present)) if format == "auto" else format
     ends = extensions[chosen]
     skipped = {e: n for e, n in sorted(counts.items()) if e not in ends}
-    return chosen, [file for file in files if _extension(file.name) in ends], skipped
+    return chosen, files_of_format(files, chosen), skipped
+
+
+def files_of_format(files: Sequence[InputFile], format: str) -> list[InputFile]:
+    """Returns the files that have an extension of a format."""
+    ends = format_extensions()["parquet" if format == "tokens" else format]
+    return [file for file in files if _extension(file.name) in ends]

@@ -34,9 +34,22 @@ def find_run(
     return FinishedRun.checked(text, record, report, _parts(files))
 
 
-def part_files(run: FinishedRun) -> list[InputFile]:
-    """Returns the parts of a run's results as files of an input."""
-    return [InputFile(uri, part_name("data", shard)) for shard, uri in run.parts.items()]
+def part_files(run: FinishedRun, listed: Sequence[InputFile] = ()) -> list[InputFile]:
+    """Returns the parts of a run's results as files of an input, with the identities that the
+    files `listed` of the run have."""
+    identities = {file.path: file.identity for file in listed}
+    return [
+        InputFile(uri, part_name("data", shard), identities.get(uri))
+        for shard, uri in run.parts.items()
+    ]
+
+
+def without_other_files(files: Sequence[InputFile]) -> Sequence[InputFile]:
+    """Leaves out what is no part of results, where the files look like those of a run."""
+    if not any(file.name == RUN_FILE for file in files):
+        return files
+    parts = set(_parts(files).values())
+    return [file for file in files if file.path in parts] or files
 
 
 def _is_run_file(name: str) -> bool:

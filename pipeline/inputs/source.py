@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.inputs.files import InputFile, choose_format, find_files
+from pipeline.inputs.files import InputFile, choose_format, files_of_format, find_files
 from pipeline.inputs.parquet_schema import (
     choose_image_column,
     choose_tokens_column,
@@ -16,7 +16,7 @@ from pipeline.inputs.parquet_schema import (
     passthrough_schema,
     read_footers,
 )
-from pipeline.inputs.previous_run import find_run, part_files
+from pipeline.inputs.previous_run import find_run, part_files, without_other_files
 from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
 from pipeline.rows import ID, TOKENS
 from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
@@ -86,6 +86,8 @@ class Source:
             self.id_column,
             self.passthrough,
             self.skipped,
+            self.limit,
+            {file.path: file.identity for file, rows in self.files if rows == 0},
         )
 
     def print_large_groups(self, shard_size: int) -> None:
@@ -105,7 +107,7 @@ class Source:
 
     def _tars(self) -> Iterator[Shard]:
         for index, (file, rows) in enumerate(self.files):
-            yield Shard(index, (FileSlice(file.path, file.name, 0, rows),))
+            yield Shard(index, (FileSlice(file.path, file.name, 0, rows, file.identity),))
 
     def _shards(self, shard_size: int) -> Iterator[Shard]:
         index, room, left = 0, shard_size, self.rows
@@ -117,7 +119,7 @@ class Source:
             left -= stop_at
             while start < stop_at:
                 stop = min(stop_at, start + room)
-                slices.append(FileSlice(file.path, file.name, start, stop))
+                slices.append(FileSlice(file.path, file.name, start, stop, file.identity))
                 room -= stop - start
                 start = stop
                 if room == 0:
@@ -154,7 +156,7 @@ def find_source(
     if prompt_column is not None:
         format, image_column = "tokens", prompt_column
     if run is not None:
-        files = part_files(run)
+        files = part_files(run, files)
         id_column = id_column or ID
         keep_columns = run.passthrough if keep_columns is None else keep_columns
         if image_column is None and format != "parquet":
@@ -202,6 +204,20 @@ def find_source(
     if source.rows == 0:
         raise UsageError(f"expected rows at {input}, found {len(files)} files without any")
     return source
+
+
+def list_input(
+    input: str, *, format: str, storage_options: Mapping[str, Any] | None = None
+) -> list[InputFile]:
+    """Lists the files of an input that has been planned as they are now, sorted by name: those of
+    the plan's format, of a run its parts. What is gone is left out.
+
+    Raises UsageError where the input is out of reach.
+    """
+    files: Sequence[InputFile] = find_files(input, storage_options or {}, missing_ok=True)
+    if format in ("parquet", "tokens"):
+        files = without_other_files(files)
+    return files_of_format(files, format)
 
 
 def _refuse_columns(given: Mapping[str, object], input: str) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
+from numpy.typing import NDArray
 
 from pipeline import rows
 from pipeline.rows import RowError
@@ -48,27 +49,24 @@ class EarlierPart:
         stats = json.loads(_read(fs, output, "stats", shard) or "{}")
         return cls(pa.table([table[name] for name in schema.names], schema=schema), stats)
 
-    @property
-    def tokens(self) -> int:
-        """Counts the tokens that the model sampled for it."""
-        return int(self.stats.get("tokens", 0))
+    def tokens_kept(self, block: pa.Table) -> int:
+        """Counts the tokens that the model sampled for the rows that a block keeps."""
+        return int(self.stats.get("tokens", 0)) if _is_kept(block).any() else 0
 
     def merged(self, block: pa.Table, results: pa.Table) -> pa.Table:
         """Puts the rows of this part that a block keeps among its new results, in the order of the
         block."""
-        ids, stage = block[rows.ROW_ID], block[rows.ERROR_STAGE]
-        is_good = pc.is_null(stage).to_numpy()
-        is_kept = pc.fill_null(pc.equal(stage, KEPT.stage), False).to_numpy()
-        earlier = pc.index_in(ids, self.results[rows.ID].combine_chunks()).to_numpy()
+        is_good, is_kept = pc.is_null(block[rows.ERROR_STAGE]).to_numpy(), _is_kept(block)
+        earlier = pc.index_in(block[rows.ROW_ID], self.results[rows.ID].combine_chunks()).to_numpy()
         place = np.where(is_good, self.results.num_rows + np.cumsum(is_good) - 1, earlier)
         chosen = place[is_good | is_kept].astype(np.int64)
         return pa.concat_tables([self.results, results]).take(pa.array(chosen))
 
-    def figures(self, merged: pa.Table) -> dict[str, Any]:
+    def figures(self, block: pa.Table, merged: pa.Table) -> dict[str, Any]:
         """Returns what stays of the stats: when and where the shard was done, in how many seconds,
-        and the pictures of its rows, by their places among the merged ones."""
+        and the pictures of rows that the block keeps, by their places among the merged ones."""
         kept = {name: v for name, v in self.stats.items() if name not in _COUNTED}
-        if not kept.get("examples"):
+        if not kept.get("examples") or not _is_kept(block).any():
             kept.pop("examples", None)
         else:
             there = [self.results[rows.ID][each["row"]] for each in kept["examples"]]
@@ -81,6 +79,11 @@ class EarlierPart:
 
 
 _COUNTED = {"rows", "errors", "tokens", "bytes", "nats"}  # what the merged part has of its own
+
+
+def _is_kept(block: pa.Table) -> NDArray[np.bool_]:
+    is_kept = pc.fill_null(pc.equal(block[rows.ERROR_STAGE], KEPT.stage), False)
+    return np.asarray(is_kept, bool)
 
 
 def _read(fs: AbstractFileSystem, output: str, folder: str, shard: int) -> bytes | None:

@@ -107,13 +107,13 @@ class WriteParts:
             results = earlier.merged(block, results)
             if results.num_rows < earlier.results.num_rows:
                 return self._left(shard, earlier, found=results.num_rows)
-            figures |= self._likelihoods(results) | earlier.figures(results)
+            figures |= self._likelihoods(results) | earlier.figures(block, results)
         payload = parquet_bytes(results)
         summary = {
             "shard": shard,
             "rows": results.num_rows,
             "errors": failed.num_rows,
-            "tokens": _sampled_tokens(good) + (earlier.tokens if earlier else 0),
+            "tokens": _sampled_tokens(good) + (earlier.tokens_kept(block) if earlier else 0),
             "bytes": len(payload),
             "finished": time.time(),
             "seconds": {**metadata.seconds, "write": time.perf_counter() - begun},

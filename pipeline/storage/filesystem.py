@@ -193,9 +193,17 @@ def protocols(fs: AbstractFileSystem) -> set[str]:
 
 def kind(fs: AbstractFileSystem, path: str) -> Literal["file", "folder"] | None:
     """Tells what is there now, whatever was listed before; None: nothing."""
+    found = entry_at(fs, path)
+    if found is None:
+        return None
+    return "folder" if found["type"] == "directory" else "file"
+
+
+def entry_at(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """Returns the entry that a listing would have for a path now, by fsspec's names; None where
+    nothing is there."""
     fs.invalidate_cache()
     try:
-        found = retry_on(fs, lambda: fs.info(path))["type"]
+        return dict(retry_on(fs, lambda: fs.info(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return "folder" if found == "directory" else "file"

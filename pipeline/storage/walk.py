@@ -1,4 +1,5 @@
-"""Walking folders of any filesystem: all files below one, those that match a glob."""
+"""Walking folders of any filesystem: all files below one, those that match a glob, each with its
+identity."""
 
 import fnmatch
 import os
@@ -8,7 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from fsspec import AbstractFileSystem
 
+from pipeline.storage.file_identity import entry_identity, local_identity
 from pipeline.storage.filesystem import is_local, protocols, retry_on
+
+Files = dict[str, str | None]  # the identity of each file by its path
 
 _MAGIC = re.compile(r"[*?\[]")
 _LISTING_THREADS = 32
@@ -21,13 +25,18 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def list_files(fs: AbstractFileSystem, path: str) -> list[str]:
-    """Lists every file below a folder, sorted, hidden names and folders left out; [] if it is
+def list_files(fs: AbstractFileSystem, path: str) -> Files:
+    """Lists every file below a folder, sorted, hidden names and folders left out; none if it is
     missing.
 
-    Linked folders are followed, but never into themselves. Holds paths only, no sizes.
+    Linked folders are followed, but never into themselves.
     """
-    return sorted(_walk(fs, path, lambda relative: not is_hidden(relative.rpartition("/")[2])))
+    found = _walk(fs, path, lambda relative: not is_hidden(relative.rpartition("/")[2]))
+    return dict(sorted(found, key=_by_path))
+
+
+def _by_path(file: tuple[str, str | None]) -> str:
+    return file[0]
 
 
 def has_magic(path: str) -> bool:
@@ -35,7 +44,7 @@ def has_magic(path: str) -> bool:
     return _MAGIC.search(path) is not None
 
 
-def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
+def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, Files]:
     """Finds the fixed folder of a pattern, and the files that match or lie in a folder that does.
 
     `*` and `?` stay within a name, `**` stands for any number of folders, `[ab]` and `[!ab]` for
@@ -65,17 +74,22 @@ def glob_files(fs: AbstractFileSystem, pattern: str) -> tuple[str, list[str]]:
 
     prefix = len(root.rstrip("/")) + 1 if root else 0
     found = _walk(fs, root, lambda relative: leads(relative.split("/"), 0, complete=False))
-    return root, sorted(file for file in found if leads(file[prefix:].split("/"), 0, complete=True))
+    matching = (file for file in found if leads(file[0][prefix:].split("/"), 0, complete=True))
+    return root, dict(sorted(matching, key=_by_path))
 
 
-def _walk(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+def _walk(
+    fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]
+) -> Iterator[tuple[str, str | None]]:
     """Yields files below root. `enter` gets each name relative to root, of files and folders."""
     prefix = len(root.rstrip("/")) + 1 if root else 0
     walk = _walk_local if is_local(fs) else _walk_remote
     return walk(fs, root, lambda path: enter(path[prefix:]))
 
 
-def _walk_local(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+def _walk_local(
+    fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]
+) -> Iterator[tuple[str, str | None]]:
     if not os.path.isdir(root):
         return
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
@@ -92,22 +106,24 @@ def _walk_local(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool])
                 if entry.is_dir():
                     pending.append((entry.path, above | {here}))
                 elif entry.is_file() or entry.is_symlink():  # a dead link is a file to report
-                    yield entry.path
+                    yield entry.path, local_identity(entry)
 
 
-def _walk_remote(fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+def _walk_remote(
+    fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]
+) -> Iterator[tuple[str, str | None]]:
     """Makes one listing request per folder, many at once: a store lists a folder page by page."""
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        running: set[Future[tuple[list[str], list[str]]]] = {pool.submit(list_folder, fs, root)}
+        running: set[Future[tuple[Files, list[str]]]] = {pool.submit(list_folder, fs, root)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for listing in done:
                 files, folders = listing.result()
-                yield from filter(enter, files)
+                yield from (file for file in files.items() if enter(file[0]))
                 running |= {pool.submit(list_folder, fs, path) for path in filter(enter, folders)}
 
 
-def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
     """Lists the files and the folders in a folder; none if it is missing."""
     try:
         if "s3" in protocols(fs) and folder:
@@ -115,17 +131,18 @@ def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[st
         fs.invalidate_cache(folder)
         entries = retry_on(fs, lambda: fs.ls(folder, detail=True))
     except FileNotFoundError:
-        return [], []
+        return {}, []
     fs.invalidate_cache(folder)  # which would keep every listing
     folders = [e["name"].rstrip("/") for e in entries if e["type"] == "directory"]
-    return [e["name"] for e in entries if e["type"] != "directory"], folders
+    files = {e["name"]: entry_identity(e) for e in entries if e["type"] != "directory"}
+    return files, folders
 
 
-def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
     """Does the same a page of names at a time: s3fs holds a kilobyte for each file."""
     bucket, key, _ = fs.split_path(folder)
     prefix = f"{key}/" if key else ""
-    files: list[str] = []
+    files: Files = {}
     folders: list[str] = []
     more: dict[str, str] = {}
     while True:
@@ -138,8 +155,8 @@ def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
             **more,
         )
         # An object named like the folder itself is how consoles make an empty folder.
-        keys = (entry["Key"] for entry in page.get("Contents", []))
-        files += [f"{bucket}/{key}" for key in keys if key != prefix]
+        entries = (entry for entry in page.get("Contents", []) if entry["Key"] != prefix)
+        files |= {f"{bucket}/{entry['Key']}": entry_identity(entry) for entry in entries}
         prefixes = (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
         folders += [f"{bucket}/{prefix.rstrip('/')}" for prefix in prefixes]
         if not page.get("IsTruncated"):

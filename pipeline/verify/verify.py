@@ -9,6 +9,8 @@ from typing import Any
 from igpt_core.errors import CheckpointError
 from igpt_core.model.checkpoint import load_palette, model_fingerprint
 from pipeline.errors import UsageError
+from pipeline.inputs.identity import changes, planned_identities
+from pipeline.inputs.source import list_input
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import (
     FOLDERS,
@@ -21,7 +23,7 @@ from pipeline.run_directory.layout import (
 from pipeline.shards import Plan
 from pipeline.storage.atomic import is_temporary
 from pipeline.storage.filesystem import join, read_bytes, store_errors
-from pipeline.storage.redact import is_redacted, redacted_error, redacted_line
+from pipeline.storage.redact import is_redacted, redacted, redacted_error, redacted_line
 from pipeline.verify.duplicate_ids import MAX_COMPARED, repeated_ids
 from pipeline.verify.part import ExpectedSchema, PartFacts, check_part, damage, unique_ids
 
@@ -44,13 +46,18 @@ class Check:
 
 
 def verify(
-    directory: RunDirectory, record: Mapping[str, Any], *, model_options: Mapping[str, Any]
+    directory: RunDirectory,
+    record: Mapping[str, Any],
+    *,
+    input_options: Mapping[str, Any],
+    model_options: Mapping[str, Any],
 ) -> Iterator[Check]:
-    """Yields the checks of a run as they are made; reads everything.
+    """Yields the checks of a run as they are made; reads everything of it, and lists its input.
 
     Args:
         record: what run.json holds.
-        model_options: fsspec options of where model and palette lie.
+        input_options: fsspec options of where its input lies.
+        model_options: the same of model and palette.
     """
     lacking = [key for key in _RECORDED if key not in record]
     yield _check("record", f"igpt {record.get('job')}", [f"run.json: no {k}" for k in lacking])
@@ -92,6 +99,8 @@ def verify(
     indices = [shard.index for shard in shards]
     yield _ids(facts, indices, lambda i: unique_ids(directory, i, has_errors=i in with_errors))
     yield _report(directory, facts, shards=len(planned))
+    if "input" in record["results"]:
+        yield _input(plan, record["results"]["input"], input_options)
     yield from _fingerprints(record, model_options)
 
 
@@ -178,6 +187,30 @@ def _report(directory: RunDirectory, facts: Sequence[PartFacts], *, shards: int)
         if report.get(name) != n
     ]
     return _check("report", "counts as in the parts", wrong)
+
+
+def _input(plan: Plan, location: str, options: Mapping[str, Any]) -> Check:
+    """Compares the files of the input with those that were planned; that one is gone, or that there
+    are others, is not wrong."""
+    if is_redacted(location):
+        return Check("input", None, f"not checked: run.json does not keep all of {location}")
+    try:
+        found = changes(plan, list_input(location, format=plan.format, storage_options=options))
+    except UsageError as error:
+        return Check("input", None, f"not checked: {redacted_line(error)}")
+    planned = planned_identities(plan)
+    if not any(planned.values()):
+        return Check("input", None, "not checked: the plan knows no sizes and times of its files")
+    if len(found.gone) == len(planned):
+        return Check("input", None, f"not checked: nothing is left of {location}")
+    wrong = [
+        f"{redacted(path)}: {now}, planned with {then}"
+        for path, (then, now) in found.changed.items()
+    ]
+    others = {"gone": len(found.gone), "new": len(found.new)}
+    text = "".join(f", {count} {what}" for what, count in others.items() if count)
+    there = len(planned) - len(found.gone)
+    return _check("input", f"{there} files as they were planned{text}", wrong)
 
 
 def _fingerprints(record: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[Check]:

@@ -1,6 +1,7 @@
 """Runs that are stopped, replaced or resumed where something has changed; without actors."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.__main__ import main
-from pictures import BAD, GOOD
+from pictures import BAD, GOOD, encoded, photo
 from pipeline.batch import execute as run
 from pipeline.batch import model as models
 from pipeline.batch import run as run_job
@@ -21,7 +22,7 @@ from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.record import new_record
 from pipeline.stages.write_parts import WriteParts
-from runs import igpt, parts
+from runs import errors, igpt, parts, refusal, results
 
 
 @pytest.fixture
@@ -336,3 +337,84 @@ def test_submissions_of_fewer_shards_than_there_are_give_the_same(
     igpt("quantize", **options | {"output": tmp_path / "other"})
     assert handed_out == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert parts(tmp_path / "other") == parts(tmp_path / "run")
+
+
+# --- an input that is not what it was -------------------------------------------------------------
+
+
+@pytest.fixture
+def half(in_process, photos, options, tmp_path, monkeypatch, capsys) -> dict[str, object]:
+    """The options of a run over photos of its own, stopped after three of its eight shards."""
+    shutil.copytree(photos, tmp_path / "photos", symlinks=True)
+    options = options | {"input": tmp_path / "photos"}
+    with monkeypatch.context() as patch:
+        at_part(patch, 3, lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.5)))
+        failing(capsys, "quantize", **options)
+    assert len(parts(tmp_path / "run")) == 3
+    return options
+
+
+def test_photos_replaced_under_their_names_are_refused(half, tmp_path, capsys):
+    """Past bug: exit code 0, half old and half new pictures, and verify found nothing."""
+    before = parts(tmp_path / "run", "data", "errors")
+    kept = {name: (tmp_path / "photos" / name).stat() for name in ("01.png", "16.png")}
+    for name in kept:
+        (tmp_path / "photos" / name).replace(tmp_path / name)
+        (tmp_path / "photos" / name).write_bytes(encoded(photo(99)))
+    line = refusal(capsys, "quantize", **half)
+    size, now = (path.stat().st_size for path in (tmp_path / "01.png", tmp_path / "photos/01.png"))
+    assert f"found it changed: 2 files, the first is {tmp_path}/photos/01.png (size={size} " in line
+    assert f" then, size={now} " in line
+    assert "next: put back what was there, --overwrite to start anew, or another --output" in line
+    assert parts(tmp_path / "run", "data", "errors") == before
+    for name in kept:
+        (tmp_path / name).replace(tmp_path / "photos" / name)
+    igpt("quantize", **half)
+    igpt("quantize", **half | {"output": tmp_path / "other"})
+    assert parts(tmp_path / "run") == parts(tmp_path / "other")
+
+
+def test_a_finished_run_over_another_input_is_refused_too(half, tmp_path, capsys):
+    igpt("quantize", **half)
+    (tmp_path / "photos" / "01.png").write_bytes(encoded(photo(99)))
+    assert "found it changed" in refusal(capsys, "quantize", **half)
+    igpt("quantize", **half, overwrite=True)
+    igpt("quantize", **half)
+
+
+def test_new_photos_are_named_and_left_out(half, tmp_path, capsys):
+    for name in ("zz.png", "000.png"):
+        (tmp_path / "photos" / name).write_bytes(encoded(photo(99)))
+    capsys.readouterr()
+    igpt("quantize", **half, quiet=False)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "new in the input" in line)
+    assert f"no part of it: 2 files, the first is {tmp_path}/photos/000.png; next: another" in line
+    ids = {row["id"] for row in results(tmp_path / "run")}
+    assert (len(ids), ids & {"zz.png", "000.png"}) == (GOOD, set())
+
+
+def test_photos_that_are_gone_are_error_rows_and_a_line_says_so(half, tmp_path, capsys):
+    done = {row["id"] for row in results(tmp_path / "run")}
+    (tmp_path / "photos" / min(done)).unlink()
+    igpt("quantize", **half, quiet=False)
+    assert "gone from the input" not in capsys.readouterr().err, "nobody needs it any more"
+    (tmp_path / "run" / "data" / "part-000007.parquet").unlink()
+    gone = sorted(path.name for path in (tmp_path / "photos").iterdir())[-1]
+    (tmp_path / "photos" / gone).unlink()
+    igpt("quantize", **half, quiet=False)
+    line = f"still to be read: {tmp_path}/photos/{gone}; its rows will be error rows"
+    assert line in capsys.readouterr().err
+    assert gone in errors(tmp_path / "run")
+
+
+def test_an_input_that_is_gone_is_refused_while_something_is_to_be_read(half, tmp_path, capsys):
+    (tmp_path / "photos").rename(tmp_path / "unmounted")
+    before = parts(tmp_path / "run", "data", "errors")
+    line = refusal(capsys, "quantize", **half)
+    assert "found all gone that is still to be read: " in line
+    assert "bring it back (is its disk mounted?)" in line
+    assert parts(tmp_path / "run", "data", "errors") == before
+    (tmp_path / "unmounted").rename(tmp_path / "photos")
+    igpt("quantize", **half)
+    (tmp_path / "photos").rename(tmp_path / "unmounted")
+    igpt("quantize", **half)  # a finished run needs none

@@ -52,6 +52,21 @@ def test_a_mended_image_gets_its_row_and_nothing_else_changes(place, capsys, mon
     main(["verify", str(run), "--replay=2"])
 
 
+def test_a_repaired_image_is_the_runs_from_then_on_and_a_good_one_may_not_change(place, capsys):
+    words = [*WORDS, f"--mask={place}/masks/one.png", f"--input={place}/photos"]
+    words = [w for w in words if w != "--mask=masks/one.png"]
+    words += [f"--model={place}/model", "--output=../run"]
+    (place / "photos" / "truncated.jpg").write_bytes(encoded(photo(20), "JPEG"))
+    assert f"found it changed: {place}/photos/truncated.jpg" in refusal(capsys, *words)
+    main(["retry-failed", "../run", "--quiet"])
+    main(words)
+    main(["verify", "../run"])
+    before = parts(place / "run", "data", "errors")
+    (place / "photos" / "03.png").write_bytes(encoded(photo(99)))  # of a shard without errors
+    assert f"{place}/photos/03.png" in refusal(capsys, "retry-failed", "../run")
+    assert parts(place / "run", "data", "errors") == before
+
+
 def test_what_is_still_bad_is_an_error_again(place):
     before = parts(place / "run", "data", "errors")
     main(["retry-failed", str(place / "run"), "--quiet"])

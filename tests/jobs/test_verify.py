@@ -359,8 +359,33 @@ def test_replay_without_the_input_or_with_another_is_one_line(
     assert "1.png fails now (FileNotFoundError)" in checks["replay"]
     (tmp_path / "in" / "1.png").write_bytes(encoded(photo(50)))
     code, checks = verified(capsys, run, "--replay=2")
-    assert (code, failing(checks)) == (1, {"replay"})
+    assert (code, failing(checks)) == (1, {"replay", "input"})
     assert "'1.png'" in checks["replay"]
+
+
+def test_another_input_is_a_problem_and_one_out_of_reach_a_line(
+    in_process, tiny_model, tmp_path, capsys
+):
+    """Past bug: photos replaced under their names were not found."""
+    run = own_run(tiny_model, tmp_path)
+    checks = verified(capsys, run)[1]
+    assert checks["input"] == "ok      input: 3 files as they were planned"
+    (tmp_path / "in" / "0.png").unlink()
+    (tmp_path / "in" / "9.png").write_bytes(encoded(photo(9)))
+    code, checks = verified(capsys, run)
+    assert (code, failing(checks)) == (0, set())
+    assert checks["input"] == "ok      input: 2 files as they were planned, 1 gone, 1 new"
+    size, new = (tmp_path / "in" / "1.png").stat().st_size, encoded(photo(50))
+    (tmp_path / "in" / "1.png").write_bytes(new)
+    code, checks = verified(capsys, run)
+    assert (code, failing(checks)) == (1, {"input"})
+    line = checks["input"]
+    assert line.startswith(f"FAILED  input: 1 found: {tmp_path}/in/1.png: size={len(new)} mtime=")
+    assert f", planned with size={size} mtime=" in line
+    shutil.move(tmp_path / "in", tmp_path / "away")
+    code, checks = verified(capsys, run)
+    assert (code, failing(checks)) == (0, set())
+    assert checks["input"] == f"notice  input: not checked: nothing is left of {tmp_path}/in"
 
 
 def test_without_the_model_it_is_not_checked_and_replay_fails(

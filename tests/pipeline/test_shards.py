@@ -64,7 +64,9 @@ def test_folder_is_cut_into_shards_in_the_order_of_names(tmp_path):
     assert plan.rows == 12
     assert plan.skipped == {"": 1, ".txt": 2}
     first = plan.shards[0].slices[0]
-    assert first == FileSlice(f"{tmp_path}/a/0.JPEG", "a/0.JPEG", 0, 1)
+    mtime = os.stat(f"{tmp_path}/a/0.JPEG").st_mtime_ns
+    identity = f"size=1 mtime={mtime}"
+    assert first == FileSlice(f"{tmp_path}/a/0.JPEG", "a/0.JPEG", 0, 1, identity)
     assert plan_shards(f"{tmp_path}/", shard_size=5) == plan
 
 

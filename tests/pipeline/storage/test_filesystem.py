@@ -62,7 +62,7 @@ def test_local_names_are_taken_as_they_are(tmp_path, monkeypatch, name):
     (tmp_path / name / name).write_bytes(b"here")
     for uri in (str(tmp_path / name), f"file://{tmp_path / name}"):
         fs, path = open_location(uri)
-        assert list_files(fs, path) == [str(tmp_path / name / name)]
+        assert list(list_files(fs, path)) == [str(tmp_path / name / name)]
         assert storage.read_bytes(fs, storage.join(path, name)) == b"here"
     monkeypatch.chdir(tmp_path)
     assert open_location(name)[1] == str(tmp_path / name)
@@ -132,13 +132,13 @@ def tree(place):
 
 def test_listing_is_recursive_sorted_and_without_hidden_files(tree):
     fs, root = tree
-    assert list_files(fs, root) == sorted(f"{root}/{name}" for name in FILES)
+    assert list(list_files(fs, root)) == sorted(f"{root}/{name}" for name in FILES)
     assert [storage.read_bytes(fs, f"{root}/{name}").decode() for name in FILES] == FILES
 
 
 def test_a_missing_folder_lists_nothing(place):
     fs, root = place
-    assert list_files(fs, f"{root}/missing") == []
+    assert list_files(fs, f"{root}/missing") == {}
     assert storage.kind(fs, f"{root}/missing") is None
 
 
@@ -183,7 +183,7 @@ def test_globs(tree, pattern, fixed, expected):
     fs, root = tree
     base, found = glob_files(fs, f"{root}/{pattern}")
     assert base == f"{root}/{fixed}".rstrip("/")
-    assert found == sorted(f"{root}/{name}" for name in expected)
+    assert list(found) == sorted(f"{root}/{name}" for name in expected)
 
 
 def test_a_glob_lists_no_folder_in_vain(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "in" / "dead.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "in" / "pipe.png")  # reading it would wait for ever
     found = list_files(open_location("/")[0], str(tmp_path / "in"))
-    assert found == [str(tmp_path / "in" / name) for name in ("dead.png", "link/x.png")]
+    assert list(found) == [str(tmp_path / "in" / name) for name in ("dead.png", "link/x.png")]
 
 
 def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
@@ -217,8 +217,8 @@ def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
         fs.pipe_file(name, b"x")
     fs.pipe_file(f"{root}/d/", b"")  # as consoles make a folder
     monkeypatch.setattr(walking, "_LISTING_PAGE", 2)
-    assert list_files(fs, root) == names
-    assert list_files(fs, "no-such-bucket/x") == []
+    assert list(list_files(fs, root)) == names
+    assert list_files(fs, "no-such-bucket/x") == {}
 
 
 # --- reading and atomic writes --------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_filesystems_that_show_half_files_get_a_temporary_name():
     with pytest.raises(ConnectionError):
         write_atomic(fs, "/out/data/part.parquet", b"newer")
     assert fs.cat_file("/out/data/part.parquet") == b"new"
-    assert list_files(fs, "/out") == ["/out/data/part.parquet"]
+    assert list(list_files(fs, "/out")) == ["/out/data/part.parquet"]
     RunDirectory("/out", fs, "/out").delete_leftovers()
     assert fs.ls("/out/data", detail=False) == ["/out/data/part.parquet"]
 
@@ -359,7 +359,7 @@ def test_of_two_writers_of_a_new_file_the_first_has_it(place):
     with pytest.raises(FileExistsError):
         write_new(fs, path, b"second")
     assert storage.read_bytes(fs, path) == b"first"
-    assert list_files(fs, root) == [path]
+    assert list(list_files(fs, root)) == [path]
 
 
 def test_of_two_writers_at_the_same_moment_one_has_a_new_file(place, monkeypatch):

@@ -1,0 +1,93 @@
+"""Whether the input of a run that is resumed is still the one that was planned."""
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from pipeline.errors import UsageError
+from pipeline.inputs.identity import changes, shards_of, with_identities
+from pipeline.inputs.source import list_input
+from pipeline.options import ImageJobOptions
+from pipeline.shards import Plan
+from pipeline.storage.filesystem import options_for
+from pipeline.storage.redact import redacted
+
+
+def check_input(
+    plan: Plan,
+    options: ImageJobOptions,
+    *,
+    find_finished: Callable[[], set[int]],
+    again: Collection[int] = (),
+) -> Plan:
+    """Lists the input of a run once more and compares it with the plan, file by file. Prints a line
+    for people on files that are new, and one on those that are gone.
+
+    Args:
+        find_finished: lists the shards that are done; called only where that matters.
+        again: shards that are done once more, for their failed rows. Where there are some, a file
+            may have been repaired that no other finished shard has read.
+
+    Returns:
+        The plan, with the identities that repaired files have now.
+
+    Raises UsageError where another file has changed, where all is gone that is still to be read,
+    or where the input is out of reach.
+    """
+
+    def find_pending() -> set[int]:
+        return {shard.index for shard in plan.shards} - find_finished() | set(again)
+
+    input_options = options_for(options.storage_options, "input")
+    try:
+        files = list_input(options.input, format=plan.format, storage_options=input_options)
+    except UsageError:
+        if find_pending():
+            raise
+        return plan
+    found = changes(plan, files)
+    pending = find_pending() if found.gone or (found.changed and again) else set()
+    readers = shards_of(plan, found.changed)
+    repaired = [path for path, shards in readers.items() if again and shards <= pending]
+    _refuse_changed({path: of for path, of in found.changed.items() if path not in repaired})
+    notices = _gone_notice(plan, found.gone, pending)
+    if found.new:
+        notices.append(
+            f"new in the input since the run was planned, so no part of it: {_named(found.new)}; "
+            "next: another --output, or --overwrite to start anew"
+        )
+    for notice in notices if options.progress != "quiet" else ():
+        print(notice, file=sys.stderr, flush=True)
+    return with_identities(plan, {path: found.changed[path][1] for path in repaired})
+
+
+def _refuse_changed(changed: Mapping[str, tuple[str, str]]) -> None:
+    if changed:
+        then, now = next(iter(changed.values()))
+        raise UsageError(
+            "expected the input that the run was planned with, found it changed: "
+            f"{_named(list(changed))} ({then} then, {now} now); next: put back what was there, "
+            "--overwrite to start anew, or another --output"
+        )
+
+
+def _gone_notice(plan: Plan, gone: Sequence[str], pending: set[int]) -> list[str]:
+    """Says which of the files that are gone are still to be read. Raises UsageError where all of
+    those are."""
+    wanted = {s.path for shard in plan.shards if shard.index in pending for s in shard.slices}
+    missing = [path for path in gone if path in wanted]
+    if not missing:
+        return []
+    if len(missing) == len(wanted):
+        raise UsageError(
+            "expected the input that the run was planned with, found all gone that is still to be "
+            f"read: {_named(missing)}; next: bring it back (is its disk mounted?), then the same "
+            "command again"
+        )
+    then = "its shards will fail" if plan.format == "webdataset" else "its rows will be error rows"
+    return [f"gone from the input, and still to be read: {_named(missing)}; {then}"]
+
+
+def _named(paths: Sequence[str]) -> str:
+    """Counts files and names the first."""
+    first = redacted(paths[0])
+    return first if len(paths) == 1 else f"{len(paths)} files, the first is {first}"
