@@ -1,11 +1,16 @@
 """Options of the jobs over images, as pydantic models: type, bounds, default and help together.
 
-Each class names the heading under which `--help` shows its own fields.
+Each class names the heading under which `--help` shows its own fields. The default that it shows
+can be typed; what is found where an option is not given stands in its description.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+# A number that is found automatically (None) where it is not given, or given as `auto`.
+AutoInt = Annotated[int | None, AUTO]
 
 
 class Options(BaseModel):
@@ -41,7 +46,7 @@ class PixelOptions(Options):
         "auto", description="format of the input"
     )
     image_column: str | None = Field(
-        None, description="column, or extension in tars, of the image [default: by type]"
+        None, description="column or extension of the image; else the only one, image or img"
     )
     limit: int | None = Field(None, ge=1, description="read the first N rows only")
     resize: Literal["exact", "fast"] = Field(
@@ -55,10 +60,10 @@ class InputOptions(PixelOptions):
 
     heading: ClassVar[str] = "Input"
     id_column: str | None = Field(
-        None, description="column that names the rows [default: file#row]"
+        None, description="column that names the rows; else file#row, of images the path"
     )
     keep_columns: str | None = Field(
-        None, description="comma-list of columns to pass through [default: all]"
+        None, description="comma-list of columns to pass through; else all"
     )
 
 
@@ -67,10 +72,10 @@ class RayOptions(ProgressOptions):
 
     heading: ClassVar[str] = "Cluster"
     address: str | None = Field(
-        None, description="Ray head, host:6379 [default: RAY_ADDRESS, or a local Ray]"
+        None, description="Ray head, host:6379; else RAY_ADDRESS, or a local Ray"
     )
-    cpu_actors: int | None = Field(
-        None, ge=1, description="actors that read [default: CPUs - 1; a quarter for models on CPUs]"
+    cpu_actors: AutoInt = Field(
+        None, ge=1, description="readers; auto: CPUs - 1, a quarter for CPU models"
     )
 
 
@@ -79,8 +84,8 @@ class ClusterOptions(RayOptions):
 
     heading: ClassVar[str] = "Cluster"
 
-    shard_size: int | None = Field(
-        None, ge=1, description="rows per part [default: 1024, or 4 batches of samples]"
+    shard_size: AutoInt = Field(
+        None, ge=1, description="rows per part; auto: 1024, or 4 batches of samples"
     )
 
 
@@ -107,11 +112,11 @@ class ModelOptions(ProgressOptions, StorageOptions):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on cuda, float32 on cpu"
     )
-    batch_size: int | None = Field(
-        None, ge=1, description="sequences per model batch [default: 16, on GPUs what fits]"
+    batch_size: AutoInt = Field(
+        None, ge=1, description="sequences per batch; auto: 16, on GPUs what fits"
     )
-    model_actors: int | None = Field(
-        None, ge=1, description="actors with a model [default: one per GPU, or one per core]"
+    model_actors: AutoInt = Field(
+        None, ge=1, description="actors with a model; auto: one per GPU or core"
     )
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from igpt_core.model.config import ImageGPTConfig
 from jobs import complete
 from jobs.__main__ import COMMANDS, igpt, main
+from jobs.command import JobCommand, command, parse
 from pictures import SIDE, encoded, photo
+from pipeline.errors import UsageError
 from pipeline.run_directory.directory import RunDirectory
 from runs import igpt as igpt_run
 from runs import refusal
@@ -131,6 +134,63 @@ def test_options_come_from_a_file_and_a_flag_beats_it(
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     given = round(0.25 * SIDE) * SIDE
     assert (record["results"]["keep"], record["results"]["seed"]) == (given, 4)
+
+
+def every_command(commands=tuple(COMMANDS)) -> list[JobCommand]:
+    """The commands with options of a job, those within `plan` and `submit` too."""
+    found: list[JobCommand] = []
+    for one in commands:
+        if isinstance(one, JobCommand):
+            found.append(one)
+        elif isinstance(one, click.Group):
+            found += every_command(tuple(one.commands.values()))
+    return found
+
+
+NEEDED = {"count": 1, "to": "png"}
+
+
+def parsed(one: JobCommand, **values: object):
+    """The options of a command, those that must be given filled in."""
+    required = [key for key, field in one.model.model_fields.items() if field.is_required()]
+    return parse(one.model, {key: NEEDED.get(key, "name") for key in required} | values)
+
+
+def test_the_default_that_help_shows_can_be_typed():
+    """Past bug: `[default: auto]`, `all`, `none` or `file#row`, of which most meant a file or a
+    column of that name, and --id-column=auto meant no column."""
+    shown = 0
+    for one in every_command():
+        for option in one.params:
+            note = re.search(r"\[default: (.*)\]$", getattr(option, "help", None) or "")
+            if note is None:
+                continue
+            shown += 1
+            value = option.type_cast_value(None, note[1])
+            assert parsed(one, **{option.name: value}) == parsed(one), (one.name, option.name)
+    assert shown > 100
+
+
+@pytest.mark.parametrize("key", ["input", "output", "model", "id_column", "image_column", "mask"])
+def test_auto_is_a_name_like_any_other_where_help_does_not_show_it(key):
+    assert getattr(parsed(complete.COMMAND, **{key: "auto"}), key) == "auto"
+
+
+def test_auto_is_found_automatically_in_the_file_too_and_beats_it_as_a_flag(tmp_path, capsys):
+    assert parsed(complete.COMMAND, batch_size="auto").batch_size is None
+    with pytest.raises(UsageError, match="--samples"):
+        parsed(complete.COMMAND, samples="auto")
+    seen = []
+    one = command("one", complete.CompleteOptions, seen.append, help="", example="")
+    config = tmp_path / "job.yaml"
+    config.write_text("input: photos\noutput: out\nbatch_size: 32\nshard_size: auto\n")
+    one.main([f"--config={config}", "--batch-size=auto"], standalone_mode=False)
+    one.main([f"--config={config}"], standalone_mode=False)
+    assert [(options.batch_size, options.shard_size) for options in seen] == [
+        (None, None),
+        (32, None),
+    ]
+    assert "auto" in refusal(capsys, "complete", "--limit=auto")
 
 
 def test_a_wrong_name_in_the_file_is_refused(tmp_path, capsys):
