@@ -25,7 +25,7 @@ class FinetuneOptions(TrainingOptions):
 def run(options: FinetuneOptions) -> None:
     from igpt_core.learning.objectives import JointClassification
     from igpt_core.learning.training import accuracy
-    from pipeline.batch.model import find_model
+    from pipeline.batch.model import find_model, note_default_model
     from pipeline.storage.filesystem import options_for
     from pipeline.training.train import check_options, run_training
 
@@ -41,6 +41,7 @@ def run(options: FinetuneOptions) -> None:
     names = labels.all_names()
     if evaluated is not None:
         evaluated[1].check_against(names)
+    note_default_model(options)
     say(f"{len(images.tokens)} images of {len(names)} classes to train on")
     objective, state = run_training(
         images,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pipeline.batch.execute import execute
 from pipeline.batch.job import Job, JobSpec
+from pipeline.batch.model import note_default_model
 from pipeline.batch.record import dependencies, record_of
 from pipeline.engine import cluster
 from pipeline.errors import RunFailed, UsageError
@@ -53,6 +54,7 @@ def run_job(
     spec = define(options)
     plan = None if resumed is None else directory.plan()
     source = spec.find_source() if plan is None else None
+    note_default_model(options)
     with cluster.connected(options.address):
         _say_what_must_come(options)
         compute = spec.find_compute()

@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from igpt_core.model.config import ImageGPTConfig
+from igpt_core import ImageGPTConfig, load_image_size, load_model, load_palette
 from jobs import complete
 from jobs.__main__ import COMMANDS, igpt, main
 from jobs.command import JobCommand, command, parse
@@ -211,6 +212,39 @@ def test_json_lines_end_with_the_result(ray_session, image_folder, tiny_model, t
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["progress"] * (len(lines) - 1) + ["done"]
     assert lines[-1]["rows"] == 1
+
+
+DEFAULT_NOTE = (
+    "no --model given: using embedded, the small one that ships with igpt (3 million parameters, "
+    "32 x 32 pixels in 512 colors, trained on CIFAR-10); for another: --model with a folder, a URI "
+    "or a hub id"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        (["score"], 1),
+        (["quantize"], 1),
+        (["plan", "score"], 1),
+        (["score", "--quiet"], 0),
+        (["score", "--model=embedded"], 0),
+        (["quantize", "--palette=embedded"], 0),
+    ],
+    ids=str,
+)
+def test_one_line_says_that_the_shipped_model_is_taken(
+    in_process, image_folder, tmp_path, capsys, words, notes
+):
+    main([*words, f"--input={image_folder}", f"--output={tmp_path / 'out'}"])
+    assert capsys.readouterr().err.splitlines().count(DEFAULT_NOTE) == notes
+
+
+def test_the_note_on_the_shipped_model_is_true():
+    model = load_model("embedded", device="cpu", dtype=torch.float32)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 3
+    assert load_image_size("embedded") == 32
+    assert len(load_palette("embedded")) == 512
 
 
 def test_no_secret_reaches_a_file(ray_session, image_folder, tiny_model, tmp_path):
