@@ -27,7 +27,7 @@ def run(options: FinetuneOptions) -> None:
     from igpt_core.learning.training import accuracy
     from pipeline.batch.model import find_model, note_default_model
     from pipeline.storage.filesystem import options_for
-    from pipeline.training.train import check_options, run_training
+    from pipeline.training.train import check_options, run_training, summary
 
     say = notes(options)
     check_options(options)
@@ -57,10 +57,14 @@ def run(options: FinetuneOptions) -> None:
         record={"model": model.fingerprint, "classes": list(names)},
         report=say,
     )
-    click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
+    click.echo(summary(options, state, images))
     if evaluated is not None:
-        share = accuracy(objective.model, evaluated[0].tokens, evaluated[1].classes)
-        click.echo(f"accuracy {share:.4f} on {len(evaluated[0].tokens)} validation images")
+        validation, known = evaluated
+        share = accuracy(objective.model, validation.tokens, known.classes)
+        click.echo(
+            f"accuracy {share:.4f} on {len(validation.tokens)} validation images "
+            f"({validation.n_failed} could not be read)"
+        )
 
 
 def _labeled(

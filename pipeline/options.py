@@ -13,6 +13,11 @@ AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
 AutoInt = Annotated[int | None, AUTO]
 
 
+MaxErrorFraction = Annotated[
+    float, Field(ge=0, le=1, description="abort when more of the rows fail, exit code 3")
+]
+
+
 class Options(BaseModel):
     """Options of every job."""
 
@@ -125,9 +130,7 @@ class RunOptions(ClusterOptions, StorageOptions):
 
     heading: ClassVar[str] = "Output"
 
-    max_error_fraction: float = Field(
-        0.1, ge=0, le=1, description="abort when more of the rows fail, exit code 3"
-    )
+    max_error_fraction: MaxErrorFraction = 0.1
     overwrite: bool = Field(False, description="replace the run in --output, each time")
     output: str = Field(description="run directory; the same command resumes")
 
@@ -178,6 +181,7 @@ class TrainingOptions(PixelOptions, StorageOptions):
     weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
     warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
     eval_input: str | None = Field(None, description="validation images for a final figure")
+    max_error_fraction: MaxErrorFraction = 0.1
     seed: int = Field(0, ge=0, description="seed of new weights, order and flips")
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="dtype of the saved weights"

@@ -288,13 +288,18 @@ def test_quantize_and_palette_chain(ray_session, image_folder, tiny_model, tmp_p
 
 
 def test_train_makes_a_model_that_complete_takes(
-    ray_session, image_folder, labeled_parquet, tmp_path
+    ray_session, image_folder, labeled_parquet, tmp_path, capsys
 ):
     palette = tmp_path / "palette.npy"
     main(["palette", f"--input={labeled_parquet}", f"--output={palette}", "--colors=8", "--quiet"])
     train = ["train", f"--input={labeled_parquet}", f"--palette={palette}", "--image-size=8"]
     train += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=3", "--quiet"]
-    main([*train, f"--output={tmp_path / 'model'}"])
+    output = f"--output={tmp_path / 'model'}"
+    line = refusal(capsys, *train, output, max_error_fraction=0.04, code=3)
+    assert "1 of 23 images" in line
+    assert not (tmp_path / "model").exists()
+    main([*train, output])
+    assert "3 steps in 0.0 minutes on 22 images (1 could not be read)" in capsys.readouterr().out
     assert ImageGPTConfig.from_pretrained(tmp_path / "model").n_colors == 8
     words = ["complete", f"--input={image_folder}", f"--model={tmp_path / 'model'}", "--quiet"]
     main([*words, f"--output={tmp_path / 'out'}"])
