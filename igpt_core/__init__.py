@@ -32,6 +32,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "bits_per_pixel",
     "chosen_layers",
     "complete",
+    "complete_prompts",
     "convert_checkpoint",
     "encode_png",
     "load_image_size",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from igpt_core.conversion.convert import convert_checkpoint
     from igpt_core.errors import CheckpointError
     from igpt_core.generation.decoding import Pinned, complete
+    from igpt_core.generation.prompts import complete_prompts
     from igpt_core.generation.sampling import SamplingConfig, row_seed
     from igpt_core.heads import (
         ImageGPTForCausalImageModeling,
@@ -103,6 +105,7 @@ else:
         "bits_per_pixel": "learning.scoring",
         "chosen_layers": "learning.features",
         "complete": "generation.decoding",
+        "complete_prompts": "generation.prompts",
         "convert_checkpoint": "conversion.convert",
         "encode_png": "images.pixels",
         "load_image_size": "model.checkpoint",

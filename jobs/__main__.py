@@ -9,6 +9,7 @@ import click
 
 from igpt_core.errors import CheckpointError
 from jobs import (
+    cache,
     classify,
     complete,
     convert,
@@ -51,6 +52,7 @@ COMMANDS = (
     status.COMMAND,
     verify.COMMAND,
     retry_failed.COMMAND,
+    cache.COMMAND,
     submit.COMMAND,
 )
 

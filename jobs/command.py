@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UsageError
-from pipeline.options import Options, RunOptions
+from pipeline.options import AUTO, Options, RunOptions
 from pipeline.storage.redact import redacted_traceback
 
 if TYPE_CHECKING:
@@ -177,11 +177,6 @@ def notes(options: Options) -> Callable[[str], None]:
 def parse(model: type[Model], values: dict[str, Any]) -> Model:
     """Makes options of plain values. Raises UsageError, one line for all that is wrong."""
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    values = {
-        key: value
-        for key, value in values.items()
-        if value != "auto" or key in ("format", "device", "dtype")
-    }
     if "json_lines" in values:
         values["json"] = values.pop("json_lines")
     if isinstance(values.get("storage_options"), str):
@@ -251,26 +246,28 @@ def _option(key: str, field: FieldInfo) -> click.Option:
         note = " [required]"
     elif field.default not in (None, "") and kind is not bool:
         note = f" [default: {field.default}]"
+    elif AUTO in field.metadata:
+        note = " [default: auto]"
     settings: dict[str, Any] = {"help": f"{field.description}{note}", "default": None}
     if kind is bool:
         return click.Option([flag, key], is_flag=True, **settings)
     if typing.get_origin(kind) is Literal:
         return click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **settings)
     metavar = {int: "N", float: "X"}.get(kind, "TEXT")
-    if kind is int and field.default is None:
+    if AUTO in field.metadata:
         kind = _NumberOrAuto()
     if typing.get_origin(kind) is dict:
         kind, metavar = str, "JSON"
     return click.Option([flag, key], type=kind, metavar=metavar, **settings)
 
 
-class _NumberOrAuto(click.ParamType[int | None]):
-    """A number that is found automatically where it is not given, or given as `auto`."""
+class _NumberOrAuto(click.ParamType[int | str]):
+    """A number, or `auto`, which beats a number in a file."""
 
     name = "number or auto"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        return None if value == "auto" else click.INT.convert(value, param, ctx)
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        return "auto" if value == "auto" else click.INT.convert(value, param, ctx)
 
 
 def _plain_type(annotation: Any) -> Any:

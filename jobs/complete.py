@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
     keep: Annotated[str, BeforeValidator(str)] = Field(
-        "0.5", description="known upper part: 0.5 of the rows, 16rows or 500pixels"
+        "0.5", description="known part: 0.5 of the rows, 16rows or 500pixels"
     )
     samples: int = Field(1, ge=1, description="completions of each image")
     mask: str | None = Field(

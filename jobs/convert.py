@@ -18,10 +18,10 @@ class ConvertOptions(StorageOptions):
     )
     output: str = Field(description="local folder for the model")
     palette: str | None = Field(
-        None, description="palette (.npy) or model folder [default: the input's]"
+        None, description="palette (.npy) or model folder; else the input's"
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="dtype of the weights [default: as stored]"
+        None, description="dtype of the weights; else as stored"
     )
     overwrite: bool = Field(False, description="replace the model in --output")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from igpt_core.files.model_files import EMBEDDED
 from jobs import complete
 from jobs.command import command
 from pipeline.errors import UsageError
@@ -35,6 +36,7 @@ def run(options: ProgressOptions) -> None:
         complete.CompleteOptions(
             input=str(INPUT),
             output=str(OUTPUT),
+            model=EMBEDDED,
             samples=4,
             top_p=0.9,  # far cleaner pictures than plain sampling gives
             crop="center",

@@ -17,9 +17,7 @@ class ExportOptions(RayOptions, StorageOptions):
         "npy: arrays and an index"
     )
     output: str = Field(description="folder, local or a URI; the same command resumes")
-    palette: str | None = Field(
-        None, description="palette (.npy) or model folder [default: the run's]"
-    )
+    palette: str | None = Field(None, description="palette (.npy) or model folder; else the run's")
     overwrite: bool = Field(False, description="replace the export in --output")
 
 

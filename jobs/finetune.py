@@ -25,9 +25,9 @@ class FinetuneOptions(TrainingOptions):
 def run(options: FinetuneOptions) -> None:
     from igpt_core.learning.objectives import JointClassification
     from igpt_core.learning.training import accuracy
-    from pipeline.batch.model import find_model
+    from pipeline.batch.model import find_model, note_default_model
     from pipeline.storage.filesystem import options_for
-    from pipeline.training.train import check_options, run_training
+    from pipeline.training.train import check_options, run_training, summary
 
     say = notes(options)
     check_options(options)
@@ -41,6 +41,7 @@ def run(options: FinetuneOptions) -> None:
     names = labels.all_names()
     if evaluated is not None:
         evaluated[1].check_against(names)
+    note_default_model(options)
     say(f"{len(images.tokens)} images of {len(names)} classes to train on")
     objective, state = run_training(
         images,
@@ -56,10 +57,14 @@ def run(options: FinetuneOptions) -> None:
         record={"model": model.fingerprint, "classes": list(names)},
         report=say,
     )
-    click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
+    click.echo(summary(options, state, images))
     if evaluated is not None:
-        share = accuracy(objective.model, evaluated[0].tokens, evaluated[1].classes)
-        click.echo(f"accuracy {share:.4f} on {len(evaluated[0].tokens)} validation images")
+        validation, known = evaluated
+        share = accuracy(objective.model, validation.tokens, known.classes)
+        click.echo(
+            f"accuracy {share:.4f} on {len(validation.tokens)} validation images "
+            f"({validation.n_failed} could not be read)"
+        )
 
 
 def _labeled(

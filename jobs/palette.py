@@ -9,14 +9,10 @@ from jobs.command import command
 from pipeline.errors import UsageError
 from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
 
-SHARD_SIZE = 4096
-
 
 class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
     output: str = Field(description="the palette, a local .npy file")
-    shard_size: int | None = Field(
-        None, ge=1, description=f"rows counted at once; a tar is one shard [default: {SHARD_SIZE}]"
-    )
+    shard_size: int = Field(4096, ge=1, description="rows counted at once; a tar is one shard")
     colors: int = Field(512, ge=1, le=65536, description="colors of the palette")
     image_size: int = Field(32, ge=1, description="pixels per side to resize to before counting")
     seed: int = Field(0, ge=0, description="seed of the k-means start")
@@ -48,7 +44,7 @@ def run(options: PaletteOptions) -> None:
             f"expected images at {options.input}, found tokens, whose colors are those of their "
             "palette; next: the images that they were made of"
         )
-    plan = source.cut(options.shard_size or SHARD_SIZE)
+    plan = source.cut(options.shard_size)
     if options.progress == "text":
         source.print_large_groups(plan.shard_size)
     arguments = {

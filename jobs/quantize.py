@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 class QuantizeOptions(ImageJobOptions):
     model: str | None = Field(
-        None, description="model whose palette and size to use [default: embedded]"
+        None, description="model whose palette and size to use; else embedded"
     )
     palette: str | None = Field(None, description="palette (.npy) in place of a model")
     image_size: int | None = Field(
-        None, ge=1, description="pixels per side [default: the model's, or 32]"
+        None, ge=1, description="pixels per side; else the model's, or 32"
     )
 
 

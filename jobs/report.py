@@ -9,9 +9,7 @@ from pipeline.options import Options, StorageOptions
 
 class ReportOptions(StorageOptions, Options):
     output: str = Field(description="run directory")
-    palette: str | None = Field(
-        None, description="palette (.npy) or model folder [default: the run's]"
-    )
+    palette: str | None = Field(None, description="palette (.npy) or model folder; else the run's")
 
 
 def run(options: ReportOptions) -> None:

@@ -11,9 +11,11 @@ from pipeline.options import RayOptions, StorageOptions
 
 class RetryOptions(RayOptions, StorageOptions):
     output: str = Field(description="run directory, local or a URI")
-    model_actors: int | None = Field(None, ge=1, description="model actors [default: the run's]")
+    address: str | None = Field(None, description="Ray head, host:6379; else the run's")
+    cpu_actors: int | None = Field(None, ge=1, description="actors that read; else the run's")
+    model_actors: int | None = Field(None, ge=1, description="model actors; else the run's")
     max_error_fraction: float | None = Field(
-        None, ge=0, le=1, description="abort when more of the rows fail [default: the run's]"
+        None, ge=0, le=1, description="abort when more of the rows fail; else the run's"
     )
 
 

@@ -133,8 +133,8 @@ COMMAND = _Submit(
         click.Option(
             ["--address"],
             metavar="URL",
-            help="job server of the cluster, https://host:8265 [default: RAY_API_SERVER_ADDRESS, "
-            "RAY_ADDRESS, or http://127.0.0.1:8265]",
+            help="job server of the cluster, https://host:8265; else RAY_API_SERVER_ADDRESS, "
+            "RAY_ADDRESS, or http://127.0.0.1:8265",
         ),
         click.Option(
             ["--no-wait"], is_flag=True, help="print the job's id and leave, do not follow its log"

@@ -28,7 +28,7 @@ def run(options: TrainOptions) -> None:
     from igpt_core.model.checkpoint import load_palette
     from igpt_core.model.config import ImageGPTConfig
     from pipeline.storage.filesystem import options_for
-    from pipeline.training.train import check_options, run_training
+    from pipeline.training.train import check_options, run_training, summary
 
     say = notes(options)
     check_options(options)
@@ -61,10 +61,13 @@ def run(options: TrainOptions) -> None:
         record={"palette": palette.fingerprint},
         report=say,
     )
-    click.echo(f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes")
+    click.echo(summary(options, state, images))
     if evaluated is not None:
         nats = evaluate(objective.model, evaluated.tokens)
-        click.echo(f"{nats:.4f} nats per pixel on {len(evaluated.tokens)} validation images")
+        click.echo(
+            f"{nats:.4f} nats per pixel on {len(evaluated.tokens)} validation images "
+            f"({evaluated.n_failed} could not be read)"
+        )
 
 
 def _images(options: TrainOptions, location: str, *, limit: int | None) -> "TrainingImages":

@@ -22,7 +22,7 @@ _SHOWN = 5  # places of a failed check
 class VerifyOptions(StorageOptions, Options):
     output: str = Field(description="run directory, local or a URI")
     replay: int | None = Field(
-        None, ge=1, description="compute N model batches again, compare bit by bit [default: none]"
+        None, ge=1, description="compute N model batches again, compare bit by bit"
     )
     seed: int = Field(0, description="seed of the choice of batches")
     json_lines: bool = Field(False, alias="json", description="a JSON line for each check")

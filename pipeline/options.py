@@ -1,11 +1,21 @@
 """Options of the jobs over images, as pydantic models: type, bounds, default and help together.
 
-Each class names the heading under which `--help` shows its own fields.
+Each class names the heading under which `--help` shows its own fields. The default that it shows
+can be typed; what is found where an option is not given stands in its description.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+# A number that is found automatically (None) where it is not given, or given as `auto`.
+AutoInt = Annotated[int | None, AUTO]
+
+
+MaxErrorFraction = Annotated[
+    float, Field(ge=0, le=1, description="abort when more of the rows fail, exit code 3")
+]
 
 
 class Options(BaseModel):
@@ -41,7 +51,7 @@ class PixelOptions(Options):
         "auto", description="format of the input"
     )
     image_column: str | None = Field(
-        None, description="column, or extension in tars, of the image [default: by type]"
+        None, description="column or extension of the image; else the only one, image or img"
     )
     limit: int | None = Field(None, ge=1, description="read the first N rows only")
     resize: Literal["exact", "fast"] = Field(
@@ -55,10 +65,10 @@ class InputOptions(PixelOptions):
 
     heading: ClassVar[str] = "Input"
     id_column: str | None = Field(
-        None, description="column that names the rows [default: file#row]"
+        None, description="column that names the rows; else file#row, of images the path"
     )
     keep_columns: str | None = Field(
-        None, description="comma-list of columns to pass through [default: all]"
+        None, description="comma-list of columns to pass through; else all"
     )
 
 
@@ -67,10 +77,10 @@ class RayOptions(ProgressOptions):
 
     heading: ClassVar[str] = "Cluster"
     address: str | None = Field(
-        None, description="Ray head, host:6379 [default: RAY_ADDRESS, or a local Ray]"
+        None, description="Ray head, host:6379; else RAY_ADDRESS, or a local Ray"
     )
-    cpu_actors: int | None = Field(
-        None, ge=1, description="actors that read [default: CPUs - 1; a quarter for models on CPUs]"
+    cpu_actors: AutoInt = Field(
+        None, ge=1, description="readers; auto: CPUs - 1, a quarter for CPU models"
     )
 
 
@@ -79,8 +89,8 @@ class ClusterOptions(RayOptions):
 
     heading: ClassVar[str] = "Cluster"
 
-    shard_size: int | None = Field(
-        None, ge=1, description="rows per part [default: 1024, or 4 batches of samples]"
+    shard_size: AutoInt = Field(
+        None, ge=1, description="rows per part; auto: 1024, or 4 batches of samples"
     )
 
 
@@ -107,11 +117,11 @@ class ModelOptions(ProgressOptions, StorageOptions):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on cuda, float32 on cpu"
     )
-    batch_size: int | None = Field(
-        None, ge=1, description="sequences per model batch [default: 16, on GPUs what fits]"
+    batch_size: AutoInt = Field(
+        None, ge=1, description="sequences per batch; auto: 16, on GPUs what fits"
     )
-    model_actors: int | None = Field(
-        None, ge=1, description="actors with a model [default: one per GPU, or one per core]"
+    model_actors: AutoInt = Field(
+        None, ge=1, description="actors with a model; auto: one per GPU or core"
     )
 
 
@@ -120,9 +130,7 @@ class RunOptions(ClusterOptions, StorageOptions):
 
     heading: ClassVar[str] = "Output"
 
-    max_error_fraction: float = Field(
-        0.1, ge=0, le=1, description="abort when more of the rows fail, exit code 3"
-    )
+    max_error_fraction: MaxErrorFraction = 0.1
     overwrite: bool = Field(False, description="replace the run in --output, each time")
     output: str = Field(description="run directory; the same command resumes")
 
@@ -173,6 +181,7 @@ class TrainingOptions(PixelOptions, StorageOptions):
     weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
     warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
     eval_input: str | None = Field(None, description="validation images for a final figure")
+    max_error_fraction: MaxErrorFraction = 0.1
     seed: int = Field(0, ge=0, description="seed of new weights, order and flips")
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="dtype of the saved weights"

@@ -1,8 +1,13 @@
 """cluster.yaml and rayjob.yaml, as far as they can be checked without a cloud."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -75,20 +80,97 @@ def test_head_runs_no_work_and_workers_come_when_they_are_asked_for():
     assert all(k["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot" for k in on_gpu)
 
 
-def test_nodes_get_what_a_job_needs_and_nothing_that_lies_around():
-    mounts = {Path(target).name: source for target, source in CLUSTER["file_mounts"].items()}
-    token = mounts.pop("auth_token")
-    assert token == "~/.ray/auth_token"
-    assert all((ROOT / source).exists() for source in mounts.values())
-    assert set(mounts) == {
-        "pyproject.toml",
-        "constraints.txt",
-        "README.md",
-        "LICENSE",
-        "igpt_core",
-        "pipeline",
-        "jobs",
-    }
+NEEDED = {
+    *("pyproject.toml", "constraints.txt", "README.md", "LICENSE"),
+    *("igpt_core", "pipeline", "jobs"),
+}
+
+
+def is_excluded(path: Path) -> bool:
+    """Whether rsync leaves out a path of the folder: patterns as rsync_exclude has them, those with
+    a slash in front from the top."""
+    return any(
+        fnmatch(path.parts[0], pattern[1:])
+        if pattern.startswith("/")
+        else any(fnmatch(part, pattern) for part in path.parts)
+        for pattern in CLUSTER["rsync_exclude"]
+    )
+
+
+def test_folders_are_mounted_and_no_files():
+    """Past bug: a file that is mounted by itself stays as it was at the first `ray up`, and the
+    folder above it belongs to root."""
+    assert CLUSTER["file_mounts"] == {"/home/ray/igpt": ".", "/home/ray/.ray": "~/.ray"}
+
+
+def test_nodes_get_what_a_job_needs_and_not_what_lies_beside_it():
+    assert not any(is_excluded(Path(name)) for name in NEEDED)
+    for name in ("igpt_core/assets/cifar10-32x32/model.safetensors", "jobs/complete.py"):
+        assert (ROOT / name).exists()
+        assert not is_excluded(Path(name))
+    beside = [".git", ".venv", ".mypy_cache", "igpt.egg-info", "jobs/__pycache__/complete.pyc"]
+    beside += ["benchmarks", "build", "dist", "docs", "out", "tests"]
+    assert all(is_excluded(Path(name)) for name in beside)
+
+
+@pytest.fixture
+def node(tmp_path):
+    """The home of a node's user, who may read what is mounted in `igpt` and not write there."""
+    mount = tmp_path / "igpt"
+    mount.mkdir()
+    for name in NEEDED:
+        if (ROOT / name).is_dir():
+            hidden = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, mount / name, ignore=hidden)
+        else:
+            shutil.copy(ROOT / name, mount)
+    for path in (mount, *mount.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    # It builds as on a node, but without a network: nothing else is fetched or installed.
+    pip = tmp_path / "bin" / "pip"
+    pip.parent.mkdir()
+    pip.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m pip --quiet "$@" --no-deps --no-index '
+        f'--no-build-isolation --target="$HOME/site"\n'
+    )
+    pip.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    yield tmp_path
+    for path in (mount, *mount.rglob("*")):
+        path.chmod(0o755)
+
+
+def set_up(home: Path, command: str) -> subprocess.CompletedProcess:
+    """Runs a command as the node's user does; root's own right to write anywhere is taken away."""
+    words = ["/bin/bash", "-c", command]
+    if os.geteuid() == 0:
+        words = ["setpriv", "--bounding-set=-dac_override", *words]
+    path = f"{home / 'bin'}:{os.environ['PATH']}"
+    environment = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "PATH": path}
+    return subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv"
+)
+def test_a_node_builds_igpt_though_it_may_not_write_where_it_is_mounted(node):
+    """Past bug: `pip install ~/igpt` built in the mount, as a user who may not write there."""
+    mounted = sorted((node / "igpt").rglob("*"))
+    in_place = set_up(node, "pip install --no-cache-dir -c ~/igpt/constraints.txt ~/igpt")
+    assert in_place.returncode != 0, "the mount can be written"
+    (command,) = CLUSTER["setup_commands"]
+    done = set_up(node, command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (node / "site").iterdir()} >= {"igpt_core", "pipeline", "jobs"}
+    assert sorted((node / "igpt").rglob("*")) == mounted
+    assert not list((node / "tmp").iterdir())
+
+
+def test_the_image_is_built_as_a_node_is():
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    (run,) = re.findall(r"^RUN (.+\\\n.+)$", page, re.MULTILINE)
+    (command,) = CLUSTER["setup_commands"]
+    assert " ".join(run.replace("\\\n", " ").split()) == command.replace("~/igpt", "igpt")
 
 
 def test_every_ray_is_that_of_the_constraints():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt_core.errors import CheckpointError, fetch_errors, one_of
+from igpt_core.files.cache import models_folder
 from igpt_core.files.hub import hub_files, is_commit, split_id
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ def _fetch(
         version = json.dumps(
             [uri.rstrip("/"), {name: states[name] for name in sorted(chosen)}], default=str
         )
-        cache = Path(os.environ.get("IGPT_CACHE") or Path.home() / ".cache" / "igpt") / "models"
-        folder = cache / hashlib.sha256(version.encode()).hexdigest()[:32]
+        folder = models_folder() / hashlib.sha256(version.encode()).hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
         for name in chosen:
             _fetch_file(fs, f"{root}/{name}", folder / name, state=states[name])

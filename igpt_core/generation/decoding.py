@@ -4,6 +4,7 @@ All rows stand at the same position. Input position i holds the start token (i =
 and its logits are those of pixel i; the last pixel is never fed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -140,6 +141,7 @@ def decode(
     sampling: SamplingConfig,
     *,
     pinned: Pinned | None = None,
+    on_logits: Callable[[Tensor, KVCache], None] | None = None,
 ) -> Tensor:
     """Draws one token for each column of the noise, from `prefill`'s logits and cache on.
 
@@ -147,12 +149,16 @@ def decode(
         logits: (R, V) of the first pixel to draw.
         noise: (R, N) float64 in [0, 1), N >= 1.
         pinned: (R, N), known pixels, which take the place of those drawn.
+        on_logits: is called before each draw with the logits of pixel cache.length - 1 and the
+            cache, and may change rows of both in place.
 
     Returns:
         (R, N) int64.
     """
 
     def draw(logits: Tensor, column: int) -> Tensor:
+        if on_logits is not None:
+            on_logits(logits, cache)
         tokens = sample_tokens(logits, noise[:, column], sampling)
         return tokens if pinned is None else pinned.over(tokens, column)
 

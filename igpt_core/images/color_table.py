@@ -20,6 +20,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from igpt_core.files.cache import table_path
+
 _N_RGB = 1 << 24
 _GRID_BITS = 25
 _BLOCK = 32  # side of the RGB cubes that the table is built in: a block's scores fit the cache
@@ -137,9 +139,8 @@ def cached_table(colors: FloatArray, *, fingerprint: str) -> TokenArray:
     node's processes share its pages. It is the table and its CRC-32. A missing or damaged file is
     written (anew), atomically, so that processes that do it at once only write the same file twice.
     """
-    name = f"nearest-{fingerprint}.npy"
     try:
-        path = Path(os.environ.get("IGPT_CACHE") or Path.home() / ".cache" / "igpt") / name
+        path = table_path(fingerprint)
     except RuntimeError:  # no home folder
         return build_table(colors)
     mapped = _map_table(path)

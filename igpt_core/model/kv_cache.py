@@ -129,6 +129,14 @@ class KVCache:
         values.index_copy_(2, positions, v)
         return keys[:, :, :span], values[:, :, :span]
 
+    def copy_rows(self, other: "KVCache", *, first: int) -> None:
+        """Copies what another cache holds, of at most this one's length, to the rows from `first`
+        on."""
+        rows, filled = slice(first, first + other.keys[0].shape[0]), slice(other.length)
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, copied in zip(mine, theirs, strict=True):
+                layer[rows, :, filled] = copied[:, :, filled]
+
     def repack(self, span: int) -> None:
         """Puts the first `span` positions of all rows side by side, within the same memory.
 

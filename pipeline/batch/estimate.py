@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipeline.batch.job import Job, JobSpec
+from pipeline.batch.model import note_default_model
 from pipeline.batch.run import cut
 from pipeline.engine import cluster
 from pipeline.engine.dispatch import dispatch_shards
@@ -88,6 +89,7 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
     a stage fails."""
     spec = define(options)
     source = spec.find_source()
+    note_default_model(options)
     with cluster.connected(options.address):
         compute = spec.find_compute()
         plan = cut(spec, source, compute, options.shard_size)

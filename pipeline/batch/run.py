@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pipeline.batch.execute import execute
 from pipeline.batch.job import Job, JobSpec
+from pipeline.batch.model import note_default_model
 from pipeline.batch.record import dependencies, record_of
 from pipeline.batch.same_input import check_input
 from pipeline.engine import cluster
@@ -54,6 +55,7 @@ def run_job(
     spec = define(options)
     planned = None if resumed is None else directory.plan()
     source = spec.find_source() if planned is None else None
+    note_default_model(options)
     with cluster.connected(options.address):
         _say_what_must_come(options)
         compute = spec.find_compute()

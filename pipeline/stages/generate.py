@@ -5,7 +5,6 @@ import time
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline import rows
 from pipeline.shards import shard_in
@@ -37,17 +36,19 @@ class Complete:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         begun = time.perf_counter()
+        valid = pc.is_valid(block[rows.ROW_TOKENS])
+        good = block.filter(valid)
+        prompt = self._prompt(good)
         if rows.PROMPT_LENGTH not in block.column_names:
             lengths = np.full(block.num_rows, self._prompt_length, np.int32)
             block = block.append_column(rows.PROMPT_LENGTH, pa.array(lengths))
-        valid = pc.is_valid(block[rows.ROW_TOKENS])
-        good = block.filter(valid)
-        prompt = _prompt(good)
         samples = self._sampler.sample(prompt, good[rows.ROW_ID].to_pylist())
         n_samples, n_positions = samples.tokens.shape[1:]
         columns = {
             rows.SAMPLES: _lists(tokens_array(samples.tokens, n_positions), n_samples),
-            rows.SAMPLED_TOKENS: pa.array(_generated(prompt) * self._n_drawn),
+            rows.SAMPLED_TOKENS: pa.array(
+                prompt.unknown.sum(axis=1, dtype=np.int32) * self._n_drawn
+            ),
         }
         if samples.nll is not None:
             columns[rows.NLL] = _lists(pa.array(samples.nll.ravel()), n_samples)
@@ -55,22 +56,14 @@ class Complete:
             block = block.append_column(name, in_place(results, valid.to_numpy()))
         return with_seconds(block, "model", time.perf_counter() - begun)
 
-
-def _prompt(good: pa.Table) -> Prompt:
-    """Collects what the rows of a block give the model."""
-    known = None
-    if rows.KNOWN_PIXELS in good.column_names:
-        known = bits_of(good[rows.KNOWN_PIXELS])
-    return Prompt(tokens_of(good[rows.ROW_TOKENS]), good[rows.PROMPT_LENGTH].to_numpy(), known)
-
-
-def _generated(prompt: Prompt) -> NDArray[np.int32]:
-    """Counts the pixels of each image (N,) that are neither prompt nor known."""
-    given = np.arange(prompt.tokens.shape[1]) < prompt.lengths[:, None]
-    if prompt.known is not None:
-        given |= prompt.known
-    count: NDArray[np.int32] = (~given).sum(axis=1, dtype=np.int32)
-    return count
+    def _prompt(self, good: pa.Table) -> Prompt:
+        """Collects what the rows of a block give the model."""
+        tokens = tokens_of(good[rows.ROW_TOKENS])
+        if rows.PROMPT_LENGTH in good.column_names:
+            return Prompt(tokens, good[rows.PROMPT_LENGTH].to_numpy())
+        if rows.KNOWN_PIXELS in good.column_names:
+            return Prompt(tokens, self._prompt_length, bits_of(good[rows.KNOWN_PIXELS]))
+        return Prompt(tokens, self._prompt_length)
 
 
 def _lists(values: pa.Array, n: int) -> pa.ListArray:
@@ -109,7 +102,7 @@ class Sample:
     def __call__(self, block: pa.Table) -> pa.Table:
         begun = time.perf_counter()
         n, n_positions = block.num_rows, self._n_positions
-        prompt = Prompt(np.zeros((n, n_positions), np.uint16), np.zeros(n, np.int32))
+        prompt = Prompt(np.zeros((n, n_positions), np.uint16), length=0)
         samples = self._sampler.sample(prompt, block[rows.ROW_ID].to_pylist())
         columns = {
             rows.ROW_TOKENS: tokens_array(samples.tokens, n_positions),

@@ -1,4 +1,4 @@
-"""Sampling pixels for the rows of a block: batches of equal prompts, the best of several."""
+"""Sampling pixels for the rows of a block: prompts of one length or many, the best of several."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from igpt_core.generation.decoding import Pinned, complete
+from igpt_core.generation.prompts import complete_prompts
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.learning.scoring import token_nll
 from pipeline.stages.model_batches import ComputePlan
@@ -19,13 +20,21 @@ from pipeline.stages.model_batches import ComputePlan
 class Prompt:
     """What the model is given of N images.
 
-    `tokens` (N, T) uint16, of which the first `lengths` (N,) are the prompt; `known` (N, T) bool
-    are the known pixels beyond it, None where there are none.
+    `tokens` (N, T) uint16, of which the first `length` are the prompt: one number for all rows, or
+    each row's own, (N,) int32. `known` (N, T) bool are the known pixels beyond prompts of one
+    length, None where there are none.
     """
 
     tokens: NDArray[np.uint16]
-    lengths: NDArray[np.int32]
+    length: int | NDArray[np.int32]
     known: NDArray[np.bool_] | None = None
+
+    @property
+    def unknown(self) -> NDArray[np.bool_]:
+        """Returns which pixels (N, T) are to be drawn."""
+        lengths = np.broadcast_to(self.length, len(self.tokens))
+        unknown: NDArray[np.bool_] = np.arange(self.tokens.shape[1]) >= lengths[:, None]
+        return unknown if self.known is None else unknown & ~self.known
 
 
 @dataclass(frozen=True)
@@ -83,42 +92,46 @@ class Sampler:
     def _batches(
         self, prompt: Prompt, seeds: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.intp], Tensor, Tensor | None]]:
-        """Yields (rows, samples, nll) of each model batch. All rows of a batch stand at one
-        position, so those with prompts of one length are computed together."""
-        has_known = prompt.known is not None
-        known = np.zeros_like(prompt.tokens, bool) if prompt.known is None else prompt.known
-        for length in np.unique(prompt.lengths):
-            rows = np.flatnonzero(prompt.lengths == length)
-            arrays = (prompt.tokens[rows], known[rows], seeds[rows])
-            sample = partial(self._sample_batch, length=int(length), has_known=has_known)
-            for place, (tokens, nll) in self._compute_plan.in_batches(sample, *arrays):
-                yield rows[place], tokens, nll
+        """Yields (rows, samples, nll) of each model batch."""
+        order = np.arange(len(seeds))
+        sample = partial(self._sample_batch, prompt=prompt)
+        if not isinstance(prompt.length, int):
+            order = by_length(prompt.length)
+        arrays = (prompt.tokens[order], prompt.unknown[order], seeds[order])
+        for place, (tokens, nll) in self._compute_plan.in_batches(sample, *arrays):
+            yield order[place], tokens, nll
 
     def _sample_batch(
-        self, image: Tensor, known: Tensor, seeds: Tensor, *, length: int, has_known: bool
+        self, image: Tensor, unknown: Tensor, seeds: Tensor, *, prompt: Prompt
     ) -> tuple[Tensor, Tensor | None]:
         """Samples one model batch: images (B, S, T) and their nll (B, S).
 
         Args:
-            image: (B, T), of which the first `length` pixels are given, and where the batch
-                `has_known` pixels, the `known` (B, T) ones.
+            image: (B, T), of which the `unknown` (B, T) pixels are to be drawn.
             seeds: (B,).
+            prompt: that the batch is of.
         """
-        how, known = self._drawing, known.bool()
-        tokens = complete(
-            self._model,
-            image[:, :length],
-            n_positions=image.shape[1],
-            seeds=seeds,
-            sampling=how.sampling,
-            n_samples=how.n_drawn,
-            pinned=Pinned(image, known) if has_known else None,
-        )
-        nll = None
-        if how.scored:
-            generated = ~known
-            generated[:, :length] = False
-            nll = self._mean_nll(tokens, generated)
+        how, unknown = self._drawing, unknown.bool()
+        if isinstance(prompt.length, int):
+            tokens = complete(
+                self._model,
+                image[:, : prompt.length],
+                n_positions=image.shape[1],
+                seeds=seeds,
+                sampling=how.sampling,
+                n_samples=how.n_drawn,
+                pinned=None if prompt.known is None else Pinned(image, ~unknown),
+            )
+        else:
+            tokens = complete_prompts(
+                self._model,
+                image,
+                (~unknown).sum(dim=1),
+                seeds=seeds,
+                sampling=how.sampling,
+                n_samples=how.n_drawn,
+            )
+        nll = self._mean_nll(tokens, unknown) if how.scored else None
         if how.n_drawn > how.n_samples:
             assert nll is not None
             tokens, nll = _best(tokens, nll, how.n_samples)
@@ -130,6 +143,12 @@ class Sampler:
         nll = token_nll(self._model, tokens.flatten(0, 1)).view(tokens.shape)
         generated = generated[:, None]
         return (nll * generated).sum(dim=2) / generated.sum(dim=2).clamp(min=1)
+
+
+def by_length(lengths: NDArray[np.int32]) -> NDArray[np.intp]:
+    """Returns the order in which rows with prompts of their own lengths (N,) fill model batches:
+    a batch takes as many steps as its shortest prompt."""
+    return np.argsort(lengths, kind="stable")
 
 
 def _best(tokens: Tensor, nll: Tensor, n: int) -> tuple[Tensor, Tensor]:

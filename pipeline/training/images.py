@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from igpt_core.images.pixels import Crop, Resize
 from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
-from pipeline.errors import UsageError
+from pipeline.errors import OverErrorBudget, UsageError
 from pipeline.inputs.source import find_source
 from pipeline.stages.blocks import tokens_of
 from pipeline.stages.read_images import ReadImages
@@ -66,10 +66,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Tokens (N, image_size ** 2) of every readable image of an input; labels where asked for."""
+    """Tokens (N, image_size ** 2) of every readable image of an input; labels where asked for; and
+    how many images could not be read."""
 
     tokens: NDArray[np.uint16]
     labels: Labels | None
+    n_failed: int = 0
 
 
 def read_images(
@@ -83,6 +85,7 @@ def read_images(
     format: str = "auto",
     image_column: str | None = None,
     label_column: str | None = None,
+    max_error_fraction: float = 1.0,
     input_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> TrainingImages:
@@ -93,8 +96,9 @@ def read_images(
         palette: location of a palette's file or of a model folder.
         resize, crop: as in `load_pixels`.
         label_column: a column of classes to read along: whole numbers from 0, in every row.
+        max_error_fraction: of the images that may fail.
 
-    Raises UsageError.
+    Raises UsageError; OverErrorBudget as soon as it is sure that more images fail than may.
     """
     source = find_source(
         location,
@@ -122,7 +126,8 @@ def read_images(
         input_options=input_options or {},
         model_options=model_options or {},
     )
-    blocks = []
+    blocks: list[pa.Table] = []
+    n_failed = n_read = 0
     table = plan.to_table()
     for index in range(len(plan.shards)):
         block = read(table.slice(index, 1))
@@ -130,11 +135,25 @@ def read_images(
         for failed in block.filter(pc.invert(good)).to_pylist():
             logger.warning("%s left out: %s", failed[rows.SOURCE], failed[rows.ERROR_MESSAGE])
         blocks.append(block.filter(good))
+        n_read += block.num_rows
+        n_failed += block.num_rows - blocks[-1].num_rows
+        if plan.rows is not None:  # else they are not counted before the end
+            _check_budget(n_failed, plan.rows, max_error_fraction, location)
+    _check_budget(n_failed, n_read, max_error_fraction, location)
     found = pa.concat_tables(blocks)
     if not found.num_rows:
         raise UsageError(f"expected readable images at {location}, found none; check --input")
     labels = None if label_column is None else _labels(found, label_column, plan.passthrough)
-    return TrainingImages(tokens_of(found[rows.ROW_TOKENS]), labels)
+    return TrainingImages(tokens_of(found[rows.ROW_TOKENS]), labels, n_failed)
+
+
+def _check_budget(n_failed: int, n_rows: int, fraction: float, location: str) -> None:
+    if n_failed > fraction * n_rows:
+        raise OverErrorBudget(
+            f"{n_failed} of {n_rows} images at {location} cannot be read, more than "
+            f"--max-error-fraction allows ({fraction * n_rows:.0f}); each is named above; next: "
+            "repair the images or leave them out, or a higher --max-error-fraction"
+        )
 
 
 def _check_type(field: pa.Field, location: str) -> None:

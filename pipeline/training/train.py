@@ -30,6 +30,7 @@ LOG_SECONDS = 15
 SAVE_SECONDS = 60
 # Options that change no result, or stand in the record in another form.
 _NOT_RECORDED = {"quiet", "debug", "storage_options", "output", "palette", "model", "eval_input"}
+_NOT_RECORDED |= {"max_error_fraction"}
 
 
 def check_options(options: TrainingOptions) -> None:
@@ -86,8 +87,17 @@ def find_images(
         format=options.format,
         image_column=options.image_column,
         label_column=label_column,
+        max_error_fraction=options.max_error_fraction,
         input_options=options_for(options.storage_options, "input"),
         model_options=options_for(options.storage_options, "model"),
+    )
+
+
+def summary(options: TrainingOptions, state: TrainingState, images: TrainingImages) -> str:
+    """Returns the line that a training run ends with."""
+    return (
+        f"{options.output}: {state.step} steps in {state.seconds / 60:.1f} minutes on "
+        f"{len(images.tokens)} images ({images.n_failed} could not be read)"
     )
 
 

@@ -1,7 +1,7 @@
 """Model batches of a run computed again, in this process, and compared bit by bit."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import parquet_bytes, parquet_file, part_name
 from pipeline.run_directory.record import differences
 from pipeline.shards import Plan, Shard
+from pipeline.stages.sampling import by_length
 from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import join, read_bytes, store_errors
 from pipeline.storage.redact import redacted_line
@@ -184,15 +185,13 @@ def _other_rows(shard: int, stored: _Stored, block: pa.Table) -> str | None:
 
 
 def _batches(good: pa.Table, images: int | None) -> list[NDArray[np.intp]]:
-    """Returns the rows of each model batch, as the stages form them; all rows without a model.
-    Prompts of one length are computed together."""
+    """Returns the rows of each model batch, as the stages form them; all rows without a model."""
     n = good.num_rows
-    groups: Sequence[NDArray[np.intp]] = [np.arange(n)]
+    order = np.arange(n)
     if rows.PROMPT_LENGTH in good.column_names:
-        lengths = good[rows.PROMPT_LENGTH].to_numpy()
-        groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+        order = by_length(good[rows.PROMPT_LENGTH].to_numpy())
     size = images or max(n, 1)
-    return [g[start : start + size] for g in groups for start in range(0, len(g), size)]
+    return [order[start : start + size] for start in range(0, n, size)]
 
 
 def _differing(computed: pa.Table, stored: pa.Table) -> list[str]:

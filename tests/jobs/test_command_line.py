@@ -6,15 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from igpt_core.model.config import ImageGPTConfig
+from igpt_core import ImageGPTConfig, load_image_size, load_model, load_palette
 from jobs import complete
 from jobs.__main__ import COMMANDS, igpt, main
+from jobs.command import JobCommand, command, parse
 from pictures import SIDE, encoded, photo
+from pipeline.errors import UsageError
 from pipeline.run_directory.directory import RunDirectory
 from runs import igpt as igpt_run
 from runs import refusal
@@ -133,6 +137,63 @@ def test_options_come_from_a_file_and_a_flag_beats_it(
     assert (record["results"]["keep"], record["results"]["seed"]) == (given, 4)
 
 
+def every_command(commands=tuple(COMMANDS)) -> list[JobCommand]:
+    """The commands with options of a job, those within `plan` and `submit` too."""
+    found: list[JobCommand] = []
+    for one in commands:
+        if isinstance(one, JobCommand):
+            found.append(one)
+        elif isinstance(one, click.Group):
+            found += every_command(tuple(one.commands.values()))
+    return found
+
+
+NEEDED = {"count": 1, "to": "png"}
+
+
+def parsed(one: JobCommand, **values: object):
+    """The options of a command, those that must be given filled in."""
+    required = [key for key, field in one.model.model_fields.items() if field.is_required()]
+    return parse(one.model, {key: NEEDED.get(key, "name") for key in required} | values)
+
+
+def test_the_default_that_help_shows_can_be_typed():
+    """Past bug: `[default: auto]`, `all`, `none` or `file#row`, of which most meant a file or a
+    column of that name, and --id-column=auto meant no column."""
+    shown = 0
+    for one in every_command():
+        for option in one.params:
+            note = re.search(r"\[default: (.*)\]$", getattr(option, "help", None) or "")
+            if note is None:
+                continue
+            shown += 1
+            value = option.type_cast_value(None, note[1])
+            assert parsed(one, **{option.name: value}) == parsed(one), (one.name, option.name)
+    assert shown > 100
+
+
+@pytest.mark.parametrize("key", ["input", "output", "model", "id_column", "image_column", "mask"])
+def test_auto_is_a_name_like_any_other_where_help_does_not_show_it(key):
+    assert getattr(parsed(complete.COMMAND, **{key: "auto"}), key) == "auto"
+
+
+def test_auto_is_found_automatically_in_the_file_too_and_beats_it_as_a_flag(tmp_path, capsys):
+    assert parsed(complete.COMMAND, batch_size="auto").batch_size is None
+    with pytest.raises(UsageError, match="--samples"):
+        parsed(complete.COMMAND, samples="auto")
+    seen = []
+    one = command("one", complete.CompleteOptions, seen.append, help="", example="")
+    config = tmp_path / "job.yaml"
+    config.write_text("input: photos\noutput: out\nbatch_size: 32\nshard_size: auto\n")
+    one.main([f"--config={config}", "--batch-size=auto"], standalone_mode=False)
+    one.main([f"--config={config}"], standalone_mode=False)
+    assert [(options.batch_size, options.shard_size) for options in seen] == [
+        (None, None),
+        (32, None),
+    ]
+    assert "auto" in refusal(capsys, "complete", "--limit=auto")
+
+
 def test_a_wrong_name_in_the_file_is_refused(tmp_path, capsys):
     (tmp_path / "job.yaml").write_text("inptu: photos\n")
     line = refusal(capsys, "complete", f"--config={tmp_path / 'job.yaml'}", "--output=x")
@@ -151,6 +212,39 @@ def test_json_lines_end_with_the_result(ray_session, image_folder, tiny_model, t
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["progress"] * (len(lines) - 1) + ["done"]
     assert lines[-1]["rows"] == 1
+
+
+DEFAULT_NOTE = (
+    "no --model given: using embedded, the small one that ships with igpt (3 million parameters, "
+    "32 x 32 pixels in 512 colors, trained on CIFAR-10); for another: --model with a folder, a URI "
+    "or a hub id"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        (["score"], 1),
+        (["quantize"], 1),
+        (["plan", "score"], 1),
+        (["score", "--quiet"], 0),
+        (["score", "--model=embedded"], 0),
+        (["quantize", "--palette=embedded"], 0),
+    ],
+    ids=str,
+)
+def test_one_line_says_that_the_shipped_model_is_taken(
+    in_process, image_folder, tmp_path, capsys, words, notes
+):
+    main([*words, f"--input={image_folder}", f"--output={tmp_path / 'out'}"])
+    assert capsys.readouterr().err.splitlines().count(DEFAULT_NOTE) == notes
+
+
+def test_the_note_on_the_shipped_model_is_true():
+    model = load_model("embedded", device="cpu", dtype=torch.float32)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 3
+    assert load_image_size("embedded") == 32
+    assert len(load_palette("embedded")) == 512
 
 
 def test_no_secret_reaches_a_file(ray_session, image_folder, tiny_model, tmp_path):
@@ -194,13 +288,18 @@ def test_quantize_and_palette_chain(ray_session, image_folder, tiny_model, tmp_p
 
 
 def test_train_makes_a_model_that_complete_takes(
-    ray_session, image_folder, labeled_parquet, tmp_path
+    ray_session, image_folder, labeled_parquet, tmp_path, capsys
 ):
     palette = tmp_path / "palette.npy"
     main(["palette", f"--input={labeled_parquet}", f"--output={palette}", "--colors=8", "--quiet"])
     train = ["train", f"--input={labeled_parquet}", f"--palette={palette}", "--image-size=8"]
     train += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=3", "--quiet"]
-    main([*train, f"--output={tmp_path / 'model'}"])
+    output = f"--output={tmp_path / 'model'}"
+    line = refusal(capsys, *train, output, max_error_fraction=0.04, code=3)
+    assert "1 of 23 images" in line
+    assert not (tmp_path / "model").exists()
+    main([*train, output])
+    assert "3 steps in 0.0 minutes on 22 images (1 could not be read)" in capsys.readouterr().out
     assert ImageGPTConfig.from_pretrained(tmp_path / "model").n_colors == 8
     words = ["complete", f"--input={image_folder}", f"--model={tmp_path / 'model'}", "--quiet"]
     main([*words, f"--output={tmp_path / 'out'}"])

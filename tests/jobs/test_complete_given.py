@@ -196,6 +196,7 @@ def test_prompts_are_completed_as_the_core_does_one_by_one(
     loaded = load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
     shown = [row["prompt"] is None for row in loaded]
     assert shown == [not prompts[i] for i in good]
+    igpt("verify", tmp_path / "run", replay=2)  # exits where a batch is another
 
 
 def test_a_prompt_column_that_is_missing_or_no_tokens_is_refused(tiny_model, tmp_path, capsys):

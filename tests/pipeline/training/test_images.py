@@ -14,7 +14,8 @@ import pytest
 from igpt_core.images.pixels import load_pixels
 from igpt_core.model.checkpoint import load_palette
 from pictures import BAD, GOOD, SIDE, encoded, photo
-from pipeline.errors import UsageError
+from pipeline.errors import OverErrorBudget, UsageError
+from pipeline.training import images
 from pipeline.training.images import Labels, read_images
 
 
@@ -33,6 +34,38 @@ def test_tokens_of_the_readable_images_are_read_and_the_others_named(photos, tin
         assert np.array_equal(row, palette.encode(load_pixels(path.read_bytes(), SIDE)).ravel())
 
 
+@pytest.mark.parametrize("fraction", [len(BAD) / (GOOD + len(BAD)), 1.0])
+def test_failed_images_within_the_budget_are_counted(photos, tiny_model, fraction):
+    found = read_images(photos, palette=tiny_model, image_size=SIDE, max_error_fraction=fraction)
+    assert (len(found.tokens), found.n_failed) == (GOOD, len(BAD))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1])
+def test_more_failed_images_than_the_budget_allows_are_refused(photos, tiny_model, fraction):
+    """Past bug: any number was left out, and the model trained on what was left."""
+    allowed = round(fraction * 24)
+    message = rf"4 of 24 images at .*, more than --max-error-fraction allows \({allowed}\); .*next"
+    with pytest.raises(OverErrorBudget, match=message):
+        read_images(photos, palette=tiny_model, image_size=SIDE, max_error_fraction=fraction)
+
+
+def test_the_budget_ends_the_reading_as_soon_as_it_cannot_be_met(
+    labeled_parquet, tiny_model, monkeypatch
+):
+    """The broken image is in the first of four shards."""
+    blocks, read = [], images.ReadImages.__call__
+    monkeypatch.setattr(images, "SHARD_SIZE", 6)
+    monkeypatch.setattr(
+        images.ReadImages, "__call__", lambda self, block: blocks.append(block) or read(self, block)
+    )
+    options = {"palette": tiny_model, "image_size": SIDE}
+    with pytest.raises(OverErrorBudget, match="1 of 23 images"):
+        read_images(labeled_parquet, max_error_fraction=0.04, **options)
+    assert len(blocks) == 1
+    assert read_images(labeled_parquet, max_error_fraction=0.05, **options).n_failed == 1
+    assert len(blocks) == 1 + 4
+
+
 def test_the_first_images_only(labeled_parquet, tiny_model):
     whole = read_images(labeled_parquet, palette=tiny_model, image_size=SIDE).tokens
     first = read_images(labeled_parquet, palette=tiny_model, image_size=SIDE, limit=4).tokens
@@ -46,10 +79,11 @@ def test_images_and_labels_of_tars(tiny_model, tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(payload)
             tar.addfile(info, io.BytesIO(payload))
-    found = read_images(
-        str(tmp_path), palette=tiny_model, image_size=SIDE, label_column="cls", limit=5
-    )
+    options = {"palette": tiny_model, "image_size": SIDE, "label_column": "cls", "limit": 5}
+    found = read_images(str(tmp_path), **options)
     assert found.labels.classes.tolist() == [1]
+    with pytest.raises(OverErrorBudget, match="1 of 2 images"):
+        read_images(str(tmp_path), max_error_fraction=0.4, **options)
     pixels = load_pixels(encoded(photo(0)), SIDE)
     assert np.array_equal(found.tokens[0], load_palette(tiny_model).encode(pixels).ravel())
 
