@@ -194,7 +194,7 @@ def complete(
         prompt: (B, P) int64 colors in [0, n_colors), 0 <= P <= n_positions; P = 0 draws
             unconditional samples.
         n_positions: pixels of a whole image, at most the model's positions.
-        seeds: (B,) int64, one per row; see `row_seed`.
+        seeds: (B,) of any integer dtype, one per row; see `row_seed`.
         sampling: how tokens are drawn.
         n_samples: images for each prompt.
         pinned: (B, n_positions), known pixels, which all samples of a row share. Others are drawn
@@ -205,7 +205,7 @@ def complete(
         place of either.
 
     Raises:
-        ValueError: sizes that do not fit together, or a dtype of `pinned`.
+        ValueError: sizes that do not fit together, or a dtype of `seeds` or `pinned`.
     """
     rows, n_given = prompt.shape
     limit = model.config.n_positions
