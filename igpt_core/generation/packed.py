@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from igpt_core.model.layers import Conv1D
 
@@ -32,7 +33,8 @@ class PrepackedLinear(nn.Module):
 def prepacked(model: Model) -> Model:
     """Prepacks a model's weights for inference on a CPU.
 
-    Returns the model itself where that does not apply or is done already.
+    Returns the model itself where that does not apply, is done already, or would pass over what
+    the user has put into the model: hooks of a forward, or modules of other classes.
 
     A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
     layout at every call, which doubles that; here it is done once. In float32 it also makes a
@@ -44,7 +46,7 @@ def prepacked(model: Model) -> Model:
     """
     if not any(isinstance(module, Conv1D | nn.Linear) for module in model.modules()):
         return model  # prepacked already, or nothing to prepack
-    if not _onednn_serves(next(model.parameters())):
+    if _is_customized(model) or not _onednn_serves(next(model.parameters())):
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
     result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
@@ -55,6 +57,20 @@ def prepacked(model: Model) -> Model:
             elif isinstance(child, nn.Linear):
                 setattr(parent, name, PrepackedLinear(child.weight, child.bias))
     return result
+
+
+def _is_customized(model: nn.Module) -> bool:
+    """Tells whether calling a module of the model may do other than its class here or in torch.nn
+    does. Parametrizations and compiled modules have classes of their own."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return True
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in vars(module)  # replaced, as some libraries do in place of a hook
+        or not type(module).__module__.startswith(("torch.nn.modules.", "igpt_core."))
+        for module in model.modules()
+    )
 
 
 def _onednn_serves(weight: Tensor) -> bool:
