@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from igpt_core.errors import NonFiniteError
 from igpt_core.generation.noise import uniform_noise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
@@ -150,9 +151,14 @@ def decode(
 
     Returns:
         (R, N) int64.
+
+    Raises:
+        NonFiniteError: logits that are no distribution: NaN, +inf, or all of them -inf.
     """
+    highest = torch.empty(noise.shape, dtype=logits.dtype, device=noise.device)
 
     def draw(logits: Tensor, column: int) -> Tensor:
+        highest[:, column] = logits.amax(dim=-1)  # NaN where there is one
         tokens = sample_tokens(logits, noise[:, column], sampling)
         return tokens if pinned is None else pinned.over(tokens, column)
 
@@ -169,6 +175,8 @@ def decode(
         logits = decode_step(model, drawn[:, step - 1], position, cache, span=span)
         cache.length += 1
         drawn[:, step] = draw(logits, step)
+    if not highest.isfinite().all():  # looked at once: a GPU would be waited for at each step
+        raise NonFiniteError.of("logits", logits.dtype)
     return drawn
 
 
@@ -206,6 +214,7 @@ def complete(
 
     Raises:
         ValueError: sizes that do not fit together, or a dtype of `seeds` or `pinned`.
+        NonFiniteError: a model that overflows in its dtype.
     """
     rows, n_given = prompt.shape
     limit = model.config.n_positions

@@ -47,6 +47,7 @@ class GenerationMixin(CausalModel):
 
         Raises:
             ValueError: an option or a size out of its range, or seeds that are no integers.
+            NonFiniteError: a model that overflows in its dtype.
         """
         rows, n_given = input_ids.shape
         longest = self.config.n_positions + 1
