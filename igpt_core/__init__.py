@@ -24,6 +24,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "KVCache",
     "LinearProbe",
     "ModelOutput",
+    "NonFiniteError",
     "Palette",
     "Pinned",
     "SamplingConfig",
@@ -49,7 +50,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
 
 if TYPE_CHECKING:
     from igpt_core.conversion.convert import convert_checkpoint
-    from igpt_core.errors import CheckpointError
+    from igpt_core.errors import CheckpointError, NonFiniteError
     from igpt_core.generation.decoding import Pinned, complete
     from igpt_core.generation.prompts import complete_prompts
     from igpt_core.generation.sampling import SamplingConfig, row_seed
@@ -97,6 +98,7 @@ else:
         "KVCache": "model.kv_cache",
         "LinearProbe": "learning.probe",
         "ModelOutput": "model.outputs",
+        "NonFiniteError": "errors",
         "Palette": "images.palette",
         "Pinned": "generation.decoding",
         "SamplingConfig": "generation.sampling",

@@ -1,7 +1,9 @@
-"""CheckpointError, the error of every reader of checkpoints, and library errors that end in it."""
+"""CheckpointError, the error of every reader of checkpoints, and library errors that end in it;
+NonFiniteError."""
 
 import sys
 from collections.abc import Sequence
+from typing import Self
 
 # What libraries that fetch files raise that is no OSError: no credentials, no connection ...
 _LIBRARY_ERRORS = (
@@ -21,6 +23,22 @@ class CheckpointError(ValueError):
 
 class NoHeadError(CheckpointError):
     """A model folder that lacks nothing but the head that was asked for."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A model whose results are NaN or infinite in its dtype; the message is one line.
+
+    No image causes it: the model overflows, or its weights are damaged.
+    """
+
+    @classmethod
+    def of(cls, results: str, dtype: object) -> Self:
+        """Makes the error of `results`, a word in the plural, of a model that computes in `dtype`,
+        a torch.dtype or its name."""
+        name = str(dtype).removeprefix("torch.")
+        # bfloat16 reaches as far as float32.
+        move = "dtype bfloat16 or float32" if name == "float16" else "a model with sound weights"
+        return cls(f"expected finite {results}, found NaN or infinite ones in {name}; next: {move}")
 
 
 def fetch_errors() -> tuple[type[Exception], ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from igpt_core.errors import NonFiniteError
 from igpt_core.generation.noise import uniform_noise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
@@ -154,11 +155,16 @@ def decode(
 
     Returns:
         (R, N) int64.
+
+    Raises:
+        NonFiniteError: logits that are no distribution: NaN, +inf, or all of them -inf.
     """
+    highest = torch.empty(noise.shape, dtype=logits.dtype, device=noise.device)
 
     def draw(logits: Tensor, column: int) -> Tensor:
         if on_logits is not None:
             on_logits(logits, cache)
+        highest[:, column] = logits.amax(dim=-1)  # NaN where there is one
         tokens = sample_tokens(logits, noise[:, column], sampling)
         return tokens if pinned is None else pinned.over(tokens, column)
 
@@ -175,6 +181,8 @@ def decode(
         logits = decode_step(model, drawn[:, step - 1], position, cache, span=span)
         cache.length += 1
         drawn[:, step] = draw(logits, step)
+    if not highest.isfinite().all():  # looked at once: a GPU would be waited for at each step
+        raise NonFiniteError.of("logits", logits.dtype)
     return drawn
 
 
@@ -200,7 +208,7 @@ def complete(
         prompt: (B, P) int64 colors in [0, n_colors), 0 <= P <= n_positions; P = 0 draws
             unconditional samples.
         n_positions: pixels of a whole image, at most the model's positions.
-        seeds: (B,) int64, one per row; see `row_seed`.
+        seeds: (B,) of any integer dtype, one per row; see `row_seed`.
         sampling: how tokens are drawn.
         n_samples: images for each prompt.
         pinned: (B, n_positions), known pixels, which all samples of a row share. Others are drawn
@@ -211,7 +219,8 @@ def complete(
         place of either.
 
     Raises:
-        ValueError: sizes that do not fit together, or a dtype of `pinned`.
+        ValueError: sizes that do not fit together, or a dtype of `seeds` or `pinned`.
+        NonFiniteError: a model that overflows in its dtype.
     """
     rows, n_given = prompt.shape
     limit = model.config.n_positions

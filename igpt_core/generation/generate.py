@@ -38,14 +38,16 @@ class GenerationMixin(CausalModel):
                 are not looked at.
             temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
             num_return_sequences: samples of each row.
-            seeds: (B,) int64, one per row; drawn from torch's global generator unless given.
+            seeds: (B,) of any integer dtype, one per row; drawn from torch's global generator
+                unless given.
 
         Returns:
             (B * num_return_sequences, max_length) int64, each row's samples together. What is
             added are colors, never the start token.
 
         Raises:
-            ValueError: an option or a size out of its range.
+            ValueError: an option or a size out of its range, or seeds that are no integers.
+            NonFiniteError: a model that overflows in its dtype.
         """
         rows, n_given = input_ids.shape
         longest = self.config.n_positions + 1

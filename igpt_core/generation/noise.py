@@ -41,15 +41,20 @@ def uniform_noise(seeds: Tensor, n_samples: int, positions: range) -> Tensor:
     """Draws a uniform number for each (row, sample, position), by (row seed, k, t) alone.
 
     Args:
-        seeds: (B,) int64, any value; see `row_seed`.
+        seeds: (B,) of any integer dtype, any value; see `row_seed`.
         n_samples: samples of each row.
         positions: pixel positions t.
 
     Returns:
         (B, n_samples, len(positions)) float64 in [0, 1), multiples of 2^-32, on seeds' device.
+
+    Raises:
+        ValueError: seeds of a dtype that is no integer one.
     """
-    device = seeds.device
-    seeds = seeds.view(-1, 1, 1)
+    device, dtype = seeds.device, seeds.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"expected seeds of an integer dtype, found {dtype}; next: seeds.long()")
+    seeds = seeds.long().view(-1, 1, 1)  # narrower ones hold neither the words nor their mask
     sample = torch.arange(n_samples, device=device).view(1, -1, 1)
     position = torch.tensor(positions, dtype=torch.int64, device=device).view(1, 1, -1)
     zero = torch.zeros_like(seeds)

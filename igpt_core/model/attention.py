@@ -1,5 +1,7 @@
 """attend: the only place that picks an attention kernel."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -46,15 +48,33 @@ def attend(
         mask = _causal(n_queries, n_keys, q.device)
     if k.stride(3) != 1:
         k = k.contiguous()  # keys of a cache on a CPU: the fused kernel would not take them
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None and n_queries > 1,
-        scale=scale,
-    )
+    with _without_cudnn():
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None and n_queries > 1,
+            scale=scale,
+        )
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Leaves torch the other kernels: flash attention, the memory-efficient one, plain products.
+
+    From H100 on torch prefers cuDNN's, which builds a plan for each number of keys: 23 to 37 ms at
+    each step of a process's first batch. On B200 it may be wrong below 8 heads (pytorch issue
+    193893). torch.nn.attention.sdpa_kernel would switch on what a user has switched off, and takes
+    12 us a call, these switches 1.5.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 def attend_with_weights(

@@ -15,6 +15,7 @@ from igpt_core.learning.features import pooled_features
 from igpt_core.learning.scoring import token_nll
 from igpt_core.model.config import ImageGPTConfig
 from pipeline import rows
+from pipeline.errors import EndOfRun
 from pipeline.stages.blocks import score_arrays, tokens_of, with_seconds
 from pipeline.stages.model_batches import ComputePlan, in_place
 
@@ -78,11 +79,24 @@ class Embed:
         )
         for place, features in self._compute_plan.in_batches(compute, tokens):
             for layer, pooled in features.items():
-                found[layer][place] = pooled[: place.stop - place.start].cpu().numpy()
+                values = pooled[: place.stop - place.start].cpu().numpy()
+                self._compute_plan.check_finite("features", values)
+                found[layer][place] = self._stored(values)
         return {
             rows.embedding_name(layer, len(found)): vectors(features)
             for layer, features in found.items()
         }
+
+    def _stored(self, values: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        with np.errstate(over="ignore"):
+            stored = values.astype(self._embedding_dtype)
+        if not np.isfinite(stored).all():
+            raise EndOfRun(
+                f"expected features within {self._embedding_dtype}, found one of "
+                f"{np.abs(values).max():.4g}; next: --embedding-dtype float32, with another "
+                "--output"
+            )
+        return stored
 
 
 class Score:
@@ -105,6 +119,7 @@ class Score:
         nll = np.empty(tokens.shape, np.float32)
         for place, found in self._compute_plan.in_batches(partial(token_nll, self._model), tokens):
             nll[place] = found[: place.stop - place.start].cpu().numpy()
+        self._compute_plan.check_finite("likelihoods", nll)
         columns = score_arrays(nll.mean(axis=1, dtype=np.float64).astype(np.float32))
         return columns | ({rows.NLL_MAP: vectors(nll)} if self._mapped else {})
 
@@ -145,6 +160,7 @@ class Classify:
             partial(self._model, use_cache=False), tokens
         ):
             logits[place] = output.logits[: place.stop - place.start].float().cpu().numpy()
+        self._compute_plan.check_finite("logits", logits)
         return logits
 
 

@@ -10,8 +10,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from igpt_core.errors import NonFiniteError
 from igpt_core.generation.packed import prepacked
 from igpt_core.heads import load_model, random_model
+from pipeline.errors import EndOfRun
 from pipeline.stages.cuda_errors import within_memory
 
 RANDOM = "random:"
@@ -72,7 +74,8 @@ class ComputePlan:
         The last batch is padded with rows of zeros: a matrix product may round a row otherwise when
         the number of rows differs, and now and then that is another color or class.
 
-        Raises DoesNotFit where the device has too little memory.
+        Raises DoesNotFit where the device has too little memory, and EndOfRun where the core finds
+        that the model overflows.
         """
         n_rows = len(arrays[0])
         for first in range(0, n_rows, self.images):
@@ -83,13 +86,27 @@ class ComputePlan:
                 padded[: place.stop - first] = array[place]
                 batch.append(torch.from_numpy(padded))
             on_device = partial(self._on_device, compute)
-            yield place, within_memory(on_device, batch, sequences=self.sequences)
+            try:
+                result = within_memory(on_device, batch, sequences=self.sequences)
+            except NonFiniteError as error:
+                raise _end_of_run(error) from error
+            yield place, result
+
+    def check_finite(self, name: str, results: NDArray[np.floating[Any]]) -> None:
+        """Raises EndOfRun where results, named in the plural, are NaN or infinite."""
+        if not np.isfinite(results).all():
+            raise _end_of_run(NonFiniteError.of(name, self.dtype))
 
     def _on_device(self, compute: Callable[..., Result], *batch: torch.Tensor) -> Result:
         result = compute(*(tensor.to(self.device) for tensor in batch))
         if self.device == "cuda":
             torch.cuda.synchronize()  # its faults show here, and not at some later call
         return result
+
+
+def _end_of_run(error: NonFiniteError) -> EndOfRun:
+    """Says it of a run: the model's fault is that of all rows, with these options."""
+    return EndOfRun(f"{error}, with another --output")
 
 
 def in_place(results: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:

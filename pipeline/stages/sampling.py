@@ -86,7 +86,10 @@ class Sampler:
             tokens[rows] = batch_tokens[: len(rows)].cpu().numpy()
             if batch_nll is not None:
                 nll[rows] = batch_nll[: len(rows)].float().cpu().numpy()
-        return Samples(tokens, nll if self._drawing.scored else None)
+        if not self._drawing.scored:
+            return Samples(tokens, None)
+        self._compute_plan.check_finite("likelihoods", nll)
+        return Samples(tokens, nll)
 
     @torch.inference_mode()
     def _batches(

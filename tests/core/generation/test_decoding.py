@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from igpt_core.errors import NonFiniteError
 from igpt_core.generation import decoding
 from igpt_core.generation.decoding import complete, decode, decode_step, prefill
 from igpt_core.generation.noise import uniform_noise
@@ -323,3 +324,69 @@ def test_sizes_that_do_not_fit_together_are_refused(
             sampling=SAMPLING,
             n_samples=n_samples,
         )
+
+
+def overflowing(dtype: torch.dtype) -> ImageGPTForCausalImageModeling:
+    """Its logits are around 1e6: more than float16 holds, 65504, and nothing for the others."""
+    model = model_of()
+    with torch.no_grad():
+        model.lm_head.weight *= 1e6
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("n_given", [0, 100, N_POSITIONS - 1])
+def test_a_model_that_overflows_is_refused_and_its_remedies_work(n_given: int) -> None:
+    """Past bug: NaN was drawn as color 0."""
+
+    def draw(dtype: torch.dtype) -> Tensor:
+        return complete(
+            overflowing(dtype),
+            prompts(2, n_given),
+            n_positions=N_POSITIONS,
+            seeds=seeds(2),
+            sampling=SAMPLING,
+        )
+
+    with pytest.raises(NonFiniteError) as refused:
+        draw(torch.float16)
+    assert str(refused.value) == (
+        "expected finite logits, found NaN or infinite ones in float16; next: dtype bfloat16 or "
+        "float32"
+    )
+    for dtype in (torch.bfloat16, torch.float32):
+        assert draw(dtype).max() > 0
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_generate_refuses_it_too(do_sample: bool) -> None:
+    with pytest.raises(NonFiniteError, match="in float16; next: dtype bfloat16 or float32"):
+        overflowing(torch.float16).generate(prompts(2, 5), do_sample=do_sample)
+
+
+@pytest.mark.parametrize("step", [0, 7])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_logit_of_one_step_is_enough(
+    value: float, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_logits, steps = decoding._next_logits, []
+
+    def spoiled(*arguments: object) -> Tensor:
+        logits = next_logits(*arguments)
+        if len(steps) == step:
+            logits[1, 5] = value
+        steps.append(None)
+        return logits
+
+    monkeypatch.setattr(decoding, "_next_logits", spoiled)
+    with pytest.raises(NonFiniteError, match="in float32; next: a model with sound weights"):
+        complete(model_of(), prompts(3, 5), n_positions=20, seeds=seeds(3), sampling=SAMPLING)
+
+
+def test_colors_that_a_model_excludes_are_not_drawn() -> None:
+    """A logit of -inf is a probability of zero."""
+    model = model_of()
+    allowed = torch.full((32,), -torch.inf)
+    allowed[[3, 8, 20]] = 0.0
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + allowed)
+    images = complete(model, prompts(3, 0), n_positions=50, seeds=seeds(3), sampling=SAMPLING)
+    assert set(images.unique().tolist()) <= {3, 8, 20}

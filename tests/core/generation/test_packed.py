@@ -1,9 +1,12 @@
 """Prepacked products against torch's own on the same tensors, and the paths without them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
 from igpt_core.generation import packed as packed_module
 from igpt_core.generation.decoding import complete
@@ -11,6 +14,7 @@ from igpt_core.generation.packed import PrepackedLinear, prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.layers import Conv1D
 from models import make_model
 
 CONFIG = ImageGPTConfig(vocab_size=17, n_positions=20, n_embd=32, n_layer=2, n_head=2)
@@ -98,6 +102,93 @@ def test_an_operator_that_is_gone_means_no_prepacking(monkeypatch: pytest.Monkey
     assert prepacked(model) is not model
     monkeypatch.setattr(packed_module, "OPERATORS", (*packed_module.OPERATORS, "not_there"))
     assert prepacked(model) is model
+
+
+def greedy_of_the_whole_pass(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
+    """Goes on from tokens (B, T) to 12 of them, each time by a forward pass over all of them."""
+    while tokens.shape[1] < 12:
+        tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(dim=-1)], dim=1)
+    return tokens
+
+
+def projections(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [each for each in model.modules() if isinstance(each, Conv1D | torch.nn.Linear)]
+
+
+class Halved(torch.nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+class Rolled(torch.nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).roll(1, -1)
+
+
+def hook_each(model: ImageGPTForCausalImageModeling) -> None:
+    for module in projections(model):
+        module.register_forward_hook(lambda module, inputs, output: output.flip(-1))
+
+
+def hook_inputs(model: ImageGPTForCausalImageModeling) -> None:
+    for module in projections(model):
+        module.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 1.5,))
+
+
+def parametrize(model: ImageGPTForCausalImageModeling) -> None:
+    for module in projections(model):
+        torch.nn.utils.parametrize.register_parametrization(module, "weight", Halved())
+
+
+def subclass(model: ImageGPTForCausalImageModeling) -> None:
+    weight = model.lm_head.weight
+    model.lm_head = Rolled(weight.shape[1], weight.shape[0], bias=False)
+    model.lm_head.weight = weight
+
+
+def replace_forward(model: ImageGPTForCausalImageModeling) -> None:
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda x: plain(x).roll(1, -1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "customize", [hook_each, hook_inputs, parametrize, subclass, replace_forward]
+)
+def test_what_a_user_puts_into_a_model_is_computed(
+    customize: Callable[[ImageGPTForCausalImageModeling], None],
+) -> None:
+    """Past bug: on CPUs images were those of the model without its hooks."""
+    model, start = model_of(), torch.tensor([[16, 3], [16, 7]])
+    before = model.generate(start, max_length=12)
+    customize(model)
+    found = model.generate(start, max_length=12)
+    assert found.equal(greedy_of_the_whole_pass(model, start))
+    assert not found.equal(before)
+    greedy = SamplingConfig(greedy=True)
+    seeds = torch.arange(2)
+    completed = complete(model, start[:, 1:], n_positions=11, seeds=seeds, sampling=greedy)
+    assert completed[:, 0].equal(found[:, 1:])
+
+
+@torch.inference_mode()
+def test_hooks_of_all_modules_see_those_of_the_model() -> None:
+    model, seen = model_of(), set()
+    handle = register_module_forward_hook(lambda module, inputs, output: seen.add(module))
+    try:
+        model.generate(torch.tensor([[16, 3]]), max_length=4)
+    finally:
+        handle.remove()
+    assert {*projections(model)} <= seen <= {*model.modules()}
+
+
+@onednn
+def test_hooks_of_the_backward_pass_do_not_matter() -> None:
+    model = model_of()
+    model.lm_head.register_full_backward_hook(lambda module, inputs, outputs: None)
+    assert prepacked(model) is not model
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

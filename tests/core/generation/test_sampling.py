@@ -108,6 +108,26 @@ def test_noise_knows_nothing_of_neighbors_samples_or_range() -> None:
     assert torch.equal(uniform_noise(seeds.flip(0), 5, range(100)), noise.flip(0))
 
 
+INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_seeds_of_any_integer_dtype_are_the_numbers_that_they_hold(name: str) -> None:
+    """Past bug: int32 and int16 put all noise below zero, uint8 gave other noise than int64."""
+    dtype = getattr(torch, name)
+    seeds = [torch.iinfo(dtype).min, 0, 1, 77, torch.iinfo(dtype).max]
+    noise = uniform_noise(torch.tensor(seeds, dtype=dtype), 2, range(3, 6))
+    for (b, seed), k, (i, t) in itertools.product(enumerate(seeds), range(2), enumerate((3, 4, 5))):
+        key = [seed % 2**32, (seed >> 32) % 2**32]
+        assert noise[b, k, i].item() * 2**32 == philox_of_integers([t, k, 0, 0], key)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64])
+def test_seeds_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"seeds of an integer dtype, found {dtype}; next: "):
+        uniform_noise(torch.ones(2, dtype=dtype), 1, range(2))
+
+
 def surprise_limit(n_bounds: int, odds: float = 1e-9) -> float:
     """The n * KL(found || expected) that at least one of n_bounds frequencies passes with at most
     these odds: Chernoff's bound, P(n KL(found || p) >= x) <= 2 exp(-x), holds for any n and p."""

@@ -186,3 +186,23 @@ def test_what_cannot_be_fitted_is_refused():
             method(features[:, 1:])
     with pytest.raises(ValueError, match=r"labels \(50,\), .* found int64 \(50, 1\)"):
         probe.accuracy(features, labels[:, None])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("width", [36, 192])
+def test_a_row_is_predicted_alike_at_each_place(width, classes):
+    """Past bug: a product of BLAS gave the rows at the end other last bits."""
+    rng = np.random.default_rng(0)
+    probe = LinearProbe(
+        weights=rng.normal(size=(classes, width)),
+        biases=rng.normal(size=classes),
+        mean=rng.normal(size=width),
+        scale=rng.uniform(0.5, 2, width),
+        classes=np.arange(classes),
+        strength=1.0,
+        validation_accuracy=1.0,
+    )
+    row = rng.normal(size=(1, width))
+    for rows in range(1, 34):
+        found = probe.probabilities(row.repeat(rows, axis=0))
+        assert (found == probe.probabilities(row)).all(), rows

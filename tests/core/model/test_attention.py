@@ -6,6 +6,7 @@ gradients enabled and without.
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -83,6 +84,45 @@ def test_a_mask_takes_the_place_of_the_causal_rule(n_queries: int, dtype: torch.
     assert unseen.any()
     k[:, :, unseen], v[:, :, unseen] = 1e4, -1e4
     assert_near(attend(q, k, v, mask=seen, scale=0.25), expected)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_cudnn_is_never_chosen_and_what_others_choose_is_left_alone(
+    enabled: bool, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As seen by a stand-in for torch's choice, which looks at these switches on a GPU."""
+    switches = torch.backends.cuda
+    seen: list[tuple[bool, bool, bool, bool]] = []
+
+    def kernel(q: Tensor, *_: object, **options: object) -> Tensor:
+        seen.append(state())
+        if fails:
+            raise RuntimeError("out of memory")
+        return q
+
+    def state() -> tuple[bool, bool, bool, bool]:
+        return (
+            switches.cudnn_sdp_enabled(),
+            switches.flash_sdp_enabled(),
+            switches.mem_efficient_sdp_enabled(),
+            switches.math_sdp_enabled(),
+        )
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", kernel)
+    before = state()
+    switches.enable_cudnn_sdp(enabled)
+    switches.enable_mem_efficient_sdp(False)
+    try:
+        outer = state()
+        for shape in [(5, 5), (3, 9)]:
+            with suppress(RuntimeError):
+                attend(*inputs(*shape, 32, torch.float32))
+        assert seen == [(False, *outer[1:])] * 2
+        assert state() == outer
+    finally:
+        switches.enable_cudnn_sdp(before[0])
+        switches.enable_mem_efficient_sdp(before[2])
 
 
 def test_one_mask_for_all_queries() -> None:

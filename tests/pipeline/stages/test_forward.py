@@ -1,4 +1,5 @@
-"""Classify without Ray: its batches, its padding, failed rows, a model with names or none."""
+"""Classify without Ray: its batches, its padding, failed rows, a model with names or none; models
+that overflow, in all model stages."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,15 +7,23 @@ import pytest
 import torch
 
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.sampling import row_seed
-from igpt_core.heads import ImageGPTForImageClassification, load_model
+from igpt_core.generation.sampling import SamplingConfig, row_seed
+from igpt_core.heads import (
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    load_model,
+)
 from igpt_core.model.config import ImageGPTConfig
 from models import save_tiny
 from pictures import SIDE
 from pipeline import rows
+from pipeline.errors import EndOfRun
+from pipeline.stages import sampling
 from pipeline.stages.blocks import tokens_array
-from pipeline.stages.forward import Classify, class_names
+from pipeline.stages.forward import Classify, Embed, Score, class_names
+from pipeline.stages.generate import Complete, Sample
 from pipeline.stages.model_batches import ComputePlan, in_place
+from pipeline.stages.sampling import Drawing
 
 N = SIDE**2
 NAMES = {0: "cat", 1: "dog", 2: "frog"}
@@ -93,6 +102,67 @@ def test_batches_are_full_and_padded_with_zeros():
     assert found[1][1][0].tolist() == [[7, 8], [9, 10], [0, 0]]
     assert found[1][1][1].tolist() == [10, 11, 0]
     assert {tensor.dtype for _, batch in found for tensor in batch} == {torch.int64}
+
+
+PLAN = {"device": "cpu", "dtype": "float16", "images": 4}
+
+
+def embed(folder: str, *, embedding_dtype: str = "float32", **plan: object) -> Embed:
+    plan = ComputePlan(folder, **(PLAN | plan))
+    return Embed(plan, layers=[2], sos=True, normed=False, embedding_dtype=embedding_dtype)
+
+
+def complete(folder: str, *, scored: bool = False) -> Complete:
+    drawing = Drawing(1, 1, scored, 0, SamplingConfig())
+    return Complete(ComputePlan(folder, **PLAN), drawing, prompt_length=N - 2)
+
+
+def sample(folder: str) -> Sample:
+    return Sample(
+        ComputePlan(folder, **PLAN), Drawing(1, 1, False, 0, SamplingConfig()), image_size=SIDE
+    )
+
+
+STAGES = {
+    "score": lambda folder: Score(ComputePlan(folder, **PLAN), mapped=False),
+    "classify": lambda folder: Classify(ComputePlan(folder, **PLAN)),
+    "embed": embed,
+    "complete": complete,
+    "sample": sample,
+}
+NAMED = {"score": "likelihoods", "embed": "features"}
+
+
+@pytest.mark.parametrize("job", STAGES)
+def test_a_model_that_overflows_ends_the_run(job, tmp_path):
+    """Past bug: its images were of color 0, its nll was NaN, and the exit code 0."""
+    head = ImageGPTForImageClassification if job == "classify" else ImageGPTForCausalImageModeling
+    folder = save_tiny(tmp_path / "model", head, std=60.0)
+    with pytest.raises(EndOfRun) as refused:
+        STAGES[job](folder)(tokens_block(IDS[:3]))
+    assert str(refused.value) == (
+        f"expected finite {NAMED.get(job, 'logits')}, found NaN or infinite ones in float16; next: "
+        "dtype bfloat16 or float32, with another --output"
+    )
+
+
+def test_likelihoods_of_completions_are_looked_at_too(tiny_model, monkeypatch):
+    stage = complete(tiny_model, scored=True)
+    monkeypatch.setattr(
+        sampling, "token_nll", lambda model, tokens: tokens.where(tokens < 0, torch.nan)
+    )
+    with pytest.raises(EndOfRun, match="expected finite likelihoods, found NaN"):
+        stage(tokens_block(IDS[:3]))
+
+
+def test_features_beyond_the_dtype_of_their_columns_end_the_run(tmp_path):
+    folder = save_tiny(tmp_path / "model", std=1e5)
+    block = tokens_block(IDS[:3])
+    assert embed(folder, dtype="float32")(block).num_rows == 3
+    with pytest.raises(
+        EndOfRun, match=r"within float16, found one of [\d.e+]+; next: --embedding-"
+    ):
+        embed(folder, dtype="float32", embedding_dtype="float16")(block)
 
 
 def test_results_go_to_their_rows():
