@@ -45,6 +45,8 @@ def run(options: PaletteOptions) -> None:
             "palette; next: the images that they were made of"
         )
     plan = source.cut(options.shard_size)
+    if options.progress != "quiet":
+        source.print_broken_names()
     if options.progress == "text":
         source.print_large_groups(plan.shard_size)
     arguments = {

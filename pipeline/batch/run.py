@@ -130,6 +130,8 @@ def cut(spec: JobSpec, source: Source, compute: ComputePlan | None, size: int | 
     source.check_tokens(image_size=quantizer.image_size, palette=quantizer.palette.fingerprint)
     # Where rows are not counted, each file is a shard by itself, whatever the size.
     plan = source.cut(size or spec.shard_size(compute, source.rows or 0))
+    if spec.options.progress != "quiet":
+        source.print_broken_names()
     if spec.options.progress == "text":
         source.print_large_groups(plan.shard_size)
     return plan

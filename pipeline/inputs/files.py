@@ -26,6 +26,7 @@ from pipeline.storage.redact import redacted_error
 from pipeline.storage.walk import Files, glob_files, has_magic, list_files, list_folder
 
 MOST_NAMES = 1_000_000
+NOT_UTF8 = "a name that is not UTF-8"
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 # Pillow recognizes these but cannot decode them.
@@ -84,9 +85,6 @@ def find_files(
         InputFile(uri, path.removeprefix(common).lstrip("/"), identity)
         for path, (uri, identity) in found.items()
     ]
-    broken = next((file.path for file in files if not _is_utf8(file.path)), None)
-    if broken is not None:
-        raise UsageError(f"expected file names in UTF-8, found {broken!a}; rename that file")
     return sorted(files, key=lambda file: file.name)
 
 
@@ -202,10 +200,10 @@ def _list_names(
     return _common_folder(bases), files
 
 
-def _is_utf8(path: str) -> bool:
-    """Returns whether a local name can be written down: other bytes in it come as lone
-    surrogates."""
-    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
+def has_broken_name(file: InputFile) -> bool:
+    """Returns whether a local file's name or folder is not UTF-8, so that no id can be made of it:
+    other bytes come as lone surrogates."""
+    return not file.path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in file.path)
 
 
 def _common_folder(folders: Sequence[str]) -> str:
@@ -230,13 +228,16 @@ def absolute_input(text: str) -> str:
 def choose_format(
     files: Sequence[InputFile], format: str, text: str
 ) -> tuple[str, list[InputFile], dict[str, int]]:
-    """Returns the format, the files of that format, and the number of others by extension."""
+    """Returns the format, the files of that format, and the number of others by extension; those
+    whose names are not UTF-8 (`has_broken_name`) as NOT_UTF8."""
     extensions = format_extensions()
     if format not in ("auto", *extensions, "tokens"):
         known = ", ".join(["auto", *extensions, "tokens"])
         raise UsageError(f"expected --format {known}; found {format}")
     if format == "tokens":  # a column of Parquet files
         format = "parquet"
+    broken = sum(map(has_broken_name, files))
+    files = [file for file in files if not has_broken_name(file)]
     counts = Counter(_extension(file.name) for file in files)
     present = {name: sum(counts[e] for e in ends) for name, ends in extensions.items()}
     present = {name: count for name, count in present.items() if count}
@@ -248,6 +249,7 @@ def choose_format(
         )
     if not present or format not in ("auto", *present):
         seen = ", ".join(f"{n} of {e or 'no extension'}" for e, n in counts.most_common(5))
+        seen = ", ".join(filter(None, [seen, f"{broken} with {NOT_UTF8}" if broken else ""]))
         wanted = format if format != "auto" else " or ".join(extensions)
         raise UsageError(
             f"expected files of {wanted} at {text}, found {seen}; check --input and --format"
@@ -255,10 +257,11 @@ def choose_format(
     chosen = next(iter(present)) if format == "auto" else format
     ends = extensions[chosen]
     skipped = {e: n for e, n in sorted(counts.items()) if e not in ends}
+    skipped |= {NOT_UTF8: broken} if broken else {}
     return chosen, files_of_format(files, chosen), skipped
 
 
 def files_of_format(files: Sequence[InputFile], format: str) -> list[InputFile]:
-    """Returns the files that have an extension of a format."""
+    """Returns the files that have an extension of a format, and a name that can be written down."""
     ends = format_extensions()["parquet" if format == "tokens" else format]
-    return [file for file in files if _extension(file.name) in ends]
+    return [f for f in files if _extension(f.name) in ends and not has_broken_name(f)]

@@ -8,7 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.inputs.files import InputFile, choose_format, files_of_format, find_files
+from pipeline.inputs.files import (
+    InputFile,
+    choose_format,
+    files_of_format,
+    find_files,
+    has_broken_name,
+)
 from pipeline.inputs.parquet_schema import (
     choose_image_column,
     choose_tokens_column,
@@ -31,7 +37,8 @@ class Source:
 
     `files` come with their rows, None where nobody has counted them. Of tokens that are ready,
     `positions` is how many a row has where the type of their column says so, `palette` the
-    fingerprint of theirs where it is known. The other fields are those of `Plan`.
+    fingerprint of theirs where it is known. `broken_names` are paths left out, as they are not
+    UTF-8. The other fields are those of `Plan`.
     """
 
     format: str
@@ -43,6 +50,7 @@ class Source:
     skipped: Mapping[str, int]
     positions: int | None = None
     palette: str | None = None
+    broken_names: Sequence[str] = ()
 
     @classmethod
     def numbered(cls, count: int) -> "Source":
@@ -89,6 +97,17 @@ class Source:
             self.limit,
             {file.path: file.identity for file, rows in self.files if rows == 0},
         )
+
+    def print_broken_names(self) -> None:
+        """Prints a line for people, on stderr, where files are left out for their names."""
+        if self.broken_names:
+            n = len(self.broken_names)
+            print(
+                f"expected file names in UTF-8, found {n} with other bytes, left out, the first is "
+                f"{self.broken_names[0]!a}; next: rename {'it' if n == 1 else 'them'}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def print_large_groups(self, shard_size: int) -> None:
         """Prints a line for people, on stderr, where a row group holds so many rows that to read a
@@ -163,6 +182,7 @@ def find_source(
             run.check_tokens()
             image_column = TOKENS
     wanted = format
+    broken_names = [file.path for file in files if has_broken_name(file)]
     format, files, skipped = choose_format(files, wanted, input)
     passthrough, positions = pa.schema([]), None
     counted: Sequence[tuple[InputFile, int | None]]
@@ -200,6 +220,7 @@ def find_source(
         skipped,
         positions=positions if prompt_column is None else None,
         palette=run.palette if run is not None and image_column == TOKENS else None,
+        broken_names=broken_names,
     )
     if source.rows == 0:
         raise UsageError(f"expected rows at {input}, found {len(files)} files without any")

@@ -1,6 +1,8 @@
 """Images and tables that are not what they should be: an error row each, or one clear line."""
 
 import http.server
+import json
+import os
 import struct
 import threading
 import zlib
@@ -186,3 +188,24 @@ def test_lost_rights_are_no_bad_images(in_process, photos, tmp_path, answers, ca
     answers(lambda path: None)
     igpt("quantize", **options)
     assert (run / "report.json").exists()
+
+
+def test_a_file_name_that_is_not_utf8_is_left_out_and_the_others_are_done(
+    in_process, tiny_model, tmp_path, capsys
+):
+    """Past bug: exit code 2, and no image was read."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(photo(0)))
+    with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
+        file.write(encoded(photo(1)))
+    capsys.readouterr()
+    igpt("quantize", input=folder, model=tiny_model, output=tmp_path / "run", quiet=False)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "UTF-8" in line]
+    assert lines == [
+        "expected file names in UTF-8, found 1 with other bytes, left out, the first is "
+        f"'{folder}/caf\\udce9.png'; next: rename it"
+    ]
+    assert [row["id"] for row in results(tmp_path / "run")] == ["a.png"]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["skipped_files"] == {"a name that is not UTF-8": 1}

@@ -345,10 +345,26 @@ def test_refused_places(tmp_path):
     assert "xyz://" in refusal("xyz://bucket/key")
 
 
-def test_refused_names_that_cannot_be_written_down(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
-        pass
-    assert "UTF-8" in refusal(tmp_path)
+def test_names_that_cannot_be_written_down_are_left_out_and_counted(tmp_path, capsys):
+    """Past bug: one such name refused the whole input."""
+    root = os.fsencode(tmp_path)
+    for name in (b"\xff.png", b"\xfe/a.png", b"\xff.txt"):
+        os.makedirs(os.path.dirname(root + b"/in/" + name), exist_ok=True)
+        with open(root + b"/in/" + name, "wb"):
+            pass
+    assert "found 3 with a name that is not UTF-8" in refusal(tmp_path / "in")
+    touch(tmp_path, "in/ü.png", "in/b.png", "in/c.txt")
+    for given in (tmp_path / "in", tmp_path / "in" / "**"):
+        source = find_source(str(given))
+        plan = source.cut(4)
+        assert names(plan) == ["b.png", "ü.png"]
+        assert plan.skipped == {".txt": 1, "a name that is not UTF-8": 3}
+        assert Plan.from_table(plan.to_table()) == plan
+        source.print_broken_names()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "found 3 with other bytes, left out, the first is '" in line
+        assert "\\udcf" in line
+        assert "next: rename them" in line
 
 
 def test_a_mixture_needs_a_format(tmp_path):
