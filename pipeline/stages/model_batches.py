@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -90,8 +89,3 @@ class ComputePlan:
         if self.device == "cuda":
             torch.cuda.synchronize()  # its faults show here, and not at some later call
         return result
-
-
-def in_place(results: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
-    """Spreads the results of the good rows over a column of all rows, null for the others."""
-    return results.take(pa.array(np.cumsum(valid) - 1, mask=~valid))

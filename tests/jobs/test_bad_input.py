@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from pictures import SIDE, encoded, photo
 from pipeline.stages.read_images import decode
 from pipeline.storage import retry

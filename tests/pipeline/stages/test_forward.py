@@ -12,9 +12,9 @@ from igpt_core.model.config import ImageGPTConfig
 from models import save_tiny
 from pictures import SIDE
 from pipeline import rows
-from pipeline.stages.blocks import tokens_array
+from pipeline.stages.blocks import in_place, tokens_array
 from pipeline.stages.forward import Classify, class_names
-from pipeline.stages.model_batches import ComputePlan, in_place
+from pipeline.stages.model_batches import ComputePlan
 
 N = SIDE**2
 NAMES = {0: "cat", 1: "dog", 2: "frog"}
