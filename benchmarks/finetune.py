@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from igpt_core.heads import load_model
+from igpt_core.images.model_palette import load_image_size
 from igpt_core.learning.features import pooled_features
 from igpt_core.learning.probe import LinearProbe
 from igpt_core.learning.training import accuracy
-from igpt_core.model.checkpoint import load_image_size
 from pipeline.training.images import TrainingImages, read_images
 
 BATCH_SIZE = 16

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from igpt_core.heads import load_model
+from igpt_core.images.model_palette import load_image_size, load_palette
 from igpt_core.learning.training import evaluate
-from igpt_core.model.checkpoint import load_image_size, load_palette
 from pipeline.training.images import read_images
 
 BACK_OFF_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)

@@ -65,18 +65,14 @@ if TYPE_CHECKING:
         ImageGPTFeatureExtractor,
         ImageGPTImageProcessor,
     )
+    from igpt_core.images.model_palette import load_image_size, load_palette
     from igpt_core.images.palette import ColorHistogram, Palette
     from igpt_core.images.pixels import ImageError, encode_png, load_pixels
     from igpt_core.learning.features import chosen_layers, pooled_features
     from igpt_core.learning.probe import LinearProbe
     from igpt_core.learning.scoring import bits_per_pixel, token_nll
     from igpt_core.learning.training import TrainingConfig
-    from igpt_core.model.checkpoint import (
-        load_image_size,
-        load_palette,
-        model_fingerprint,
-        save_checkpoint,
-    )
+    from igpt_core.model.checkpoint import model_fingerprint, save_checkpoint
     from igpt_core.model.config import VARIANTS, ImageGPTConfig
     from igpt_core.model.kv_cache import KVCache
     from igpt_core.model.outputs import CausalOutput, ClassifierOutput, ModelOutput
@@ -110,9 +106,9 @@ else:
         "complete_prompts": "generation.prompts",
         "convert_checkpoint": "conversion.convert",
         "encode_png": "images.pixels",
-        "load_image_size": "model.checkpoint",
+        "load_image_size": "images.model_palette",
         "load_model": "heads",
-        "load_palette": "model.checkpoint",
+        "load_palette": "images.model_palette",
         "load_pixels": "images.pixels",
         "model_fingerprint": "model.checkpoint",
         "pooled_features": "learning.features",

@@ -25,7 +25,7 @@ class QuantizeOptions(ImageJobOptions):
 def define(options: QuantizeOptions) -> "JobSpec":
     from pipeline import rows
     from pipeline.batch.job import JobSpec, find_input
-    from pipeline.batch.model import find_quantizer
+    from pipeline.batch.quantizer import find_quantizer
     from pipeline.storage.filesystem import options_for
 
     if options.model is not None and options.palette is not None:

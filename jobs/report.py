@@ -13,7 +13,7 @@ class ReportOptions(StorageOptions, Options):
 
 
 def run(options: ReportOptions) -> None:
-    from igpt_core.model.checkpoint import load_palette
+    from igpt_core.images.model_palette import load_palette
     from pipeline.report.write import write_report
     from pipeline.run_directory.directory import RunDirectory
     from pipeline.storage.filesystem import absolute, options_for

@@ -23,9 +23,9 @@ class TrainOptions(TrainingOptions):
 
 def run(options: TrainOptions) -> None:
     from igpt_core.heads import ImageGPTForCausalImageModeling
+    from igpt_core.images.model_palette import load_palette
     from igpt_core.learning.objectives import NextPixel
     from igpt_core.learning.training import evaluate
-    from igpt_core.model.checkpoint import load_palette
     from igpt_core.model.config import ImageGPTConfig
     from pipeline.storage.filesystem import options_for
     from pipeline.training.train import check_options, run_training, summary

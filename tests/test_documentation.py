@@ -23,7 +23,8 @@ from PIL import Image
 
 from igpt_core.files import model_files
 from igpt_core.heads import ImageGPTForCausalImageModeling
-from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.images.model_palette import load_palette
+from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import COMMANDS, main
 from jobs.command import JobCommand, parse

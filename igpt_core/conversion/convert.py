@@ -14,7 +14,8 @@ from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import is_remote, model_files, resolve_revision
 from igpt_core.heads import HEADS
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
-from igpt_core.model.checkpoint import PreTrained, load_palette
+from igpt_core.images.model_palette import load_palette
+from igpt_core.model.checkpoint import PreTrained
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.model.saving import check_colors, make_processor, save_folder
 from igpt_core.model.weights import find_weights, read_weights

@@ -1,16 +1,25 @@
 """What callers hand over as images: arrays, tensors, encoded bytes, PIL images, batches of them."""
 
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from igpt_core.images.pixels import open_rgb, to_uint8
 
+if TYPE_CHECKING:  # it takes seconds to import, and images are mostly none of its tensors
+    import torch
+
 _CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
+
+
+def is_tensor(value: Any) -> "TypeGuard[torch.Tensor]":
+    """Tells whether a value is a tensor of torch, without importing it: who has one has done so."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def rgb_images(images: Any, *, input_data_format: str | None = None) -> Iterator[Image.Image]:
@@ -28,7 +37,7 @@ def rgb_images(images: Any, *, input_data_format: str | None = None) -> Iterator
         TypeError: something else than an image.
     """
     if isinstance(images, list | tuple) or (
-        isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
+        (isinstance(images, np.ndarray) or is_tensor(images)) and images.ndim == 4
     ):
         for image in images:
             yield from rgb_images(image, input_data_format=input_data_format)
@@ -37,7 +46,7 @@ def rgb_images(images: Any, *, input_data_format: str | None = None) -> Iterator
 
 
 def _as_rgb(image: Any, input_data_format: str | None) -> Image.Image:
-    if isinstance(image, torch.Tensor):
+    if is_tensor(image):
         # numpy has no bfloat16
         image = (image.float() if image.is_floating_point() else image).numpy(force=True)
     if isinstance(image, np.ndarray):

@@ -4,18 +4,20 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from igpt_core.errors import CheckpointError
 from igpt_core.files.model_files import at_revision, model_files
-from igpt_core.images.image_inputs import rgb_images
+from igpt_core.images.image_inputs import is_tensor, rgb_images
 from igpt_core.images.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
 from igpt_core.images.pixels import Pixels, resize_rgb
+
+if TYPE_CHECKING:
+    import torch
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -46,11 +48,11 @@ class BatchFeature(dict[str, Any]):
             raise AttributeError(f"no {name!r} here, only {', '.join(self)}") from None
 
     def to(
-        self, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None
+        self, device: "str | torch.device | None" = None, *, dtype: "torch.dtype | None" = None
     ) -> Self:
         """Moves the tensors to a device and casts those of floats, in place; returns itself."""
         for name, value in self.items():
-            if isinstance(value, torch.Tensor):
+            if is_tensor(value):
                 self[name] = value.to(device, dtype if value.is_floating_point() else None)
         return self
 
@@ -251,7 +253,7 @@ def _check_others(arguments: Mapping[str, Any]) -> None:
 
 
 def _as_clusters(clusters: Any) -> FloatArray:
-    if isinstance(clusters, torch.Tensor):
+    if is_tensor(clusters):
         clusters = clusters.numpy(force=True)
     array = np.array(clusters, np.float32)
     if array.ndim != 2 or array.shape[1] != 3 or not len(array):
@@ -304,4 +306,8 @@ def _stack(arrays: list[npt.NDArray[Any]], return_tensors: str | None) -> Any:
             "turn do_resize on, or return_tensors off"
         )
     stacked = np.stack(arrays)
-    return torch.from_numpy(stacked) if return_tensors == "pt" else stacked
+    if return_tensors == "np":
+        return stacked
+    import torch
+
+    return torch.from_numpy(stacked)

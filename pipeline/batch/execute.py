@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+from pipeline.engine.cluster import head_answers
 from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.metrics import RunMetrics
 from pipeline.engine.progress import Mode, Progress
@@ -131,7 +132,7 @@ def _reasons_to_stop(
     directory: RunDirectory, plan: Plan, lease: Lease, next_move: str
 ) -> Iterator[None]:
     """Ends a run that was told to stop, or that another one has superseded, with that reason."""
-    with stoppable(lease.stop) as stopped:
+    with stoppable(lease.stop, head_answers) as stopped:
         try:
             yield
         except KeyboardInterrupt:

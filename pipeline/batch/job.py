@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline import rows
-from pipeline.batch.model import Model, Quantizer, find_device
+from pipeline.batch.quantizer import Quantizer
 from pipeline.engine import cluster
 from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
@@ -17,10 +17,13 @@ from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
 from pipeline.report.examples import MAX_EXAMPLES
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
-from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.read_images import ReadImages
 from pipeline.stages.write_parts import WriteParts
 from pipeline.storage.filesystem import options_for
+
+if TYPE_CHECKING:  # they import torch, which takes seconds: jobs without a model do without
+    from pipeline.batch.model import Model
+    from pipeline.stages.model_batches import ComputePlan
 
 SHARD_ROWS = 1024  # at most, of jobs that look at an image once; the default
 SAMPLED_BATCHES = 4  # model batches of a shard at most, of jobs that sample pixels
@@ -50,17 +53,19 @@ class JobSpec:
     quantizer: Quantizer
     find_source: Callable[[], Source]
     stages: Callable[["Job"], list[Stage]]
-    model: Model | None = None
+    model: "Model | None" = None
     images_per_batch: Callable[[str, str], int] | None = None
     sequences: int = 1
     generates: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
 
-    def compute_plan(self, device: str, dtype: str) -> ComputePlan | None:
+    def compute_plan(self, device: str, dtype: str) -> "ComputePlan | None":
         """Returns how the model computes on a device ("cpu" or "cuda") in a dtype, by its name;
         None for a job without a model."""
         if self.model is None or self.images_per_batch is None:
             return None
+        from pipeline.stages.model_batches import ComputePlan
+
         return ComputePlan(
             self.model.location,
             device,
@@ -70,16 +75,18 @@ class JobSpec:
             options_for(self.options.storage_options, "model"),
         )
 
-    def find_compute(self) -> ComputePlan | None:
+    def find_compute(self) -> "ComputePlan | None":
         """Returns how the model computes on the cluster that is joined. Raises UsageError."""
         if self.images_per_batch is None:
             return None
+        from pipeline.batch.model import find_device
+
         options = self.options
         assert isinstance(options, ModelOptions)
         device, dtype = find_device(options, grows=cluster.may_grow(options.address))
         return self.compute_plan(device, dtype)
 
-    def shard_size(self, compute: ComputePlan | None, n_rows: int) -> int:
+    def shard_size(self, compute: "ComputePlan | None", n_rows: int) -> int:
         """Returns the rows of a shard where the options give none."""
         if compute is None:
             return SHARD_ROWS
@@ -87,7 +94,7 @@ class JobSpec:
         return cluster.shard_size(n_rows, compute.images, compute.device, most_batches=most)
 
     def resources(
-        self, compute: ComputePlan | None, *, request_cpus: bool = True
+        self, compute: "ComputePlan | None", *, request_cpus: bool = True
     ) -> cluster.ResourcePlan:
         """Returns what each stage gets of the cluster that is joined; see `cluster.allocate`."""
         options = self.options
@@ -116,7 +123,7 @@ class Job:
     spec: JobSpec
     output: str
     plan: Plan
-    compute: ComputePlan | None
+    compute: "ComputePlan | None"
     resources: cluster.ResourcePlan
     lease: Lease | None = None
     again: bool = False

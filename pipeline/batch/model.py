@@ -1,4 +1,4 @@
-"""What a job computes with, as the driver knows it: the model, the palette, device and dtype."""
+"""What a job computes with, as the driver knows it: the model, device and dtype."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -9,10 +9,9 @@ from igpt_core.errors import NoHeadError
 from igpt_core.files.model_files import EMBEDDED, resolve_revision
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import HEADS
-from igpt_core.images.image_processor import PREPROCESSOR_FILE
-from igpt_core.images.palette import Palette
-from igpt_core.model.checkpoint import load_image_size, load_palette, model_fingerprint
+from igpt_core.model.checkpoint import model_fingerprint
 from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
+from pipeline.batch.quantizer import Quantizer, find_quantizer
 from pipeline.engine import cluster
 from pipeline.engine.batch_size import CPU, Memory, forward_images, free_gpu_bytes, sampling_images
 from pipeline.engine.progress import Mode
@@ -24,15 +23,6 @@ from pipeline.storage.filesystem import absolute_model, options_for
 
 
 @dataclass(frozen=True)
-class Quantizer:
-    """What makes tokens of pixels: where the palette lies, and the size of the images."""
-
-    location: str
-    palette: Palette
-    image_size: int
-
-
-@dataclass(frozen=True)
 class Model:
     """A model as the driver knows it: without its weights."""
 
@@ -40,15 +30,6 @@ class Model:
     config: ImageGPTConfig
     fingerprint: str
     quantizer: Quantizer
-
-
-def find_quantizer(location: str, image_size: int | None, options: Mapping[str, Any]) -> Quantizer:
-    """Returns the palette and image size of a model folder, or of a palette file with a size."""
-    location = resolve_revision(absolute_model(location), (PREPROCESSOR_FILE,))
-    palette = load_palette(location, storage_options=options)
-    if image_size is None:
-        image_size = load_image_size(location, storage_options=options)
-    return Quantizer(location, palette, image_size)
 
 
 # The next move where a model lacks a head.

@@ -4,23 +4,25 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import rows
 from pipeline.batch.job import Job, JobSpec
 from pipeline.inputs.files import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory.record import new_record
-from pipeline.stages.model_batches import ComputePlan
 from pipeline.storage.filesystem import absolute, absolute_model
 from pipeline.storage.redact import redacted
+
+if TYPE_CHECKING:  # it imports torch
+    from pipeline.stages.model_batches import ComputePlan
 
 SECRET_OPTIONS = {"storage_options"}
 # Options of the input on which results depend as they are.
 _INPUT_OPTIONS = {"format", "image_column", "id_column", "keep_columns", "limit", "resize", "crop"}
 
 
-def dependencies(spec: JobSpec, compute: ComputePlan | None) -> dict[str, Any]:
+def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]:
     """Returns what the results of a job depend on, as run.json keeps it; but for the size of
     shards."""
     options, quantizer, model = spec.options, spec.quantizer, spec.model

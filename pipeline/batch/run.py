@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.batch.execute import execute
 from pipeline.batch.job import Job, JobSpec
@@ -20,9 +20,11 @@ from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.record import refuse_other_run, resuming
 from pipeline.shards import Plan
-from pipeline.stages.model_batches import ComputePlan
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import redacted
+
+if TYPE_CHECKING:  # it imports torch
+    from pipeline.stages.model_batches import ComputePlan
 
 # Options that are found on the cluster where they are not given. Results depend on them, and at a
 # resume the cluster may be another, or not have its GPUs yet.
@@ -121,7 +123,7 @@ def _redone(planned: Plan | None, plan: Plan, again: Collection[int]) -> tuple[i
     return tuple(new.index for old, new in pairs if new.index in again and new != old)
 
 
-def cut(spec: JobSpec, source: Source, compute: ComputePlan | None, size: int | None) -> Plan:
+def cut(spec: JobSpec, source: Source, compute: "ComputePlan | None", size: int | None) -> Plan:
     """Cuts an input into a plan; a size of None is that which suits the job and the cluster.
 
     Raises UsageError where the input holds tokens that are not of the job's palette.

@@ -8,8 +8,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,11 +43,10 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ours = not ray.is_initialized()
     if ours:
-        ended = signal.getsignal(signal.SIGTERM)
         address = address or os.environ.get("RAY_ADDRESS")
         _refuse_other_addresses(address or "")
-        _join_or_start(address)
-        signal.signal(signal.SIGTERM, ended)  # Ray put its own there, which prints a stack
+        with _deaf_to_sigterm():
+            _join_or_start(address)
     keep_ray_quiet()
     context = DataContext.get_current()
     context.raise_original_map_exception = True
@@ -60,7 +60,7 @@ def connected(address: str | None) -> Iterator[None]:
             yield
     finally:
         if ours:
-            silence_stdout(ray.shutdown)
+            _shutdown()
 
 
 Result = TypeVar("Result")
@@ -93,6 +93,43 @@ def _join_or_start(address: str | None) -> None:
             ) from error
 
 
+@contextmanager
+def _deaf_to_sigterm() -> Iterator[None]:
+    """Starts processes that no SIGTERM reaches, nor those that they start.
+
+    Slurm, systemd and `timeout` send it to every process of a run. Ray's would be gone at once,
+    with the shards in hand, and Ray ends a driver that has lost them without a word: so this
+    process alone hears it, and ends them. What it is sent meanwhile it hears afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray put its own there, which prints a stack
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _shutdown() -> None:
+    """Leaves the cluster, or ends the private one with all of its processes."""
+    import psutil  # type: ignore[import-untyped]  # Ray brings it: it is found once Ray is imported
+
+    node: Any = ray._private.worker._global_node
+    started = [each.process for each in chain.from_iterable(node.all_processes.values())]
+    below = []
+    for process in started:
+        process.terminate = process.kill  # Ray would send SIGTERM, and wait for a second
+        with suppress(psutil.NoSuchProcess):
+            below += psutil.Process(process.pid).children(recursive=True)
+    silence_stdout(ray.shutdown)
+    for child in below:  # agents of a node outlive it by minutes when it was killed
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
 class _WorkerPath(list[str]):
     """Folders that workers put at the front of their sys.path: only those of the constructor.
 
@@ -112,21 +149,25 @@ def _probe(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
 
 
+def head_answers() -> bool:
+    """Tells whether the head of the cluster that is joined can be reached."""
+    try:
+        _probe(ray.get_runtime_context().gcs_address)
+    except (OSError, ray.exceptions.RaySystemError):  # it is gone, or left
+        return False
+    return True
+
+
 @contextmanager
 def _head_monitor() -> Iterator[None]:
     """Prints one line where the head of the cluster is gone: a minute later Ray ends the process,
     with exit code 1 and without a word."""
-    head = ray.get_runtime_context().gcs_address
     over = threading.Event()
 
     def monitor() -> None:
         tries = 2
         while tries and not over.wait(_MONITOR_SECONDS):
-            try:
-                _probe(head)
-                tries = 2
-            except OSError:
-                tries -= 1
+            tries = 2 if head_answers() else tries - 1
         if not tries:
             print(
                 "igpt: the head of the Ray cluster does not answer, the run ends unless it comes "

@@ -4,26 +4,32 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import redacted_line
 
-GRACE_SECONDS = 60.0  # for the shards in hand; schedulers kill after about as long
+# For the shards in hand. Slurm and Kubernetes kill 30 seconds after the signal, and Ray takes some
+# to end.
+GRACE_SECONDS = 20.0
+_LOOK_SECONDS = 0.5  # between two looks at the clock and at Ray
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def stoppable(
-    stop: Callable[[], None], *, grace: float = GRACE_SECONDS
+    stop: Callable[[], None], works: Callable[[], bool], *, grace: float = GRACE_SECONDS
 ) -> Iterator[threading.Event]:
     """Handles signals within it: the first SIGTERM or Ctrl-C calls `stop`, and sets the event that
     is yielded.
 
-    Another one, or the end of the grace, raises KeyboardInterrupt in the main thread. Outside the
-    main thread, which alone may handle signals, nothing changes.
+    Another one, or the end of the grace, raises KeyboardInterrupt in the main thread; so does a
+    signal that the processes at work were sent, too, as schedulers do: once `works` says that they
+    are gone, there is nothing to wait for. Outside the main thread, which alone may handle signals,
+    nothing changes.
     """
     asked, over = threading.Event(), threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -53,8 +59,11 @@ def stoppable(
             return
         # Beside the clock: a store that is out of reach takes its time.
         threading.Thread(target=call_stop, daemon=True).start()
-        if not over.wait(grace):
-            os.kill(os.getpid(), signal.SIGINT)
+        ends = time.monotonic() + grace
+        while not over.wait(_LOOK_SECONDS):
+            if time.monotonic() > ends or not works():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     threading.Thread(target=watch, daemon=True).start()

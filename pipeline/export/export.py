@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from pipeline import rows
 from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.progress import Mode, Progress

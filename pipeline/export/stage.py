@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from pipeline.export.formats import EXPORTS
 from pipeline.export.part import Contents, Part
 from pipeline.inputs.parquet_schema import parquet_errors

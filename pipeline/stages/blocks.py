@@ -82,6 +82,11 @@ def bits_of(column: pa.ChunkedArray) -> NDArray[np.bool_]:
     return flat.astype(bool).reshape(-1, column.type.list_size)  # type: ignore[no-any-return]
 
 
+def in_place(results: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
+    """Spreads the results of the good rows over a column of all rows, null for the others."""
+    return results.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
+
+
 def score_arrays(nll: NDArray[np.float32]) -> dict[str, pa.Array]:
     """Makes the columns `nll` and `bits_per_pixel` of nats per pixel (N,)."""
     bits = (nll.astype(np.float64) / np.log(2)).astype(np.float32)

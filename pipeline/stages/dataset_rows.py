@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from igpt_core.images.image_inputs import rgb_images
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import Crop, ImageError, Resize
-from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.rows import RowError
-from pipeline.stages.model_batches import in_place
+from pipeline.stages.blocks import in_place
 from pipeline.stages.result_columns import RESULTS
 from pipeline.stages.tokenize import Tokenizer
 

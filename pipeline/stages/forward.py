@@ -16,8 +16,8 @@ from igpt_core.learning.scoring import token_nll
 from igpt_core.model.config import ImageGPTConfig
 from pipeline import rows
 from pipeline.errors import EndOfRun
-from pipeline.stages.blocks import score_arrays, tokens_of, with_seconds
-from pipeline.stages.model_batches import ComputePlan, in_place
+from pipeline.stages.blocks import in_place, score_arrays, tokens_of, with_seconds
+from pipeline.stages.model_batches import ComputePlan
 
 
 def class_names(config: ImageGPTConfig) -> list[str] | None:

@@ -11,13 +11,14 @@ from pipeline.shards import shard_in
 from pipeline.stages.blocks import (
     ShardMetadata,
     bits_of,
+    in_place,
     score_arrays,
     tokens_array,
     tokens_of,
     with_seconds,
     with_shard_metadata,
 )
-from pipeline.stages.model_batches import ComputePlan, in_place
+from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.sampling import Drawing, Prompt, Sampler
 
 

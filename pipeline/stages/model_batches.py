@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -107,8 +106,3 @@ class ComputePlan:
 def _end_of_run(error: NonFiniteError) -> EndOfRun:
     """Says it of a run: the model's fault is that of all rows, with these options."""
     return EndOfRun(f"{error}, with another --output")
-
-
-def in_place(results: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
-    """Spreads the results of the good rows over a column of all rows, null for the others."""
-    return results.take(pa.array(np.cumsum(valid) - 1, mask=~valid))

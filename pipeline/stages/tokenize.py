@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import Crop, ImageError, Pixels, Resize, load_pixels
-from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.readers.input_rows import STAGE, RowContent
 from pipeline.rows import RowError

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from pipeline import rows
 from pipeline.errors import Superseded
 from pipeline.run_directory.layout import parquet_bytes, parquet_file, part_name, spread

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import Crop, Resize
-from igpt_core.model.checkpoint import load_palette
 from pipeline import rows
 from pipeline.errors import OverErrorBudget, UsageError
 from pipeline.inputs.source import find_source

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from igpt_core.errors import CheckpointError
-from igpt_core.model.checkpoint import load_palette, model_fingerprint
+from igpt_core.images.model_palette import load_palette
+from igpt_core.model.checkpoint import model_fingerprint
 from pipeline.errors import UsageError
 from pipeline.inputs.identity import changes, planned_identities
 from pipeline.inputs.source import list_input

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from drivers import driver, workers
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from pictures import SIDE, encoded, photo
 
 GOOD, BAD = 1_000, 10_000

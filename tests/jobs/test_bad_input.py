@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from pictures import BAD, SIDE, encoded, photo
 from pipeline.readers import images as image_files
 from pipeline.stages.read_images import decode

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from igpt_core.heads import load_model
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.palette import Palette
-from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.model.checkpoint import save_checkpoint
 from pictures import SIDE
 from pipeline.inputs.source import find_source
 from runs import igpt, refusal

@@ -13,8 +13,8 @@ import transformers
 from datasets import load_dataset
 
 from igpt_core.heads import ImageGPTForImageClassification
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
 from models import save_tiny
 from pictures import BAD, GOOD, SIDE

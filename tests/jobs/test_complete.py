@@ -22,8 +22,8 @@ from PIL import Image
 from igpt_core.generation.decoding import complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from pictures import BAD, GOOD, SIDE
 from pipeline.engine import dispatch
 from runs import igpt, parts

@@ -14,7 +14,7 @@ from PIL import Image
 from igpt_core.generation.decoding import complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from jobs.complete import prompt_length
 from pictures import SIDE, photo
 from runs import columns, errors, igpt, parts, refusal, results, tokens_of_files

@@ -15,7 +15,8 @@ from bundle_writer import openai_variables, write_bundle
 from igpt_core import Palette, load_palette
 from jobs.__main__ import main
 from pictures import encoded, photo
-from pipeline.batch.model import find_model, find_quantizer
+from pipeline.batch.model import find_model
+from pipeline.batch.quantizer import find_quantizer
 from pipeline.storage.filesystem import absolute_model
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from pictures import GOOD, SIDE
 from runs import igpt, refusal
 

@@ -13,9 +13,10 @@ import transformers
 from PIL import Image
 
 from igpt_core.heads import ImageGPTForCausalImageModeling, load_model
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.palette import Palette
 from igpt_core.learning.training import accuracy
-from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import main
 from pictures import SIDE, encoded

@@ -10,8 +10,8 @@ import ray
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
 from jobs.on_dataset import on_dataset
 from pictures import GOOD, SIDE, photo

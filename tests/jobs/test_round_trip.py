@@ -13,7 +13,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 from runs import igpt

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 from pipeline import rows

@@ -12,7 +12,8 @@ import pytest
 from datasets import load_dataset
 
 from igpt_core.heads import ImageGPTForImageClassification
-from igpt_core.model.checkpoint import load_palette, save_checkpoint
+from igpt_core.images.model_palette import load_palette
+from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from pictures import BAD, GOOD, SIDE
 from runs import (

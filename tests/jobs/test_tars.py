@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
 from pictures import SIDE, encoded, photo
 

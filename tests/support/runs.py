@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from jobs.__main__ import main
 from pictures import SIDE
 

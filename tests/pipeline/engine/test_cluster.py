@@ -1,7 +1,10 @@
 """Allocation of a cluster to the stages, the sizes of shards, and clusters that are not there."""
 
 import re
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -177,3 +180,24 @@ def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch):
         cluster.connected(None),
     ):
         pass
+
+
+def test_processes_of_a_private_ray_do_not_hear_sigterm_and_this_one_does():
+    """Past bug: Slurm sends it to every process, and a run without its Ray blamed a cluster."""
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("ours"))
+    try:
+        with cluster._deaf_to_sigterm():
+            started = subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE)
+            signal.signal(signal.SIGTERM, lambda *_: heard.append("Ray's"))
+            signal.raise_signal(signal.SIGTERM)
+            assert not heard
+        assert heard == ["ours"]
+        started.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            started.wait(0.5)
+        started.communicate(b"\n")
+        assert started.returncode == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)

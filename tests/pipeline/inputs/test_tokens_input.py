@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, List, Value
 
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from pictures import SIDE, encoded, photo
 from pipeline import rows
 from pipeline.errors import UsageError

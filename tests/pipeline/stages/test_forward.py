@@ -19,10 +19,10 @@ from pictures import SIDE
 from pipeline import rows
 from pipeline.errors import EndOfRun
 from pipeline.stages import sampling
-from pipeline.stages.blocks import tokens_array
+from pipeline.stages.blocks import in_place, tokens_array
 from pipeline.stages.forward import Classify, Embed, Score, class_names
 from pipeline.stages.generate import Complete, Sample
-from pipeline.stages.model_batches import ComputePlan, in_place
+from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.sampling import Drawing
 
 N = SIDE**2

@@ -1,5 +1,7 @@
 """The stages without Ray: built and called as plain objects, held against the core and Pillow."""
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import torch
 from igpt_core.generation.decoding import complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline import rows
 from pipeline.inputs.source import find_source
@@ -264,3 +266,40 @@ def test_failed_rows_alone_have_no_colors(bad_folder):
     assert counter(plan)(plan.to_table()).drop("seconds").to_pylist() == [
         {"rows": 0, "errors": 3, "colors": [], "counts": []}
     ]
+
+
+WITHOUT_TORCH = """
+import sys
+import pyarrow as pa
+import pipeline.batch.run, pipeline.engine.stage, pipeline.stages.dataset_rows
+from jobs.quantize import QuantizeOptions, define
+from pipeline.stages.read_images import ReadImages
+from pipeline.stages.write_parts import WriteParts
+
+palette, images, output = sys.argv[1:]
+options = QuantizeOptions(input=images, output=output, palette=palette, image_size=8)
+define(options).find_source()
+ReadImages(
+    format="images", image_column=None, id_column=None, passthrough=pa.schema([]),
+    palette=palette, image_size=8, resize="exact", crop="squash", input_options={},
+    model_options={},
+)
+WriteParts(
+    output=output, lease=None, job="quantize", schema=pa.schema([]), image_size=8,
+    palette=palette, examples=1, output_options={}, model_options={},
+)
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_job_without_a_model_comes_without_torch(photos, tiny_model, tmp_path, kind):
+    """Past bug: each of hundreds of readers, and the driver, took two seconds to import it, and
+    hundreds of megabytes."""
+    palette = tiny_model
+    if kind == "file":
+        palette = str(tmp_path / "palette.npy")
+        load_palette(tiny_model).save(palette)
+    command = [sys.executable, "-c", WITHOUT_TORCH, palette, photos, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.stdout == "False\n", found.stderr

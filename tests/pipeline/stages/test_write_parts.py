@@ -13,7 +13,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from igpt_core.model.checkpoint import load_palette
+from igpt_core.images.model_palette import load_palette
 from pictures import SIDE
 from pipeline import rows
 from pipeline.errors import Superseded

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import load_pixels
-from igpt_core.model.checkpoint import load_palette
 from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline.errors import OverErrorBudget, UsageError
 from pipeline.training import images

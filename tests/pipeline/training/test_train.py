@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.images.model_palette import load_image_size, load_palette
 from igpt_core.images.palette import Palette
 from igpt_core.learning.objectives import NextPixel
-from igpt_core.model.checkpoint import load_image_size, load_palette
 from igpt_core.model.config import ImageGPTConfig
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
