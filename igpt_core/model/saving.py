@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from math import isqrt
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from igpt_core.images.palette import Palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig
 from igpt_core.model.weights import SAFETENSORS_FILE, weights_files
 
+_TEMPORARY = ".saving-"  # before the name of a folder that a save writes in
+
 
 def save_folder(
     path: str | os.PathLike[str],
@@ -34,7 +37,8 @@ def save_folder(
     """Writes a model folder.
 
     Everything is written below a temporary name first. Then old weights are removed and the files
-    renamed, the weights last: a killed save leaves the old model or one without weights.
+    renamed, the weights last: a killed save leaves the old model or one without weights. What it
+    leaves beside them the next save removes.
 
     Args:
         path: a local folder, made if need be; a model that is in it is replaced.
@@ -54,7 +58,10 @@ def save_folder(
         check_colors(config, processor)
         texts[PREPROCESSOR_FILE] = json.dumps(processor.to_dict(), indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+    with (
+        _at_work(folder),
+        tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary,
+    ):
         for name, text in texts.items():
             Path(temporary, name).write_text(text, encoding="utf-8")
         stored = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
@@ -65,6 +72,28 @@ def save_folder(
             file.unlink()
         for name in (*texts, SAFETENSORS_FILE):
             os.replace(Path(temporary, name), folder / name)
+
+
+@contextmanager
+def _at_work(folder: Path) -> Iterator[None]:
+    """Marks this save as one at work in a folder, by a shared lock, which a process that dies lets
+    go of; removes first what dead ones have left, where no other is at work."""
+    if os.name != "posix":  # no such locks: what is left stays
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # others are at work, or the filesystem has no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
 
 
 def make_processor(

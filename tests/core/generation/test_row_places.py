@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import row_places
-from row_places import DTYPES, SHAPES, THREADS, differing
+from row_places import DTYPES, SHAPES, SIZES, differing
 
 # By what limits them: oneDNN's products, MKL's and torch's own loops.
 PROCESSORS = {
@@ -39,7 +39,7 @@ PROCESSORS = {
 }
 
 
-@pytest.fixture(params=THREADS)
+@pytest.fixture(params=SIZES)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -51,13 +51,13 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_results_do_not_depend_on_the_place(shape: str, dtype: torch.dtype) -> None:
-    assert differing(shape, dtype, sizes=(3, 7, 33)) == []
+    assert differing(shape, dtype, sizes=(3, 33)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_nor_do_they_on_other_processors(processor: str) -> None:
-    """Batches of 1 to 33 rows, float32 and bfloat16, one thread and two."""
+    """Batches of 1 to 33 rows with one thread, some of these with two."""
     script = Path(row_places.__file__)
     repository = script.parents[2]
     paths = os.pathsep.join([str(repository), str(script.parent), os.environ.get("PYTHONPATH", "")])

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -544,6 +545,49 @@ def die_while_saving(model, folder, palette, stage):
     os.replace, os.unlink = counted(os.replace), counted(os.unlink)
     save_checkpoint(model, folder, palette=palette)
     os._exit(0)
+
+
+def test_a_save_removes_what_dead_ones_have_left_and_nothing_of_one_at_work(tmp_path, model):
+    folder = tmp_path / "model"
+    processes = multiprocessing.get_context("fork")
+
+    def temporary() -> list[str]:
+        return sorted(path.name for path in folder.glob(".saving-*"))
+
+    killed = processes.Process(target=stop_while_saving, args=(model, folder))
+    killed.start()
+    left = wait_for(temporary)
+    killed.kill()
+    killed.join()
+    assert temporary() == left
+    at_work = processes.Process(target=stop_while_saving, args=(model, folder))
+    at_work.start()
+    try:
+        held = wait_for(lambda: [name for name in temporary() if name not in left])
+        assert temporary() == held
+        model.save_pretrained(folder)
+        assert temporary() == held
+    finally:
+        at_work.kill()
+        at_work.join()
+    model.save_pretrained(folder)
+    assert names(folder) == ["config.json", "model.safetensors"]
+    load_model(folder, device="cpu", dtype=None)
+
+
+def stop_while_saving(model, folder):
+    """Saves up to the first rename, at which it stays."""
+    os.replace = lambda *_: time.sleep(600)
+    model.save_pretrained(folder)
+
+
+def wait_for(look):
+    """Returns what `look` finds once it finds something."""
+    deadline = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
 
 
 def test_wrong_saves_are_refused(tmp_path, model, palette):

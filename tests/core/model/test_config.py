@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import math
 import pickle
 
 import pytest
@@ -111,22 +112,95 @@ def test_unknown_keys_survive_a_round_trip(tmp_path):
     assert ImageGPTConfig() != config
 
 
+def test_a_list_of_names_is_read():
+    expected = ImageGPTConfig(id2label={0: "cat", 1: "dog", 2: "owl"})
+    assert ImageGPTConfig(id2label=["cat", "dog", "owl"]) == expected
+    assert ImageGPTConfig(label2id={"owl": 2, "cat": 0, "dog": 1}) == expected
+    assert (
+        ImageGPTConfig(id2label=["cat", "dog", "owl"], label2id={"dog": "1"}).label2id["dog"] == 1
+    )
+    twice = ["crane", "owl", "crane"]  # as in ImageNet: the bird and the machine
+    assert ImageGPTConfig(id2label=twice).label2id == {"crane": 2, "owl": 1}
+
+
+def test_what_follows_from_other_fields_may_be_said_and_is_not_kept():
+    """Past bug: an AttributeError."""
+    said = {"n_colors": 16, "start_token": 16, "head_size": 8, "inner_size": 96}
+    config = ImageGPTConfig(vocab_size=17, n_embd=24, n_head=3, **said)
+    assert config == ImageGPTConfig(vocab_size=17, n_embd=24, n_head=3)
+    assert config.n_colors == 16
+
+
+def test_both_names_of_a_field_may_be_given_where_they_agree():
+    fields = {"n_embd": 24, "hidden_size": 24, "n_head": 3}
+    assert ImageGPTConfig.from_dict(fields).n_embd == 24
+    assert ImageGPTConfig(n_head=3, n_embd=12).with_fields(hidden_size=24).n_embd == 24
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"n_embd": 16, "n_head": 3}, "multiple of n_head, found 16 and 3"),
         ({"n_layer": 0}, "n_layer must be an int of 1 or more, found 0"),
         ({"n_embd": "512"}, "n_embd must be an int of 1 or more, found '512'"),
-        ({"n_inner": 0}, "inner_size must be"),
+        ({"n_inner": 0}, "n_inner must be an int of 1 or more, or null, found 0"),
         ({"vocab_size": 1}, "vocab_size counts"),
         ({"model_type": "gpt2"}, "model_type must be imagegpt"),
         ({"num_labels": 3, "id2label": {0: "cat"}}, "num_labels is 3, but id2label names 1"),
+        ({"n_colors": 16}, "n_colors follows from other fields: it must be 512, found 16"),
+        ({"to_dict": 1}, "to_dict is no field"),
+        ({"id2label": {}}, r"id2label must have a name for each class from 0 on, .* found {}"),
+        ({"id2label": {1: "a", 2: "b"}}, "id2label must have a name for each class from 0 on"),
+        ({"id2label": {"a": "cat"}}, "id2label must have"),
+        ({"id2label": ["cat", None]}, "id2label must have"),
+        ({"id2label": "cats"}, "id2label must have"),
+        ({"id2label": 3}, "id2label must have"),
+        (
+            {"id2label": ["a", "b"], "label2id": {"a": 1}},
+            "the inverse of id2label, found 'a' for 1",
+        ),
+        ({"label2id": {"a": "x"}}, "label2id must have a class from 0 on for each name"),
+        ({"label2id": ["a"]}, "label2id must have"),
+        ({"num_labels": 0}, "num_labels must be an int of 1 or more, found 0"),
+        ({"num_labels": "3"}, "num_labels must be an int of 1 or more, found '3'"),
+        (
+            {"activation_function": ["relu"]},
+            r"activation_function must be a name, found \['relu'\]",
+        ),
+        ({"problem_type": 1}, "problem_type must be a name or null, found 1"),
     ],
 )
 def test_wrong_fields_are_refused_in_one_line(fields, words):
     with pytest.raises(ValueError, match=words) as caught:
         ImageGPTConfig(**fields)
     assert "\n" not in str(caught.value)
+
+
+WRONG = {
+    "vocab_size": (None, "33", 33.0, True, -1),
+    "n_positions": (None, "33", -64),
+    "n_layer": (True, 2.5),
+    "n_inner": ("96", -96, True),
+    "layer_norm_epsilon": (None, "1e-5", -1e-5, math.nan, math.inf, True),
+    "initializer_range": (None, "0.02", -0.02),
+    "resid_pdrop": (None, "0.1", -0.1, 1.5),
+    "use_cache": (None, "true", 1),
+    "tie_word_embeddings": (None, "false", 0),
+    "scale_attn_weights": ("no",),
+    "add_cross_attention": (None,),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name in WRONG for v in WRONG[name]])
+def test_a_value_of_another_type_or_range_is_refused(tmp_path, name, value):
+    """Past bug: many were kept, and failed or changed results later."""
+    (tmp_path / "config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(CheckpointError) as caught:
+        ImageGPTConfig.from_pretrained(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: config.json: config: {name} must be ")
+    assert message.endswith(f", found {value!r}")
+    assert "\n" not in message
 
 
 def test_an_unknown_field_is_no_attribute():
@@ -142,6 +216,11 @@ def test_an_unknown_field_is_no_attribute():
         ("[1]", "config.json: expected an object, found list"),
         ('{"model_type": "gpt2"}', "config.json: config: model_type must be imagegpt"),
         ('{"n_layer": "x"}', "config.json: config: n_layer must be an int"),
+        (
+            '{"n_embd": 8, "hidden_size": 16}',
+            "hidden_size is another name of n_embd, found 16 and 8",
+        ),
+        ('{"self": 1}', "config.json: .*'self'"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, words):
