@@ -90,7 +90,7 @@ def whole(n_shards: int) -> int:
         directory.write_plan(plan)
         lease = Lease(directory.location, {}, record["run"])
         lease.acquire()
-        report = execute(
+        summary = execute(
             directory,
             plan,
             stages(directory.location, lease),
@@ -99,7 +99,7 @@ def whole(n_shards: int) -> int:
             max_error_fraction=0,
             progress="quiet",
         )
-        return int(report["rows"])
+        return summary.figures.rows
 
 
 KINDS = {"chain": chain, "whole": whole}

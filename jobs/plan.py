@@ -45,6 +45,8 @@ def _facts(found: "Estimate", price: float | None) -> dict[str, Any]:
         "limit": found.limit.stage,
         "advice": found.advice,
         "seconds": round(found.seconds, 1),
+        "working_seconds": round(found.working_seconds, 1),
+        "images_per_second": round(found.images_per_second, 3),
         "gpus": found.gpus,
         "gpu_hours": round(found.gpu_hours, 3),
         "price": None if price is None else round(price * found.gpu_hours, 2),
@@ -52,11 +54,11 @@ def _facts(found: "Estimate", price: float | None) -> dict[str, Any]:
 
 
 def _lines(found: "Estimate", price: float | None) -> list[str]:
-    from pipeline.engine.progress import duration
-    from pipeline.report.text import amount, rate
+    from pipeline.engine.progress import counted
+    from pipeline.report.text import amount, rate, speed_text
 
     about = "" if found.counted else "about "
-    bad = f", {found.trial_errors} of them failed" if found.trial_errors else ""
+    bad = f", {counted(found.trial_errors, 'error')}" if found.trial_errors else ""
     lines = [
         f"shards      {found.shards:,} of up to {found.shard_size:,} rows",
         f"rows        {about}{found.rows:,}",
@@ -71,7 +73,7 @@ def _lines(found: "Estimate", price: float | None) -> list[str]:
         lines.append(f"  {speed.stage:10}{speed.seconds * 1000:8.2f}  {fast:>15}{mark}")
     lines += [
         f"to change   {found.advice}",
-        f"time        about {duration(found.seconds)}, and the start of Ray and of the actors",
+        f"speed       about {speed_text(found.images_per_second, found.seconds)}",
         f"GPU-hours   {found.gpu_hours:.2f} on {found.gpus} GPUs",
     ]
     if price is not None:

@@ -40,7 +40,8 @@ def run(options: StatusOptions) -> None:
 
 def _lines(status: "Status", location: str) -> dict[str, str]:
     """Returns the lines by their headings; `about` stands before estimates."""
-    from pipeline.engine.progress import duration
+    from pipeline.engine.progress import counted, duration
+    from pipeline.report.text import speed_text
     from pipeline.run_directory.status import SAMPLE
 
     def figure(name: str, value: float | int | None) -> str:
@@ -48,18 +49,20 @@ def _lines(status: "Status", location: str) -> dict[str, str]:
         return "unknown" if value is None else f"{about}{value:,}"
 
     state = "finished" if status.finished else "not finished"
+    of = "" if status.finished else f" of {figure('total', status.total)}"
+    errors = "about " * ("errors" in status.estimated) + counted(status.errors, "error")
     lines = {
         "run": f"{location}: {status.job}, {state}",
         "shards": f"{status.shards:,} of {figure('total_shards', status.total_shards)} done",
-        "images": f"{figure('images', status.images)} of {figure('total', status.total)}, "
-        f"{figure('errors', status.errors)} of them failed",
+        "images": f"{figure('images', status.images)}{of}, {errors}",
     }
     if status.errors_by_kind:
         kinds = status.errors_by_kind.items()
         lines["errors"] = ", ".join(f"{kind} {figure('errors', n)}" for kind, n in kinds)
     if status.images_per_second is not None:
-        latest = f" over the latest {SAMPLE} parts" if status.shards > SAMPLE else ""
-        lines["speed"] = f"{status.images_per_second:,.1f} images/s{latest}"
+        sampled = "images_per_second" in status.estimated
+        latest = f", of the latest {SAMPLE} parts" if sampled else ""
+        lines["speed"] = speed_text(status.images_per_second, status.seconds) + latest
     if status.last_part is not None:
         ago = max(time.time() - status.last_part, 0)
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.last_part))

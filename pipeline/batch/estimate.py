@@ -1,6 +1,7 @@
 """What a job would take: its shards and bytes, and its time by a short trial on the cluster."""
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from pipeline.engine.dispatch import dispatch_shards
 from pipeline.inputs.source import Source
 from pipeline.options import RunOptions
 from pipeline.run_directory.layout import spread
+from pipeline.run_directory.stats import Work
 from pipeline.shards import Plan, Shard
 from pipeline.stages.write_parts import STAGES
 from pipeline.storage.filesystem import open_location, options_for
@@ -51,7 +53,8 @@ class StageSpeed:
 @dataclass(frozen=True)
 class Estimate:
     """A job before it is run. Rows, and what depends on them, are about so where `counted` is
-    false: the input does not say how many it has."""
+    false: the input does not say how many it has. `startup_seconds` are those of the trial: what it
+    took beside the work."""
 
     shards: int
     shard_size: int
@@ -63,6 +66,7 @@ class Estimate:
     trial_errors: int
     speeds: tuple[StageSpeed, ...]
     gpus: int
+    startup_seconds: float
 
     @property
     def limit(self) -> StageSpeed:
@@ -75,18 +79,30 @@ class Estimate:
         return _ADVICE[self.limit.stage]
 
     @property
-    def seconds(self) -> float:
-        """Estimates the time of the work, without the start of Ray and of the actors."""
+    def images_per_second(self) -> float:
+        """Estimates the images with a result, while working."""
+        good = 1 - self.trial_errors / max(self.trial_rows, 1)
+        return good * self.limit.rows_per_second
+
+    @property
+    def working_seconds(self) -> float:
+        """Estimates the time in which shards are in work."""
         return self.rows / self.limit.rows_per_second
 
     @property
+    def seconds(self) -> float:
+        """Estimates the wall time, with start-up."""
+        return self.startup_seconds + self.working_seconds
+
+    @property
     def gpu_hours(self) -> float:
-        return self.gpus * self.seconds / 3600
+        return self.gpus * self.working_seconds / 3600
 
 
 def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate:
     """Plans the job and tries it on a few rows. Writes nothing. Raises UsageError; RunFailed where
     a stage fails."""
+    begun = time.perf_counter()
     spec = define(options)
     source = spec.find_source()
     note_default_model(options)
@@ -103,7 +119,11 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
         else:
             trial = _trial_plan(source, size, actors)
         tried = list(dispatch_shards(trial, trial.shards, spec.stages(replace(job, plan=trial))))
-        return _estimate(job, source, trial, tried)
+        work = Work()
+        for part in tried:
+            work.add(part)
+        startup = max(time.perf_counter() - begun - work.working_seconds, 0.0)
+        return _estimate(job, source, trial, tried, startup)
 
 
 def _trial_plan(source: Source, size: int, actors: int) -> Plan:
@@ -114,7 +134,7 @@ def _trial_plan(source: Source, size: int, actors: int) -> Plan:
 
 
 def _estimate(
-    job: Job, source: Source, trial: Plan, tried: Sequence[Mapping[str, Any]]
+    job: Job, source: Source, trial: Plan, tried: Sequence[Mapping[str, Any]], startup: float
 ) -> Estimate:
     options = job.spec.options
     input_options = options_for(options.storage_options, "input")
@@ -139,6 +159,7 @@ def _estimate(
         trial_errors=sum(part["errors"] for part in tried),
         speeds=tuple(_speeds(job.resources, tried, on_gpus=on_gpus, cpus=cluster.cpus())),
         gpus=job.resources.model.actors if on_gpus else 0,
+        startup_seconds=startup,
     )
 
 

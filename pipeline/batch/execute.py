@@ -4,21 +4,24 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.engine.cluster import head_answers
 from pipeline.engine.dispatch import dispatch_shards
 from pipeline.engine.metrics import RunMetrics
-from pipeline.engine.progress import Mode, Progress
+from pipeline.engine.progress import Mode, Progress, counted
 from pipeline.engine.signals import stoppable
 from pipeline.engine.stage import Stage
 from pipeline.errors import OverErrorBudget, RunFailed, StageGaveUp
+from pipeline.report.text import speed_text
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.failed_rows import count_by_kind
 from pipeline.run_directory.layout import FORMAT, REPORT_FILE, part_name, shards_with_errors
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.record import resuming
 from pipeline.run_directory.stats import rows_done
+from pipeline.run_directory.summary import RunSummary, read_summary
 from pipeline.shards import Plan
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import redacted_line
@@ -34,7 +37,7 @@ def execute(
     lease: Lease,
     max_error_fraction: float,
     progress: Mode,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Runs the shards that are not done yet; writes report.json when all are.
 
     At SIGTERM or Ctrl-C no new shard is begun; see `stoppable`.
@@ -45,7 +48,7 @@ def execute(
         lease: on the directory, acquired.
 
     Returns:
-        The content of report.json.
+        The run as its directory shows it, its report among it.
 
     Raises:
         RunFailed: shards failed or are missing at the end, or the run was stopped. What is done
@@ -87,23 +90,28 @@ def execute(
     _check_complete(directory, plan, next_move)
     directory.delete_leftovers()
     _check_budget(clock, max_error_fraction)
-    clock.show(final=True)
-    if earlier is not None:  # whose figures are those of the work
-        return directory.report() or earlier
-    report = {
+    run = read_summary(directory)
+    if run.report is None:
+        report = _report(run, plan, resumed_shards=len(plan.shards) - len(pending))
+        directory.write_json(REPORT_FILE, report)
+        run = replace(run, report=report)
+    images_per_second, seconds = run.speed.images_per_second, run.speed.seconds
+    clock.finish(images_per_second, speed_text(images_per_second, seconds))
+    return run
+
+
+def _report(summary: RunSummary, plan: Plan, *, resumed_shards: int) -> dict[str, Any]:
+    """Makes the content of report.json. A run that had one keeps its speed."""
+    return {
         "format": FORMAT,
-        "rows": clock.done - clock.errors,
-        "errors": clock.errors,
+        "rows": summary.figures.rows,
+        "errors": summary.figures.errors,
         "shards": len(plan.shards),
-        "resumed_shards": len(plan.shards) - len(pending),
+        "resumed_shards": resumed_shards,
         "skipped_files": dict(plan.skipped),
-        "seconds": round(clock.seconds, 2),
-        "images_per_second": round((clock.done - done) / clock.seconds, 3),
-        "tokens_per_second": round(clock.tokens / clock.seconds, 1),
-        "errors_by_kind": dict(_errors_by_kind(directory, directory.finished()).most_common()),
+        **asdict(summary.speed),
+        "errors_by_kind": {kind.error: kind.count for kind in summary.errors},
     }
-    directory.write_json(REPORT_FILE, report)
-    return report
 
 
 def _retrying(directory: RunDirectory) -> str:
@@ -185,7 +193,7 @@ def _check_budget(clock: Progress, fraction: float) -> None:
     allowed = fraction * (expected or 0)
     if clock.errors > allowed:
         raise OverErrorBudget(
-            f"{clock.errors} of {expected or clock.done:.0f} rows failed, more than "
+            f"{counted(clock.errors, 'error')} in {expected or clock.done:.0f} rows, more than "
             f"--max-error-fraction allows ({allowed:.0f}); they are listed in errors/; next: the "
             "same command with a higher --max-error-fraction and without --overwrite, or repair "
             "the images and do them again with igpt retry-failed"

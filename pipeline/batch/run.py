@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +46,7 @@ def run_job(
 
     Raises UsageError before work begins; RunFailed and OverErrorBudget as `execute` does.
     """
+    started = time.time()
     directory = RunDirectory.at(
         absolute(options.output), options_for(options.storage_options, "output")
     )
@@ -75,7 +77,7 @@ def run_job(
             plan = _as_planned(planned, spec.options, directory, again)
         job = Job(spec, directory.location, plan, compute, spec.resources(compute))
         record = resumed or record_of(job, wanted)
-        lease = _acquire(job, directory, record, creates=resumed is None)
+        lease = _acquire(job, directory, record, started, creates=resumed is None)
         if planned is None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
             there = None if options.overwrite else directory.plan()
@@ -140,12 +142,13 @@ def cut(spec: JobSpec, source: Source, compute: "ComputePlan | None", size: int 
 
 
 def _acquire(
-    job: Job, directory: RunDirectory, record: Mapping[str, Any], *, creates: bool
+    job: Job, directory: RunDirectory, record: Mapping[str, Any], started: float, *, creates: bool
 ) -> Lease:
     """Acquires the lease on the directory, which belongs to this run from now on. Raises
     UsageError where another run was faster."""
     storage_options = options_for(job.spec.options.storage_options, "output")
-    lease = Lease(directory.location, storage_options, str(record.get("run")))
+    run = str(record.get("run"))
+    lease = Lease(directory.location, storage_options, run, started=started)
     if job.spec.options.overwrite and directory.record() is not None:
         lease.acquire()  # actors of the run that was there write nothing from now on
         directory.clear()
@@ -194,7 +197,7 @@ def _execute(
     """Runs the stages, writes the report, and says where it lies."""
     options = job.spec.options
     try:
-        report = execute(
+        summary = execute(
             directory,
             job.plan,
             job.spec.stages(job),
@@ -210,8 +213,10 @@ def _execute(
         job.output,
         storage_options=options_for(options.storage_options, "output"),
         palette=job.spec.quantizer.palette,
+        summary=summary,
     )
     if options.json_lines:
-        print(json.dumps({"event": "done", "output": redacted(job.output), **report}), flush=True)
+        done = {"event": "done", "output": redacted(job.output), **(summary.report or {})}
+        print(json.dumps(done), flush=True)
     else:
         print(redacted(f"{job.output}/report.html"), flush=True)

@@ -18,7 +18,7 @@ class RunMetrics:
     def __init__(self, job: str) -> None:
         tags = {"job": job}
         self._images = Counter("igpt_images", "Images that have a result.", ("job",))
-        self._errors = Counter("igpt_errors", "Images whose row failed.", ("job",))
+        self._errors = Counter("igpt_errors", "Images and files that failed.", ("job",))
         self._tokens = Counter("igpt_tokens", "Tokens that the model sampled.", ("job",))
         for metric in (self._images, self._errors, self._tokens):
             metric.set_default_tags(tags)

@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from typing import Any, Literal, TextIO
 
+from pipeline.run_directory.stats import WorkingTime
+
 Mode = Literal["text", "json", "quiet"]
 
 _TERMINAL_SECONDS = 0.5
@@ -15,13 +17,14 @@ _LOG_SECONDS = 15.0
 class Progress:
     """Counts finished images and shows how far the run is.
 
-    The rate is that of this run since its first shard was begun: neither the start of Ray and of
-    the actors nor the shards of an earlier run make the estimate better or worse.
+    While the run is at work the rate is that of the shards that it has done since this start:
+    neither the start of Ray and of the actors nor the shards of an earlier start make the estimate
+    better or worse. Once it is finished, it is the run's.
 
     Args:
-        total: images of the whole run; None where only the reading shows that: then the shards
+        total: rows of the whole run; None where only the reading shows that: then the shards
             tell how far it is.
-        done: those that were done before.
+        done: those that were done before, failed ones included.
         errors: failed rows among them.
         shards: of the whole run.
         shards_done: those that were done before.
@@ -40,28 +43,29 @@ class Progress:
     ) -> None:
         self._total, self._before = total, done
         self._shards, self._shards_before, self._shards_done = shards, shards_done, shards_done
-        self.done, self.errors, self.tokens = done, errors, 0
+        self.done, self.errors = done, errors
         self._mode = mode
-        self._begun = time.monotonic()
-        self._working_since: float | None = None
+        self._images, self._working = 0, WorkingTime()  # since this start
+        self._final: tuple[float, str] | None = None
         self._shown_at, self._shown_images = 0.0, -1
         self._open = False  # whether a line on the terminal has no end yet
         self._on_terminal = mode == "text" and sys.stderr.isatty()
 
     def add(self, summary: dict[str, Any]) -> None:
-        """Counts a finished shard: its rows, errors, tokens and seconds."""
-        if self._working_since is None:
-            self._working_since = time.monotonic() - summary["seconds"]
+        """Counts a shard that was finished just now: its rows, errors and seconds."""
+        now = time.monotonic()
+        self._working.add(now - summary["seconds"], now)
+        self._images += summary["rows"]
         self.done += summary["rows"] + summary["errors"]
         self.errors += summary["errors"]
         self._shards_done += 1
-        self.tokens += summary["tokens"]
-        self.show()
+        if self._shards_done < self._shards:  # the last line is not this one
+            self.show()
 
     @property
     def expected(self) -> float | None:
-        """Returns the images of the whole run: as known, or as many per shard as there were in
-        those done, once a tenth of the shards is, and ten at least; None before."""
+        """Returns the rows of the whole run: as known, or as many per shard as there were in those
+        done, once a tenth of the shards is, and ten at least; None before."""
         if self._total is not None:
             return self._total
         if self._shards_done < min(max(self._shards / 10, 10), self._shards):
@@ -69,17 +73,17 @@ class Progress:
         return self.done * self._shards / self._shards_done
 
     @property
-    def seconds(self) -> float:
-        """Returns the seconds since the run began."""
-        return time.monotonic() - self._begun
-
-    @property
     def rate(self) -> float:
-        """Returns images per second since the first shard of this run was begun; 0 before one is
-        done."""
-        if self._working_since is None:
-            return 0.0
-        return (self.done - self._before) / max(time.monotonic() - self._working_since, 1e-9)
+        """Returns images with a result per second, while working; 0 before a shard is done."""
+        if self._final is not None:
+            return self._final[0]
+        return self._images / max(self._working.seconds, 1e-9)
+
+    def finish(self, images_per_second: float, speed: str) -> None:
+        """Shows the end of the run, with its rate and what to say of its speed."""
+        self._final = images_per_second, speed
+        self._shown_images = -1
+        self.show(final=True)
 
     def show(self, *, final: bool = False) -> None:
         """Shows how far the run is, unless that was shown just now."""
@@ -104,42 +108,56 @@ class Progress:
 
     def _figures(self) -> dict[str, Any]:
         return {
-            "images": self.done,
+            "images": self.done - self.errors,
             "total": self._total,
             "shards": self._shards_done,
             "total_shards": self._shards,
             "errors": self.errors,
             "images_per_second": round(self.rate, 3),
-            "seconds_left": round(self._left(), 1) if self.rate else None,
+            "seconds_left": None if (left := self._left()) is None else round(left, 1),
         }
 
-    def _left(self) -> float:
-        if self._total is not None:
-            return (self._total - self.done) / self.rate
-        working = (self.done - self._before) / self.rate
-        left = self._shards - self._shards_done
-        return left * working / (self._shards_done - self._shards_before)
+    def _left(self) -> float | None:
+        """Estimates the seconds until all is done; None before a shard is."""
+        if self._shards_done == self._shards:
+            return 0.0
+        shards = self._shards_done - self._shards_before
+        if not shards:
+            return None
+        if self._total is None:
+            return (self._shards - self._shards_done) * self._working.seconds / shards
+        rows = max(self.done - self._before, 1)
+        return (self._total - self.done) * self._working.seconds / rows
 
     def _sentence(self) -> str:
+        images = self.done - self.errors
         if self._total is None:
             share = 100 * self._shards_done / max(self._shards, 1)
-            text = f"{self.done} images, {self._shards_done}/{self._shards} shards ({share:.0f} %)"
+            text = f"{images} images, {self._shards_done}/{self._shards} shards ({share:.0f} %)"
         else:
             share = 100 * self.done / max(self._total, 1)
-            text = f"{self.done}/{self._total} images ({share:.0f} %)"
+            text = f"{images}/{self._total} images ({share:.0f} %)"
         if self.errors:
-            text += f", {self.errors} failed"
-        finished = self._shards_done == self._shards
-        if self._shards_done == self._shards_before:
-            return text if finished else f"{text}, starting"
-        text += f", {self.rate:.1f} images/s"
-        return text if finished else f"{text}, about {duration(self._left())} left"
+            text += f", {counted(self.errors, 'error')}"
+        if self._final is not None:
+            return f"{text}, {self._final[1]}"
+        left = self._left()
+        if self._shards_done > self._shards_before:
+            text += f", {self.rate:.1f} images/s"
+        if self._shards_done == self._shards:
+            return text
+        return f"{text}, starting" if left is None else f"{text}, about {duration(left)} left"
 
 
 def _print(text: str, stream: TextIO, *, end: str = "\n") -> None:
     # The terminal may be gone, the disk of the log full: no reason to end the run.
     with suppress(OSError):
         print(text, end=end, file=stream, flush=True)
+
+
+def counted(n: int, noun: str) -> str:
+    """Writes a number with its noun, such as 1 error or 1,200 errors."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -152,7 +152,7 @@ def export_parts(plan: Plan, pending: Sequence[Shard], stage: Stage, *, progress
         with closing(clock), closing(dispatch_shards(plan, pending, [stage])) as exported:
             for part in exported:
                 missing.remove(part["shard"])
-                clock.add({**part, "errors": 0, "tokens": 0})
+                clock.add({**part, "errors": 0})
     except RunFailed as error:
         raise RunFailed(f"{error}; {_NEXT}") from error
     clock.show(final=True)

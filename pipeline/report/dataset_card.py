@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.report.text import printable
+from pipeline.report.text import printable, speed_text
 from pipeline.run_directory.layout import ROW_GROUP_ROWS
 from pipeline.run_directory.likelihoods import NLLHistogram
 from pipeline.run_directory.summary import RunSummary
@@ -134,7 +134,7 @@ the lowest {nll.lowest[0][1]:.2f}, the highest {nll.highest[0][1]:.2f}.
 
 
 def _origin(summary: RunSummary) -> str:
-    run = summary.run
+    run, speed = summary.run, summary.speed
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
         ("model", (run.get("model") or {}).get("location")),
@@ -144,6 +144,7 @@ def _origin(summary: RunSummary) -> str:
         ("image size", f"{run['image_size']} x {run['image_size']}"),
         ("seed", run.get("seed")),
         ("created", run["created"]),
+        ("speed", speed_text(speed.images_per_second, speed.seconds) if summary.done else None),
         ("versions", versions),
     ]
     return "\n".join(f"- {name}: {_code(str(value))}" for name, value in lines if value is not None)

@@ -1,6 +1,6 @@
 """The rows that a report shows of a run, evenly spread over all of it."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +13,10 @@ from igpt_core.images.palette import Palette
 from pipeline import rows
 from pipeline.report.heat_map import scale_top
 from pipeline.report.pictures import JOB_PICTURES, QUANTIZED_PNG, Example, PictureContext
-from pipeline.run_directory.layout import spread
-from pipeline.run_directory.stats import row_count
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.layout import part_name, spread
+from pipeline.run_directory.stats import read_pictures, row_count
+from pipeline.storage.filesystem import join
 
 MAX_EXAMPLES = 24
 _THREADS = 8
@@ -22,45 +24,46 @@ _BATCH_ROWS = 64
 
 
 def read_examples(
-    fs: AbstractFileSystem,
-    parts: Sequence[str],
+    directory: RunDirectory,
+    shards: Sequence[int],
     *,
     job: str,
     image_size: int,
     passthrough: Collection[str] = (),
     palette: Palette | None = None,
-    quantized: Mapping[str, Mapping[int, bytes]] | None = None,
     n: int = MAX_EXAMPLES,
 ) -> list[Example]:
-    """Reads up to n rows at even distances over all parts, the same for the same parts.
+    """Reads up to n rows at even distances over shards with results, the same for the same shards.
 
-    Opens at most n parts, of those the row groups that are needed. Pictures of tokens take the
-    run's palette: without it, quantize has none and the list is empty. Jobs whose results hold no
-    images have the rows of `quantized` alone, PNG by part and row. Columns of `passthrough` are the
-    input's and not the job's, whatever their names.
+    Opens the parts of at most n shards, of those the row groups that are needed. Pictures of tokens
+    take the run's palette: without it, quantize has none and the list is empty. Jobs whose results
+    hold no images have the rows alone whose pictures the stats of those shards keep. Columns of
+    `passthrough` are the input's and not the job's, whatever their names.
     """
     if job == "quantize" and palette is None:
         return []
     pictures = JOB_PICTURES[job]
     columns = [name for name in pictures.columns if name not in passthrough]
-    quantized = quantized or {}
+    chosen = [shards[i] for i in spread(len(shards), n)]
+    part_of = {shard: join(directory.path, part_name("data", shard)) for shard in chosen}
+    kept: dict[int, dict[int, bytes]] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         if pictures.by_stats:
-            there = [(path, row) for path in parts for row in sorted(quantized.get(path, ()))]
-            wanted: dict[str, list[int]] = {}
-            for path, row in (there[i] for i in spread(len(there), n)):
-                wanted.setdefault(path, []).append(row)
+            found = pool.map(lambda shard: read_pictures(directory, shard), chosen)
+            kept = dict(zip(chosen, found, strict=True))
+            there = [(shard, row) for shard in chosen for row in sorted(kept[shard])]
+            wanted = _by_shard(there[i] for i in spread(len(there), n))
         else:
-            chosen = [parts[i] for i in spread(len(parts), n)]
-            counts = list(pool.map(lambda path: row_count(fs, path), chosen))
-            wanted = _by_part(chosen, counts, spread(sum(counts), n))
-        found = pool.map(
-            lambda path: list(_read_rows(fs, path, wanted[path], columns)), list(wanted)
+            counts = pool.map(lambda shard: row_count(directory.fs, part_of[shard]), chosen)
+            wanted = _at(chosen, list(counts), n)
+        values_of = pool.map(
+            lambda shard: list(_read_rows(directory.fs, part_of[shard], wanted[shard], columns)),
+            list(wanted),
         )
         read = [
-            values | {QUANTIZED_PNG: quantized.get(path, {}).get(row)}
-            for path, values_read in zip(wanted, found, strict=True)
-            for row, values in zip(wanted[path], values_read, strict=True)
+            values | {QUANTIZED_PNG: kept.get(shard, {}).get(row)}
+            for shard, rows_read in zip(wanted, values_of, strict=True)
+            for row, values in zip(wanted[shard], rows_read, strict=True)
         ]
     nll_top = scale_top([values[rows.NLL_MAP] for values in read if rows.NLL_MAP in values])
     context = PictureContext(image_size, palette, nll_top)
@@ -77,15 +80,18 @@ def heat_map_top(examples: Sequence[Example]) -> float | None:
     return next((p.nll_top for example in examples for p in example.pictures if p.nll_top), None)
 
 
-def _by_part(
-    parts: Sequence[str], counts: Sequence[int], picks: Sequence[int]
-) -> dict[str, list[int]]:
-    """Turns rows counted over all parts into rows of each part."""
-    wanted: dict[str, list[int]] = {}
+def _at(shards: Sequence[int], counts: Sequence[int], n: int) -> dict[int, list[int]]:
+    """Chooses up to n of the rows of shards, counted over all of them, by shard."""
     starts = np.cumsum([0, *counts])
-    for pick in picks:
-        part = int(np.searchsorted(starts, pick, side="right")) - 1
-        wanted.setdefault(parts[part], []).append(pick - int(starts[part]))
+    picks = spread(sum(counts), n)
+    at = [int(np.searchsorted(starts, pick, side="right")) - 1 for pick in picks]
+    return _by_shard((shards[i], pick - int(starts[i])) for i, pick in zip(at, picks, strict=True))
+
+
+def _by_shard(rows_of_shards: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    wanted: dict[int, list[int]] = {}
+    for shard, row in rows_of_shards:
+        wanted.setdefault(shard, []).append(row)
     return wanted
 
 

@@ -164,18 +164,21 @@ def _sql_files(output: str, folder: str) -> str:
 
 
 def _tiles(summary: RunSummary) -> list[Tile]:
-    figures = summary.figures
+    figures, speed = summary.figures, summary.speed
     share = figures.errors / max(figures.rows + figures.errors, 1)
-    pauses = "" if figures.in_one_run else "without pauses"
+    images, tokens = speed.images_per_second, speed.tokens_per_second
     tiles = [
         Tile("Images", figures.rows, f"{figures.rows:,}", "with a result"),
         Tile("Failed rows", figures.errors, f"{figures.errors:,}", f"{share:.1%} of all"),
-        Tile("Images per second", figures.images_per_second, rate(figures.images_per_second)),
-        Tile("Tokens per second", figures.tokens_per_second, rate(figures.tokens_per_second)),
-        Tile("Wall time", figures.seconds, duration(figures.seconds), pauses),
+        Tile("Images per second", images, rate(images), "while working"),
     ]
-    if not figures.tokens:
-        del tiles[3]
+    if figures.tokens:
+        tiles.append(Tile("Tokens per second", tokens, rate(tokens), "while working"))
+    working = speed.working_seconds
+    tiles.append(Tile("Working time", working, duration(working), "a shard or more in work"))
+    if speed.seconds is not None:
+        wall = speed.seconds
+        tiles.append(Tile("Wall time", wall, duration(wall), "with start-up"))
     if summary.nll:
         nats = summary.nll.mean
         tiles.append(Tile("Nats per pixel", nats, rate(nats), f"mean, {rate(to_bits(nats))} bits"))

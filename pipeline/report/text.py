@@ -1,6 +1,8 @@
-"""Ids, numbers and sizes as people read them."""
+"""Ids, numbers, sizes and speeds as people read them."""
 
 import unicodedata
+
+from pipeline.engine.progress import duration
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
 
@@ -22,6 +24,12 @@ def rate(value: float) -> str:
     """Formats a number with three digits; more where the whole part has more."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}"
+
+
+def speed_text(images_per_second: float, seconds: float | None) -> str:
+    """Says two figures of a run's `Speed`, in the words that stand for them everywhere."""
+    text = f"{rate(images_per_second)} images/s while working"
+    return text if seconds is None else f"{text}, {duration(seconds)} with start-up"
 
 
 def amount(n_bytes: int) -> str:

@@ -22,18 +22,18 @@ def write_report(
     *,
     palette: Palette | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    summary: RunSummary | None = None,
 ) -> None:
     """Writes report.html, contact_sheet.png and README.md into a run directory; replaces them.
 
     Reads a few rows of the results, however many there are. Pictures of quantized images take the
     run's `palette`; without it the report of quantize has none. `storage_options` are those of the
-    output location alone.
+    output location alone. `summary` is the run's, where it was just read.
 
     Raises UsageError where `output` is no run directory, or the palette is not the run's.
     """
     directory = RunDirectory.at(output, storage_options or {})
-    fs = directory.fs
-    summary = read_summary(directory)
+    summary = summary or read_summary(directory)
     expected = (summary.run.get("palette") or {}).get("fingerprint")
     if palette is not None and expected not in (None, palette.fingerprint):
         raise UsageError(
@@ -41,13 +41,12 @@ def write_report(
             f"{palette.fingerprint}; give the palette or model that the run had"
         )
     examples = read_examples(
-        fs,
-        summary.filled_parts,
+        directory,
+        summary.filled,
         job=summary.job,
         image_size=int(summary.run["image_size"]),
         passthrough=summary.run.get("passthrough", ()),
         palette=palette,
-        quantized=summary.examples,
     )
     note = _examples_note(summary, examples)
     files = {
@@ -58,7 +57,7 @@ def write_report(
         "report.html": report_page(summary, examples, note=note, output=output).encode(),
     }
     for name, payload in files.items():
-        write_atomic(fs, join(directory.path, name), payload)
+        write_atomic(directory.fs, join(directory.path, name), payload)
 
 
 def _examples_note(summary: RunSummary, examples: Sequence[Example]) -> str:

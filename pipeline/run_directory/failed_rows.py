@@ -3,7 +3,6 @@
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,9 +11,9 @@ import pyarrow.parquet as pq
 
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import part_name
+from pipeline.storage.threads import map_in_threads
 
 EXAMPLES = 5  # rows of each class that are kept
-_THREADS = 32
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,14 @@ class ErrorKind:
 def count_by_kind(directory: RunDirectory, shards: Iterable[int]) -> Counter[str]:
     """Counts the failed rows of these shards by class of error."""
 
-    def errors(shard: int) -> list[str]:
+    def errors(shard: int) -> Counter[str]:
         table = _read(directory, shard, ["error"])
-        return [] if table is None else list(table["error"].to_pylist())
+        return Counter() if table is None else Counter(table["error"].to_pylist())
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return Counter(error for found in pool.map(errors, sorted(shards)) for error in found)
+    total: Counter[str] = Counter()
+    for found in map_in_threads(errors, sorted(shards)):
+        total += found
+    return total
 
 
 def error_kinds(directory: RunDirectory, shard: int) -> list[ErrorKind]:

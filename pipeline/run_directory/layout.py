@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.storage.filesystem import join, retry_on
+from pipeline.storage.walk import scan_folder
 
 FORMAT = 1  # of run.json and report.json
 FOLDERS = ("data", "errors", "stats")
@@ -47,12 +48,11 @@ def shards_with_errors(fs: AbstractFileSystem, output: str) -> set[int]:
 
 
 def _shards_in(fs: AbstractFileSystem, output: str, folder: str) -> set[int]:
-    fs.invalidate_cache()
-    try:
-        paths = retry_on(fs, lambda: fs.ls(join(output, folder), detail=False))
-    except FileNotFoundError:
-        return set()
-    return {shard for shard in map(shard_of, paths) if shard is not None}
+    def listed() -> set[int]:
+        shards = (shard_of(entry.name) for entry in scan_folder(fs, join(output, folder)))
+        return {shard for shard in shards if shard is not None}
+
+    return retry_on(fs, listed)
 
 
 def shard_of(path: str) -> int | None:

@@ -8,6 +8,7 @@ a file of its own.
 """
 
 import json
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -32,12 +33,14 @@ class Lease:
         options: its fsspec options.
         run: of run.json; the same after a resume.
         holder: unique to each start of the driver.
+        started: when that was, in unix seconds.
     """
 
     output: str
     options: Mapping[str, Any] = field(repr=False)
     run: str
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: float = field(default_factory=time.time)
 
     def acquire(self) -> None:
         """Takes the lease over from whoever holds it."""

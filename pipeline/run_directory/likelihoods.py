@@ -3,7 +3,7 @@ report, so that nobody has to read all results to draw it.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,19 +65,21 @@ class NLLHistogram:
             len(nll) - len(finite),
         )
 
-    @classmethod
-    def sum(cls, parts: Iterable["NLLHistogram"]) -> "NLLHistogram":
-        """Adds parts up; of none the histogram is empty."""
-        parts = list(parts)
-        lowest = sorted((v for part in parts for v in part.lowest), key=lambda v: v[1])
-        highest = sorted((v for part in parts for v in part.highest), key=lambda v: -v[1])
-        return cls(
-            np.sum([np.zeros(N_BINS, np.int64), *(part.counts for part in parts)], axis=0),
-            math.fsum(part.total for part in parts),
+    def __add__(self, other: "NLLHistogram") -> "NLLHistogram":
+        lowest = sorted((*self.lowest, *other.lowest), key=lambda value: value[1])
+        highest = sorted((*self.highest, *other.highest), key=lambda value: -value[1])
+        return NLLHistogram(
+            self.counts + other.counts,
+            self.total + other.total,
             tuple(lowest[:EXTREMES]),
             tuple(highest[:EXTREMES]),
-            sum(part.not_finite for part in parts),
+            self.not_finite + other.not_finite,
         )
+
+    @classmethod
+    def empty(cls) -> "NLLHistogram":
+        """Returns the histogram of no image."""
+        return cls(np.zeros(N_BINS, np.int64), 0.0, (), (), 0)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the stats of a part keep: of the bins those that are not empty."""

@@ -1,8 +1,7 @@
 """How far a run is, from its directory alone: the plan, two listings and a few parts."""
 
-import datetime
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import heapq
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +9,25 @@ from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.failed_rows import count_by_kind
 from pipeline.run_directory.layout import shard_of, shards_with_errors, spread
 from pipeline.run_directory.record import resuming
-from pipeline.run_directory.stats import Span, read_stats, working_seconds
+from pipeline.run_directory.stats import Speed, Work, read_stats
 from pipeline.shards import sum_if_known
 from pipeline.storage.filesystem import join
+from pipeline.storage.threads import map_in_threads
+from pipeline.storage.walk import scan_folder
 
 SAMPLE = 256  # parts that are read at most, however many there are
-_THREADS = 32
 
 
 @dataclass(frozen=True)
 class Status:
     """How far a run is.
 
-    `images` are those of finished shards, failed ones included. `total` and `total_shards` are None
-    where nobody knows them yet, `images_per_second`, `seconds_left` and `last_part` (unix
-    seconds) before a part is there. `resume` is the command that goes on, None at the end.
-    `estimated` names the fields that are no counts but come from a sample of the parts.
+    `images` are those with a result, `errors` the rows that failed; `total` is the number of rows,
+    which both make up in the end. `total` and `total_shards` are None where nobody knows them yet,
+    `images_per_second`, `seconds_left` and `last_part` (unix seconds) before a part is there.
+    `images_per_second` and `seconds` are those of `Speed`; `seconds` is None where not all parts
+    were read. `resume` is the command that goes on, None at the end. `estimated` names the fields
+    that are no counts but come from a sample of the parts.
     """
 
     job: str
@@ -37,6 +39,7 @@ class Status:
     errors: int
     errors_by_kind: Mapping[str, int]
     images_per_second: float | None
+    seconds: float | None
     seconds_left: float | None
     last_part: float | None
     resume: str | None
@@ -48,89 +51,85 @@ def read_status(directory: RunDirectory) -> Status:
     none."""
     run = directory.require_record()
     planned = directory.planned_rows()
-    written = _by_age(directory)
-    done = [shard for shard in written if shard in planned] if planned is not None else []
+    done, latest = _written(directory, planned or {})
     report = directory.report()
     finished = report is not None and planned is not None and len(done) == len(planned)
-    stats = _stats(directory, done[-SAMPLE:])
+    stats = _stats(directory, latest)
+    work = Work()
+    for found in stats:
+        work.add(found)
     estimated: list[str] = []
     total = None if planned is None else sum_if_known(planned.values())
     if report is not None and finished:
         errors_by_kind = dict(report["errors_by_kind"])
-        images = total = int(report["rows"]) + int(report["errors"])
+        rows = total = int(report["rows"]) + int(report["errors"])
     else:
-        images, counted = _images(planned or {}, done, stats)
-        errors_by_kind, all_seen = _errors_by_kind(directory, set(done))
-        estimated += [] if counted else ["images"]
+        rows, counted = _rows(planned or {}, done, stats)
+        errors_by_kind, all_seen = _errors_by_kind(directory, done)
+        estimated += [] if counted and all_seen else ["images"]
         estimated += [] if all_seen else ["errors", "errors_by_kind"]
-    spans = [Span.of(found) for found in stats]
-    speed = _speed(spans)
-    if report is not None and finished and not report["resumed_shards"]:
-        speed = float(report["images_per_second"])
-    elif len(done) > SAMPLE:
-        estimated.append("images_per_second")
+    recorded = Speed.recorded(report) if report is not None and finished else None
+    speed = recorded or work.speed
+    sampled = recorded is None and len(done) > SAMPLE
+    estimated += ["images_per_second"] if sampled else []
     left = None
-    if speed and planned is not None and not finished:
-        share = None if total is None else total - images
-        left = (share if share is not None else _missing(planned, done, images)) / speed
+    if work.working_seconds and planned is not None and not finished:
+        missing = _missing(planned, done, rows) if total is None else total - rows
+        left = missing * work.working_seconds / max(work.rows + work.errors, 1)
         estimated.append("seconds_left")
+    errors = sum(errors_by_kind.values())
     return Status(
         job=run["job"],
         finished=finished,
         shards=len(done),
         total_shards=None if planned is None else len(planned),
-        images=images,
+        images=rows - errors,
         total=total,
-        errors=sum(errors_by_kind.values()),
+        errors=errors,
         errors_by_kind=errors_by_kind,
-        images_per_second=speed,
+        images_per_second=speed.images_per_second if speed.working_seconds else None,
+        seconds=None if sampled else speed.seconds,
         seconds_left=left,
-        last_part=max((span.stop for span in spans), default=None),
+        last_part=work.last,
         resume=None if finished else resuming(run["command"]),
         estimated=tuple(estimated),
     )
 
 
-def _by_age(directory: RunDirectory) -> list[int]:
-    """Returns the shards that are done, the latest last."""
-    directory.fs.invalidate_cache()
-    try:
-        entries = directory.fs.ls(join(directory.path, "data"), detail=True)
-    except FileNotFoundError:
-        return []
-    found = [(_modified(entry), shard_of(entry["name"])) for entry in entries]
-    return [shard for _, shard in sorted((t, s) for t, s in found if s is not None)]
+def _written(directory: RunDirectory, planned: Collection[int]) -> tuple[set[int], list[int]]:
+    """Returns the planned shards that are done, and the latest SAMPLE of them."""
+    done: set[int] = set()
 
+    def by_age() -> Iterator[tuple[float, int]]:
+        for entry in scan_folder(directory.fs, join(directory.path, "data")):
+            shard = shard_of(entry.name)
+            if shard is not None and shard in planned:
+                done.add(shard)
+                yield entry.modified, shard
 
-def _modified(entry: Mapping[str, Any]) -> float:
-    """Returns unix seconds; 0 on a filesystem whose listings do not tell."""
-    for name in ("mtime", "LastModified", "last_modified"):
-        moment = entry.get(name)
-        if isinstance(moment, datetime.datetime):
-            return moment.timestamp()
-        if isinstance(moment, int | float):
-            return float(moment)
-    return 0.0
+    latest = heapq.nlargest(SAMPLE, by_age())
+    return done, [shard for _, shard in latest]
 
 
 def _stats(directory: RunDirectory, shards: Sequence[int]) -> list[dict[str, Any]]:
     """Reads the stats of those shards that have any."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda shard: read_stats(directory, shard), shards)
-        return [stats for stats in found if stats is not None]
+    found = map_in_threads(lambda shard: read_stats(directory, shard), shards)
+    return [stats for stats in found if stats is not None]
 
 
-def _images(
-    planned: Mapping[int, int | None], done: Sequence[int], stats: Sequence[Mapping[str, Any]]
+def _rows(
+    planned: Mapping[int, int | None], done: Collection[int], stats: Sequence[Mapping[str, Any]]
 ) -> tuple[int, bool]:
-    """Returns the rows of the shards that are done, and whether all are counted: where neither plan
-    nor stats tell, a shard counts as the mean of those with stats."""
-    seen = {found["shard"]: Span.of(found).rows for found in stats}
-    rows = [planned[shard] if planned[shard] is not None else seen.get(shard) for shard in done]
-    known = [n for n in rows if n is not None]
-    unknown = len(rows) - len(known)
+    """Returns the rows of the shards that are done, failed ones included, and whether all are
+    counted: where neither plan nor stats tell, a shard counts as the mean of those with stats."""
+    seen = {found["shard"]: int(found["rows"]) + int(found["errors"]) for found in stats}
+    known = unknown = 0
+    for shard in done:
+        n = planned[shard] if planned[shard] is not None else seen.get(shard)
+        known += n or 0
+        unknown += n is None
     mean = sum(seen.values()) / len(seen) if seen else 0.0
-    return sum(known) + round(unknown * mean), not unknown
+    return known + round(unknown * mean), not unknown
 
 
 def _errors_by_kind(directory: RunDirectory, done: set[int]) -> tuple[dict[str, int], bool]:
@@ -143,13 +142,7 @@ def _errors_by_kind(directory: RunDirectory, done: set[int]) -> tuple[dict[str, 
     return {kind: round(n * scale) for kind, n in kinds}, scale <= 1
 
 
-def _speed(spans: Sequence[Span]) -> float | None:
-    """Returns images per second while any shard was in work; None where no time is known."""
-    seconds = working_seconds(spans)
-    return sum(span.rows for span in spans) / seconds if seconds > 0 else None
-
-
-def _missing(planned: Mapping[int, int | None], done: Sequence[int], images: int) -> float:
-    """Estimates the images to come where the plan does not count them: as many per shard as there
+def _missing(planned: Mapping[int, int | None], done: Collection[int], rows: int) -> float:
+    """Estimates the rows to come where the plan does not count them: as many per shard as there
     were."""
-    return (len(planned) - len(done)) * images / max(len(done), 1)
+    return (len(planned) - len(done)) * rows / max(len(done), 1)

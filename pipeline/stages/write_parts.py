@@ -176,7 +176,8 @@ class WriteParts:
         """Collects what the stats of a part hold beside its summary."""
         figures: dict[str, Any] = {"host": socket.gethostname()}
         if self._lease is not None:
-            figures["run"] = self._lease.run  # not in the part, whose bytes no run may change
+            # Not in the part, whose bytes no run may change.
+            figures |= {"run": self._lease.run, "started": self._lease.started}
         if self._n_examples:
             figures["examples"] = self._examples(good)
         return figures | self._likelihoods(results)

@@ -1,11 +1,14 @@
-"""Walking folders of any filesystem: all files below one, those that match a glob, each with its
-identity."""
+"""Listing folders of any filesystem: one, all files below one, those that match a glob, each with
+its identity."""
 
+import datetime
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 
@@ -123,6 +126,54 @@ def _walk_remote(
                 running |= {pool.submit(list_folder, fs, path) for path in filter(enter, folders)}
 
 
+class FolderEntry(NamedTuple):
+    """A file or folder of a listing, and what the listing says of it."""
+
+    name: str
+    details: os.DirEntry[str] | Mapping[str, Any]
+
+    @property
+    def modified(self) -> float:
+        """Returns unix seconds; 0 where a listing does not tell, or the file is gone by now."""
+        if isinstance(self.details, os.DirEntry):
+            try:
+                return self.details.stat().st_mtime
+            except FileNotFoundError:
+                return 0.0
+        for key in ("mtime", "LastModified", "last_modified"):
+            moment = self.details.get(key)
+            if isinstance(moment, datetime.datetime):
+                return moment.timestamp()
+            if isinstance(moment, int | float):
+                return float(moment)
+        return 0.0
+
+
+def scan_folder(fs: AbstractFileSystem, folder: str) -> Iterator[FolderEntry]:
+    """Yields what lies in a folder, by name; nothing if it is missing.
+
+    On disks and on S3 it holds one entry, or a page of them, however many there are: filesystems
+    hold a kilobyte for each file.
+    """
+    with suppress(FileNotFoundError):
+        for path, details in _scan(fs, folder):
+            yield FolderEntry(path.rstrip("/").rpartition("/")[2], details)
+
+
+def _scan(
+    fs: AbstractFileSystem, folder: str
+) -> Iterator[tuple[str, os.DirEntry[str] | Mapping[str, Any]]]:
+    if is_local(fs):
+        with os.scandir(folder) as entries:
+            yield from ((entry.name, entry) for entry in entries)
+    elif "s3" in protocols(fs) and folder:
+        for page in _s3_pages(fs, folder):
+            yield from ((entry["Key"], entry) for entry in page.get("Contents", []))
+    else:
+        fs.invalidate_cache()
+        yield from ((entry["name"], entry) for entry in fs.ls(folder, detail=True))
+
+
 def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
     """Lists the files and the folders in a folder; none if it is missing."""
     try:
@@ -140,10 +191,21 @@ def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
 
 def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
     """Does the same a page of names at a time: s3fs holds a kilobyte for each file."""
-    bucket, key, _ = fs.split_path(folder)
-    prefix = f"{key}/" if key else ""
+    bucket, prefix = _s3_prefix(fs, folder)
     files: Files = {}
     folders: list[str] = []
+    for page in _s3_pages(fs, folder):
+        # An object named like the folder itself is how consoles make an empty folder.
+        entries = (entry for entry in page.get("Contents", []) if entry["Key"] != prefix)
+        files |= {f"{bucket}/{entry['Key']}": entry_identity(entry) for entry in entries}
+        prefixes = (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
+        folders += [f"{bucket}/{prefix.rstrip('/')}" for prefix in prefixes]
+    return files, folders
+
+
+def _s3_pages(fs: AbstractFileSystem, folder: str) -> Iterator[Mapping[str, Any]]:
+    """Yields the pages of S3's listing of a folder, as it answers."""
+    bucket, prefix = _s3_prefix(fs, folder)
     more: dict[str, str] = {}
     while True:
         page = fs.call_s3(
@@ -154,11 +216,12 @@ def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
             MaxKeys=_LISTING_PAGE,
             **more,
         )
-        # An object named like the folder itself is how consoles make an empty folder.
-        entries = (entry for entry in page.get("Contents", []) if entry["Key"] != prefix)
-        files |= {f"{bucket}/{entry['Key']}": entry_identity(entry) for entry in entries}
-        prefixes = (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
-        folders += [f"{bucket}/{prefix.rstrip('/')}" for prefix in prefixes]
+        yield page
         if not page.get("IsTruncated"):
-            return files, folders
+            return
         more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _s3_prefix(fs: AbstractFileSystem, folder: str) -> tuple[str, str]:
+    bucket, key, _ = fs.split_path(folder)
+    return bucket, f"{key}/" if key else ""

@@ -27,6 +27,6 @@ def count_colors(plan: Plan, stage: Stage, *, progress: Mode) -> tuple[ColorHist
             colors = np.asarray(shard["colors"], np.uint32)
             counts = np.asarray(shard["counts"], np.int64)
             total = ColorHistogram.total([total, ColorHistogram(colors, counts)])
-            clock.add({**shard, "tokens": 0})
+            clock.add(shard)
     clock.show(final=True)
     return total, clock.done - clock.errors, clock.errors

@@ -31,7 +31,11 @@ def test_a_job_is_planned_and_nothing_written(
     assert set(found["stages"]) == {"read", "decode", "model", "write", "all CPUs"}
     slowest = min(found["stages"].values(), key=lambda stage: stage["rows_per_second"])
     assert found["stages"][found["limit"]]["rows_per_second"] == slowest["rows_per_second"]
-    assert found["seconds"] == pytest.approx(n / slowest["rows_per_second"], abs=0.06)
+    assert found["working_seconds"] == pytest.approx(n / slowest["rows_per_second"], abs=0.06)
+    assert found["seconds"] > found["working_seconds"]  # with start-up
+    good = (found["trial_rows"] - found["trial_errors"]) / found["trial_rows"]
+    images_per_second = good * slowest["rows_per_second"]
+    assert found["images_per_second"] == pytest.approx(images_per_second, rel=0.001)
     assert (found["gpu_hours"], found["price"]) == (0, 0)
     assert not list(tmp_path.iterdir())
 
@@ -71,9 +75,10 @@ def test_gpu_hours_are_the_gpus_times_the_time_of_the_slowest_stage():
         trial_errors=0,
         speeds=speeds(read=50, decode=4, model=2, write=100),
         gpus=4,
+        startup_seconds=30,
     )
     assert found.limit.stage == "model"
-    assert found.seconds == 3600
+    assert (found.working_seconds, found.seconds) == (3600, 3630)
     assert found.gpu_hours == 4
     assert "GPUs" in found.advice
 

@@ -36,6 +36,7 @@ COLUMNS = {
 }
 BY_STATS = ("classify", "embed", "score")
 STATS = {"seconds": {"read": 0.5, "decode": 1.5, "model": 7.0, "write": 1.0}, "host": "box"}
+STARTED = -30.0  # when the driver of all shards was: half a minute before the first
 
 
 # --- run directories ------------------------------------------------------------------------------
@@ -146,6 +147,7 @@ def make_run(
             pq.write_table(errors, folder / f"errors/{name}.parquet")
         stats = STATS | {
             "shard": shard,
+            "started": STARTED,
             "rows": len(ids),
             "errors": len(error_rows),
             "tokens": len(ids) * samples * (SIDE - KNOWN_ROWS) * SIDE if job == "complete" else 0,
@@ -207,8 +209,8 @@ class Page(HTMLParser):
 
     def figures(self) -> dict[str, float]:
         """Reads the key figures: name to exact value."""
-        names = ("Images", "Failed rows", "Images per second", "Tokens per second", "Wall time")
-        names = (*names, "Nats per pixel")
+        names = ("Images", "Failed rows", "Images per second", "Tokens per second")
+        names = (*names, "Working time", "Wall time", "Nats per pixel")
         shown = [text for tag, text in self.text if tag == "span" and text in names]
         values = [float(a["value"]) for tag, a in self.tags if tag == "data"]
         return dict(zip(shown, values, strict=False))

@@ -19,26 +19,27 @@ def clock(monkeypatch):
     return clock
 
 
-def shard(rows: int, *, seconds: float, errors: int = 0, tokens: int = 0) -> dict[str, float]:
-    return {"shard": 0, "rows": rows, "errors": errors, "tokens": tokens, "seconds": seconds}
+def shard(rows: int, *, seconds: float, errors: int = 0) -> dict[str, float]:
+    return {"shard": 0, "rows": rows, "errors": errors, "seconds": seconds}
 
 
 def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
-    """Neither the 40 images that were there before nor the 30 seconds of starting count."""
+    """Neither the 40 rows that were there before nor the 30 seconds of starting count; an error is
+    no image."""
     run = Progress(total=100, done=40, errors=2, shards=10, shards_done=4, mode="json")
     clock.now += 30 + 20
-    run.add(shard(9, errors=1, tokens=500, seconds=20))
-    assert (run.done, run.errors, run.tokens, run.seconds) == (50, 3, 500, 50)
+    run.add(shard(9, errors=1, seconds=20))
+    assert (run.done, run.errors) == (50, 3)
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {
         "event": "progress",
-        "images": 50,
+        "images": 47,
         "total": 100,
         "shards": 5,
         "total_shards": 10,
         "errors": 3,
-        "images_per_second": 0.5,  # 10 images in 20 seconds
-        "seconds_left": 100.0,  # for 50 more
+        "images_per_second": 0.45,  # 9 images in 20 seconds
+        "seconds_left": 100.0,  # for 50 more rows, 10 of which took 20 seconds
     }
 
 
@@ -73,8 +74,8 @@ def test_words_for_people(clock, capsys):
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "0/400 images (0 %), starting",
-        "100/400 images (25 %), 2 failed, 2.0 images/s, about 2 min 30 s left",
-        "400/400 images (100 %), 2 failed, 2.0 images/s",
+        "98/400 images (25 %), 2 errors, 2.0 images/s, about 2 min 30 s left",
+        "398/400 images (100 %), 2 errors, 2.0 images/s",
     ]
 
 
@@ -87,19 +88,49 @@ def test_without_a_total_the_shards_tell_how_far_it_is(clock, capsys):
     for _ in range(3):
         clock.now += 30
         run.add(shard(100, seconds=30))
+    run.show(final=True)
     assert capsys.readouterr().err.splitlines() == [
-        "40 images, 2/6 shards (33 %), 1 failed, starting",
-        "55 images, 3/6 shards (50 %), 6 failed, 0.5 images/s, about 1 min 30 s left",
-        "155 images, 4/6 shards (67 %), 6 failed, 1.9 images/s, about 1 min 00 s left",
-        "255 images, 5/6 shards (83 %), 6 failed, 2.4 images/s, about 30 s left",
-        "355 images, 6/6 shards (100 %), 6 failed, 2.6 images/s",
+        "39 images, 2/6 shards (33 %), 1 error, starting",
+        "49 images, 3/6 shards (50 %), 6 errors, 0.3 images/s, about 1 min 30 s left",
+        "149 images, 4/6 shards (67 %), 6 errors, 1.8 images/s, about 1 min 00 s left",
+        "249 images, 5/6 shards (83 %), 6 errors, 2.3 images/s, about 30 s left",
+        "349 images, 6/6 shards (100 %), 6 errors, 2.6 images/s",
     ]
 
 
 def test_a_run_with_nothing_left_to_do_is_not_starting(clock, capsys):
     run = Progress(total=24, done=24, errors=4, shards=3, shards_done=3, mode="text")
     run.show(final=True)
-    assert capsys.readouterr().err == "24/24 images (100 %), 4 failed\n"
+    assert capsys.readouterr().err == "20/24 images (100 %), 4 errors\n"
+
+
+def test_pauses_between_shards_are_no_time_in_work(clock, capsys):
+    """Two shards of 10 seconds side by side, then nothing for a minute, then one more."""
+    run = Progress(total=80, done=0, errors=0, shards=4, shards_done=0, mode="json")
+    for pause in (15, 0, 70):
+        clock.now += pause
+        run.add(shard(20, seconds=10))
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["images_per_second"], last["seconds_left"]) == (3.0, 6.7)  # 60 in 20 seconds
+
+
+@pytest.mark.parametrize("mode", ["text", "json"])
+def test_the_last_line_says_the_speed_of_the_run(mode, clock, capsys):
+    """Of all its starts, not that of the shards of this one."""
+    run = Progress(total=30, done=20, errors=1, shards=3, shards_done=2, mode=mode)
+    clock.now += 50
+    run.add(shard(10, seconds=5))
+    run.finish(0.24, "0.24 images/s while working, 2 min 05 s with start-up")
+    captured = capsys.readouterr()
+    if mode == "text":
+        *_, line = captured.err.splitlines()
+        assert line == (
+            "29/30 images (100 %), 1 error, 0.24 images/s while working, 2 min 05 s with start-up"
+        )
+    else:
+        *_, line = captured.out.splitlines()
+        assert json.loads(line)["images_per_second"] == 0.24
+        assert json.loads(line)["seconds_left"] == 0
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pipeline.batch.execute import execute
 from pipeline.errors import UsageError
 from pipeline.run_directory import directory as run_directory
 from pipeline.run_directory.directory import RunDirectory
-from pipeline.run_directory.layout import LEASE_FILE
+from pipeline.run_directory.layout import LEASE_FILE, parquet_bytes
 from pipeline.run_directory.lease import Lease
 from pipeline.run_directory.record import new_record, refuse_other_run
 from pipeline.shards import FileSlice, Plan, Shard
@@ -184,7 +184,7 @@ def test_a_run_whose_shards_are_all_done_has_no_leftovers(tmp_path, killed):
     directory.create({"format": 1, "run": "one", "job": "quantize", "command": "igpt quantize"})
     parts = {"data/part-000000.parquet", "data/part-000001.parquet"}
     for name in parts:
-        put(directory, name)
+        put(directory, name, parquet_bytes(pa.table({"id": ["a"]})))
     for _ in range(2):
         killed(partial(write_atomic, directory.fs, join(directory.path, min(parts)), b"PAR1"))
         finished = directory.finished()

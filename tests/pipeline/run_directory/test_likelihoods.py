@@ -32,7 +32,7 @@ def test_parts_add_up_to_what_numpy_finds_in_all_values():
         for cut, start in zip(cuts, starts, strict=False)
     ]
     kept = [json.loads(json.dumps(part.to_json())) for part in parts]
-    total = NLLHistogram.sum(NLLHistogram.from_json(part) for part in kept)
+    total = sum(map(NLLHistogram.from_json, kept), start=NLLHistogram.empty())
 
     edges = [*(i / 20 for i in range(161)), np.inf]
     assert total.counts.tolist() == np.histogram(values.astype(np.float64), edges)[0].tolist()
@@ -53,7 +53,7 @@ def test_what_is_no_number_is_counted_and_nothing_else():
     assert [value for _, value in found.lowest] == [0.0, 2.0, 4.0]
     assert "NaN" not in json.dumps(found.to_json())
     assert NLLHistogram.of(results([float("nan")])).n == 0
-    assert NLLHistogram.sum([]).n == 0
+    assert NLLHistogram.empty().n == 0
 
 
 @pytest.mark.parametrize("values", [[3.03], [9.0], [1.0, 1.0, 7.99], [8.0, 12.0, 13.0, 40.0]])

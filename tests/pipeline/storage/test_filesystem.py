@@ -3,6 +3,8 @@
 import os
 import re
 import stat
+import time
+import tracemalloc
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -15,7 +17,7 @@ from pipeline.storage import filesystem as storage
 from pipeline.storage import walk as walking
 from pipeline.storage.atomic import write_atomic, write_new
 from pipeline.storage.filesystem import open_location, read_bytes
-from pipeline.storage.walk import glob_files, list_files
+from pipeline.storage.walk import glob_files, list_files, scan_folder
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +221,33 @@ def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
     monkeypatch.setattr(walking, "_LISTING_PAGE", 2)
     assert list(list_files(fs, root)) == names
     assert list_files(fs, "no-such-bucket/x") == {}
+
+
+def test_a_scan_names_what_lies_in_a_folder_and_when_it_was_changed(place, monkeypatch):
+    """On S3 over several pages; a folder that lies there is an entry of disks alone."""
+    monkeypatch.setattr(walking, "_LISTING_PAGE", 2)
+    fs, root = place
+    assert list(scan_folder(fs, f"{root}/nowhere")) == []
+    before = time.time()
+    for name in ("a", "b", "c", "d/e"):
+        fs.makedirs(f"{root}/in/{name}".rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(f"{root}/in/{name}", b"x")
+    found = {entry.name: entry.modified for entry in scan_folder(fs, f"{root}/in")}
+    assert found.keys() - {"d"} == {"a", "b", "c"}
+    if "memory" not in fs.protocol:  # its listings do not tell
+        assert all(abs(found[name] - before) < 60 for name in "abc")
+
+
+def test_a_scan_of_a_disk_holds_no_list(tmp_path):
+    """Past bug: 1.2 KB for each file, as filesystems make of a listing."""
+    for i in range(2000):
+        (tmp_path / str(i)).touch()
+    fs = open_location(str(tmp_path))[0]
+    tracemalloc.start()
+    assert sum(1 for _ in scan_folder(fs, str(tmp_path))) == 2000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2000
 
 
 # --- reading and atomic writes --------------------------------------------------------------------
