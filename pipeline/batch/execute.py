@@ -131,7 +131,8 @@ def _kept_up(
             by_kind = _errors_by_kind(directory, directory.finished())
             rows = rows_done(directory, plan.shards) - by_kind.total()
             counts = {"rows": rows, "errors": by_kind.total()}
-            kinds = {"errors_by_kind": dict(by_kind.most_common())}
+            order = sorted(by_kind.items(), key=lambda kind: (-kind[1], kind[0]))
+            kinds = {"errors_by_kind": dict(order)}
             directory.write_json(REPORT_FILE, {**report, **counts, **kinds})
 
 

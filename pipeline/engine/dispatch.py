@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from math import inf
 from typing import Any
 
 import pyarrow as pa
@@ -45,11 +46,11 @@ def dispatch_shards(
 ) -> Generator[dict[str, Any], None, None]:
     """Submits shards to the stages and yields the rows that the last of them makes, as they come.
 
-    A shard that a stage cannot do is left out and the others go on; at the end it is tried for the
-    last time (`shards.for_last_try`). Where many fail in a row, shards spread over the plan are
-    tried next: the others go on where one of them is done. Where processes have died more often
-    than Ray brings them back, what is left is submitted again, the likely culprits last and in the
-    end one by one: so a poison shard is found.
+    A shard that a stage cannot do is left out and the others go on; at the end it is tried again
+    (`shards.for_last_try`), as long as one of those is done. Where many fail in a row, shards from
+    all over the plan are tried next: the others go on where one of them is done. Where processes
+    have died more often than Ray brings them back, what is left is submitted again, the likely
+    culprits last and in the end one by one: so a poison shard is found.
 
     Args:
         lease: where it says so, no shard is begun any more, and the rest is left out.
@@ -124,6 +125,7 @@ class _Queue:
         self._poison: set[int] = set()  # of the failures: shards that their process died of
         self._failed_in_a_row = self._aborts = 0
         self._probes_left = 0
+        self._tried_last: float = inf  # how many shards were
         self.tries_last = False  # whether what is submitted is tried for the last time
         self.begun = False  # whether a shard is done
 
@@ -133,10 +135,12 @@ class _Queue:
         return self._failed_in_a_row >= self._most_in_a_row
 
     def next_submission(self) -> list[int]:
-        """Takes the shards to submit next; none where all are done or have failed twice."""
+        """Takes the shards to submit next; none where all are done, or none of those that have
+        failed was done when they were tried again."""
         again = sorted(self._failures.keys() - self._poison)
-        if again and not self._submissions and not self.tries_last:
-            self.tries_last = True  # on another node, at another time
+        if not self._submissions and len(again) < self._tried_last:
+            # On another node, at another time. One whose disk is full may have taken some again.
+            self.tries_last, self._tried_last = True, len(again)
             self._failed_in_a_row = 0
             self._submissions.extend(_submissions(again))
         return self._submissions.popleft() if self._submissions else []

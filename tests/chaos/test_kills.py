@@ -68,6 +68,29 @@ def test_what_dies_is_made_up_for(work, tmp_path, disturbance, seed):
     assert parts(output, "data", "errors") == work.parts
 
 
+@pytest.mark.parametrize("seed", rounds(3, short=1))
+def test_an_input_that_goes_away_and_comes_back_costs_no_row(work, photos, tmp_path, seed):
+    """As a mount does, for up to a minute. Past bug: each image that was asked for meanwhile became
+    an error row."""
+    chance = random.Random(seed)
+    output, away = tmp_path / "run", photos.with_name("away")
+    with driver(*work.words, f"--output={output}", log=tmp_path / "log") as run:
+        assert run.until(lambda: done(output) >= 2), run.log()[-3000:]
+        photos.rename(away)
+        if chance.random() < 0.5:
+            photos.mkdir()  # as a place is where nothing is mounted
+        try:
+            time.sleep(15 if seed == 0 else 60)
+            assert run.running, run.log()[-3000:]
+            assert done(output) < work.shards
+        finally:
+            if photos.exists():
+                photos.rmdir()
+            away.rename(photos)
+        assert run.wait() == 0, run.log()[-3000:]
+    assert parts(output, "data", "errors") == work.parts
+
+
 @pytest.mark.slow
 def test_a_lost_head_ends_the_run_in_one_line_and_the_same_command_goes_on(work, tmp_path):
     """Past bug: a minute later Ray ended the process without a word."""

@@ -120,6 +120,13 @@ def test_shards_that_cannot_be_read_do_not_keep_the_others_from_being_done(run, 
     assert cluster.submissions < 20
 
 
+def test_what_a_bad_node_takes_again_is_tried_until_no_more_is_done(run):
+    """A node whose disk is full takes half of the shards each time."""
+    done, message, cluster = run(40, fails=lambda shard, n: shard < 8 and n <= shard // 2 + 1)
+    assert (done, message) == (list(range(40)), "")
+    assert cluster.submissions == 5
+
+
 def test_what_failed_is_told_that_it_is_tried_for_the_last_time(run):
     _, _, cluster = run(40, fails=lambda shard, n: shard == 3)
     assert cluster.told == {3: [Tries.MORE, Tries.LAST_AMONG_DONE]}
