@@ -77,7 +77,7 @@ def run_job(
             plan = _as_planned(planned, spec.options, directory, again)
         job = Job(spec, directory.location, plan, compute, spec.resources(compute))
         record = resumed or record_of(job, wanted)
-        lease = _acquire(job, directory, record, started, creates=resumed is None)
+        lease = _acquire(job, directory, record, started=started, creates=resumed is None)
         if planned is None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
             there = None if options.overwrite else directory.plan()
@@ -142,7 +142,7 @@ def cut(spec: JobSpec, source: Source, compute: "ComputePlan | None", size: int 
 
 
 def _acquire(
-    job: Job, directory: RunDirectory, record: Mapping[str, Any], started: float, *, creates: bool
+    job: Job, directory: RunDirectory, record: Mapping[str, Any], *, started: float, creates: bool
 ) -> Lease:
     """Acquires the lease on the directory, which belongs to this run from now on. Raises
     UsageError where another run was faster."""

@@ -240,12 +240,12 @@ def test_of_two_runs_that_replace_one_at_the_same_time_one_goes_on(tmp_path, mon
         """The first holds the lease; the second acquires it, and both clear."""
         monkeypatch.setattr(RunDirectory, "clear", clear)
         with pytest.raises(UsageError, match="another run began") as error:
-            run_job._acquire(job, directory, second, creates=True)
+            run_job._acquire(job, directory, second, started=0.0, creates=True)
         refused.append(error)
 
     monkeypatch.setattr(RunDirectory, "create", create_after_the_first)
     monkeypatch.setattr(RunDirectory, "clear", clear_both)
-    lease = run_job._acquire(job, directory, first, creates=True)
+    lease = run_job._acquire(job, directory, first, started=0.0, creates=True)
     assert refused
     assert lease.may_begin()
     assert (directory.record() or {})["run"] == lease.run == first["run"]
