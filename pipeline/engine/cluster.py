@@ -36,31 +36,38 @@ STALLED_SECONDS = 6 * 3600
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connects to Ray for the length of a job: the session that this process has already, the
-    cluster at `address` or RAY_ADDRESS, else a private one on this machine.
+    cluster at `address` or RAY_ADDRESS, else a private one on this machine. A process that has one
+    already is left as it was.
 
     Raises UsageError where the cluster cannot be joined.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ours = not ray.is_initialized()
     if ours:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         address = address or os.environ.get("RAY_ADDRESS")
         _refuse_other_addresses(address or "")
         with _deaf_to_sigterm():
             _join_or_start(address)
-    keep_ray_quiet()
-    context = DataContext.get_current()
+    with ray_kept_quiet():
+        try:
+            with DataContext.current(_data_context()), _head_monitor():
+                yield
+        finally:
+            if ours:
+                _shutdown()
+
+
+def _data_context() -> DataContext:
+    """Returns this process's settings of Ray Data, with those that a job needs: a copy, as the
+    process may have datasets of its own."""
+    context = DataContext.get_current().copy()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a task's output stays one block: a shard stays whole
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = STALLED_SECONDS
-    try:
-        with _head_monitor():
-            yield
-    finally:
-        if ours:
-            _shutdown()
+    return context
 
 
 Result = TypeVar("Result")
@@ -184,13 +191,19 @@ def _head_monitor() -> Iterator[None]:
         over.set()
 
 
-def keep_ray_quiet() -> None:
+@contextmanager
+def ray_kept_quiet() -> Iterator[None]:
     """Keeps Ray's own lines in its log files: of an error in a stage, which the job reports in one
     line, it says some two hundred."""
-    for name in ("ray", "ray.data"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(logging.CRITICAL)
+    handlers = [each for name in ("ray", "ray.data") for each in logging.getLogger(name).handlers]
+    levels = {each: each.level for each in handlers if isinstance(each, logging.StreamHandler)}
+    for handler in levels:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in levels.items():
+            handler.setLevel(level)
 
 
 @contextmanager

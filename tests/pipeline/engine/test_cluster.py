@@ -1,5 +1,6 @@
 """Allocation of a cluster to the stages, the sizes of shards, and clusters that are not there."""
 
+import logging
 import re
 import signal
 import socket
@@ -7,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import ray
+from ray.data import DataContext
 
 from pipeline.batch.model import find_device
 from pipeline.engine import cluster
@@ -201,3 +204,23 @@ def test_processes_of_a_private_ray_do_not_hear_sigterm_and_this_one_does():
         assert started.returncode == 0
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_process_that_has_ray_already_is_left_as_it_was(ray_session):
+    """Past bug: after a job in a user's script its datasets had the job's settings, and Ray's logs
+    were silent."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    context = DataContext.get_current()
+    before = dict(vars(context))
+    logging.getLogger("ray.data").addHandler(handler)
+    try:
+        with cluster.connected(None):
+            assert DataContext.get_current().target_max_block_size is None
+            assert handler.level == logging.CRITICAL
+        assert DataContext.get_current() is context
+        assert vars(context) == before
+        assert handler.level == logging.WARNING
+        assert ray.is_initialized()
+    finally:
+        logging.getLogger("ray.data").removeHandler(handler)
