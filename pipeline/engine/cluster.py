@@ -290,6 +290,10 @@ def allocate(
     would all fit on the first machine. Elsewhere Ray does not say whether any would come, and a job
     that asked for them might wait in vain.
 
+    Where a model computes there is one reader for each GPU at first, and on CPUs one in all, and
+    Ray starts more while shards wait for them; all from the start where `cpu_actors` are asked for,
+    or machines have to come.
+
     Args:
         device: of the model stage, None where the job has none.
         cpu_actors, model_actors: as asked for; found from the cluster where None.
@@ -309,15 +313,17 @@ def allocate(
     awaits = is_empty() or awaits_gpus
     n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
     n_writing = max(1, n_reading // 4)
+    is_fixed = device is None or cpu_actors is not None or awaits
+    at_first = None if is_fixed else min(n_reading, n_model if device == "cuda" else 1)
     # Those with a GPU request no CPU: on a node whose CPUs readers took first they could not start.
     n_requesting = n_reading + n_writing + (n_model if device == "cpu" else 0)
     share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_requesting)
     share = int(share * 1000) / 1000 if request_cpus else 0.0
     on_gpu = device == "cuda"
     return ResourcePlan(
-        reading=Resources(actors=n_reading, num_cpus=share),
+        reading=Resources(n_reading, num_cpus=share, at_first=at_first),
         model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
-        writing=Resources(actors=n_writing, num_cpus=share),
+        writing=Resources(n_writing, num_cpus=share, at_first=at_first and max(1, at_first // 4)),
     )
 
 

@@ -155,6 +155,22 @@ def test_shards_are_whole_batches_and_two_for_each_actor(machine, rows, cpus, ex
 
 
 @pytest.mark.parametrize(
+    ("device", "options", "at_first"),
+    [
+        ("cuda", {}, (8, 2)),
+        ("cpu", {}, (1, 1)),
+        ("cuda", {"cpu_actors": 40}, (None, None)),  # as many as the user says
+        ("cuda", {"model_actors": 200, "grows": True}, (None, None)),  # machines come for all
+    ],
+)
+def test_with_a_model_readers_are_few_at_first(machine, device, options, at_first):
+    """Past bug: 767 readers on eight machines of 96 CPUs, whatever the model stage needed."""
+    machine(cpus=96, gpus=8)
+    shares = allocate(**{"device": device, "cpu_actors": None, "model_actors": None, **options})
+    assert (shares.reading.at_first, shares.writing.at_first) == at_first
+
+
+@pytest.mark.parametrize(
     ("address", "says"),
     [
         ("http://head:8265", "that of a job server; next: --address head:6379"),
