@@ -36,31 +36,38 @@ STALLED_SECONDS = 6 * 3600
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connects to Ray for the length of a job: the session that this process has already, the
-    cluster at `address` or RAY_ADDRESS, else a private one on this machine.
+    cluster at `address` or RAY_ADDRESS, else a private one on this machine. A process that has one
+    already is left as it was.
 
     Raises UsageError where the cluster cannot be joined.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ours = not ray.is_initialized()
     if ours:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         address = address or os.environ.get("RAY_ADDRESS")
         _refuse_other_addresses(address or "")
         with _deaf_to_sigterm():
             _join_or_start(address)
-    keep_ray_quiet()
-    context = DataContext.get_current()
+    with ray_kept_quiet():
+        try:
+            with DataContext.current(_data_context()), _head_monitor():
+                yield
+        finally:
+            if ours:
+                _shutdown()
+
+
+def _data_context() -> DataContext:
+    """Returns this process's settings of Ray Data, with those that a job needs: a copy, as the
+    process may have datasets of its own."""
+    context = DataContext.get_current().copy()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a task's output stays one block: a shard stays whole
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = STALLED_SECONDS
-    try:
-        with _head_monitor():
-            yield
-    finally:
-        if ours:
-            _shutdown()
+    return context
 
 
 Result = TypeVar("Result")
@@ -184,13 +191,19 @@ def _head_monitor() -> Iterator[None]:
         over.set()
 
 
-def keep_ray_quiet() -> None:
+@contextmanager
+def ray_kept_quiet() -> Iterator[None]:
     """Keeps Ray's own lines in its log files: of an error in a stage, which the job reports in one
     line, it says some two hundred."""
-    for name in ("ray", "ray.data"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(logging.CRITICAL)
+    handlers = [each for name in ("ray", "ray.data") for each in logging.getLogger(name).handlers]
+    levels = {each: each.level for each in handlers if isinstance(each, logging.StreamHandler)}
+    for handler in levels:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in levels.items():
+            handler.setLevel(level)
 
 
 @contextmanager
@@ -277,6 +290,10 @@ def allocate(
     would all fit on the first machine. Elsewhere Ray does not say whether any would come, and a job
     that asked for them might wait in vain.
 
+    Where a model computes there is one reader for each GPU at first, and on CPUs one in all, and
+    Ray starts more while shards wait for them; all from the start where `cpu_actors` are asked for,
+    or machines have to come.
+
     Args:
         device: of the model stage, None where the job has none.
         cpu_actors, model_actors: as asked for; found from the cluster where None.
@@ -296,15 +313,17 @@ def allocate(
     awaits = is_empty() or awaits_gpus
     n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
     n_writing = max(1, n_reading // 4)
+    is_fixed = device is None or cpu_actors is not None or awaits
+    at_first = None if is_fixed else min(n_reading, n_model if device == "cuda" else 1)
     # Those with a GPU request no CPU: on a node whose CPUs readers took first they could not start.
     n_requesting = n_reading + n_writing + (n_model if device == "cpu" else 0)
     share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_requesting)
     share = int(share * 1000) / 1000 if request_cpus else 0.0
     on_gpu = device == "cuda"
     return ResourcePlan(
-        reading=Resources(actors=n_reading, num_cpus=share),
+        reading=Resources(n_reading, num_cpus=share, at_first=at_first),
         model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
-        writing=Resources(actors=n_writing, num_cpus=share),
+        writing=Resources(n_writing, num_cpus=share, at_first=at_first and max(1, at_first // 4)),
     )
 
 

@@ -33,11 +33,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resources:
-    """What each actor of a stage takes, and how many there are."""
+    """What each actor of a stage takes, and how many there are: `actors` from the first to the last
+    shard or, where it is given, `at_first` and then as many of them as keep up with the others."""
 
     actors: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    at_first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,9 @@ def _mapped(
             fn_constructor_kwargs=stage.arguments,
             batch_size=batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=actors),
+            compute=ActorPoolStrategy(
+                min_size=min(resources.at_first or actors, actors), max_size=actors
+            ),
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus or None,
             max_restarts=_MAX_RESTARTS,

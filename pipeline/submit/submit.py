@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.batch.record import SUBMITTED_WITH
-from pipeline.engine.cluster import keep_ray_quiet
+from pipeline.engine.cluster import ray_kept_quiet
 from pipeline.engine.signals import GRACE_SECONDS
 from pipeline.errors import RunFailed, UsageError
 from pipeline.storage.redact import redacted, redacted_line
@@ -66,9 +66,8 @@ class Cluster:
             SUBMITTED_WITH: redacted(shlex.join(typed)),
             STOP_WAIT: str(STOP_SECONDS),
         }
-        keep_ray_quiet()
         try:
-            with packaged() as folder:
+            with ray_kept_quiet(), packaged() as folder:
                 return str(
                     self.client().submit_job(
                         entrypoint=shlex.join(["python", "-m", "jobs", *words]),

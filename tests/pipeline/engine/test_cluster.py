@@ -1,5 +1,6 @@
 """Allocation of a cluster to the stages, the sizes of shards, and clusters that are not there."""
 
+import logging
 import re
 import signal
 import socket
@@ -7,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import ray
+from ray.data import DataContext
 
 from pipeline.batch.model import find_device
 from pipeline.engine import cluster
@@ -152,6 +155,22 @@ def test_shards_are_whole_batches_and_two_for_each_actor(machine, rows, cpus, ex
 
 
 @pytest.mark.parametrize(
+    ("device", "options", "at_first"),
+    [
+        ("cuda", {}, (8, 2)),
+        ("cpu", {}, (1, 1)),
+        ("cuda", {"cpu_actors": 40}, (None, None)),  # as many as the user says
+        ("cuda", {"model_actors": 200, "grows": True}, (None, None)),  # machines come for all
+    ],
+)
+def test_with_a_model_readers_are_few_at_first(machine, device, options, at_first):
+    """Past bug: 767 readers on eight machines of 96 CPUs, whatever the model stage needed."""
+    machine(cpus=96, gpus=8)
+    shares = allocate(**{"device": device, "cpu_actors": None, "model_actors": None, **options})
+    assert (shares.reading.at_first, shares.writing.at_first) == at_first
+
+
+@pytest.mark.parametrize(
     ("address", "says"),
     [
         ("http://head:8265", "that of a job server; next: --address head:6379"),
@@ -201,3 +220,23 @@ def test_processes_of_a_private_ray_do_not_hear_sigterm_and_this_one_does():
         assert started.returncode == 0
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_process_that_has_ray_already_is_left_as_it_was(ray_session):
+    """Past bug: after a job in a user's script its datasets had the job's settings, and Ray's logs
+    were silent."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    context = DataContext.get_current()
+    before = dict(vars(context))
+    logging.getLogger("ray.data").addHandler(handler)
+    try:
+        with cluster.connected(None):
+            assert DataContext.get_current().target_max_block_size is None
+            assert handler.level == logging.CRITICAL
+        assert DataContext.get_current() is context
+        assert vars(context) == before
+        assert handler.level == logging.WARNING
+        assert ray.is_initialized()
+    finally:
+        logging.getLogger("ray.data").removeHandler(handler)

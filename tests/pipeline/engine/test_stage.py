@@ -52,6 +52,23 @@ class DieOnce:
         return block
 
 
+class WidenSlowly(Widen):
+    """Takes a while for a shard's rows, and names its process in each."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        time.sleep(0.3)
+        rows = super().__call__(block)
+        return rows.append_column("process", pa.array([os.getpid()] * rows.num_rows))
+
+
+class CountBy:
+    """Blocks of rows -> a row for each shard: how many rows, made by which process."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        by = block.group_by(["shard", "process"]).aggregate([("load", "count")])
+        return by.rename_columns(["shard", "process", "rows"])
+
+
 class Count:
     """Blocks of rows -> a row for each shard: how many rows there are."""
 
@@ -153,6 +170,18 @@ def test_blocks_stay_whole_and_a_dead_actor_is_replaced(connected, tmp_path, cap
     assert sorted((row["shard"], row["rows"]) for row in found) == [(0, 1), (1, 300), (2, 7)]
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""  # Ray has much to say about it
+
+
+@pytest.mark.slow
+def test_readers_become_more_where_they_are_what_limits(connected):
+    """Past bug: from the start as many read as there are CPUs, whatever the model needs."""
+    plan = plan_of(*[7] * 40)
+    grows = Resources(actors=3, num_cpus=0.3, at_first=1)
+    stages = [Stage(WidenSlowly, {}, grows), stage(CountBy)]
+    found = list(dispatch_shards(plan, plan.shards, stages))
+    assert sorted((row["shard"], row["rows"]) for row in found) == [(i, 7) for i in range(40)]
+    assert found[0]["process"] == found[1]["process"]
+    assert len({row["process"] for row in found}) == 3
 
 
 def dispatched(plan: Plan, stages: list[Stage]) -> tuple[list[tuple[int, int]], str]:
