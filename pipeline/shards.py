@@ -18,6 +18,9 @@ class FileSlice:
     `stop` is None where nobody has counted the rows: then it is to the end of the file. `identity`
     is what the filesystem told of its content when it was planned: size and mtime, or ETag; None
     where it tells nothing.
+
+    Of a tar that can be cut, the members of the rows are those that begin at the bytes `first_byte`
+    to `end_byte` (None: to its end, where an error of the tar itself is the last row).
     """
 
     path: str
@@ -25,6 +28,8 @@ class FileSlice:
     start: int
     stop: int | None
     identity: str | None = None
+    first_byte: int | None = None
+    end_byte: int | None = None
 
     @property
     def row_numbers(self) -> range:
@@ -76,6 +81,8 @@ _SLICE_FIELDS = [
     pa.field("start", pa.int64()),
     pa.field("stop", pa.int64()),
     pa.field("identity", pa.string()),
+    pa.field("first_byte", pa.int64()),
+    pa.field("end_byte", pa.int64()),
 ]
 PLAN_SCHEMA = pa.schema(
     [

@@ -112,7 +112,7 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
         job = Job(spec, NOWHERE, plan, compute, spec.resources(compute))
         actors = job.resources.reading.actors if compute is None else job.resources.model.actors
         size = _TRIAL_ROWS if compute is None else compute.images
-        if source.rows is None:  # tars cannot be cut: the first rows, which a limit counts
+        if source.rows is None:  # compressed tars: the first rows, which a limit counts
             limit = size * actors * _TRIALS_PER_ACTOR
             first = define(options.model_copy(update={"limit": limit}))
             trial = first.find_source().cut(size)

@@ -52,6 +52,8 @@ class InputFile(NamedTuple):
     name: str  # relative to the folder that all of the input lies in
     identity: str | None = None  # of its content, as `FileSlice` has it
     largest_group: int = 0  # rows of its largest row group, once a Parquet footer is read
+    # Where each sample of a tar begins, once its headers are read, if it can be cut between them.
+    sample_starts: Sequence[int] | None = None
 
 
 def find_files(

@@ -82,14 +82,17 @@ class Source:
 
     def cut(self, shard_size: int) -> Plan:
         """Cuts shards of exactly `shard_size` rows, in the order of the files' names; only the last
-        may be smaller. A tar is a shard by itself, whatever the size. Raises ValueError for less
-        than one row."""
+        may be smaller. Tars are cut each by itself: its last shard may be smaller too, and have one
+        row more, for an error of the tar. One that is compressed, or whose samples lie mixed, is a
+        shard whatever the size. Raises ValueError for less than one row."""
         if shard_size < 1:
             raise ValueError(f"expected a shard of at least 1 row, found {shard_size}")
         return Plan(
             self.format,
             shard_size,
-            tuple(self._tars() if self.format == "webdataset" else self._shards(shard_size)),
+            tuple(
+                self._tars(shard_size) if self.format == "webdataset" else self._shards(shard_size)
+            ),
             self.image_column,
             self.id_column,
             self.passthrough,
@@ -124,9 +127,9 @@ class Source:
                 flush=True,
             )
 
-    def _tars(self) -> Iterator[Shard]:
-        for index, (file, rows) in enumerate(self.files):
-            yield Shard(index, (FileSlice(file.path, file.name, 0, rows, file.identity),))
+    def _tars(self, shard_size: int) -> Iterator[Shard]:
+        slices = (each for file, rows in self.files for each in _cut_tar(file, rows, shard_size))
+        return (Shard(index, (each,)) for index, each in enumerate(slices))
 
     def _shards(self, shard_size: int) -> Iterator[Shard]:
         index, room, left = 0, shard_size, self.rows
@@ -146,6 +149,21 @@ class Source:
                     index, slices, room = index + 1, [], shard_size
         if slices:
             yield Shard(index, tuple(slices))
+
+
+def _cut_tar(file: InputFile, rows: int | None, shard_size: int) -> Iterator[FileSlice]:
+    """Cuts the first `rows` of a tar between its samples, where that is possible."""
+    starts = file.sample_starts
+    if starts is None or rows is None:
+        yield FileSlice(file.path, file.name, 0, rows, file.identity)
+        return
+    for start in range(0, max(min(rows, len(starts)), 1), shard_size):
+        stop = min(start + shard_size, rows)
+        end_byte = starts[stop] if stop < len(starts) else None
+        if end_byte is None:
+            stop = rows
+        first_byte = starts[start] if start else 0
+        yield FileSlice(file.path, file.name, start, stop, file.identity, first_byte, end_byte)
 
 
 def find_source(

@@ -1,4 +1,5 @@
-"""The members of a tar, by the sample that they belong to, and where a tar is cut or damaged.
+"""The members of a tar, by the sample that they belong to; where its samples begin, and where it is
+cut or damaged.
 
 Only headers are read, and nothing is ever extracted under a name that stands in a tar.
 """
@@ -6,10 +7,12 @@ Only headers are read, and nothing is ever extracted under a name that stands in
 import gzip
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, cast
 
+from pipeline.storage.block_reader import BlockReader
 from pipeline.storage.filesystem import is_local, open_location
 
 MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in memory
@@ -33,45 +36,91 @@ DAMAGE_ERRORS = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Member(NamedTuple):
-    """Where the bytes of a member lie, and why they cannot be read (class and message)."""
+    """Where a member begins, where its bytes lie, and why they cannot be read (class and
+    message)."""
 
+    start: int  # of its first header
     offset: int
     size: int
     fault: tuple[str, str] | None
 
 
 @contextmanager
-def open_tar(path: str, options: Mapping[str, Any]) -> Iterator[IO[bytes]]:
-    """Opens a tar as a stream of its bytes, decompressed if need be. Raises as the store does."""
+def open_tar(
+    path: str, options: Mapping[str, Any], *, stop: int | None = None
+) -> Iterator[IO[bytes]]:
+    """Opens a tar as a stream of its bytes, decompressed if need be; who reads on reads to `stop`.
+    Raises as the store does."""
     fs, path = open_location(path, options)
-    with open(path, "rb") if is_local(fs) else fs.open(path, "rb") as raw:
-        compressed = raw.read(len(_GZIP)) == _GZIP
-        raw.seek(0)
-        yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if compressed else raw
+    with open(path, "rb") if is_local(fs) else fs.open(path, "rb", cache_type="none") as raw:
+        file = raw if is_local(fs) else cast(IO[bytes], BlockReader(fs, raw, stop=stop))
+        compressed = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
+        yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if compressed else file
 
 
-def read_members(file: IO[bytes]) -> Iterator[tuple[str, str, Member]]:
-    """Yields the key, the field and the place of each member, in order.
+class Samples(NamedTuple):
+    """The samples of a tar.
+
+    Attributes:
+        rows: how many rows it gives: its samples, and one more for an error of the tar itself.
+        starts: the byte where each sample begins, where they lie one after the other, so that the
+            tar can be cut between them; None where members of a sample lie apart.
+    """
+
+    rows: int
+    starts: Sequence[int] | None
+
+
+def find_samples(file: IO[bytes]) -> Samples | None:
+    """Reads the headers of a tar, all of them; None for a compressed one, which would have to be
+    read whole. Raises as the store does."""
+    if isinstance(file, gzip.GzipFile):
+        return None
+    keys: set[str] = set()
+    starts = array("q")
+    before, are_apart, is_damaged = None, False, False
+    try:
+        for key, _, member in read_members(file):
+            if key == before:
+                continue
+            are_apart |= key in keys
+            keys.add(key)
+            starts.append(member.start)
+            before = key
+    except DamagedTar:
+        is_damaged = True
+    return Samples(len(keys) + (is_damaged or not keys), None if are_apart else starts)
+
+
+def read_members(
+    file: IO[bytes], start: int = 0, stop: int | None = None
+) -> Iterator[tuple[str, str, Member]]:
+    """Yields the key, the field and the place of each member, in order: of those that begin at the
+    bytes `start` to `stop`, of which the first is where a member begins; None: of all.
 
     As WebDataset has it, a member belongs to the sample `key` of its path up to the first dot of
     its name, and is the `field` after that dot, in lower case. Folders, hidden names and names
     like `__this__` are passed over. Raises DamagedTar after the last member that is found where
-    the tar does not end as tars end.
+    the tar does not end as tars end, unless it is read to `stop`.
     """
+    file.seek(start)
     try:
         tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace")
     except _HEADER_ERRORS as error:
         raise DamagedTar(f"expected a tar, found a file that starts otherwise: {error}") from error
-    before, failure = -1, ""
+    failure = ""
     try:
-        while (info := tar.next()) is not None:
+        while (stop is None or start < stop) and (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # which would keep every header
-            if not before < tar.offset < _MOST_TAR_BYTES:  # below: it would never come to an end
+            if not start < tar.offset < _MOST_TAR_BYTES:  # below: it would never come to an end
                 raise DamagedTar(f"the tar is damaged: a member of {info.size} bytes")
-            before = tar.offset
-            yield from _members(info)
+            yield from _members(info, start)
+            start = tar.offset
     except _HEADER_ERRORS as error:
         failure = f" ({error})"
+    if stop is not None and start >= stop:
+        return
     # tarfile takes a tar that is cut, or goes on with other bytes, for one that ends there.
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
@@ -81,7 +130,7 @@ def read_members(file: IO[bytes]) -> Iterator[tuple[str, str, Member]]:
         raise DamagedTar(f"the tar is damaged: no header of a member at byte {tar.offset}{failure}")
 
 
-def _members(info: tarfile.TarInfo) -> Iterator[tuple[str, str, Member]]:
+def _members(info: tarfile.TarInfo, start: int) -> Iterator[tuple[str, str, Member]]:
     path = info.name.removeprefix("./")
     name = path.rpartition("/")[2]
     meta = name.startswith("__") and name.endswith("__")
@@ -97,4 +146,4 @@ def _members(info: tarfile.TarInfo) -> Iterator[tuple[str, str, Member]]:
     elif info.size > MOST_BYTES:
         fault = ("MemberTooLarge", f"expected at most {MOST_BYTES} bytes in {path}: {info.size}")
     key = path[: len(path) - len(name)] + stem
-    yield key, field.lower(), Member(info.offset_data, info.size, fault)
+    yield key, field.lower(), Member(start, info.offset_data, info.size, fault)

@@ -1,15 +1,24 @@
-"""What planning must know of tars (WebDataset): the fields of the first samples and, for a limit,
-how many samples there are. No tar is read further than that."""
+"""What planning must know of tars (WebDataset): the fields of the first samples, how many samples
+there are and where they begin. Of tars that are not compressed only headers are read."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.files import InputFile, format_extensions
-from pipeline.inputs.tar_index import DAMAGE_ERRORS, MOST_BYTES, open_tar, read_members
+from pipeline.inputs.tar_index import (
+    DAMAGE_ERRORS,
+    MOST_BYTES,
+    Samples,
+    find_samples,
+    open_tar,
+    read_members,
+)
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import redacted_line
 
@@ -19,6 +28,7 @@ _TEXTS = {"txt", "text", "transcript", "json", "jsn"}
 
 _FIRST_SAMPLES = 32
 _FIRST_TARS = 16
+_THREADS = 32
 
 
 def image_fields(fields: Iterable[str]) -> list[str]:
@@ -94,10 +104,16 @@ def _read_first_fields(file: InputFile, options: Mapping[str, Any]) -> dict[str,
 
 def _read_headers(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
     """Yields key, field and size of each member. Raises UsageError where the store refuses."""
+    with _refusing(file), open_tar(file.path, options) as opened:
+        for key, field, member in read_members(opened):
+            yield key, field, member.size
+
+
+@contextmanager
+def _refusing(file: InputFile) -> Iterator[None]:
+    """Makes an error of a store a UsageError that names the tar."""
     try:
-        with open_tar(file.path, options) as opened:
-            for key, field, member in read_members(opened):
-                yield key, field, member.size
+        yield
     except DAMAGE_ERRORS:
         raise
     except store_errors() as error:
@@ -110,26 +126,53 @@ def _read_headers(file: InputFile, options: Mapping[str, Any]) -> Iterator[tuple
 def count_samples(
     files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
 ) -> list[tuple[InputFile, int | None]]:
-    """Returns files with their rows: without a limit all of them, not counted (None); with one the
-    first files and rows that make it up. The rows of a tar that is cut or damaged are not
-    counted."""
-    if limit is None:
-        return [(file, None) for file in files]
+    """Returns files with their rows and `sample_starts`: without a limit all of them, with one the
+    first that make it up. The rows of a compressed tar are counted (not None) for a limit alone,
+    and only where it is whole."""
     counted: list[tuple[InputFile, int | None]] = []
+    if limit is None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = pool.map(lambda file: _find_samples(file, options), files)
+            for file, samples in zip(files, found, strict=True):
+                counted.append(_counted(file, samples) if samples else (file, None))
+        return counted
     left = limit
     for file in files:
         if left <= 0:
             break
-        keys: set[str] = set()
-        rows: int | None = None
-        try:
-            for key, _, _ in _read_headers(file, options):
-                keys.add(key)
-                if len(keys) == left:
-                    break
-            rows = max(len(keys), 1)  # a tar without samples is an error, and that is a row
-        except DAMAGE_ERRORS:
-            pass
-        counted.append((file, rows))
-        left -= len(keys) + 1 if rows is None else rows
+        samples = _find_samples(file, options)
+        if samples:
+            counted.append(_counted(file, samples, most=left))
+            left -= samples.rows
+            continue
+        keys, is_whole = _read_keys(file, options, most=left)
+        # A tar without samples is an error, and that is a row.
+        counted.append((file, max(len(keys), 1) if is_whole else None))
+        left -= max(len(keys), 1) if is_whole else len(keys) + 1
     return counted
+
+
+def _counted(
+    file: InputFile, samples: Samples, *, most: int | None = None
+) -> tuple[InputFile, int]:
+    rows = samples.rows if most is None else min(samples.rows, most)
+    return file._replace(sample_starts=samples.starts), rows
+
+
+def _find_samples(file: InputFile, options: Mapping[str, Any]) -> Samples | None:
+    with _refusing(file), open_tar(file.path, options) as opened:
+        return find_samples(opened)
+
+
+def _read_keys(file: InputFile, options: Mapping[str, Any], *, most: int) -> tuple[set[str], bool]:
+    """Reads the keys of the first samples of a tar; false: it is cut or damaged before there are
+    `most` of them."""
+    keys: set[str] = set()
+    try:
+        for key, _, _ in _read_headers(file, options):
+            keys.add(key)
+            if len(keys) == most:
+                break
+    except DAMAGE_ERRORS:
+        return keys, False
+    return keys, True

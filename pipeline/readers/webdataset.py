@@ -3,8 +3,9 @@
 import gzip
 import io
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import islice
 from typing import IO, NamedTuple
 
@@ -55,6 +56,9 @@ class FailedSample(Exception):
         self.row_error = RowError(STAGE, error, message)
 
 
+Content = bytes | FailedSample  # of a member, or why it has none
+
+
 class UnreadableTar(OSError):
     """A tar that a store does not give, or only its beginning. The message is one line, with the
     tar's location."""
@@ -62,9 +66,11 @@ class UnreadableTar(OSError):
 
 def read_webdataset(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
     """Reads a sample as a row, in the order in which the samples begin; its id is `file#key`, or
-    what the id column holds. Its members may lie anywhere in the tar.
+    what the id column holds. Its members may lie anywhere in the tar, unless the tar is cut between
+    its samples: then no more of it is read than the shard, and one sample held at a time.
 
-    A tar that is cut, damaged or empty gives one more row, with the error, named like the file.
+    A tar that is cut short, damaged or empty gives one more row, with the error, named like the
+    file.
 
     Raises UnreadableTar where a tar is gone, forbidden or breaks off with an error of its store,
     also when the tars before it in the shard were read: the shard is all or nothing. No row stands
@@ -73,8 +79,9 @@ def read_webdataset(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
 
     def read() -> Iterator[InputRows]:
         for tar in shard.slices:
-            row = 0
-            for found in _together(islice(_read_tar(tar, options), tar.stop), options):
+            row = tar.start
+            count = None if tar.stop is None else tar.stop - tar.start
+            for found in _together(islice(_read_tar(tar, options), count), options):
                 row += len(found.ids)
                 yield found
             if tar.stop is not None and row < tar.stop:
@@ -107,33 +114,94 @@ def _input_rows(rows: list[_Row], schema: pa.Schema) -> InputRows:
 
 
 def _read_tar(tar: FileSlice, options: ReadOptions) -> Iterator[_Row]:
-    """Yields the rows of a whole tar, and at last what is wrong with its bytes. Raises
-    UnreadableTar."""
+    """Yields the rows of a tar or of a slice of it, and at last what is wrong with its bytes.
+    Raises UnreadableTar."""
     with _naming(tar.path), ExitStack() as stack:
         try:
-            stream = stack.enter_context(open_tar(tar.path, options.storage_options))
+            opened = open_tar(tar.path, options.storage_options, stop=tar.end_byte)
+            stream = stack.enter_context(opened)
         except DAMAGE_ERRORS as failure:
             yield _Row(tar.name, tar.path, RowError.of(STAGE, failure), {})
             return
+        if tar.first_byte is not None:
+            yield from _read_in_order(stream, tar.first_byte, tar, options)
+            return
         file, damage = stack.enter_context(_local_copy(stream))
-        samples: dict[str, dict[str, Member]] = {}
-        key = ""
-        try:
-            for key, field, member in read_members(file):
-                fields = samples.setdefault(key, {})
-                if field in fields:
-                    member = member._replace(fault=("DuplicateMember", f"{key}.{field} twice"))
-                fields[field] = member
-        except DamagedTar as failure:
-            damage = damage or RowError.of(STAGE, failure)
-        if not samples and damage is None:
-            damage = RowError(STAGE, "EmptyTar", "the tar holds no samples")
-        last = key  # where a tar is cut or damaged, this sample may not be whole
-        for key, fields in samples.items():
-            id_, image, values = _sample(file, fields, options, damage if key == last else None)
-            yield _Row(id_ or f"{tar.name}#{key}", f"{tar.path}#{key}", image, values)
-        if damage:
-            yield _Row(tar.name, tar.path, damage, {})
+        yield from _read_anywhere(file, damage, tar, options)
+
+
+def _read_in_order(
+    file: IO[bytes], first_byte: int, tar: FileSlice, options: ReadOptions
+) -> Iterator[_Row]:
+    """Reads samples whose members lie one after the other, as they come."""
+    wanted = _wanted_fields(options)
+    damage: RowError | None = None
+    sample = ""
+    contents: dict[str, Content] = {}
+    try:
+        for key, field, member in read_members(file, first_byte, tar.end_byte):
+            if key != sample and contents:
+                yield _row(tar, sample, contents, options, None)
+                contents = {}
+            sample = key
+            member = _checked(member, key, field, contents)
+            contents[field] = _content(file, member) if wanted(field) else b""
+    except DamagedTar as failure:
+        damage = RowError.of(STAGE, failure)
+    if contents:
+        yield _row(tar, sample, contents, options, damage)
+    elif damage is None and first_byte == 0:
+        damage = RowError(STAGE, "EmptyTar", "the tar holds no samples")
+    if damage and tar.end_byte is None:
+        yield _Row(tar.name, tar.path, damage, {})
+
+
+def _read_anywhere(
+    file: IO[bytes], damage: RowError | None, tar: FileSlice, options: ReadOptions
+) -> Iterator[_Row]:
+    """Reads samples whose members lie anywhere in a file of this machine. `damage`: of the tar,
+    behind the end of the file."""
+    wanted = _wanted_fields(options)
+    samples: dict[str, dict[str, Member]] = {}
+    key = ""
+    try:
+        for key, field, member in read_members(file):
+            fields = samples.setdefault(key, {})
+            fields[field] = _checked(member, key, field, fields)
+    except DamagedTar as failure:
+        damage = damage or RowError.of(STAGE, failure)
+    if not samples and damage is None:
+        damage = RowError(STAGE, "EmptyTar", "the tar holds no samples")
+    last = key  # where a tar is cut or damaged, this sample may not be whole
+    for key, fields in samples.items():
+        contents = {f: _content(file, m) if wanted(f) else b"" for f, m in fields.items()}
+        yield _row(tar, key, contents, options, damage if key == last else None)
+    if damage:
+        yield _Row(tar.name, tar.path, damage, {})
+
+
+def _wanted_fields(options: ReadOptions) -> Callable[[str], bool]:
+    """Returns what tells whether the content of a field is needed."""
+    columns = {*options.passthrough.names, options.id_column, options.image_column}
+    any_image = options.image_column is None
+    return cache(lambda field: field in columns or (any_image and bool(image_fields([field]))))
+
+
+def _checked(member: Member, key: str, field: str, fields: Mapping[str, object]) -> Member:
+    """Returns the member, with a fault where the sample has the field already."""
+    if field not in fields:
+        return member
+    return member._replace(fault=("DuplicateMember", f"{key}.{field} twice"))
+
+
+def _content(file: IO[bytes], member: Member) -> Content:
+    if member.fault is not None:
+        return FailedSample(*member.fault)
+    file.seek(member.offset)
+    payload = file.read(member.size)
+    if len(payload) < member.size:
+        return FailedSample("TruncatedTar", "the tar is cut short within this sample")
+    return payload
 
 
 @contextmanager
@@ -182,30 +250,33 @@ def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
             )
 
 
-def _sample(
-    file: IO[bytes], fields: Mapping[str, Member], options: ReadOptions, damage: RowError | None
-) -> tuple[str | None, bytes | RowError, Values]:
-    """Reads what the id column holds, the image, the columns. `damage`: of the tar, behind the
-    sample."""
+def _row(
+    tar: FileSlice,
+    key: str,
+    contents: Mapping[str, Content],
+    options: ReadOptions,
+    damage: RowError | None,
+) -> _Row:
+    """Makes the row of a sample. `damage`: of the tar, behind the sample."""
     names = options.passthrough.names
     id_column = options.id_column
     wanted = [*names, *([id_column] if id_column and id_column not in names else [])]
     values: Values = {}
     try:
-        values = {name: _value(file, name, fields) for name in wanted if name in fields}
+        values = {name: _value(name, contents) for name in wanted if name in contents}
         if damage and len(values) < len(wanted):
             raise FailedSample(damage.error, "the tar is cut or damaged within this sample")
         if id_column and id_column not in values:
             raise FailedSample("MissingId", f"expected a member .{id_column}, found none")
-        image: bytes | RowError = _image(file, fields, options.image_column)
+        image: bytes | RowError = _image(contents, options.image_column)
     except FailedSample as failure:
         image = failure.row_error
     id_ = str(values[id_column]) if id_column and id_column in values else None
-    return id_, image, values
+    return _Row(id_ or f"{tar.name}#{key}", f"{tar.path}#{key}", image, values)
 
 
-def _value(file: IO[bytes], field: str, fields: Mapping[str, Member]) -> int | str:
-    payload = _read(file, fields[field])
+def _value(field: str, contents: Mapping[str, Content]) -> int | str:
+    payload = _payload(field, contents)
     try:
         if field_type(field) == pa.string():
             return payload.decode()
@@ -217,27 +288,24 @@ def _value(file: IO[bytes], field: str, fields: Mapping[str, Member]) -> int | s
         ) from failure
 
 
-def _image(file: IO[bytes], fields: Mapping[str, Member], chosen: str | None) -> bytes:
-    found = image_fields(fields) if chosen is None else [chosen] if chosen in fields else []
+def _image(contents: Mapping[str, Content], chosen: str | None) -> bytes:
+    found = image_fields(contents) if chosen is None else [chosen] if chosen in contents else []
     if not found:
         raise FailedSample(
-            "MissingImage", f"expected an image, found members .{', .'.join(fields)}"
+            "MissingImage", f"expected an image, found members .{', .'.join(contents)}"
         )
     if len(found) > 1:
         raise FailedSample(
             "SeveralImages", f"expected one image, found {', '.join(found)}; see --image-column"
         )
-    image = _read(file, fields[found[0]])
+    image = _payload(found[0], contents)
     if not image:
         raise FailedSample("EmptyImage", f"member .{found[0]} holds no bytes")
     return image
 
 
-def _read(file: IO[bytes], member: Member) -> bytes:
-    if member.fault is not None:
-        raise FailedSample(*member.fault)
-    file.seek(member.offset)
-    payload = file.read(member.size)
-    if len(payload) < member.size:
-        raise FailedSample("TruncatedTar", "the tar is cut short within this sample")
-    return payload
+def _payload(field: str, contents: Mapping[str, Content]) -> bytes:
+    content = contents[field]
+    if isinstance(content, FailedSample):
+        raise content
+    return content

@@ -46,13 +46,15 @@ def test_samples_need_no_input(ray_session, tiny_model, capsys):
     assert (found["rows"], found["shards"], found["bytes_in"]) == (100, 4, 0)
 
 
-def test_the_rows_of_tars_are_estimated_by_their_bytes(ray_session, tiny_model, tmp_path, capsys):
+def test_the_rows_of_compressed_tars_are_estimated_by_their_bytes(
+    ray_session, tiny_model, tmp_path, capsys
+):
     for name, count in {"a": 20, "b": 40}.items():
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+        with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as tar:
             for i in range(count):
                 (tmp_path / "x.png").write_bytes(encoded(photo(i)))
                 tar.add(tmp_path / "x.png", f"{i:03d}.png")
-    words = ["--input", tmp_path / "*.tar", "--model", tiny_model]
+    words = ["--input", tmp_path / "*.tar.gz", "--model", tiny_model]
     found = plan(capsys, "quantize", *words)
     assert not found["rows_counted"]
     assert found["shards"] == 2

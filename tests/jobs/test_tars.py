@@ -1,9 +1,11 @@
-"""`igpt quantize` over tars in WebDataset's layout, whose rows nobody has counted."""
+"""`igpt quantize` over tars in WebDataset's layout, whole and broken, cut and compressed."""
 
+import gzip
 import io
 import json
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -51,8 +53,10 @@ BAD = {
 }
 
 
-def quantize(tars: Path, model: str, output: Path, *more: str) -> None:
-    pattern = str(tars / "a-{000..002}.tar")
+def quantize(
+    tars: Path, model: str, output: Path, *more: str, names: str = "a-{000..002}.tar"
+) -> None:
+    pattern = str(tars / names)
     words = ["--input", pattern, "--model", model, "--output", str(output), *more]
     main(["quantize", *words])
 
@@ -68,7 +72,7 @@ def test_good_samples_are_rows_the_rest_are_errors_and_the_run_completes(
     quantize(tars, tiny_model, output, "--max-error-fraction", "0.5", "--json")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[-1]["event"] == "done"
-    assert (lines[-2]["images"], lines[-2]["total"], lines[-2]["shards"]) == (10, None, 3)
+    assert (lines[-2]["images"], lines[-2]["total"], lines[-2]["shards"]) == (10, 14, 3)
     report = json.loads((output / "report.json").read_text())
     assert (report["rows"], report["errors"], report["shards"]) == (len(GOOD), len(BAD), 3)
     found = pq.read_table(output / "errors").to_pylist()
@@ -99,16 +103,20 @@ def test_good_samples_are_rows_the_rest_are_errors_and_the_run_completes(
 def test_the_budget_is_judged_by_all_rows_once_they_are_known(
     ray_session, tars, tiny_model, tmp_path, capsys
 ):
-    """Four of 14: whichever shard comes first, more may follow that are good."""
-    output = tmp_path / "run"
+    """Four of 14 in compressed tars: whichever shard comes first, more may follow that are good."""
+    output, packed = tmp_path / "run", tmp_path / "packed"
+    packed.mkdir()
+    for tar in tars.iterdir():
+        (packed / f"{tar.name}.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    run = partial(quantize, packed, tiny_model, output, names="a-{000..002}.tar.gz")
     for _ in range(2):  # the second finds all parts done
         with pytest.raises(SystemExit) as stopped:
-            quantize(tars, tiny_model, output, "--max-error-fraction", "0.28", "--quiet")
+            run("--max-error-fraction", "0.28", "--quiet")
         assert stopped.value.code == 3
         assert "4 errors in 14 rows" in capsys.readouterr().err
         assert len(list((output / "data").iterdir())) == 3
         assert not (output / "report.json").exists()
-    quantize(tars, tiny_model, output, "--max-error-fraction", "0.29", "--quiet")
+    run("--max-error-fraction", "0.29", "--quiet")
     assert json.loads((output / "report.json").read_text())["errors"] == 4
 
 

@@ -7,19 +7,24 @@ import os
 import random
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
+import fsspec
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import UsageError
 from pipeline.inputs import tar_index, webdataset_schema
+from pipeline.inputs.files import InputFile
 from pipeline.inputs.source import find_source
+from pipeline.inputs.webdataset_schema import count_samples
 from pipeline.readers import read_shard, webdataset
 from pipeline.readers.webdataset import UnreadableTar
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Plan, Shard
 from pipeline.storage.atomic import write_atomic
+from pipeline.storage.block_reader import BlockReader
 from pipeline.storage.filesystem import open_location
 from pipeline.storage.retry import is_of_the_node, is_transient
 
@@ -81,7 +86,27 @@ def rows_of(plan, options=None):
 
 
 def plan_of(location, **options) -> Plan:
-    return find_source(str(location), **options).cut(5)
+    plan = find_source(str(location), **options).cut(5)
+    return Plan.from_table(plan.to_table())
+
+
+def uncut(plan: Plan) -> Plan:
+    """The same with each tar as one shard, whose members are looked for from its first byte."""
+    tars = dict.fromkeys((each.path, each.name) for shard in plan.shards for each in shard.slices)
+    shards = (Shard(i, (FileSlice(*tar, 0, None),)) for i, tar in enumerate(tars))
+    return replace(plan, shards=tuple(shards))
+
+
+def rows_of_damaged(folder, payload):
+    """The rows of a tar that is planned as it is, beside a good one; read in slices and whole."""
+    folder.mkdir(exist_ok=True)
+    (folder / "a.tar").write_bytes(make_tar(samples(1).items()))
+    (folder / "t.tar").write_bytes(payload)
+    plan = plan_of(folder, keep_columns=["cls", "caption.txt"])
+    rows = rows_of(plan)
+    assert rows == rows_of(uncut(plan))
+    assert plan.rows == len(rows)
+    return [row for row in rows if not row[0].startswith("a.tar")]
 
 
 def read(tmp_path, members, *, name="t.tar", **options):
@@ -110,7 +135,8 @@ def test_members_of_a_sample_may_lie_anywhere(tmp_path, name, format):
     payload = make_tar(order, format=format)
     (tmp_path / name).write_bytes(payload if name == "t.tar" else gzip.compress(payload))
     plan = plan_of(tmp_path / name)
-    assert (plan.format, plan.rows, len(plan.shards)) == ("webdataset", None, 1)
+    rows = 20 if name == "t.tar" else None  # of a compressed tar nobody knows
+    assert (plan.format, plan.rows, len(plan.shards)) == ("webdataset", rows, 1)
     assert dict(zip(plan.passthrough.names, plan.passthrough.types, strict=True)) == {
         "cls": pa.int64(),
         "caption.txt": pa.string(),
@@ -159,13 +185,15 @@ def test_folders_hidden_names_and_meta_members_are_no_samples(tmp_path):
     assert rows == [("t.tar#d/1", b"1", {})]
 
 
-def test_tars_of_a_brace_range_are_a_shard_each_in_the_order_of_names(tmp_path):
+def test_tars_of_a_brace_range_are_cut_each_by_itself_in_the_order_of_names(tmp_path):
     for i in range(12):
         members = [(f"{i}-{k}.png", bytes([k + 1])) for k in range(i + 1)]
         (tmp_path / f"s-{i:03}.tar").write_bytes(make_tar(members))
     plan = plan_of(tmp_path / "s-{002..010}.tar")
-    assert len(plan.shards) == 9
-    assert Plan.from_table(plan.to_table()) == plan
+    assert [shard.rows for shard in plan.shards] == [
+        rows for i in range(2, 11) for rows in [5] * ((i + 1) // 5) + [(i + 1) % 5] if rows
+    ]
+    assert plan.rows == sum(range(3, 12))
     rows = rows_of(plan)
     assert [id_ for id_, _, _ in rows] == [
         f"s-{i:03}.tar#{i}-{k}" for i in range(2, 11) for k in range(i + 1)
@@ -236,6 +264,136 @@ def test_a_large_tar_is_not_held_in_memory(tmp_path):
         for some in read_shard(plan.shards[0], format=plan.format, passthrough=plan.passthrough):
             assert some.images == [payload] * len(some.ids)
             assert some.columns["cls"].to_pylist() == [1] * len(some.ids)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20
+
+
+# --- tars that are cut into shards ----------------------------------------------------------------
+
+
+def adjacent(count):
+    """Samples one after the other, beside members that belong to none."""
+    members = [("folder", special(tarfile.DIRTYPE)), ("._1.jpg", b"resource fork")]
+    for member in samples(count).items():
+        members += [member, ("__meta__", b"x")]
+    return members
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 10, 23])
+def test_a_large_tar_is_cut_between_its_samples(tmp_path, count, format):
+    """Past bug: a tar was one shard whatever its size."""
+    long = [(f"{'ü' * 70}/{i}.jpg", b"x") for i in range(2)]  # headers before the member's own
+    (tmp_path / "t.tar").write_bytes(make_tar(adjacent(count) + long, format=format))
+    plan = plan_of(tmp_path / "t.tar")
+    full, rest = divmod(count + 2, 5)
+    assert [shard.rows for shard in plan.shards] == [5] * full + [rest] * (rest > 0)
+    rows = rows_of(plan)
+    assert len(rows) == count + 2
+    assert errors(rows) == {}
+    assert rows == rows_of(uncut(plan))
+    for shard in plan.shards:
+        (slice_,) = shard.slices
+        alone = rows_of(replace(plan, shards=(shard,)))
+        assert alone == rows[slice_.start : slice_.stop]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 5, 6, 11, 12, 13, 40])
+def test_a_limit_ends_within_a_slice(tmp_path, limit):
+    (tmp_path / "a.tar").write_bytes(make_tar(adjacent(12)))
+    (tmp_path / "b.tar").write_bytes(make_tar(adjacent(3)))
+    everything = rows_of(uncut(plan_of(tmp_path)))
+    plan = plan_of(tmp_path, limit=limit)
+    assert plan.rows == min(limit, 15)
+    assert rows_of(plan) == everything[:limit]
+
+
+def test_a_tar_that_was_replaced_gives_as_many_rows_as_were_planned(tmp_path):
+    (tmp_path / "t.tar").write_bytes(make_tar(adjacent(12)))
+    plan = plan_of(tmp_path / "t.tar")
+    for payload in (make_tar(samples(12, seed=1).items()), make_tar(adjacent(3)), b"", b"x" * 9000):
+        (tmp_path / "t.tar").write_bytes(payload)
+        rows = rows_of(plan)
+        assert len(rows) == 12
+        assert len({id_ for id_, _, _ in rows}) == 12
+
+
+class Counting:
+    """An open file that counts what is read of it."""
+
+    requests = read_bytes = 0
+
+    def __init__(self, raw):
+        self._raw = raw
+
+    def seek(self, offset):
+        return self._raw.seek(offset)
+
+    def read(self, size):
+        found = self._raw.read(size)
+        Counting.requests += 1
+        Counting.read_bytes += len(found)
+        return found
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Counts requests and bytes of tars in memory://."""
+
+    def reader(fs, raw, *, stop):
+        return BlockReader(fs, Counting(raw), stop=stop)
+
+    def reset():
+        Counting.requests = Counting.read_bytes = 0
+
+    monkeypatch.setattr(tar_index, "BlockReader", reader)
+    reset()
+    yield reset
+    fsspec.filesystem("memory").rm("/tars", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "most_bytes", "most_requests"), [(300_000, 0.07, 85), (2_000, 1.01, 5)]
+)
+def test_planning_reads_headers_of_a_remote_tar_and_a_shard_its_own_bytes(
+    counting, size, most_bytes, most_requests
+):
+    """Past bug: a worker copied the tar whole. Small members are read rather than skipped."""
+    members = {}
+    for i in range(80):
+        members[f"{i}.jpg"] = random.Random(i).randbytes(size)
+        members[f"{i}.cls"] = b"1"
+    payload = make_tar(members.items())
+    fsspec.filesystem("memory").pipe_file("/tars/t.tar", payload)
+    file = InputFile("memory://tars/t.tar", "t.tar")
+    ((counted, rows),) = count_samples([file], {}, limit=None)
+    assert (rows, len(counted.sample_starts)) == (80, 80)
+    assert Counting.read_bytes <= most_bytes * len(payload)
+    assert Counting.requests <= most_requests
+    plan = plan_of("memory://tars/t.tar")
+    for shard in plan.shards:
+        counting()
+        rows = rows_of(replace(plan, shards=(shard,)))
+        assert list(good(rows).values()) == [
+            members[f"{i}.jpg"] for i in shard.slices[0].row_numbers
+        ]
+        slice_ = shard.slices[0]
+        planned = (slice_.end_byte or len(payload)) - slice_.first_byte
+        assert Counting.read_bytes <= planned + (16 << 10) + 512
+        assert Counting.requests <= 3
+
+
+def test_a_slice_holds_a_sample_at_a_time(tmp_path):
+    members = [(f"{i}.jpg", random.Random(i).randbytes(1 << 20)) for i in range(60)]
+    (tmp_path / "t.tar").write_bytes(make_tar(members))
+    plan = find_source(str(tmp_path / "t.tar")).cut(50)
+    assert [shard.rows for shard in plan.shards] == [50, 10]
+    del members
+    tracemalloc.start()
+    try:
+        assert sum(len(some.ids) for some in read_shard(plan.shards[0], format="webdataset")) == 50
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -393,16 +551,12 @@ def test_every_row_before_a_cut_is_there_and_an_error_names_the_tar(tmp_path, mi
         key: max(ends[f"{key}.{field}"] for field in ("jpg", "cls", "caption.txt"))
         for key in (name.removesuffix(".jpg") for name in ends if name.endswith(".jpg"))
     }
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole/t.tar").write_bytes(payload)
-    plan = plan_of(tmp_path / "whole/t.tar")
     marker = -(-max(ends.values()) // 512) * 512  # where the end marker begins
     cuts = random.Random(1).sample(range(marker + 512), 60)
     cuts += [0, 1, 511, 512, 513, marker, marker + 1, marker + 511]
     cuts += [-(-end // 512) * 512 for end in ends.values()]
     for cut in cuts:
-        (tmp_path / "whole/t.tar").write_bytes(payload[:cut])
-        rows = rows_of(plan)
+        rows = rows_of_damaged(tmp_path / "in", payload[:cut])
         found = good(rows)
         for key, end in whole.items():
             assert end > cut or found[f"t.tar#{key}"] == members[f"{key}.jpg"], cut
@@ -414,8 +568,8 @@ def test_every_row_before_a_cut_is_there_and_an_error_names_the_tar(tmp_path, mi
             assert set(found) == {f"t.tar#{key}" for key, end in whole.items() if end <= cut}, cut
             assert len(others) <= 1, "the sample that was cut"
         assert set(others) | set(found) == {id_ for id_, _, _ in rows[:-1]}
-    (tmp_path / "whole/t.tar").write_bytes(payload[: marker + 512])
-    assert errors(rows_of(plan)) == {}, "one block of the end marker is enough"
+    rows = rows_of_damaged(tmp_path / "in", payload[: marker + 512])
+    assert errors(rows) == {}, "one block of the end marker is enough"
 
 
 def test_a_packed_tar_that_is_cut_gives_the_rows_before(tmp_path):
@@ -463,10 +617,11 @@ def test_a_size_that_lies_damages_the_tar_and_never_hangs(tmp_path, size):
     payload = make_tar(members)
     with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
         at = tar.getmembers()[3].offset
-    (tmp_path / "t.tar").write_bytes(payload)
-    plan = plan_of(tmp_path / "t.tar")
+    (tmp_path / "a.tar").write_bytes(make_tar(members[:1]))
     (tmp_path / "t.tar").write_bytes(with_size(payload, at, size))
+    plan = plan_of(tmp_path)
     rows = rows_of(plan)
+    assert rows == rows_of(uncut(plan))
     found = good(rows)
     assert all(found[f"t.tar#{i}"] == members[i][1] for i in range(3))
     assert "t.tar" in errors(rows)
@@ -476,16 +631,13 @@ def test_wrong_bytes_anywhere_never_lose_a_sample_in_silence(tmp_path):
     """A byte in a header makes its checksum wrong; one in an image is for its decoder to find."""
     members = samples(10)
     payload = make_tar(members.items())
-    (tmp_path / "t.tar").write_bytes(payload)
-    plan = plan_of(tmp_path / "t.tar")
     rng = random.Random(2)
     damaged = 0
     for _ in range(150):
         broken = bytearray(payload)
         at = rng.randrange(len(payload) - 10240)
         broken[at : at + 3] = rng.randbytes(3)
-        (tmp_path / "t.tar").write_bytes(broken)
-        rows = rows_of(plan)
+        rows = rows_of_damaged(tmp_path / "in", broken)
         assert len(rows) >= 10 or "t.tar" in errors(rows), at
         damaged += "t.tar" in errors(rows)
     assert damaged > 10
@@ -585,7 +737,7 @@ def test_a_tar_that_is_gone_ends_its_shard_with_the_tars_before_it(tmp_path):
 def test_the_message_of_a_forbidden_tar_holds_no_secret(monkeypatch):
     location = "https://user:hunter2@host/b.tar?Signature=hunter2"
 
-    def forbidden(path, mode):
+    def forbidden(path, mode, **_):
         raise PermissionError(f"403, message='Forbidden', url='{path}'")
 
     there = SimpleNamespace(open=forbidden), location
@@ -600,7 +752,7 @@ def test_the_message_of_a_forbidden_tar_holds_no_secret(monkeypatch):
 
 @pytest.mark.parametrize("error", [errno.ESTALE, errno.ENOSPC])
 def test_a_transient_fault_and_a_full_disk_are_known_by_their_cause(monkeypatch, error):
-    def fails(path, mode):
+    def fails(path, mode, **_):
         raise OSError(error, os.strerror(error))
 
     there = SimpleNamespace(open=fails), "b.tar"
