@@ -61,7 +61,12 @@ def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
 
 
 def writer(
-    output: Path, palette: str, job: str = "quantize", *, lease: Lease | None = None
+    output: Path,
+    palette: str,
+    job: str = "quantize",
+    *,
+    lease: Lease | None = None,
+    again: bool = False,
 ) -> WriteParts:
     return WriteParts(
         output=str(output),
@@ -73,6 +78,7 @@ def writer(
         examples=3,
         output_options={},
         model_options={},
+        again=again,
     )
 
 
@@ -353,3 +359,22 @@ def test_the_run_stands_in_the_stats_and_in_no_part(tiny_model, tmp_path):
         assert run_of(tmp_path / run) == run
     folders = ("data", "errors")
     assert content(tmp_path / "one", *folders) == content(tmp_path / "two", *folders)
+
+
+@pytest.mark.parametrize("good", [[True, False, False], [True, True, True], [False, True, False]])
+def test_a_part_stays_until_one_with_as_many_good_rows_takes_its_place(tiny_model, tmp_path, good):
+    """Of a shard that is done again whole, as where its table was replaced by another."""
+    writer(tmp_path, tiny_model)(block(5, [True, False, True]))
+    before = content(tmp_path, "data", "errors", "stats")
+    (summary,) = writer(tmp_path, tiny_model, again=True)(block(5, good)).to_pylist()
+    after = content(tmp_path, "data", "errors", "stats")
+    if sum(good) < 2:
+        assert after == before
+        assert (summary["rows"], summary["errors"]) == (2, 1)
+        return
+    writer(tmp_path / "fresh", tiny_model)(block(5, good))
+    fresh = content(tmp_path / "fresh", "data")  # without errors
+    assert {name: after[name] for name in after if "stats" not in name} == fresh
+    then, now = (json.loads(files["stats/part-000005.json"]) for files in (before, after))
+    assert (now["rows"], now["errors"]) == (3, 0)
+    assert (now["finished"], now["seconds"]) == (then["finished"], then["seconds"])
