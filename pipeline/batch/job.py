@@ -89,7 +89,7 @@ class JobSpec:
     def shard_size(self, compute: "ComputePlan | None", n_rows: int) -> int:
         """Returns the rows of a shard where the options give none."""
         if compute is None:
-            return SHARD_ROWS
+            return cluster.reading_shard_size(n_rows, SHARD_ROWS)
         most = SAMPLED_BATCHES if self.generates else max(SHARD_ROWS // compute.images, 1)
         return cluster.shard_size(n_rows, compute.images, compute.device, most_batches=most)
 

@@ -25,6 +25,9 @@ from pipeline.storage.redact import redacted, redacted_line
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
+# A shard costs some 10 ms beside the work, as long as 4 photographs take to read. The last shards
+# to be done leave readers idle: with four for each, a quarter of the time at most.
+_SHARDS_PER_READER, _FEWEST_ROWS = 4, 16
 _PACKAGES = [str(Path(__file__).resolve().parents[2])]  # where igpt's packages lie side by side
 _PROBE_SECONDS = 10
 _MONITOR_SECONDS = 10  # between two probes of the head
@@ -308,7 +311,7 @@ def allocate(
         )
     n_cpus = cpus()
     n_model = 0 if device is None else (model_actors or auto_model_actors(device))
-    by_cpus = (n_cpus - 1) if device != "cpu" else n_cpus // 4
+    by_cpus = {None: n_cpus, "cuda": n_cpus - 1, "cpu": n_cpus // 4}[device]
     awaits_gpus = device == "cuda" and n_model > gpus() and (cpu_actors or n_model) > by_cpus
     awaits = is_empty() or awaits_gpus
     n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
@@ -325,6 +328,15 @@ def allocate(
         model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
         writing=Resources(n_writing, num_cpus=share, at_first=at_first and max(1, at_first // 4)),
     )
+
+
+def reading_shard_size(n_rows: int, most_rows: int) -> int:
+    """Chooses the rows of a shard of a job without a model: fewer than the most where otherwise the
+    cluster's CPUs would not have four shards each, but not so few that a shard costs more to hand
+    on than to read. `n_rows` is 0 where nobody has counted them."""
+    if not n_rows:
+        return most_rows
+    return min(max(n_rows // (_SHARDS_PER_READER * cpus()), _FEWEST_ROWS), most_rows)
 
 
 def shard_size(n_rows: int, rows_per_batch: int, device: str, *, most_batches: int = 4) -> int:

@@ -13,7 +13,7 @@ from ray.data import DataContext
 
 from pipeline.batch.model import find_device
 from pipeline.engine import cluster
-from pipeline.engine.cluster import allocate, shard_size
+from pipeline.engine.cluster import allocate, reading_shard_size, shard_size
 from pipeline.errors import UsageError
 from pipeline.options import ModelOptions
 
@@ -152,6 +152,31 @@ def test_where_a_model_computes(machine, cpus, gpus, options, grows, found):
 def test_shards_are_whole_batches_and_two_for_each_actor(machine, rows, cpus, expected):
     machine(cpus=cpus)
     assert shard_size(rows, 16, "cpu") == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "cpus", "expected"),
+    [
+        (1_000_000, 2, 1024),
+        (8192, 2, 1024),
+        (8191, 2, 1023),
+        (1000, 2, 125),  # past bug: one shard, so one of two CPUs had work
+        (1000, 64, 16),  # no shard costs more to hand on than to read
+        (3, 2, 16),
+        (0, 2, 1024),  # nobody has counted them
+    ],
+)
+def test_without_a_model_each_cpu_has_four_shards_where_there_are_the_rows(
+    machine, rows, cpus, expected
+):
+    machine(cpus=cpus)
+    assert reading_shard_size(rows, 1024) == expected
+
+
+def test_without_a_model_all_cpus_read(machine):
+    machine(cpus=96)
+    shares = allocate(device=None, cpu_actors=None, model_actors=None)
+    assert (shares.reading.actors, shares.reading.at_first) == (96, None)
 
 
 @pytest.mark.parametrize(
