@@ -121,10 +121,10 @@ def test_of_many_parts_only_the_latest_are_looked_into(running, monkeypatch, cap
     assert {"images", "errors", "images_per_second"} <= set(found["estimated"])
 
 
-def test_tars_whose_rows_nobody_has_counted(in_process, tiny_model, tmp_path, capsys):
+def test_compressed_tars_whose_rows_nobody_has_counted(in_process, tiny_model, tmp_path, capsys):
     (tmp_path / "tars").mkdir()
     for i, n in enumerate((2, 3, 4)):
-        with tarfile.open(tmp_path / "tars" / f"{i}.tar", "w") as tar:
+        with tarfile.open(tmp_path / "tars" / f"{i}.tar.gz", "w:gz") as tar:
             for k in range(n):
                 (tmp_path / f"{i}-{k}.png").write_bytes(encoded(photo(10 * i + k)))
                 tar.add(tmp_path / f"{i}-{k}.png", f"{i}-{k}.png")
