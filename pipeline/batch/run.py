@@ -74,7 +74,9 @@ def run_job(
             assert source is not None
             plan = cut(spec, source, compute, size)
         else:
-            plan = _as_planned(planned, spec.options, directory, again)
+            plan = planned
+            if isinstance(spec.options, ImageJobOptions):
+                plan = check_input(planned, spec.options, directory, again=again)
         job = Job(spec, directory.location, plan, compute, spec.resources(compute))
         record = resumed or record_of(job, wanted)
         lease = _acquire(job, directory, record, started=started, creates=resumed is None)
@@ -87,9 +89,9 @@ def run_job(
         # An actor of a run that was there before may write a part after all was cleared.
         finished = set() if resumed is None else directory.finished()
         try:
-            redone = _redone(planned, job.plan, again)
+            redone = _redone(planned, job.plan)
             job = replace(job, lease=lease, again=bool(again), redone=redone)
-            _execute(job, directory, lease, finished, again)
+            _execute(job, directory, lease, finished, {*again, *redone})
         except KeyboardInterrupt:
             raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
 
@@ -102,27 +104,13 @@ def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
     return options.model_copy(update=found | given)
 
 
-def _as_planned(
-    plan: Plan, options: RunOptions, directory: RunDirectory, again: Collection[int]
-) -> Plan:
-    """Checks that the input, where the job has one, is that of the plan; see `check_input`."""
-    if not isinstance(options, ImageJobOptions):
-        return plan
-
-    def find_finished() -> set[int]:
-        with directory.reached():
-            return directory.finished()
-
-    return check_input(plan, options, find_finished=find_finished, again=again)
-
-
-def _redone(planned: Plan | None, plan: Plan, again: Collection[int]) -> tuple[int, ...]:
-    """Lists the shards that are done again of which a file with many rows has changed: any of its
-    rows may be another."""
+def _redone(planned: Plan | None, plan: Plan) -> tuple[int, ...]:
+    """Lists the shards of which a file with many rows has been repaired: any of its rows may be
+    another."""
     if planned is None or plan.format == "images":
         return ()
     pairs = zip(planned.shards, plan.shards, strict=True)
-    return tuple(new.index for old, new in pairs if new.index in again and new != old)
+    return tuple(new.index for old, new in pairs if new != old)
 
 
 def cut(spec: JobSpec, source: Source, compute: "ComputePlan | None", size: int | None) -> Plan:

@@ -1,53 +1,54 @@
 """Whether the input of a run that is resumed is still the one that was planned."""
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pipeline.errors import UsageError
 from pipeline.inputs.identity import changes, shards_of, with_identities
 from pipeline.inputs.source import list_input
 from pipeline.options import ImageJobOptions
+from pipeline.run_directory.directory import RunDirectory
+from pipeline.run_directory.failed_rows import failed_files
 from pipeline.shards import Plan
 from pipeline.storage.filesystem import options_for
 from pipeline.storage.redact import redacted
 
 
 def check_input(
-    plan: Plan,
-    options: ImageJobOptions,
-    *,
-    find_finished: Callable[[], set[int]],
-    again: Collection[int] = (),
+    plan: Plan, options: ImageJobOptions, directory: RunDirectory, *, again: Collection[int] = ()
 ) -> Plan:
     """Lists the input of a run once more and compares it with the plan, file by file. Prints a line
     for people on files that are new, and one on those that are gone.
 
     Args:
-        find_finished: lists the shards that are done; called only where that matters.
+        directory: of the run.
         again: shards that are done once more, for their failed rows. Where there are some, a file
-            may have been repaired that no other finished shard has read.
+            may have been repaired that a failed row comes from, or that was not read yet.
 
     Returns:
         The plan, with the identities that repaired files have now.
 
     Raises UsageError where another file has changed, where all is gone that is still to be read,
-    or where the input is out of reach.
+    or where the input or the run is out of reach.
     """
-
-    def find_pending() -> set[int]:
-        return {shard.index for shard in plan.shards} - find_finished() | set(again)
-
     input_options = options_for(options.storage_options, "input")
+    with directory.reached():
+        unfinished = {shard.index for shard in plan.shards} - directory.finished()
+    pending = unfinished | set(again)
     try:
         files = list_input(options.input, format=plan.format, storage_options=input_options)
     except UsageError:
-        if find_pending():
+        if pending:
             raise
         return plan
     found = changes(plan, files)
-    pending = find_pending() if found.gone or (found.changed and again) else set()
     readers = shards_of(plan, found.changed)
-    repaired = [path for path, shards in readers.items() if again and shards <= pending]
+    failed = failed_files(directory, again) if found.changed else set()
+    repaired = [
+        path
+        for path, shards in readers.items()
+        if path in failed or (again and shards <= unfinished)
+    ]
     _refuse_changed({path: of for path, of in found.changed.items() if path not in repaired})
     notices = _gone_notice(plan, found.gone, pending)
     if found.new:

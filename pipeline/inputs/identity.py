@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pipeline.inputs.files import InputFile
-from pipeline.shards import Plan, Shard
+from pipeline.shards import FileSlice, Plan, Shard
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,20 @@ def shards_of(plan: Plan, paths: Collection[str]) -> dict[str, set[int]]:
 
 def with_identities(plan: Plan, identities: Mapping[str, str | None]) -> Plan:
     """Returns the plan with other identities of some files, by their paths; the same plan where
-    there are none."""
+    there are none. Of such a tar the last slice goes to its end, wherever that lies now: there may
+    be more in it than in one that was cut."""
     if not identities:
         return plan
 
+    def now(each: FileSlice) -> FileSlice:
+        if each.path not in identities:
+            return each
+        to_end = plan.format == "webdataset" and each.end_byte is None
+        stop = None if to_end else each.stop
+        return replace(each, identity=identities[each.path], stop=stop)
+
     def updated(shard: Shard) -> Shard:
-        slices = (
-            replace(each, identity=identities[each.path]) if each.path in identities else each
-            for each in shard.slices
-        )
-        return replace(shard, slices=tuple(slices))
+        return replace(shard, slices=tuple(map(now, shard.slices)))
 
     empty = {path: identities.get(path, then) for path, then in plan.empty.items()}
     return replace(plan, shards=tuple(map(updated, plan.shards)), empty=empty)

@@ -40,6 +40,17 @@ def count_by_kind(directory: RunDirectory, shards: Iterable[int]) -> Counter[str
     return total
 
 
+def failed_files(directory: RunDirectory, shards: Iterable[int]) -> set[str]:
+    """Returns the files that the failed rows of these shards come from."""
+
+    def sources(shard: int) -> list[str]:
+        table = _read(directory, shard, ["source"])
+        return [] if table is None else list(table["source"].to_pylist())
+
+    found = {each for some in map_in_threads(sources, sorted(shards)) for each in some}
+    return found | {source.rpartition("#")[0] for source in found}  # `file`, or `file#row`
+
+
 def error_kinds(directory: RunDirectory, shard: int) -> list[ErrorKind]:
     """Returns the classes of error of a shard, in the order of their first rows."""
     table = _read(directory, shard, ["id", "stage", "error", "message"])

@@ -1,8 +1,10 @@
 """`igpt retry-failed`: what failed is done again, from the options in run.json, from anywhere."""
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -220,6 +222,51 @@ def test_images_that_were_good_and_cannot_be_read_now_are_still_there(place):
     os.utime(place / "photos" / "03.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     main(["retry-failed", str(place / "run"), "--quiet"])
     assert parts(place / "run", "data", "errors") == before
+
+
+@pytest.mark.parametrize("shard_size", [2, 5, 100])
+def test_a_tar_that_was_cut_and_is_whole_again_gives_all_its_rows(
+    in_process, tiny_model, tmp_path, shard_size
+):
+    """Also those that nobody has counted, and from shards without errors too."""
+    source = tmp_path / "in"
+    source.mkdir()
+    images = {f"{i:02d}.png": encoded(photo(i)) for i in range(12)}
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for name, image in images.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(image)
+            tar.addfile(member, io.BytesIO(image))
+    whole = (tmp_path / "whole.tar").read_bytes()
+    (source / "a.tar").write_bytes(whole[: len(whole) * 7 // 12])
+    words = ["quantize", f"--input={source}", f"--model={tiny_model}", "--quiet"]
+    words += ["--max-error-fraction=0.9", f"--shard-size={shard_size}"]
+    main([*words, f"--output={tmp_path}/run"])
+    assert pq.read_table(tmp_path / "run" / "data").num_rows < 12
+    (source / "a.tar").write_bytes(whole)
+    main(["retry-failed", f"{tmp_path}/run", "--quiet"])
+    main([*words, f"--output={tmp_path}/fresh"])
+    found, fresh = (pq.read_table(tmp_path / run / "data") for run in ("run", "fresh"))
+    assert found.sort_by("id").equals(fresh.sort_by("id"))
+    assert fresh.num_rows == 12
+    assert not list((tmp_path / "run" / "errors").iterdir())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["rows"], report["errors"]) == (12, 0)
+    main(["verify", f"{tmp_path}/run"])
+
+
+def test_a_table_is_repaired_where_only_some_of_its_shards_have_errors(
+    in_process, photos, tiny_model, tmp_path
+):
+    good = [encoded(photo(i)) for i in range(10)]
+    words = ["quantize", f"--input={tmp_path}/in", f"--model={tiny_model}", "--quiet"]
+    words += ["--max-error-fraction=0.9", "--shard-size=3"]
+    write_input(tmp_path / "in", [*good[:9], b"no image"], "table")
+    main([*words, f"--output={tmp_path}/run"])
+    write_input(tmp_path / "in", [*good[1:], good[0]], "table")  # all rows are others
+    main(["retry-failed", f"{tmp_path}/run", "--quiet"])
+    main([*words, f"--output={tmp_path}/fresh"])
+    assert parts(tmp_path / "run", "data") == parts(tmp_path / "fresh", "data")
 
 
 def test_killed_between_results_and_errors_the_next_retry_clears_up(place, monkeypatch, capsys):
