@@ -11,7 +11,7 @@ os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".ca
 
 from models import save_tiny
 from pictures import encoded, photo
-from pipeline.engine import dispatch
+from pipeline.engine import dispatch, stage
 from pipeline.engine.stage import ShardResult, _ReportingShards, serialize
 from pipeline.storage.filesystem import open_location
 
@@ -112,10 +112,10 @@ class _InProcess:
     def iter_batches(self, **_):
         lent = [self._lease] * (len(self._stages) - 1) + [None]
         actors = [
-            type(stage.cls.__name__, (_ReportingShards,), {"stage": stage.cls, "lease": lease})(
-                **stage.arguments
+            type(each.cls.__name__, (_ReportingShards,), {"stage": each.cls, "lease": lease})(
+                **each.arguments
             )
-            for stage, lease in zip(self._stages, lent, strict=True)
+            for each, lease in zip(self._stages, lent, strict=True)
         ]
         for shard, block in self._blocks.items():
             table = serialize([ShardResult(shard, block)])
@@ -130,4 +130,6 @@ def in_process(ray_session):
     hands blocks on as they are is shown by those that run with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "chain", _InProcess)
+        patch.setattr(stage, "SHARD_BACKOFF", (0, 0, 0))
+        patch.setattr(stage, "_MAX_BACKOFF_SECONDS", 0)
         yield

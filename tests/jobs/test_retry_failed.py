@@ -141,8 +141,9 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("kind", ["files", "table"])
+@pytest.mark.parametrize(
+    ("job", "kind"), [*((job, "files") for job in JOBS), ("embed", "table"), ("complete", "table")]
+)
 def test_only_failed_rows_are_done_again_and_the_bytes_are_those_of_a_whole_run(
     in_process, photos, tiny_model, tmp_path, monkeypatch, job, kind
 ):
