@@ -6,7 +6,7 @@ import click
 from pydantic import Field
 
 from jobs.command import command, notes
-from pipeline.options import TrainingOptions
+from pipeline.options import TrainingOptions, note_default_model
 
 if TYPE_CHECKING:
     from pipeline.batch.model import Model
@@ -25,7 +25,7 @@ class FinetuneOptions(TrainingOptions):
 def run(options: FinetuneOptions) -> None:
     from igpt_core.learning.objectives import JointClassification
     from igpt_core.learning.training import accuracy
-    from pipeline.batch.model import find_model, note_default_model
+    from pipeline.batch.model import find_model
     from pipeline.storage.filesystem import options_for
     from pipeline.training.train import check_options, run_training, summary
 

@@ -34,18 +34,20 @@ def run(options: RetryOptions) -> None:
     ours = {"quiet": options.quiet, "debug": options.debug, "json_lines": options.json_lines}
     given = options.model_dump(exclude={"output", *ours}, exclude_none=True)
     job, recorded, _ = recorded_job(directory, given | ours)
+    where, plan = redacted(directory.location), directory.plan()
     failed = shards_with_errors(directory.fs, directory.path)
     before = count_by_kind(directory, failed).total()
-    if failed:
+    report = directory.report()
+    is_stale = report is not None and report["errors"] != before  # a retry was killed at its end
+    if failed or is_stale or (plan is not None and plan.redone):
         run_job(job.define, recorded, again=failed)
-    where = redacted(directory.location)
-    if not failed and options.json_lines:
+    if failed and options.progress == "text":
+        after = count_by_kind(directory, failed).total()
+        click.echo(f"{before} failed rows were done again, {after} of these shards' rows fail now")
+    elif not failed and options.json_lines:
         click.echo(json.dumps({"event": "done", "output": where, "retried": 0}))
     elif not failed and not options.quiet:
         click.echo(f"{where}: no row has failed, nothing to retry")
-    elif failed and options.progress == "text":
-        after = (directory.report() or {}).get("errors")
-        click.echo(f"{before} failed rows were done again, {after} of them failed again")
 
 
 COMMAND = command(

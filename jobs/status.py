@@ -34,7 +34,7 @@ def run(options: StatusOptions) -> None:
             json.dumps({"output": redacted(directory.location), **dataclasses.asdict(status)})
         )
     else:
-        for name, text in _lines(status, directory.location).items():
+        for name, text in _lines(status, redacted(directory.location)).items():
             click.echo(f"{name:7} {text}")
 
 

@@ -4,9 +4,12 @@ Each class names the heading under which `--help` shows its own fields. The defa
 can be typed; what is found where an option is not given stands in its description.
 """
 
+import sys
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from igpt_core.files.model_files import EMBEDDED
 
 AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
 # A number that is found automatically (None) where it is not given, or given as `auto`.
@@ -190,3 +193,17 @@ class TrainingOptions(PixelOptions, StorageOptions):
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="dtype of matrix products"
     )
+
+
+def note_default_model(options: Options) -> None:
+    """Prints on stderr that the shipped model is used, where a job that uses one names none; with
+    --quiet nothing."""
+    uses_model = "model" in type(options).model_fields
+    if uses_model and not {"model", "palette"} & options.model_fields_set and not options.quiet:
+        print(
+            f"no --model given: using {EMBEDDED}, the small one that ships with igpt (3 million "
+            "parameters, 32 x 32 pixels in 512 colors, trained on CIFAR-10); for another: --model "
+            "with a folder, a URI or a hub id",
+            file=sys.stderr,
+            flush=True,
+        )

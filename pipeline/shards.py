@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -101,7 +101,9 @@ class Plan:
 
     `passthrough` holds the input's columns that go into the results, with their Hub features;
     `skipped` counts the files left out, by extension. `limit` is the number of rows that were
-    asked for, None for all; `empty` holds the files without rows, their identities by path.
+    asked for, None for all; `empty` holds the files without rows, their identities by path;
+    `redone` lists the shards of files that were repaired, of which all rows are still to be done
+    again.
     """
 
     format: str
@@ -113,6 +115,7 @@ class Plan:
     skipped: Mapping[str, int] = field(default_factory=dict)
     limit: int | None = None
     empty: Mapping[str, str | None] = field(default_factory=dict)
+    redone: Sequence[int] = ()
 
     @property
     def rows(self) -> int | None:
@@ -130,6 +133,7 @@ class Plan:
             "skipped": dict(self.skipped),
             "limit": self.limit,
             "empty": dict(self.empty),
+            "redone": list(self.redone),
             "passthrough": base64.b64encode(self.passthrough.serialize()).decode(),
         }
         slices = [each for shard in self.shards for each in shard.slices]

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipeline.batch.job import Job, JobSpec
-from pipeline.batch.model import note_default_model
 from pipeline.batch.run import cut
 from pipeline.engine import cluster
 from pipeline.engine.dispatch import dispatch_shards
 from pipeline.inputs.source import Source
-from pipeline.options import RunOptions
+from pipeline.options import RunOptions, note_default_model
 from pipeline.run_directory.layout import spread
 from pipeline.run_directory.stats import Work
 from pipeline.shards import Plan, Shard

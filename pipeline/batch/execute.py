@@ -1,6 +1,7 @@
 """Executing a job: pending shards through the stages, progress, error budget, report."""
 
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -24,7 +25,7 @@ from pipeline.run_directory.stats import rows_done
 from pipeline.run_directory.summary import RunSummary, read_summary
 from pipeline.shards import Plan
 from pipeline.storage.filesystem import store_errors
-from pipeline.storage.redact import redacted_line
+from pipeline.storage.redact import redacted, redacted_line
 
 
 def execute(
@@ -73,30 +74,37 @@ def execute(
         mode=progress,
     )
     _check_budget(clock, max_error_fraction)
-    if pending:
-        clock.show()
-        metrics = RunMetrics(record["job"])
-        work = dispatch_shards(plan, pending, stages, lease=lease)
-        with (
-            _kept_up(directory, plan, earlier),
-            closing(clock),
-            _reasons_to_stop(directory, plan, lease, next_move),
-            closing(work),
-        ):
-            for summary in work:
-                clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
-                metrics.add(summary)
-                _check_budget(clock, max_error_fraction)
+    left: list[int] = []
+    resumed_shards = len(plan.shards) - len(pending)
+    changes = {"resumed_shards": resumed_shards} if pending and not again else {}
+    with _kept_up(directory, plan, lease, earlier, changes):
+        if pending:
+            clock.show()
+            metrics = RunMetrics(record["job"])
+            work = dispatch_shards(plan, pending, stages, lease=lease)
+            with closing(clock), _reasons_to_stop(directory, plan, lease, next_move), closing(work):
+                for summary in work:
+                    clock.add(summary | {"seconds": sum(filter(None, summary["seconds"].values()))})
+                    metrics.add(summary)
+                    left += [summary["shard"]] if summary["left"] else []
+                    _check_budget(clock, max_error_fraction)
     _check_complete(directory, plan, next_move)
     directory.delete_leftovers()
     _check_budget(clock, max_error_fraction)
     run = read_summary(directory)
     if run.report is None:
-        report = _report(run, plan, resumed_shards=len(plan.shards) - len(pending))
+        report = _report(run, plan, resumed_shards=resumed_shards)
         directory.write_json(REPORT_FILE, report)
         run = replace(run, report=report)
     images_per_second, seconds = run.speed.images_per_second, run.speed.seconds
     clock.finish(images_per_second, speed_text(images_per_second, seconds))
+    if left and progress != "quiet":
+        print(
+            f"{len(left)} shards stay as they were, with more good rows than were found now; the "
+            f"first is {part_name('data', left[0])}",
+            file=sys.stderr,
+            flush=True,
+        )
     return run
 
 
@@ -115,25 +123,33 @@ def _report(summary: RunSummary, plan: Plan, *, resumed_shards: int) -> dict[str
 
 
 def _retrying(directory: RunDirectory) -> str:
-    return shlex.join(["igpt", "retry-failed", directory.location])
+    return shlex.join(["igpt", "retry-failed", redacted(directory.location)])
 
 
 @contextmanager
 def _kept_up(
-    directory: RunDirectory, plan: Plan, report: Mapping[str, Any] | None
+    directory: RunDirectory,
+    plan: Plan,
+    lease: Lease,
+    report: Mapping[str, Any] | None,
+    changes: Mapping[str, Any],
 ) -> Iterator[None]:
     """Brings the counts of a report up to date in the end, however that comes: the run was finished
-    before, and is so all the time."""
+    before, and is so all the time. Its speed stays that of the work."""
     try:
         yield
     finally:
-        if report is not None:
+        if report is not None and not _is_superseded(lease):
             by_kind = _errors_by_kind(directory, directory.finished())
-            rows = rows_done(directory, plan.shards) - by_kind.total()
-            counts = {"rows": rows, "errors": by_kind.total()}
             order = sorted(by_kind.items(), key=lambda kind: (-kind[1], kind[0]))
-            kinds = {"errors_by_kind": dict(order)}
-            directory.write_json(REPORT_FILE, {**report, **counts, **kinds})
+            counts = {
+                "rows": rows_done(directory, plan.shards) - by_kind.total(),
+                "errors": by_kind.total(),
+                "errors_by_kind": dict(order),
+            }
+            now = {**report, **counts, **changes}
+            if now != report:
+                directory.write_json(REPORT_FILE, now)
 
 
 @contextmanager

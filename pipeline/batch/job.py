@@ -117,7 +117,6 @@ class Job:
         resources: what each stage gets of the cluster.
         lease: the right to work at `output`; None where nothing is written.
         again: the failed rows of shards that are done are done again.
-        redone: of those shards all rows are.
     """
 
     spec: JobSpec
@@ -127,7 +126,6 @@ class Job:
     resources: cluster.ResourcePlan
     lease: Lease | None = None
     again: bool = False
-    redone: tuple[int, ...] = ()
 
     @property
     def schema(self) -> pa.Schema:
@@ -151,7 +149,7 @@ class Job:
             "mask": mask,
             "prompts": prompts,
             "kept_in": self.output if self.again else None,
-            "redone": self.redone,
+            "redone": self.plan.redone,
             "output_options": options_for(options.storage_options, "output"),
             "input_options": options_for(options.storage_options, "input"),
             "model_options": options_for(options.storage_options, "model"),

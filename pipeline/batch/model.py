@@ -1,6 +1,5 @@
 """What a job computes with, as the driver knows it: the model, device and dtype."""
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline.engine import cluster
 from pipeline.engine.batch_size import CPU, Memory, forward_images, free_gpu_bytes, sampling_images
 from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
-from pipeline.options import ModelOptions, Options, SamplingOptions
+from pipeline.options import ModelOptions, SamplingOptions
 from pipeline.stages.model_batches import RANDOM
 from pipeline.stages.sampling import Drawing
 from pipeline.storage.filesystem import absolute_model, options_for
@@ -69,20 +68,6 @@ def model_of(options: ModelOptions, *, head: str | None = "causal") -> Model:
     if options.random_weights:
         return _random_model(options.model, head)
     return find_model(options.model, options_for(options.storage_options, "model"), head=head)
-
-
-def note_default_model(options: Options) -> None:
-    """Prints on stderr that the shipped model is used, where a job that uses one names none; with
-    --quiet nothing."""
-    uses_model = "model" in type(options).model_fields
-    if uses_model and not {"model", "palette"} & options.model_fields_set and not options.quiet:
-        print(
-            f"no --model given: using {EMBEDDED}, the small one that ships with igpt (3 million "
-            "parameters, 32 x 32 pixels in 512 colors, trained on CIFAR-10); for another: --model "
-            "with a folder, a URI or a hub id",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def _random_model(variant: str, head: str | None) -> Model:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.batch.execute import execute
 from pipeline.batch.job import Job, JobSpec
-from pipeline.batch.model import note_default_model
 from pipeline.batch.record import dependencies, record_of
 from pipeline.batch.same_input import check_input
 from pipeline.engine import cluster
 from pipeline.errors import RunFailed, UsageError
 from pipeline.inputs.source import Source
-from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
+from pipeline.options import ImageJobOptions, ModelOptions, RunOptions, note_default_model
 from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
@@ -89,9 +88,9 @@ def run_job(
         # An actor of a run that was there before may write a part after all was cleared.
         finished = set() if resumed is None else directory.finished()
         try:
-            redone = _redone(planned, job.plan)
-            job = replace(job, lease=lease, again=bool(again), redone=redone)
-            _execute(job, directory, lease, finished, {*again, *redone})
+            again = {*again, *job.plan.redone}
+            job = replace(job, lease=lease, again=bool(again))
+            _execute(job, directory, lease, finished, again)
         except KeyboardInterrupt:
             raise RunFailed(f"interrupted; next: {resuming(str(record['command']))}") from None
 
@@ -102,15 +101,6 @@ def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
     given = {name: getattr(options, name) for name in FOUND}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
     return options.model_copy(update=found | given)
-
-
-def _redone(planned: Plan | None, plan: Plan) -> tuple[int, ...]:
-    """Lists the shards of which a file with many rows has been repaired: any of its rows may be
-    another."""
-    if planned is None or plan.format == "images":
-        return ()
-    pairs = zip(planned.shards, plan.shards, strict=True)
-    return tuple(new.index for old, new in pairs if new != old)
 
 
 def cut(spec: JobSpec, source: Source, compute: "ComputePlan | None", size: int | None) -> Plan:
@@ -195,6 +185,8 @@ def _execute(
             max_error_fraction=options.max_error_fraction,
             progress=options.progress,
         )
+        if job.plan.redone:
+            directory.write_plan(replace(job.plan, redone=()))
     finally:
         lease.end()
     write_report(

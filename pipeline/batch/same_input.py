@@ -4,7 +4,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.inputs.identity import changes, shards_of, with_identities
+from pipeline.inputs.identity import changes, repaired, shards_of
 from pipeline.inputs.source import list_input
 from pipeline.options import ImageJobOptions
 from pipeline.run_directory.directory import RunDirectory
@@ -26,7 +26,7 @@ def check_input(
             may have been repaired that a failed row comes from, or that was not read yet.
 
     Returns:
-        The plan, with the identities that repaired files have now.
+        The plan, with repaired files as they are now.
 
     Raises UsageError where another file has changed, where all is gone that is still to be read,
     or where the input or the run is out of reach.
@@ -44,12 +44,9 @@ def check_input(
     found = changes(plan, files)
     readers = shards_of(plan, found.changed)
     failed = failed_files(directory, again) if found.changed else set()
-    repaired = [
-        path
-        for path, shards in readers.items()
-        if path in failed or (again and shards <= unfinished)
-    ]
-    _refuse_changed({path: of for path, of in found.changed.items() if path not in repaired})
+    not_read_yet = {path for path, shards in readers.items() if again and shards <= unfinished}
+    is_repaired = failed & readers.keys() | not_read_yet
+    _refuse_changed({path: of for path, of in found.changed.items() if path not in is_repaired})
     notices = _gone_notice(plan, found.gone, pending)
     if found.new:
         notices.append(
@@ -58,7 +55,7 @@ def check_input(
         )
     for notice in notices if options.progress != "quiet" else ():
         print(notice, file=sys.stderr, flush=True)
-    return with_identities(plan, {path: found.changed[path][1] for path in repaired})
+    return repaired(plan, [file for file in files if file.path in is_repaired], input_options)
 
 
 def _refuse_changed(changed: Mapping[str, tuple[str, str]]) -> None:
@@ -67,7 +64,8 @@ def _refuse_changed(changed: Mapping[str, tuple[str, str]]) -> None:
         raise UsageError(
             "expected the input that the run was planned with, found it changed: "
             f"{_named(list(changed))} ({then} then, {now} now); next: put back what was there, "
-            "--overwrite to start anew, or another --output"
+            "igpt retry-failed where failed images were repaired, --overwrite to start anew, or "
+            "another --output"
         )
 
 

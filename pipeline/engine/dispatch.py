@@ -68,7 +68,8 @@ def dispatch_shards(
         back: set[int] = set()
         blocks = {index: table.slice(row_of[index], 1) for index in order}
         if queue.tries_last:
-            blocks = {i: for_last_try(block, proven=queue.begun) for i, block in blocks.items()}
+            proven = queue.begun or len(shards) < len(plan.shards)  # earlier, or now
+            blocks = {i: for_last_try(block, proven=proven) for i, block in blocks.items()}
         try:
             with closing(_submit(blocks, stages, lease, proven=queue.begun)) as results:
                 for result in results:

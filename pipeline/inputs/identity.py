@@ -1,10 +1,15 @@
 """What has become of an input's files since they were planned."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from pipeline.errors import UsageError
 from pipeline.inputs.files import InputFile
-from pipeline.shards import FileSlice, Plan, Shard
+from pipeline.inputs.tar_index import Samples
+from pipeline.inputs.webdataset_schema import samples_in
+from pipeline.shards import FileSlice, Plan
+from pipeline.storage.redact import redacted
 
 
 @dataclass(frozen=True)
@@ -62,22 +67,49 @@ def shards_of(plan: Plan, paths: Collection[str]) -> dict[str, set[int]]:
     return found
 
 
-def with_identities(plan: Plan, identities: Mapping[str, str | None]) -> Plan:
-    """Returns the plan with other identities of some files, by their paths; the same plan where
-    there are none. Of such a tar the last slice goes to its end, wherever that lies now: there may
-    be more in it than in one that was cut."""
-    if not identities:
+def repaired(plan: Plan, files: Collection[InputFile], options: Mapping[str, Any]) -> Plan:
+    """Returns the plan with files as they are now, in place of those of which rows have failed. Of
+    tables and tars any row may be another: the shards that read them are to be done again.
+
+    Args:
+        files: of the plan, with their identities now; the same plan where there are none.
+        options: fsspec options of the input.
+
+    Raises UsageError for a tar that cannot be cut as it was.
+    """
+    if not files:
         return plan
+    now = {file.path: file for file in files}
+    tars = files if plan.format == "webdataset" else ()
+    starts = {file.path: (samples_in(file, options) or Samples(0, None)).starts for file in tars}
 
-    def now(each: FileSlice) -> FileSlice:
-        if each.path not in identities:
+    def updated(each: FileSlice) -> FileSlice:
+        if each.path not in now:
             return each
-        to_end = plan.format == "webdataset" and each.end_byte is None
-        stop = None if to_end else each.stop
-        return replace(each, identity=identities[each.path], stop=stop)
+        each = replace(each, identity=now[each.path].identity)
+        return _recut(each, starts[each.path], plan.limit) if each.path in starts else each
 
-    def updated(shard: Shard) -> Shard:
-        return replace(shard, slices=tuple(map(now, shard.slices)))
+    shards = [replace(shard, slices=tuple(map(updated, shard.slices))) for shard in plan.shards]
+    of_many_rows = plan.format != "images"
+    changed = {new.index for old, new in zip(plan.shards, shards, strict=True) if old != new}
+    redone = sorted({*plan.redone, *changed}) if of_many_rows else plan.redone
+    empty = {path: now[path].identity if path in now else i for path, i in plan.empty.items()}
+    return replace(plan, shards=tuple(shards), empty=empty, redone=redone)
 
-    empty = {path: identities.get(path, then) for path, then in plan.empty.items()}
-    return replace(plan, shards=tuple(map(updated, plan.shards)), empty=empty)
+
+def _recut(each: FileSlice, starts: Sequence[int] | None, limit: int | None) -> FileSlice:
+    """Returns the slice of a tar with the bytes that its samples have now. One that went to the end
+    of the tar goes there again: there may be more in it than in a tar that was cut short."""
+    to_end = each.end_byte is None
+    stop = None if to_end and limit is None else each.stop
+    if each.first_byte is None:
+        return replace(each, stop=stop)
+    last = each.start if to_end else each.stop
+    if starts is None or (last and last >= len(starts)):
+        raise UsageError(
+            f"expected the tar {redacted(each.path)} to hold the samples that were planned, found "
+            "others; next: --overwrite to start anew, or another --output"
+        )
+    first_byte = starts[each.start] if each.start else 0
+    end_byte = None if to_end or each.stop is None else starts[each.stop]
+    return replace(each, stop=stop, first_byte=first_byte, end_byte=end_byte)

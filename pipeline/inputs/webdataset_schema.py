@@ -132,7 +132,7 @@ def count_samples(
     counted: list[tuple[InputFile, int | None]] = []
     if limit is None:
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(lambda file: _find_samples(file, options), files)
+            found = pool.map(lambda file: samples_in(file, options), files)
             for file, samples in zip(files, found, strict=True):
                 counted.append(_counted(file, samples) if samples else (file, None))
         return counted
@@ -140,7 +140,7 @@ def count_samples(
     for file in files:
         if left <= 0:
             break
-        samples = _find_samples(file, options)
+        samples = samples_in(file, options)
         if samples:
             counted.append(_counted(file, samples, most=left))
             left -= samples.rows
@@ -159,7 +159,9 @@ def _counted(
     return file._replace(sample_starts=samples.starts), rows
 
 
-def _find_samples(file: InputFile, options: Mapping[str, Any]) -> Samples | None:
+def samples_in(file: InputFile, options: Mapping[str, Any]) -> Samples | None:
+    """Reads where the samples of a tar begin, as `find_samples` does. Raises UsageError where the
+    store refuses."""
     with _refusing(file), open_tar(file.path, options) as opened:
         return find_samples(opened)
 

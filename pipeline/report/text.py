@@ -2,8 +2,6 @@
 
 import unicodedata
 
-from pipeline.engine.progress import duration
-
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
 
 
@@ -28,6 +26,8 @@ def rate(value: float) -> str:
 
 def speed_text(images_per_second: float, seconds: float | None) -> str:
     """Says two figures of a run's `Speed`, in the words that stand for them everywhere."""
+    from pipeline.engine.progress import duration  # with pyarrow, which other words do without
+
     text = f"{rate(images_per_second)} images/s while working"
     return text if seconds is None else f"{text}, {duration(seconds)} with start-up"
 

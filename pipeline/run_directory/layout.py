@@ -75,8 +75,9 @@ def parquet_file(content: bytes) -> pq.ParquetFile:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Writes a table as a Parquet file; the same bytes for the same table and version of
-    pyarrow."""
+    """Writes a table as a Parquet file; the same bytes for the same rows and version of pyarrow,
+    however the table is cut into chunks."""
+    table = table.combine_chunks()
     buffer = io.BytesIO()
     with pq.ParquetWriter(
         buffer, table.schema, compression="zstd", write_page_checksum=True

@@ -62,6 +62,14 @@ class EarlierPart:
         chosen = place[is_good | is_kept].astype(np.int64)
         return pa.concat_tables([self.results, results]).take(pa.array(chosen))
 
+    def is_as_good(self, block: pa.Table, merged: pa.Table) -> bool:
+        """Tells whether merged rows may take the place of this part: where the block keeps rows, if
+        none is missing; where all are done again, if there are as many."""
+        if not _is_kept(block).any():
+            return bool(merged.num_rows >= self.results.num_rows)
+        there = pc.is_in(self.results[rows.ID], merged[rows.ID].combine_chunks())
+        return bool(pc.all(there).as_py())
+
     def figures(self, block: pa.Table, merged: pa.Table) -> dict[str, Any]:
         """Returns what stays of the stats: when and where the shard was done, in how many seconds,
         and the pictures of rows that the block keeps, by their places among the merged ones."""

@@ -22,7 +22,6 @@ from pipeline.stages.earlier_part import KEPT, ids_in_part
 from pipeline.stages.tokenize import Tokenizer, Tokens, decode
 from pipeline.storage.filesystem import open_location
 
-DUPLICATE = "DuplicateId"
 # What CountColors makes of a shard.
 COLORS = pa.schema(
     [
@@ -144,7 +143,7 @@ def _refuse_duplicates(read: InputRows, sources: dict[str, str]) -> None:
         first = sources.setdefault(id_, source)
         if first != source:
             read.images[index] = RowError(
-                STAGE, DUPLICATE, f"expected ids that differ, found that of {first}: {id_}"
+                STAGE, "DuplicateId", f"expected ids that differ, found that of {first}: {id_}"
             )
 
 
@@ -152,7 +151,7 @@ def _keep(read: InputRows, kept: Container[str]) -> None:
     """Marks the rows that have their results; a later row of the same id is a failed one."""
     for index, id_ in enumerate(read.ids):
         image = read.images[index]
-        if id_ in kept and not (isinstance(image, RowError) and image.error == DUPLICATE):
+        if id_ in kept and not (isinstance(image, RowError) and image.error == "DuplicateId"):
             read.images[index] = KEPT
 
 

@@ -39,6 +39,7 @@ SUMMARY = pa.schema(
         pa.field("bytes", pa.int64()),  # of the results as Parquet
         pa.field("seconds", pa.struct([(stage, pa.float64()) for stage in STAGES])),
         pa.field("finished", pa.float64()),  # unix seconds
+        pa.field("left", pa.bool_()),  # as it was: what was done again is not as good
     ]
 )
 
@@ -105,7 +106,7 @@ class WriteParts:
         figures = self._figures(good, results)
         if earlier is not None:
             results = earlier.merged(block, results)
-            if results.num_rows < earlier.results.num_rows:
+            if not earlier.is_as_good(block, results):
                 return self._left(shard, earlier, found=results.num_rows)
             figures |= self._likelihoods(results) | earlier.figures(block, results)
         payload = parquet_bytes(results)
@@ -124,12 +125,12 @@ class WriteParts:
             self._write_stats(shard, summary | figures)
             self._check_lease(shard)
             write_atomic(self._fs, self._path("data", shard), payload)
-        else:  # killed in between, rows are in both: the next retry clears that up
+        else:  # killed before the last step, a row has an error yet: the next retry clears that up
             write_atomic(self._fs, self._path("data", shard), payload)
-            self._replace_errors(shard, _errors_payload(failed))
             self._write_stats(shard, summary | figures)
+            self._replace_errors(shard, _errors_payload(failed))
         self._check_lease(shard)  # so that no shard counts as this run's which another may redo
-        return pa.Table.from_pylist([summary], schema=SUMMARY)
+        return pa.Table.from_pylist([summary | {"left": False}], schema=SUMMARY)
 
     def _earlier(self, shard: int) -> EarlierPart | None:
         if not self._again:
@@ -151,6 +152,7 @@ class WriteParts:
             "bytes": 0,
             "finished": time.time(),
             "seconds": {},
+            "left": True,
         }
         return pa.Table.from_pylist([summary], schema=SUMMARY)
 

@@ -13,6 +13,7 @@ import pytest
 
 from jobs.__main__ import main
 from pictures import BAD, GOOD, encoded, photo
+from pipeline.stages.blocks import shard_metadata
 from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.write_parts import WriteParts
 from runs import parts, refusal
@@ -232,12 +233,7 @@ def test_a_tar_that_was_cut_and_is_whole_again_gives_all_its_rows(
     """Also those that nobody has counted, and from shards without errors too."""
     source = tmp_path / "in"
     source.mkdir()
-    images = {f"{i:02d}.png": encoded(photo(i)) for i in range(12)}
-    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
-        for name, image in images.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(image)
-            tar.addfile(member, io.BytesIO(image))
+    pack(tmp_path / "whole.tar", [encoded(photo(i)) for i in range(12)])
     whole = (tmp_path / "whole.tar").read_bytes()
     (source / "a.tar").write_bytes(whole[: len(whole) * 7 // 12])
     words = ["quantize", f"--input={source}", f"--model={tiny_model}", "--quiet"]
@@ -268,6 +264,86 @@ def test_a_table_is_repaired_where_only_some_of_its_shards_have_errors(
     main(["retry-failed", f"{tmp_path}/run", "--quiet"])
     main([*words, f"--output={tmp_path}/fresh"])
     assert parts(tmp_path / "run", "data") == parts(tmp_path / "fresh", "data")
+
+
+def test_a_sample_that_is_larger_now_moves_the_bytes_of_all_behind_it(
+    in_process, tiny_model, tmp_path
+):
+    """Past bug: other shards of the tar were read from where their samples had been."""
+    source = tmp_path / "in"
+    source.mkdir()
+    good = [encoded(photo(i)) for i in range(11)]
+    pack(source / "a.tar", [*good[:4], b"", *good[5:]])
+    words = ["quantize", f"--input={source}", f"--model={tiny_model}", "--quiet"]
+    words += ["--max-error-fraction=0.9", "--shard-size=3"]
+    main([*words, f"--output={tmp_path}/run"])
+    pack(source / "a.tar", good)
+    main(["retry-failed", f"{tmp_path}/run", "--quiet"])
+    main([*words, f"--output={tmp_path}/fresh"])
+    assert parts(tmp_path / "run", "data") == parts(tmp_path / "fresh", "data")
+    assert not list((tmp_path / "run" / "errors").iterdir())
+
+
+def test_a_tar_that_holds_other_samples_is_refused_and_nothing_changes(
+    in_process, tiny_model, tmp_path, capsys
+):
+    source = tmp_path / "in"
+    source.mkdir()
+    pack(source / "a.tar", [b"", *(encoded(photo(i)) for i in range(10))])
+    words = ["quantize", f"--input={source}", f"--model={tiny_model}", "--quiet"]
+    main([*words, f"--output={tmp_path}/run", "--max-error-fraction=0.9", "--shard-size=3"])
+    before = contents(tmp_path / "run")
+    pack(source / "a.tar", [encoded(photo(0))])
+    line = refusal(capsys, "retry-failed", tmp_path / "run")
+    assert f"the tar {source}/a.tar to hold the samples that were planned" in line
+    assert contents(tmp_path / "run") == before
+
+
+def pack(path: Path, images: list[bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for i, image in enumerate(images):
+            member = tarfile.TarInfo(f"{i:02d}.png")
+            member.size = len(image)
+            tar.addfile(member, io.BytesIO(image))
+
+
+def test_a_repair_that_was_stopped_is_taken_up_again_whole(
+    in_process, tiny_model, tmp_path, monkeypatch, capsys
+):
+    """Past bug: the next retry took the table for the one that was planned, and rows of the old and
+    the new one stayed side by side."""
+    good = [encoded(photo(i)) for i in range(9)]
+    words = ["quantize", f"--input={tmp_path}/in", f"--model={tiny_model}", "--quiet"]
+    words += ["--max-error-fraction=0.9", "--shard-size=3"]
+    write_input(tmp_path / "in", [b"no image", *good[1:]], "table")
+    main([*words, f"--output={tmp_path}/run"])
+    write_input(tmp_path / "in", good[::-1], "table")  # all rows are others
+    with monkeypatch.context() as patch:
+        call = WriteParts.__call__
+
+        def stopped(self, block):
+            if shard_metadata(block).index > 0:
+                raise RuntimeError("stopped")
+            return call(self, block)
+
+        patch.setattr(WriteParts, "__call__", stopped)
+        refusal(capsys, "retry-failed", tmp_path / "run", code=1)
+    assert not list((tmp_path / "run" / "errors").iterdir())
+    main(["retry-failed", f"{tmp_path}/run", "--quiet"])
+    main([*words, f"--output={tmp_path}/fresh"])
+    assert parts(tmp_path / "run", "data") == parts(tmp_path / "fresh", "data")
+    main(["verify", f"{tmp_path}/run"])
+
+
+def test_a_report_that_a_killed_retry_left_is_brought_up_to_date(place):
+    (place / "photos" / "truncated.jpg").write_bytes(encoded(photo(20), "JPEG"))
+    stale = (place / "run" / "report.json").read_bytes()
+    main(["retry-failed", str(place / "run"), "--quiet"])
+    report = (place / "run" / "report.json").read_bytes()
+    assert report != stale
+    (place / "run" / "report.json").write_bytes(stale)
+    main(["retry-failed", str(place / "run"), "--quiet"])
+    assert (place / "run" / "report.json").read_bytes() == report
 
 
 def test_killed_between_results_and_errors_the_next_retry_clears_up(place, monkeypatch, capsys):

@@ -60,7 +60,9 @@ class Cluster:
 def run(monkeypatch):
     """Dispatches n shards on such a cluster: (shards done, in order; message of the failure)."""
 
-    def dispatched(n: int, **traits: object) -> tuple[list[int], str, Cluster]:
+    def dispatched(
+        n: int, done_before: int = 0, **traits: object
+    ) -> tuple[list[int], str, Cluster]:
         cluster = Cluster(**({"poison": set()} | traits))
         monkeypatch.setattr(dispatch, "_submit", cluster)
         shards = tuple(Shard(i, (FileSlice("f", "f", 0, 1),)) for i in range(n))
@@ -68,7 +70,8 @@ def run(monkeypatch):
         done, message = [], ""
         try:
             stage = Stage(object, {}, Resources(actors=2))
-            done.extend(row["shard"] for row in dispatch_shards(plan, plan.shards, [stage]))
+            left = plan.shards[done_before:]
+            done.extend(row["shard"] for row in dispatch_shards(plan, left, [stage]))
         except RunFailed as failed:
             message = str(failed)
         return sorted(done), message, cluster
@@ -132,6 +135,8 @@ def test_what_failed_is_told_that_it_is_tried_for_the_last_time(run):
     assert cluster.told == {3: [Tries.MORE, Tries.LAST_AMONG_DONE]}
     _, _, cluster = run(1, fails=lambda shard, n: True)
     assert cluster.told == {0: [Tries.MORE, Tries.LAST]}
+    _, _, cluster = run(2, done_before=1, fails=lambda shard, n: True)
+    assert cluster.told == {1: [Tries.MORE, Tries.LAST_AMONG_DONE]}
 
 
 @pytest.mark.parametrize("poison", [{0}, {39}, {5, 11}, {5, 6}, {0, 1, 2}, set(range(5, 40, 6))])

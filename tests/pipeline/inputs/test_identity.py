@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from made_runs import make_run
-from pipeline.inputs.identity import Changes, changes, planned_identities, with_identities
+from pipeline.inputs.identity import Changes, changes, planned_identities, repaired
 from pipeline.inputs.source import find_source, list_input
 from pipeline.shards import Plan
 
@@ -166,7 +166,8 @@ def test_a_plan_takes_on_the_identities_of_repaired_files(tmp_path):
     touch(tmp_path, "a.png", "b.png", "c.png")
     plan = plan_of(tmp_path)
     touch(tmp_path, "a.png", "b.png", content=b"repaired")
-    found = compare(plan, tmp_path).changed
-    repaired = with_identities(plan, {f"{tmp_path}/a.png": found[f"{tmp_path}/a.png"][1]})
-    assert set(compare(repaired, tmp_path).changed) == {f"{tmp_path}/b.png"}
-    assert [shard.rows for shard in repaired.shards] == [2, 1]
+    (a,) = (file for file in list_input(str(tmp_path), format="images") if file.name == "a.png")
+    taken = repaired(plan, [a], {})
+    assert set(compare(taken, tmp_path).changed) == {f"{tmp_path}/b.png"}
+    assert [shard.rows for shard in taken.shards] == [2, 1]
+    assert not taken.redone
