@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -115,7 +115,7 @@ class Plan:
     skipped: Mapping[str, int] = field(default_factory=dict)
     limit: int | None = None
     empty: Mapping[str, str | None] = field(default_factory=dict)
-    redone: Sequence[int] = ()
+    redone: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int | None:
@@ -162,6 +162,7 @@ class Plan:
             raise UsageError("expected the plan of a run, found a table without one; start anew")
         rest = json.loads(raw)
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(rest.pop("passthrough"))))
+        rest["redone"] = tuple(rest.get("redone", ()))
         return cls(shards=tuple(_shards(table)), passthrough=schema, **rest)
 
 

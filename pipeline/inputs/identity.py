@@ -92,7 +92,7 @@ def repaired(plan: Plan, files: Collection[InputFile], options: Mapping[str, Any
     shards = [replace(shard, slices=tuple(map(updated, shard.slices))) for shard in plan.shards]
     of_many_rows = plan.format != "images"
     changed = {new.index for old, new in zip(plan.shards, shards, strict=True) if old != new}
-    redone = sorted({*plan.redone, *changed}) if of_many_rows else plan.redone
+    redone = tuple(sorted({*plan.redone, *changed})) if of_many_rows else plan.redone
     empty = {path: now[path].identity if path in now else i for path, i in plan.empty.items()}
     return replace(plan, shards=tuple(shards), empty=empty, redone=redone)
 

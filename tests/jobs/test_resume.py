@@ -365,7 +365,7 @@ def test_photos_replaced_under_their_names_are_refused(half, tmp_path, capsys):
     size, now = (path.stat().st_size for path in (tmp_path / "01.png", tmp_path / "photos/01.png"))
     assert f"found it changed: 2 files, the first is {tmp_path}/photos/01.png (size={size} " in line
     assert f" then, size={now} " in line
-    assert "next: put back what was there, --overwrite to start anew, or another --output" in line
+    assert "next: put back what was there, igpt retry-failed where failed" in line
     assert parts(tmp_path / "run", "data", "errors") == before
     for name in kept:
         (tmp_path / name).replace(tmp_path / "photos" / name)
