@@ -43,7 +43,7 @@ def run(options: RetryOptions) -> None:
         run_job(job.define, recorded, again=failed)
     if failed and options.progress == "text":
         after = count_by_kind(directory, failed).total()
-        click.echo(f"{before} failed rows were done again, {after} of these shards' rows fail now")
+        click.echo(f"failed rows done again: {before}; of these shards' rows fail now: {after}")
     elif not failed and options.json_lines:
         click.echo(json.dumps({"event": "done", "output": where, "retried": 0}))
     elif not failed and not options.quiet:
