@@ -25,7 +25,7 @@ from pipeline.storage.redact import redacted_error
 # from all over the plan are tried, at least so many, before the run ends. Actors back off longer
 # after each failure, so some time has passed.
 _BREAKER_FAILURES = 5
-_BREAKER_PROBES = 8
+_BREAKER_PROBES = 5
 # The same of submissions of several shards, at the start of a run, that are aborted by dead
 # processes before any shard is done.
 _BREAKER_ABORTS = 4
@@ -125,6 +125,8 @@ class _Queue:
         self._failures: dict[int, str] = {}
         self._poison: set[int] = set()  # of the failures: shards that their process died of
         self._failed_in_a_row = self._aborts = 0
+        self._probes: list[int] = []
+        self._waiting: list[int] = []  # for the probes, which are among them
         self._probes_left = 0
         self._tried_last: float = inf  # how many shards were
         self.tries_last = False  # whether what is submitted is tried for the last time
@@ -133,11 +135,13 @@ class _Queue:
     @property
     def tripped(self) -> bool:
         """Returns whether so many failed in a row that others are to be tried in their place."""
-        return self._failed_in_a_row >= self._most_in_a_row
+        return not self._probes_left and self._failed_in_a_row >= self._most_in_a_row
 
     def next_submission(self) -> list[int]:
         """Takes the shards to submit next; none where all are done, or none of those that have
         failed was done when they were tried again."""
+        if self._waiting and not self._submissions:
+            self._submissions.extend(_submissions(self._after_probes()))
         again = sorted(self._failures.keys() - self._poison)
         if not self._submissions and len(again) < self._tried_last:
             # On another node, at another time. One whose disk is full may have taken some again.
@@ -164,20 +168,28 @@ class _Queue:
             raise self._failed()
 
     def probe(self, left: Sequence[int]) -> None:
-        """Queues shards from anywhere among all that were not tried, others at each start, and
-        after them the rest, last what comes before the first of them: it lies where so many failed.
+        """Queues shards from anywhere among all that were not tried, others at each start; the rest
+        waits for them.
 
         Args:
             left: of the submission in which too many failed in a row.
         """
         waiting = [*left, *(index for order in self._submissions for index in order)]
-        places = sorted(random.sample(range(len(waiting)), min(len(waiting), self._n_probes)))
-        chosen = [waiting[place] for place in places]
-        self._failed_in_a_row, self._probes_left = 0, len(chosen)
-        first = min(places, default=0)
-        probes = set(chosen)
-        rest = [i for i in [*waiting[first:], *waiting[:first]] if i not in probes]
-        self._submissions = deque([chosen, *_submissions(rest)] if chosen else [])
+        self._waiting += waiting
+        n = min(len(self._waiting), self._n_probes)
+        places = sorted(random.sample(range(len(self._waiting)), n))
+        self._probes = [self._waiting[place] for place in places]
+        self._failed_in_a_row, self._probes_left = 0, n
+        self._submissions = deque([list(self._probes)] if n else [])
+
+    def _after_probes(self) -> list[int]:
+        """Takes what waited for probes: from the first on that was done, and then what lies before
+        it, backwards, towards where so many failed."""
+        done = next((i for i in self._probes if i not in self._failures), None)
+        at = 0 if done is None else self._waiting.index(done)
+        probes, order = set(self._probes), [*self._waiting[at:], *reversed(self._waiting[:at])]
+        self._probes, self._waiting = [], []
+        return [index for index in order if index not in probes]
 
     def requeue(self, order: Sequence[int], back: Collection[int], error: Exception) -> None:
         """Queues again what an error of Ray's has aborted. Raises RunFailed where it is no use."""
