@@ -156,13 +156,14 @@ class _Queue:
         self.begun, self._failed_in_a_row, self._probes_left = True, 0, 0
 
     def note_failure(self, shard: int, reason: str) -> None:
-        """Notes a failure. Raises RunFailed where probes, or the last tries, fail too."""
+        """Notes a failure. Raises RunFailed where probes, unless nothing else is left, or the last
+        tries fail too."""
         _log.warning("shard %d: %s", shard, reason)
         self._failures[shard] = reason
         self._failed_in_a_row += 1
         if self._probes_left:
             self._probes_left -= 1
-            if not self._probes_left:
+            if not self._probes_left and len(self._waiting) > len(self._probes):
                 raise self._failed(", some of them from all over the plan; the rest was not tried")
         elif self.tries_last and self.tripped:
             raise self._failed()

@@ -36,8 +36,9 @@ def read_shard(
 
     The arguments are fields of the shard's plan; `storage_options` those of the input alone. Of the
     rows whose ids are in `kept` the caller wants no images.
-    Raises what the store raises where a fault of it may be gone soon (`is_transient`), and
-    UnreadableTar.
+
+    Raises what is no row's fault: what the store raises where that may be gone soon
+    (`is_transient`) or is the place's (`faults`), and UnreadableTar.
     """
     passthrough = pa.schema([]) if passthrough is None else passthrough
     options = ReadOptions(image_column, id_column, passthrough, storage_options or {}, format, kept)

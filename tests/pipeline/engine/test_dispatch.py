@@ -87,6 +87,13 @@ def test_what_fails_once_is_done_at_the_second_try(run):
     assert cluster.submissions == 2
 
 
+@pytest.mark.parametrize("n", [11, 13, 15])
+def test_many_that_fail_at_the_end_of_the_plan_have_their_last_try(run, n):
+    """They may be done then: as error rows of a host that is gone."""
+    done, message, _ = run(60, fails=lambda shard, tries: shard >= 60 - n and tries == 1)
+    assert (done, message) == (list(range(60)), "")
+
+
 @pytest.mark.parametrize("n", [9, 12])
 def test_what_fails_twice_is_named_all_of_it(run, n):
     """Past bug: the second try forgot what had failed, counted on, and said that the rest had not
