@@ -22,7 +22,7 @@ from pipeline.stages.blocks import shard_metadata, tokens_of
 from pipeline.stages.earlier_part import KEPT, EarlierPart
 from pipeline.stages.result_columns import RESULTS, pictures
 from pipeline.storage.atomic import write_atomic
-from pipeline.storage.filesystem import join, open_location, read_bytes
+from pipeline.storage.filesystem import exists, join, open_location, read_bytes
 
 # What a shard's seconds are counted by.
 STAGES = ("read", "decode", "model", "write")
@@ -210,9 +210,12 @@ class WriteParts:
         if payload == self._errors_there(path):
             return
         # An earlier attempt at this shard had other errors: its results lack rows, or hold some
-        # that are errors now. Where this attempt got no further they would count as done.
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(self._path("data", shard))
+        # that are errors now. Where this attempt got no further they would count as done. Only
+        # where they are there: a store may carry out a request whose answer timed out later than
+        # the one that was sent in its place, and after the results that were written meanwhile.
+        if exists(self._fs, data := self._path("data", shard)):
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(data)
         self._replace_errors(shard, payload)
 
     def _replace_errors(self, shard: int, payload: bytes | None) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def block(shard: int, good: list[bool], *, samples: int = 0) -> pa.Table:
 
 
 def writer(
-    output: Path,
+    output: Path | str,
     palette: str,
     job: str = "quantize",
     *,
@@ -252,6 +253,21 @@ def test_a_later_attempt_with_other_errors_that_is_cut_short_leaves_a_shard_to_b
     writer(tmp_path / "other", tiny_model)(second)
     folders = [folder for folder in ("data", "errors") if (tmp_path / "other" / folder).exists()]
     assert content(tmp_path, *folders) == content(tmp_path / "other", *folders)
+
+
+def test_a_request_that_a_store_carries_out_late_deletes_no_results(tiny_model, monkeypatch):
+    """Past bug: each shard with errors had its results deleted before they were written. A DELETE
+    whose answer had timed out, so that it was sent again, came to the store after the results."""
+    fs, path = open_location("memory://late")
+    late: list[str] = []
+    monkeypatch.setattr(type(fs), "rm_file", lambda _, path: late.append(path))
+    writer("memory://late", tiny_model)(block(3, [True, False]))
+    monkeypatch.undo()
+    for each in late:
+        with suppress(FileNotFoundError):
+            fs.rm_file(each)
+    assert finished_shards(fs, path) == {3}
+    fs.rm(path, recursive=True)
 
 
 def test_writing_again_writes_the_same_bytes(tiny_model, tmp_path):
