@@ -23,6 +23,7 @@ class ExportOptions(RayOptions, StorageOptions):
 
 def run(options: ExportOptions) -> None:
     from pipeline.engine import cluster
+    from pipeline.engine.allocation import allocate
     from pipeline.engine.stage import Stage
     from pipeline.export.export import acquire, export_parts, find_palette, open_run, pending_parts
     from pipeline.export.formats import EXPORTS
@@ -57,7 +58,7 @@ def run(options: ExportOptions) -> None:
     }
     if pending:
         with cluster.connected(options.address):
-            actors = cluster.allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
+            actors = allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
             stage = Stage(ExportParts, arguments, actors.reading)
             export_parts(exported.plan, pending, stage, progress=options.progress)
     facts = {

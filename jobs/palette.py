@@ -21,6 +21,7 @@ class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
 def run(options: PaletteOptions) -> None:
     from igpt_core.images.palette import Palette
     from pipeline.engine import cluster
+    from pipeline.engine.allocation import allocate
     from pipeline.engine.stage import Stage
     from pipeline.inputs.source import find_source
     from pipeline.stages.read_images import CountColors
@@ -58,7 +59,7 @@ def run(options: PaletteOptions) -> None:
         "input_options": input_options,
     }
     with cluster.connected(options.address):
-        readers = cluster.allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
+        readers = allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
         histogram, images, errors = count_colors(
             plan, Stage(CountColors, arguments, readers.reading), progress=options.progress
         )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.run import cut
-from pipeline.engine import cluster
+from pipeline.engine import allocation, cluster
 from pipeline.engine.dispatch import dispatch_shards
 from pipeline.inputs.source import Source
 from pipeline.options import RunOptions, note_default_model
@@ -108,7 +108,8 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
     with cluster.connected(options.address):
         compute = spec.find_compute()
         plan = cut(spec, source, compute, options.shard_size)
-        job = Job(spec, NOWHERE, plan, compute, spec.resources(compute))
+        resources = spec.resources(compute, rows=source.rows or 0)
+        job = Job(spec, NOWHERE, plan, compute, resources)
         actors = job.resources.reading.actors if compute is None else job.resources.model.actors
         size = _TRIAL_ROWS if compute is None else compute.images
         if source.rows is None:  # compressed tars: the first rows, which a limit counts
@@ -156,14 +157,14 @@ def _estimate(
         bytes_out=round(per_row * rows * share_good),
         trial_rows=trial_rows,
         trial_errors=sum(part["errors"] for part in tried),
-        speeds=tuple(_speeds(job.resources, tried, on_gpus=on_gpus, cpus=cluster.cpus())),
+        speeds=tuple(_speeds(job.resources, tried, on_gpus=on_gpus, cpus=allocation.cpus())),
         gpus=job.resources.model.actors if on_gpus else 0,
         startup_seconds=startup,
     )
 
 
 def _speeds(
-    resources: cluster.ResourcePlan,
+    resources: allocation.ResourcePlan,
     tried: Sequence[Mapping[str, Any]],
     *,
     on_gpus: bool,

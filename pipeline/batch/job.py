@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline import rows
 from pipeline.batch.quantizer import Quantizer
-from pipeline.engine import cluster
+from pipeline.engine import allocation
 from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.source import Source, find_source
@@ -83,27 +83,28 @@ class JobSpec:
 
         options = self.options
         assert isinstance(options, ModelOptions)
-        device, dtype = find_device(options, grows=cluster.may_grow(options.address))
+        device, dtype = find_device(options, grows=allocation.may_grow(options.address))
         return self.compute_plan(device, dtype)
 
     def shard_size(self, compute: "ComputePlan | None", n_rows: int) -> int:
         """Returns the rows of a shard where the options give none."""
         if compute is None:
-            return cluster.reading_shard_size(n_rows, SHARD_ROWS)
+            return allocation.reading_shard_size(n_rows, SHARD_ROWS)
         most = SAMPLED_BATCHES if self.generates else max(SHARD_ROWS // compute.images, 1)
-        return cluster.shard_size(n_rows, compute.images, compute.device, most_batches=most)
+        return allocation.shard_size(n_rows, compute.images, compute.device, most_batches=most)
 
     def resources(
-        self, compute: "ComputePlan | None", *, request_cpus: bool = True
-    ) -> cluster.ResourcePlan:
-        """Returns what each stage gets of the cluster that is joined; see `cluster.allocate`."""
+        self, compute: "ComputePlan | None", *, rows: int = 0, request_cpus: bool = True
+    ) -> allocation.ResourcePlan:
+        """Returns what each stage gets of the cluster that is joined; see `allocation.allocate`."""
         options = self.options
-        return cluster.allocate(
+        return allocation.allocate(
             device=None if compute is None else compute.device,
             cpu_actors=options.cpu_actors,
             model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
             request_cpus=request_cpus,
-            grows=cluster.may_grow(options.address),
+            rows=rows,
+            grows=allocation.may_grow(options.address),
         )
 
 
@@ -123,7 +124,7 @@ class Job:
     output: str
     plan: Plan
     compute: "ComputePlan | None"
-    resources: cluster.ResourcePlan
+    resources: allocation.ResourcePlan
     lease: Lease | None = None
     again: bool = False
 

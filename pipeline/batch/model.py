@@ -11,7 +11,7 @@ from igpt_core.heads import HEADS
 from igpt_core.model.checkpoint import model_fingerprint
 from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from pipeline.batch.quantizer import Quantizer, find_quantizer
-from pipeline.engine import cluster
+from pipeline.engine import allocation
 from pipeline.engine.batch_size import CPU, Memory, forward_images, free_gpu_bytes, sampling_images
 from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
@@ -86,18 +86,18 @@ def find_device(options: ModelOptions, *, grows: bool = False) -> tuple[str, str
     the cluster that is joined. Raises UsageError.
 
     Args:
-        grows: whether GPUs that are not there may come; see `cluster.may_grow`.
+        grows: whether GPUs that are not there may come; see `allocation.may_grow`.
     """
     device = options.device
     if device == "auto":
-        if cluster.is_empty():
+        if allocation.is_empty():
             raise UsageError(
                 "expected --device where the cluster has no CPU and no GPU yet, found none; next: "
                 "--device cuda --model-actors N, for which its autoscaler brings N GPUs, or "
                 "--device cpu"
             )
-        device = "cuda" if cluster.gpus() else "cpu"
-    elif device == "cuda" and not cluster.gpus() and not (grows and options.model_actors):
+        device = "cuda" if allocation.gpus() else "cpu"
+    elif device == "cuda" and not allocation.gpus() and not (grows and options.model_actors):
         more = "--model-actors N, for which its autoscaler brings N GPUs, or " if grows else ""
         raise UsageError(f"expected a GPU for --device cuda, found none; next: {more}--device cpu")
     dtype = options.dtype

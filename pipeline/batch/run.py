@@ -11,7 +11,7 @@ from pipeline.batch.execute import execute
 from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.record import dependencies, record_of
 from pipeline.batch.same_input import check_input
-from pipeline.engine import cluster
+from pipeline.engine import allocation, cluster
 from pipeline.errors import RunFailed, UsageError
 from pipeline.inputs.source import Source
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions, note_default_model
@@ -76,7 +76,8 @@ def run_job(
             plan = planned
             if isinstance(spec.options, ImageJobOptions):
                 plan = check_input(planned, spec.options, directory, again=again)
-        job = Job(spec, directory.location, plan, compute, spec.resources(compute))
+        resources = spec.resources(compute, rows=plan.rows or 0)
+        job = Job(spec, directory.location, plan, compute, resources)
         record = resumed or record_of(job, wanted)
         lease = _acquire(job, directory, record, started=started, creates=resumed is None)
         if planned is None:
@@ -156,8 +157,8 @@ def _say_what_must_come(options: RunOptions) -> None:
     """Prints that GPUs have to come, where more are asked for than there are."""
     if not isinstance(options, ModelOptions) or options.device != "cuda":
         return
-    asked, there = options.model_actors or 0, cluster.gpus()
-    if asked > there and cluster.may_grow(options.address) and options.progress == "text":
+    asked, there = options.model_actors or 0, allocation.gpus()
+    if asked > there and allocation.may_grow(options.address) and options.progress == "text":
         print(
             f"the cluster has {there} of {asked} GPUs: its autoscaler has to bring the others",
             file=sys.stderr,

@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and allocating its CPUs and GPUs to the stages of a job."""
+"""Joining or starting Ray for the length of a job, and leaving it."""
 
 import io
 import logging
@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,16 +17,10 @@ import ray
 from ray.data import DataContext
 from ray.job_config import JobConfig
 
-from pipeline.engine.stage import Resources
 from pipeline.errors import UsageError
 from pipeline.storage.redact import redacted, redacted_line
 
 OBJECT_STORE_BYTES = 2 << 30  # of a private local Ray: a block is a few megabytes
-# Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
-_SHARE_OF_CPUS = 0.9
-# A shard costs some 10 ms beside the work, as long as 4 photographs take to read. The last shards
-# to be done leave readers idle: with four for each, a quarter of the time at most.
-_SHARDS_PER_READER, _FEWEST_ROWS = 4, 16
 _PACKAGES = [str(Path(__file__).resolve().parents[2])]  # where igpt's packages lie side by side
 _PROBE_SECONDS = 10
 _MONITOR_SECONDS = 10  # between two probes of the head
@@ -236,116 +229,3 @@ def _refuse_other_addresses(address: str) -> None:
             f"{redacted(address)}, which is {what}; next: --address {name}:6379 on one of its "
             f"machines, or from elsewhere igpt submit --address http://{name}:8265 before the job"
         )
-
-
-@dataclass(frozen=True)
-class ResourcePlan:
-    """What each stage of a job gets of the cluster."""
-
-    reading: Resources
-    model: Resources
-    writing: Resources
-
-
-def may_grow(address: str | None) -> bool:
-    """Tells whether a job at `address` joins a cluster, whose autoscaler may bring more nodes; a
-    private Ray stays as it is."""
-    return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
-
-
-def is_empty() -> bool:
-    """Tells whether the cluster has no CPU for work yet: its head runs none, and its autoscaler
-    brings workers when something asks for them."""
-    return not _total("CPU")
-
-
-def gpus() -> int:
-    """Counts the GPUs of the cluster that is joined."""
-    return int(_total("GPU"))
-
-
-def cpus() -> int:
-    """Counts the CPUs of the cluster that is joined, one at least."""
-    return max(int(_total("CPU")), 1)
-
-
-def _total(resource: str) -> float:
-    return float(ray.cluster_resources().get(resource, 0))  # type: ignore[no-untyped-call]
-
-
-def auto_model_actors(device: str) -> int:
-    """Counts one for each GPU, or on CPUs one for each core: each computes on one thread."""
-    return max(gpus(), 1) if device == "cuda" else cpus()
-
-
-def allocate(
-    *,
-    device: str | None,
-    cpu_actors: int | None,
-    model_actors: int | None,
-    request_cpus: bool = True,
-    grows: bool = False,
-) -> ResourcePlan:
-    """Allocates shares of the cluster's CPUs, such that all actors of the job fit at once.
-
-    Where machines have to come for the job, as there is no CPU yet, or fewer GPUs than it asks for
-    and too few CPUs for its readers, each actor asks for a whole CPU, so that as many come: shares
-    would all fit on the first machine. Elsewhere Ray does not say whether any would come, and a job
-    that asked for them might wait in vain.
-
-    Where a model computes there is one reader for each GPU at first, and on CPUs one in all, and
-    Ray starts more while shards wait for them; all from the start where `cpu_actors` are asked for,
-    or machines have to come.
-
-    Args:
-        device: of the model stage, None where the job has none.
-        cpu_actors, model_actors: as asked for; found from the cluster where None.
-        request_cpus: false for actors that run beside whatever else there is.
-        grows: whether GPUs that are not there may come; see `may_grow`.
-
-    Raises UsageError for more model actors than GPUs.
-    """
-    if device == "cuda" and (model_actors or 0) > gpus() and not grows:
-        raise UsageError(
-            f"--model-actors {model_actors} need as many GPUs, the cluster has {gpus()}"
-        )
-    n_cpus = cpus()
-    n_model = 0 if device is None else (model_actors or auto_model_actors(device))
-    by_cpus = {None: n_cpus, "cuda": n_cpus - 1, "cpu": n_cpus // 4}[device]
-    awaits_gpus = device == "cuda" and n_model > gpus() and (cpu_actors or n_model) > by_cpus
-    awaits = is_empty() or awaits_gpus
-    n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
-    n_writing = max(1, n_reading // 4)
-    is_fixed = device is None or cpu_actors is not None or awaits
-    at_first = None if is_fixed else min(n_reading, n_model if device == "cuda" else 1)
-    # Those with a GPU request no CPU: on a node whose CPUs readers took first they could not start.
-    n_requesting = n_reading + n_writing + (n_model if device == "cpu" else 0)
-    share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_requesting)
-    share = int(share * 1000) / 1000 if request_cpus else 0.0
-    on_gpu = device == "cuda"
-    return ResourcePlan(
-        reading=Resources(n_reading, num_cpus=share, at_first=at_first),
-        model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
-        writing=Resources(n_writing, num_cpus=share, at_first=at_first and max(1, at_first // 4)),
-    )
-
-
-def reading_shard_size(n_rows: int, most_rows: int) -> int:
-    """Chooses the rows of a shard of a job without a model: fewer than the most where otherwise the
-    cluster's CPUs would not have four shards each, but not so few that a shard costs more to hand
-    on than to read. `n_rows` is 0 where nobody has counted them."""
-    if not n_rows:
-        return most_rows
-    return min(max(n_rows // (_SHARDS_PER_READER * cpus()), _FEWEST_ROWS), most_rows)
-
-
-def shard_size(n_rows: int, rows_per_batch: int, device: str, *, most_batches: int = 4) -> int:
-    """Chooses the rows of a shard for a model stage: whole batches, and fewer than the most where
-    otherwise the cluster's model actors would not have two shards each.
-
-    Depends on the cluster alone and not on --model-actors, so that another number of actors cuts
-    the same shards.
-    """
-    wanted = 2 * auto_model_actors(device)
-    batches = min(most_batches, n_rows // (wanted * rows_per_batch))
-    return max(batches, 1) * rows_per_batch

@@ -15,7 +15,7 @@ from igpt_core.errors import CheckpointError
 from pipeline import rows
 from pipeline.batch.job import Job, JobSpec
 from pipeline.batch.record import dependencies
-from pipeline.engine.cluster import ResourcePlan
+from pipeline.engine.allocation import ResourcePlan
 from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.parquet_schema import parquet_errors

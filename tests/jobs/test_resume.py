@@ -16,7 +16,7 @@ from pictures import BAD, GOOD, encoded, photo
 from pipeline.batch import execute as run
 from pipeline.batch import model as models
 from pipeline.batch import run as run_job
-from pipeline.engine import cluster, dispatch
+from pipeline.engine import allocation, dispatch
 from pipeline.errors import RunFailed, UsageError
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
@@ -165,8 +165,8 @@ def test_what_was_found_on_the_cluster_is_not_found_anew(
     before = parts(tmp_path / "run")
     (tmp_path / "run" / "data" / "part-000003.parquet").unlink()
     for gpus, empty in ((1, False), (0, True)):
-        monkeypatch.setattr(cluster, "gpus", lambda found=gpus: found)
-        monkeypatch.setattr(cluster, "is_empty", lambda found=empty: found)
+        monkeypatch.setattr(allocation, "gpus", lambda found=gpus: found)
+        monkeypatch.setattr(allocation, "is_empty", lambda found=empty: found)
         igpt("embed", **options, pool="mean")
         assert parts(tmp_path / "run") == before
 
