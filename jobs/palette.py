@@ -39,6 +39,7 @@ def run(options: PaletteOptions) -> None:
         keep_columns=[],
         limit=options.limit,
         storage_options=input_options,
+        shown=options.progress == "text",
     )
     if source.format == "tokens":
         raise UsageError(

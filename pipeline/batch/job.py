@@ -191,6 +191,7 @@ def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) ->
         prompt_column=prompt_column,
         limit=options.limit,
         storage_options=options_for(options.storage_options, "input"),
+        shown=options.progress == "text",
     )
     changed = {"resize": options.resize != "exact", "crop": options.crop != "squash"}
     unused = [name for name, given in changed.items() if given]

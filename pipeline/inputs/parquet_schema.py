@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import UsageError
+from pipeline.inputs.counting import counting
 from pipeline.inputs.files import InputFile
 from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
 from pipeline.storage.filesystem import is_local, open_location, store_errors
@@ -29,15 +30,23 @@ def parquet_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
 
 
 def read_footers(
-    files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
+    files: Sequence[InputFile],
+    options: Mapping[str, Any],
+    *,
+    limit: int | None,
+    shown: bool = False,
 ) -> tuple[list[tuple[InputFile, int]], _Schemas]:
     """Reads files' rows and largest row groups, as many as the limit needs; and each schema that
     occurs, with the first file that has it. Files without rows have no say in schemas: what wrote
-    them, often did not know the types. Raises UsageError where no file has rows."""
+    them, often did not know the types. `shown`: see `counting`. Raises UsageError where no file has
+    rows."""
     counted: list[tuple[InputFile, int]] = []
     schemas: dict[tuple[Any, ...], tuple[InputFile, pa.Schema]] = {}
     rows = 0
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+    with (
+        counting(len(files), "Parquet files", shown=shown) as count,
+        ThreadPoolExecutor(_FOOTER_THREADS) as pool,
+    ):
         for start in range(0, len(files), _FOOTERS_AT_ONCE):
             some = files[start : start + _FOOTERS_AT_ONCE]
             footers = pool.map(lambda file: _read_footer(file, options), some)
@@ -45,6 +54,7 @@ def read_footers(
                 groups = (footer.row_group(i).num_rows for i in range(footer.num_row_groups))
                 file = file._replace(largest_group=max(groups, default=0))
                 counted.append((file, footer.num_rows))
+                count()
                 if footer.num_rows == 0:
                     continue
                 rows += footer.num_rows

@@ -177,6 +177,7 @@ def find_source(
     label_column: str | None = None,
     limit: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    shown: bool = False,
 ) -> Source:
     """Finds and counts the files of an input (file, folder, glob, comma-list of them).
 
@@ -185,7 +186,8 @@ def find_source(
     `image_column` may also name a column of tokens; `prompt_column` names one of tokens that begin
     images, of any length. `limit` takes the first rows only. `keep_columns` None keeps every column
     but the image; with a `label_column` it keeps that one, beside those named.
-    `storage_options` are those of the input location alone. Raises UsageError.
+    `storage_options` are those of the input location alone. `shown` says how far it is, where it
+    takes long. Raises UsageError.
     """
     options = storage_options or {}
     files = find_files(input, options)
@@ -217,11 +219,11 @@ def find_source(
         if label_column is not None:
             keep_columns = [*(keep_columns or []), label_column]
         if format == "webdataset":
-            counted = count_samples(files, options, limit=limit)
+            counted = count_samples(files, options, limit=limit, shown=shown)
             columns = [*(keep_columns or []), *([id_column] if id_column else [])]
             schemas = [find_sample_schema(files, options, image=image_column, wanted=columns)]
         else:
-            counted, schemas = read_footers(files, options, limit=limit)
+            counted, schemas = read_footers(files, options, limit=limit, shown=shown)
             if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
                 format = "tokens"
                 image_column, positions = choose_tokens_column(schemas, image_column)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
+from pipeline.inputs.counting import counting
 from pipeline.inputs.files import InputFile, format_extensions
 from pipeline.inputs.tar_index import (
     DAMAGE_ERRORS,
@@ -124,17 +125,25 @@ def _refusing(file: InputFile) -> Iterator[None]:
 
 
 def count_samples(
-    files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int | None
+    files: Sequence[InputFile],
+    options: Mapping[str, Any],
+    *,
+    limit: int | None,
+    shown: bool = False,
 ) -> list[tuple[InputFile, int | None]]:
     """Returns files with their rows and `sample_starts`: without a limit all of them, with one the
     first that make it up. The rows of a compressed tar are counted (not None) for a limit alone,
-    and only where it is whole."""
+    and only where it is whole. `shown`: see `counting`."""
     counted: list[tuple[InputFile, int | None]] = []
     if limit is None:
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with (
+            counting(len(files), "tars", shown=shown) as count,
+            ThreadPoolExecutor(_THREADS) as pool,
+        ):
             found = pool.map(lambda file: samples_in(file, options), files)
             for file, samples in zip(files, found, strict=True):
                 counted.append(_counted(file, samples) if samples else (file, None))
+                count()
         return counted
     left = limit
     for file in files:
