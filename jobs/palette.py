@@ -7,7 +7,7 @@ from pydantic import Field
 
 from jobs.command import command
 from pipeline.errors import UsageError
-from pipeline.options import ClusterOptions, PixelOptions, StorageOptions
+from pipeline.options import ClusterOptions, MaxErrorFraction, PixelOptions, StorageOptions
 
 
 class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
@@ -16,6 +16,7 @@ class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
     colors: int = Field(512, ge=1, le=65536, description="colors of the palette")
     image_size: int = Field(32, ge=1, description="pixels per side to resize to before counting")
     seed: int = Field(0, ge=0, description="seed of the k-means start")
+    max_error_fraction: MaxErrorFraction = 0.1
 
 
 def run(options: PaletteOptions) -> None:
@@ -62,7 +63,11 @@ def run(options: PaletteOptions) -> None:
     with cluster.connected(options.address):
         readers = allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
         histogram, images, errors = count_colors(
-            plan, Stage(CountColors, arguments, readers.reading), progress=options.progress
+            plan,
+            Stage(CountColors, arguments, readers.reading),
+            location=options.input,
+            max_error_fraction=options.max_error_fraction,
+            progress=options.progress,
         )
     try:
         palette = Palette.fit_histogram(histogram, options.colors, seed=options.seed)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import Crop, Resize
 from pipeline import rows
-from pipeline.errors import OverErrorBudget, UsageError
+from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
 from pipeline.stages.blocks import tokens_of
 from pipeline.stages.read_images import ReadImages
+from pipeline.training.error_budget import check_error_budget
 
 logger = logging.getLogger(__name__)
 
@@ -138,22 +139,15 @@ def read_images(
         n_read += block.num_rows
         n_failed += block.num_rows - blocks[-1].num_rows
         if plan.rows is not None:  # else they are not counted before the end
-            _check_budget(n_failed, plan.rows, max_error_fraction, location)
-    _check_budget(n_failed, n_read, max_error_fraction, location)
+            check_error_budget(
+                n_failed, plan.rows, max_error_fraction, location, named="each is named above"
+            )
+    check_error_budget(n_failed, n_read, max_error_fraction, location, named="each is named above")
     found = pa.concat_tables(blocks)
     if not found.num_rows:
         raise UsageError(f"expected readable images at {location}, found none; check --input")
     labels = None if label_column is None else _labels(found, label_column, plan.passthrough)
     return TrainingImages(tokens_of(found[rows.ROW_TOKENS]), labels, n_failed)
-
-
-def _check_budget(n_failed: int, n_rows: int, fraction: float, location: str) -> None:
-    if n_failed > fraction * n_rows:
-        raise OverErrorBudget(
-            f"{n_failed} of {n_rows} images at {location} cannot be read, more than "
-            f"--max-error-fraction allows ({fraction * n_rows:.0f}); each is named above; next: "
-            "repair the images or leave them out, or a higher --max-error-fraction"
-        )
 
 
 def _check_type(field: pa.Field, location: str) -> None:

@@ -291,7 +291,11 @@ def test_train_makes_a_model_that_complete_takes(
     ray_session, image_folder, labeled_parquet, tmp_path, capsys
 ):
     palette = tmp_path / "palette.npy"
-    main(["palette", f"--input={labeled_parquet}", f"--output={palette}", "--colors=8", "--quiet"])
+    fit = ["palette", f"--input={labeled_parquet}", f"--output={palette}", "--colors=8", "--quiet"]
+    line = refusal(capsys, *fit, max_error_fraction=0.04, code=3)
+    assert "1 of 23 images" in line
+    assert not palette.exists()
+    main(fit)
     train = ["train", f"--input={labeled_parquet}", f"--palette={palette}", "--image-size=8"]
     train += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=3", "--quiet"]
     output = f"--output={tmp_path / 'model'}"
