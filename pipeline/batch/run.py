@@ -63,12 +63,7 @@ def run_job(
         _say_what_must_come(options)
         compute = spec.find_compute()
         wanted = dependencies(spec, compute)
-        size = options.shard_size
-        if resumed is not None:
-            # Where the size of shards is not given it is found, so it is what was found then.
-            wanted |= {} if size is None else {"shard_size": size}
-            refuse_other_run(directory.location, resumed["results"], wanted)
-            size = resumed["results"]["shard_size"]
+        size = _shard_size(directory, options, resumed, wanted)
         if planned is None:
             assert source is not None
             plan = cut(spec, source, compute, size)
@@ -102,6 +97,22 @@ def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
     given = {name: getattr(options, name) for name in FOUND}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
     return options.model_copy(update=found | given)
+
+
+def _shard_size(
+    directory: RunDirectory,
+    options: RunOptions,
+    resumed: Mapping[str, Any] | None,
+    wanted: Mapping[str, Any],
+) -> int | None:
+    """Returns the size of shards, None where it is still to be found. Raises UsageError where a run
+    to be resumed was begun with other options than those wanted."""
+    if resumed is None:
+        return options.shard_size
+    # Where the size is not given it is found, so it is what was found then.
+    asked = {} if options.shard_size is None else {"shard_size": options.shard_size}
+    refuse_other_run(directory.location, resumed["results"], {**wanted, **asked})
+    return int(resumed["results"]["shard_size"])
 
 
 def cut(spec: JobSpec, source: Source, compute: "ComputePlan | None", size: int | None) -> Plan:
