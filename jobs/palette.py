@@ -12,7 +12,7 @@ from pipeline.options import ClusterOptions, MaxErrorFraction, PixelOptions, Sto
 
 class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
     output: str = Field(description="the palette, a local .npy file")
-    shard_size: int = Field(4096, ge=1, description="rows counted at once; a tar is one shard")
+    shard_size: int = Field(4096, ge=1, description="rows counted at once; of .tar.gz all")
     colors: int = Field(512, ge=1, le=65536, description="colors of the palette")
     image_size: int = Field(32, ge=1, description="pixels per side to resize to before counting")
     seed: int = Field(0, ge=0, description="seed of the k-means start")

@@ -83,7 +83,7 @@ class RayOptions(ProgressOptions):
         None, description="Ray head, host:6379; else RAY_ADDRESS, or a local Ray"
     )
     cpu_actors: AutoInt = Field(
-        None, ge=1, description="readers; auto: CPUs - 1, a quarter for CPU models"
+        None, ge=1, description="readers; auto: as many as keep up, one per CPU at most"
     )
 
 
@@ -93,7 +93,7 @@ class ClusterOptions(RayOptions):
     heading: ClassVar[str] = "Cluster"
 
     shard_size: AutoInt = Field(
-        None, ge=1, description="rows per part; auto: 1024, or 4 batches of samples"
+        None, ge=1, description="rows per part; auto: 1024 at most, of samples 4 batches"
     )
 
 
