@@ -27,6 +27,7 @@ from pipeline.storage.walk import Files, glob_files, has_magic, list_files, list
 
 MOST_NAMES = 1_000_000
 NOT_UTF8 = "a name that is not UTF-8"
+NAMELESS = "a folder without a name"  # `a//b.png` in a store whose filesystem cannot list it
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 # Pillow recognizes these but cannot decode them.
@@ -84,7 +85,7 @@ def find_files(
             found[each] = uri_of(each, uri=uri, path=path), identity
     common = _common_folder(bases)
     files = [
-        InputFile(uri, path.removeprefix(common).lstrip("/"), identity)
+        InputFile(uri, path.removeprefix(common).removeprefix("/"), identity)
         for path, (uri, identity) in found.items()
     ]
     return sorted(files, key=lambda file: file.name)
@@ -217,6 +218,8 @@ def _common_folder(folders: Sequence[str]) -> str:
 
 def _extension(name: str) -> str:
     name = name.lower()
+    if name.endswith("/"):
+        return NAMELESS
     return ".tar.gz" if name.endswith(".tar.gz") else os.path.splitext(name)[1]
 
 

@@ -18,6 +18,12 @@ from pipeline.storage.filesystem import is_local, protocols, retry_on
 Files = dict[str, str | None]  # the identity of each file by its path
 
 _MAGIC = re.compile(r"[*?\[]")
+# What other tools leave beside data: macOS in its zips, Hadoop, Spark, Delta and Databricks in
+# tables. Not every name with an underscore: cameras name photos in Adobe RGB `_DSC0001.JPG`.
+_LEFTOVER = re.compile(
+    r"__MACOSX|_SUCCESS|_temporary|_(common_|spark_)?metadata|_delta_log|_change_data"
+    r"|_(started|committed)_\d+"
+)
 _LISTING_THREADS = 32
 _LISTING_PAGE = 1000
 
@@ -25,7 +31,7 @@ _LISTING_PAGE = 1000
 def is_hidden(name: str) -> bool:
     """Returns whether listings pass over a name: `.git`, `_SUCCESS`, half-written temporary
     files."""
-    return name.startswith((".", "_"))
+    return name.startswith(".") or _LEFTOVER.fullmatch(name) is not None
 
 
 def list_files(fs: AbstractFileSystem, path: str) -> Files:
@@ -116,6 +122,7 @@ def _walk_remote(
     fs: AbstractFileSystem, root: str, enter: Callable[[str], bool]
 ) -> Iterator[tuple[str, str | None]]:
     """Makes one listing request per folder, many at once: a store lists a folder page by page."""
+    seen = {root}
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         running: set[Future[tuple[Files, list[str]]]] = {pool.submit(list_folder, fs, root)}
         while running:
@@ -123,7 +130,9 @@ def _walk_remote(
             for listing in done:
                 files, folders = listing.result()
                 yield from (file for file in files.items() if enter(file[0]))
-                running |= {pool.submit(list_folder, fs, path) for path in filter(enter, folders)}
+                new = {path for path in filter(enter, folders) if path not in seen}
+                seen |= new
+                running |= {pool.submit(list_folder, fs, path) for path in new}
 
 
 class FolderEntry(NamedTuple):
@@ -175,7 +184,8 @@ def _scan(
 
 
 def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
-    """Lists the files and the folders in a folder; none if it is missing."""
+    """Lists the files and the folders in a folder; none if it is missing. A folder that cannot be
+    listed, as it has no name, is among the files, as `in//`; on S3 it is a folder like others."""
     try:
         if "s3" in protocols(fs) and folder:
             return _ls_s3(fs, folder)
@@ -186,6 +196,9 @@ def list_folder(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
     fs.invalidate_cache(folder)  # which would keep every listing
     folders = [e["name"].rstrip("/") for e in entries if e["type"] == "directory"]
     files = {e["name"]: entry_identity(e) for e in entries if e["type"] != "directory"}
+    if folder in folders:  # the key `in//a.png` has a folder without a name, which no `ls` lists
+        folders.remove(folder)
+        files[f"{folder}//"] = None
     return files, folders
 
 
@@ -199,7 +212,7 @@ def _ls_s3(fs: AbstractFileSystem, folder: str) -> tuple[Files, list[str]]:
         entries = (entry for entry in page.get("Contents", []) if entry["Key"] != prefix)
         files |= {f"{bucket}/{entry['Key']}": entry_identity(entry) for entry in entries}
         prefixes = (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
-        folders += [f"{bucket}/{prefix.rstrip('/')}" for prefix in prefixes]
+        folders += [f"{bucket}/{prefix.removesuffix('/')}" for prefix in prefixes]
     return files, folders
 
 
@@ -223,5 +236,7 @@ def _s3_pages(fs: AbstractFileSystem, folder: str) -> Iterator[Mapping[str, Any]
 
 
 def _s3_prefix(fs: AbstractFileSystem, folder: str) -> tuple[str, str]:
-    bucket, key, _ = fs.split_path(folder)
-    return bucket, f"{key}/" if key else ""
+    bucket = str(fs.split_path(folder)[0])
+    # Not the key of split_path: a folder may have no name, as between the slashes of `in//a.png`.
+    key = folder.removeprefix(bucket)
+    return bucket, f"{key[1:]}/" if key else ""

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.inputs import files
@@ -62,3 +63,26 @@ def test_a_range_without_end_is_refused(monkeypatch):
         expand_braces("{0..99999999999}{0..99999999999}")
     with pytest.raises(UsageError, match="at most 100 names, found more"):
         expand_braces("{1..50}{1..50}")
+
+
+def test_files_that_differ_by_an_empty_folder_have_names_of_their_own(s3_bucket):
+    """Past bug: `in//a.png` was listed for ever; its id would have been that of `in/a.png`."""
+    options, fs = s3_bucket("nameless")
+    for key in ("in//a.png", "in/a.png", "in/b//a.png", "in/b/a.png"):
+        fs.pipe_file(f"nameless/{key}", b"x")
+    found = files.find_files("s3://nameless/in", options)
+    assert [file.name for file in found] == ["/a.png", "a.png", "b//a.png", "b/a.png"]
+    assert [file.path.removeprefix("s3://nameless/in/") for file in found] == [
+        file.name for file in found
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_counted_as_left_out():
+    fs = MemoryFileSystem()
+    fs.pipe_file("/unlisted//a.png", b"x")
+    fs.pipe_file("/unlisted/b.png", b"x")
+    found = files.find_files("memory://unlisted", {})
+    chosen = files.choose_format(found, "auto", "memory://unlisted")
+    assert [file.name for file in chosen[1]] == ["b.png"]
+    assert chosen[2] == {files.NAMELESS: 1}
+    fs.rm("/unlisted", recursive=True)

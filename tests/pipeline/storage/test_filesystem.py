@@ -121,7 +121,9 @@ def test_files_of_a_location_have_uris_of_its_kind(uri, path, child, expected):
 # --- listing --------------------------------------------------------------------------------------
 
 FILES = ["a.png", "b/c.PNG", "b/d/e.png", "b/d/f.jpg", "g#?[1] ü,%20.png", "h/i.png"]
-HIDDEN = [".x.png", "_SUCCESS", "b/.part.tmp", "_old/y.png", "b/.git/z.png"]
+FILES += ["_DSC0001.JPG", "_MG_2/_IMG.png"]  # as cameras name photos in Adobe RGB
+HIDDEN = [".x.png", "_SUCCESS", "b/.part.tmp", "b/.git/z.png", "__MACOSX/a.png", "b/_metadata"]
+HIDDEN += ["_temporary/0/p.parquet", "_delta_log/0.json", "_started_17", "b/_common_metadata"]
 
 
 @pytest.fixture
@@ -168,8 +170,8 @@ def test_what_was_written_since_is_seen(place):
     ("pattern", "fixed", "expected"),
     [
         ("*.png", "", ["a.png", "g#?[1] ü,%20.png"]),
-        ("*/*.png", "", ["h/i.png"]),
-        ("**/*.png", "", ["a.png", "b/d/e.png", "g#?[1] ü,%20.png", "h/i.png"]),
+        ("*/*.png", "", ["_MG_2/_IMG.png", "h/i.png"]),
+        ("**/*.png", "", ["_MG_2/_IMG.png", "a.png", "b/d/e.png", "g#?[1] ü,%20.png", "h/i.png"]),
         ("b/**/*.[pP][nN][gG]", "b", ["b/c.PNG", "b/d/e.png"]),
         ("b/**/f.jpg", "b", ["b/d/f.jpg"]),
         ("[!ab]", "", ["h/i.png"]),
@@ -177,7 +179,7 @@ def test_what_was_written_since_is_seen(place):
         ("**", "", FILES),
         ("b/?/[ef].*", "b", ["b/d/e.png", "b/d/f.jpg"]),
         (".*", "", [".x.png"]),
-        ("_*/*.png", "", ["_old/y.png"]),
+        ("_*/*.png", "", ["__MACOSX/a.png", "_MG_2/_IMG.png"]),
         ("nothing*", "", []),
     ],
 )
@@ -221,6 +223,26 @@ def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
     monkeypatch.setattr(walking, "_LISTING_PAGE", 2)
     assert list(list_files(fs, root)) == names
     assert list_files(fs, "no-such-bucket/x") == {}
+
+
+def test_a_folder_without_a_name_is_one_of_its_own_on_s3(s3):
+    """Past bug: it was taken for the folder that it lies in, which was listed for ever."""
+    fs, root = open_location("s3://storage-tests/nameless", s3)
+    names = [f"{root}/{name}" for name in ("/a.png", "/b//c.png", "/x/d.png", "a.png")]
+    for name in names:
+        fs.pipe_file(name, name.encode())
+    assert list(list_files(fs, root)) == names
+    assert [read_bytes(fs, name) for name in names] == [name.encode() for name in names]
+    assert list(glob_files(fs, f"{root}/*.png")[1]) == [f"{root}/a.png"]
+
+
+def test_where_a_folder_without_a_name_cannot_be_listed_it_is_named():
+    fs, root = open_location("memory://nameless")
+    for name in ("/deep.png", "a.png", "b/c.png", "b//d.png"):
+        fs.pipe_file(f"{root}/{name}", b"x")
+    found = list(list_files(fs, root))
+    assert found == [f"{root}/{name}" for name in ("/", "a.png", "b//", "b/c.png")]
+    fs.rm(root, recursive=True)
 
 
 def test_a_scan_names_what_lies_in_a_folder_and_when_it_was_changed(place, monkeypatch):
