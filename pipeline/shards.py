@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -121,6 +121,19 @@ class Plan:
     def rows(self) -> int | None:
         """Counts the rows; None where only reading the shards shows how many there are."""
         return sum_if_known(shard.rows for shard in self.shards)
+
+    def with_paths(self, renamed: Callable[[str], str]) -> "Plan":
+        """Returns the plan with another path for each file; itself where none changes."""
+        paths = {*self.empty, *(each.path for shard in self.shards for each in shard.slices)}
+        new = {path: renamed(path) for path in paths}
+        if all(path == other for path, other in new.items()):
+            return self
+        shards = [
+            replace(shard, slices=tuple(replace(s, path=new[s.path]) for s in shard.slices))
+            for shard in self.shards
+        ]
+        empty = {new[path]: identity for path, identity in self.empty.items()}
+        return replace(self, shards=tuple(shards), empty=empty)
 
     def to_table(self) -> pa.Table:
         """Makes a table of one row per shard (PLAN_SCHEMA); the rest of the plan lies in the

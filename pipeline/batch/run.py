@@ -13,6 +13,7 @@ from pipeline.batch.record import dependencies, record_of
 from pipeline.batch.same_input import check_input
 from pipeline.engine import allocation, cluster
 from pipeline.errors import RunFailed, UsageError
+from pipeline.inputs.identity import planned_identities, with_whole_paths
 from pipeline.inputs.source import Source
 from pipeline.options import ImageJobOptions, ModelOptions, RunOptions, note_default_model
 from pipeline.report.write import write_report
@@ -78,7 +79,8 @@ def run_job(
         if planned is None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
             there = None if options.overwrite else directory.plan()
-            job = job if there is None else replace(job, plan=there)
+            if there is not None:
+                job = replace(job, plan=with_whole_paths(there, planned_identities(job.plan)))
         if job.plan is not planned:
             directory.write_plan(job.plan)
         # An actor of a run that was there before may write a part after all was cleared.

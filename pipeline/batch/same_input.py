@@ -4,7 +4,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.inputs.identity import changes, repaired, shards_of
+from pipeline.inputs.identity import changes, repaired, shards_of, with_whole_paths
 from pipeline.inputs.source import list_input
 from pipeline.options import ImageJobOptions
 from pipeline.run_directory.directory import RunDirectory
@@ -41,11 +41,13 @@ def check_input(
         if pending:
             raise
         return plan
+    plan = with_whole_paths(plan, [file.path for file in files])
     found = changes(plan, files)
     readers = shards_of(plan, found.changed)
-    failed = failed_files(directory, again) if found.changed else set()
+    sources = failed_files(directory, again) if found.changed else set()
+    failed = {path for path in readers if redacted(path) in sources}
     not_read_yet = {path for path, shards in readers.items() if again and shards <= unfinished}
-    is_repaired = failed & readers.keys() | not_read_yet
+    is_repaired = failed | not_read_yet
     _refuse_changed({path: of for path, of in found.changed.items() if path not in is_repaired})
     notices = _gone_notice(plan, found.gone, pending)
     if found.new:

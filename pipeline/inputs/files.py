@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
@@ -19,6 +19,7 @@ from pipeline.storage.filesystem import (
     is_local,
     kind,
     open_location,
+    protocols,
     store_errors,
     uri_of,
 )
@@ -85,10 +86,25 @@ def find_files(
             found[each] = uri_of(each, uri=uri, path=path), identity
     common = _common_folder(bases)
     files = [
-        InputFile(uri, path.removeprefix(common).removeprefix("/"), identity)
+        InputFile(
+            uri, _without_query(opened[0][0], path).removeprefix(common).removeprefix("/"), identity
+        )
         for path, (uri, identity) in found.items()
     ]
-    return sorted(files, key=lambda file: file.name)
+    files.sort(key=lambda file: file.name)
+    for one, other in pairwise(files):
+        if one.name == other.name:
+            raise UsageError(
+                f"expected web addresses that differ in their paths, found {one.name} with several "
+                "queries; next: a job for each"
+            )
+    return files
+
+
+def _without_query(fs: AbstractFileSystem, path: str) -> str:
+    """Returns the path of a web address without its query, which may be a signature: no name is
+    made of it. On any other filesystem a question mark is a letter like others."""
+    return path.partition("?")[0] if protocols(fs) & {"http", "https"} else path
 
 
 def split_list(text: str) -> list[str]:
@@ -149,7 +165,7 @@ def _list_location(
             base, files = path, list_files(fs, path)
         elif found is not None:  # what exists is never a pattern
             identity = local_identity(path) if is_local(fs) else entry_identity(found)
-            base, files = path.rpartition("/")[0], {path: identity}
+            base, files = _without_query(fs, path).rpartition("/")[0], {path: identity}
         elif (names := expand_braces(path)) != [path]:
             base, files = _list_names(fs, uri, names, missing_ok=missing_ok)
         elif has_magic(path):

@@ -51,6 +51,13 @@ def changes(plan: Plan, files: Iterable[InputFile]) -> Changes:
     return Changes(changed, tuple(file.path for file in new), tuple(gone))
 
 
+def with_whole_paths(plan: Plan, paths: Iterable[str]) -> Plan:
+    """Returns a plan that was written down with the paths of its files as they are now: logins and
+    signatures were left out of it, and the latter change from day to day."""
+    now = {redacted(path): path for path in paths}
+    return plan.with_paths(lambda path: now.get(path, path))
+
+
 def planned_identities(plan: Plan) -> dict[str, str | None]:
     """Returns the identity of each file of a plan by its path."""
     found = dict(plan.empty)

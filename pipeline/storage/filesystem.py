@@ -4,6 +4,7 @@ Paths without a protocol are local files. Everything else goes through fsspec, s
 `hf://` and the rest work as soon as their package is installed.
 """
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -79,7 +80,7 @@ def open_location(
     if protocol in ("file", "local"):
         return LocalFileSystem(), os.path.abspath(uri[found.end() :])
     try:
-        fsspec.get_filesystem_class(protocol)
+        cls = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise UsageError(
             f"cannot open {protocol}:// locations yet: {redacted_line(error)}"
@@ -90,7 +91,12 @@ def open_location(
             "check the spelling or install its package"
         ) from error
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
+        if "::" in uri and not _lies_in_another(cls):  # letters of a name
+            of_uri = cls._get_kwargs_from_urls(uri)
+            fs = fsspec.filesystem(protocol, **{**of_uri, **dict(options or {})})
+            path = cls._strip_protocol(uri)
+        else:
+            fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
         if "s3" in protocols(fs):
             fs.connect()  # without a request: s3fs looks at its options no sooner
     except store_errors(TypeError, ValueError, ImportError) as error:
@@ -99,6 +105,12 @@ def open_location(
             f"{redacted_line(error)}"
         ) from error
     return fs, path.rstrip("/")
+
+
+def _lies_in_another(cls: type[AbstractFileSystem]) -> bool:
+    """Tells whether URIs of a filesystem go on with those of another behind `::`, as in
+    `zip://a.png::s3://bucket/b.zip`: it takes a file, or what opens one."""
+    return bool({"fo", "fs", "target_protocol"} & inspect.signature(cls.__init__).parameters.keys())
 
 
 def absolute(location: str) -> str:

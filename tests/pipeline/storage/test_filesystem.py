@@ -5,6 +5,7 @@ import re
 import stat
 import time
 import tracemalloc
+import zipfile
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -116,6 +117,27 @@ def test_a_missing_package_is_named(monkeypatch):
 )
 def test_files_of_a_location_have_uris_of_its_kind(uri, path, child, expected):
     assert storage.uri_of(child, uri=uri, path=path) == expected
+
+
+@pytest.mark.parametrize("name", ["a::b.png", "x:y#z.png", "50%25.png", "was?.png", "[1] ü.png"])
+def test_names_in_a_store_are_taken_as_they_are(s3, name):
+    """Past bug: what stands behind `::` in a key was taken for another filesystem."""
+    fs, root = open_location("s3://storage-tests/names", s3)
+    fs.pipe_file(f"{root}/{name}", name.encode())
+    (path,) = list_files(fs, root)
+    uri = storage.uri_of(path, uri="s3://storage-tests/names", path=root)
+    assert read_bytes(*open_location(uri, s3)) == name.encode()
+    fs.rm_file(path)
+
+
+def test_a_filesystem_in_a_file_of_another_is_opened(tmp_path, s3):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("d/x::y.png", b"inside")
+    fs, root = open_location("s3://storage-tests", s3)
+    fs.pipe_file(f"{root}/a.zip", (tmp_path / "a.zip").read_bytes())
+    inside = open_location("zip://d::s3://storage-tests/a.zip", {"s3": s3})
+    assert list(list_files(*inside)) == ["d/x::y.png"]
+    assert list(list_files(*open_location(f"zip://d::{tmp_path}/a.zip"))) == ["d/x::y.png"]
 
 
 # --- listing --------------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""Inputs whose addresses hold signatures or logins: read right, and written down nowhere."""
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
+
+from jobs.__main__ import main
+from pictures import encoded, photo
+from runs import igpt, refusal, results
+
+SECRETS = ("fake-s1gnature", "fake-of-the-next-day", "fake-passw0rd")
+PICTURES = {f"{i}.png": encoded(photo(i)) for i in range(3)} | {"bad.png": b"no image"}
+
+
+@pytest.fixture
+def signed() -> Iterator[str]:
+    """The address of a server that answers signed requests alone."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, _, query = self.path.partition("?")
+            signature = query.removeprefix("X-Amz-Expires=9&X-Amz-Signature=")
+            there = PICTURES | {"a.doc": b"text"}
+            content = there.get(path.removeprefix("/in/")) if signature in SECRETS else None
+            self.send_response(403 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/in"
+    server.shutdown()
+
+
+class Vault(MemoryFileSystem):
+    """A filesystem whose URIs hold a host and a login, as those of SFTP."""
+
+    protocol = "vault"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        rest = path.removeprefix("vault://")
+        return super()._strip_protocol(rest.partition("/")[2] if rest != path else path)
+
+
+@pytest.fixture
+def vault(monkeypatch) -> str:
+    monkeypatch.setitem(known_implementations, "vault", {"class": f"{__name__}.Vault"})
+    fs = Vault()
+    for name, content in PICTURES.items():
+        fs.pipe_file(f"/in/{name}", content)
+    return f"vault://me:{SECRETS[2]}@host/in"
+
+
+def written(run: Path) -> str:
+    """All that a run directory holds, as text."""
+    tables = list(run.rglob("*.parquet"))
+    texts = [str(pq.read_table(path).to_pylist()) for path in tables]
+    texts += [str(pq.read_schema(path).metadata) for path in tables]
+    others = [path for path in run.rglob("*") if path.is_file() and path not in tables]
+    return "\n".join([*texts, *(path.read_bytes().decode(errors="replace") for path in others)])
+
+
+def check(run: Path, capfd, *, source: str) -> None:
+    """Nothing has the secrets, and what failed is named all the same."""
+    found = "".join([written(run), *capfd.readouterr()])
+    assert not [secret for secret in SECRETS if secret in found]
+    (row,) = pq.read_table(run / "errors").to_pylist()
+    assert (row["id"], row["source"]) == ("bad.png", source)
+
+
+@pytest.fixture
+def expected(in_process, tiny_model, tmp_path) -> dict:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in PICTURES.items():
+        (folder / name).write_bytes(content)
+    igpt("quantize", input=folder, model=tiny_model, output=tmp_path / "local",
+         max_error_fraction=0.5)  # fmt: skip
+    return {row["id"]: row["tokens"] for row in results(tmp_path / "local")}
+
+
+def test_signed_addresses_are_read_and_resumed_with_another_signature(
+    in_process, tiny_model, tmp_path, signed, capfd, expected
+):
+    """Past bug: refused as files of .png?x-amz-..., with the signature in the line; beside another
+    input in report.json and plan.parquet."""
+    run = tmp_path / "run"
+
+    def command(secret: str) -> list[str]:
+        query = f"?X-Amz-Expires=9&X-Amz-Signature={secret}"
+        addresses = ",".join(f"{signed}/{name}{query}" for name in PICTURES)
+        words = ["quantize", f"--input={addresses}", f"--model={tiny_model}", f"--output={run}"]
+        return [*words, "--max-error-fraction=0.5", "--shard-size=2"]
+
+    main(command(SECRETS[0]))
+    assert {row["id"]: row["tokens"] for row in results(run)} == expected
+    (run / "data/part-000001.parquet").unlink()
+    main(command(SECRETS[1]))
+    assert {row["id"]: row["tokens"] for row in results(run)} == expected
+    check(run, capfd, source=f"{signed}/bad.png?***")
+
+
+def test_a_login_in_an_address_is_in_no_file(
+    in_process, tiny_model, tmp_path, vault, capfd, expected
+):
+    """Past bug: it was in plan.parquet and in the source of error rows."""
+    run = tmp_path / "run"
+    words = ["quantize", f"--input={vault}", f"--model={tiny_model}", f"--output={run}"]
+    words += ["--max-error-fraction=0.5", "--shard-size=2"]
+    main(words)
+    assert {row["id"]: row["tokens"] for row in results(run)} == expected
+    (run / "data/part-000001.parquet").unlink()
+    main(words)
+    assert {row["id"]: row["tokens"] for row in results(run)} == expected
+    check(run, capfd, source="vault://***@host/in/bad.png")
+
+
+def test_a_refusal_does_not_show_the_signature(capsys, tiny_model, tmp_path, signed):
+    first, second = (f"X-Amz-Expires=9&X-Amz-Signature={secret}" for secret in SECRETS[:2])
+    for input, says in [
+        (f"{signed}/nowhere.png?{first}", "cannot read"),
+        (f"{signed}/a.doc?{first}", "found 1 of .doc"),
+        (f"{signed}/0.png?{first},{signed}/0.png?{second}", "found 0.png with several queries"),
+    ]:
+        line = refusal(capsys, "quantize", input=input, output=tmp_path / "run")
+        assert says in line
+        assert not [secret for secret in SECRETS if secret in line]
