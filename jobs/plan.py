@@ -31,6 +31,7 @@ def _facts(found: "Estimate", price: float | None) -> dict[str, Any]:
         "shard_size": found.shard_size,
         "rows": found.rows,
         "rows_counted": found.counted,
+        "skipped_files": dict(found.skipped),
         "bytes_in": found.bytes_in,
         "bytes_out": found.bytes_out,
         "trial_rows": found.trial_rows,
@@ -55,13 +56,14 @@ def _facts(found: "Estimate", price: float | None) -> dict[str, Any]:
 
 def _lines(found: "Estimate", price: float | None) -> list[str]:
     from pipeline.engine.progress import counted
-    from pipeline.report.text import amount, rate, speed_text
+    from pipeline.report.text import amount, left_out_text, rate, speed_text
 
     about = "" if found.counted else "about "
     bad = f", {counted(found.trial_errors, 'error')}" if found.trial_errors else ""
     lines = [
         f"shards      {found.shards:,} of up to {found.shard_size:,} rows",
         f"rows        {about}{found.rows:,}",
+        *([f"left out    {left_out_text(found.skipped)}"] if found.skipped else []),
         f"bytes in    about {amount(found.bytes_in)}",
         f"bytes out   about {amount(found.bytes_out)}",
         f"tried       {found.trial_rows} rows{bad}",

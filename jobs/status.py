@@ -41,7 +41,7 @@ def run(options: StatusOptions) -> None:
 def _lines(status: "Status", location: str) -> dict[str, str]:
     """Returns the lines by their headings; `about` stands before estimates."""
     from pipeline.engine.progress import counted, duration
-    from pipeline.report.text import speed_text
+    from pipeline.report.text import left_out_text, speed_text
     from pipeline.run_directory.status import SAMPLE
 
     def figure(name: str, value: float | int | None) -> str:
@@ -59,6 +59,8 @@ def _lines(status: "Status", location: str) -> dict[str, str]:
     if status.errors_by_kind:
         kinds = status.errors_by_kind.items()
         lines["errors"] = ", ".join(f"{kind} {figure('errors', n)}" for kind, n in kinds)
+    if status.skipped:
+        lines["skipped"] = left_out_text(status.skipped)
     if status.images_per_second is not None:
         sampled = "images_per_second" in status.estimated
         latest = f", of the latest {SAMPLE} parts" if sampled else ""

@@ -179,6 +179,12 @@ class Plan:
         return cls(shards=tuple(_shards(table)), passthrough=schema, **rest)
 
 
+def skipped_in(schema: pa.Schema) -> dict[str, int]:
+    """Reads the files left out, `Plan.skipped`, from the schema of a plan's table alone."""
+    rest = json.loads((schema.metadata or {}).get(_PLAN_KEY, b"{}"))
+    return dict(rest.get("skipped", {}))
+
+
 def shard_in(block: pa.Table) -> Shard:
     """Reads the shard of a block of the plan: one row of its table."""
     (shard,) = _shards(block)

@@ -52,13 +52,15 @@ class StageSpeed:
 @dataclass(frozen=True)
 class Estimate:
     """A job before it is run. Rows, and what depends on them, are about so where `counted` is
-    false: the input does not say how many it has. `startup_seconds` are those of the trial: what it
+    false: the input does not say how many it has. `skipped` counts its files left out, by
+    extension. `startup_seconds` are those of the trial: what it
     took beside the work."""
 
     shards: int
     shard_size: int
     rows: int
     counted: bool
+    skipped: Mapping[str, int]
     bytes_in: int
     bytes_out: int
     trial_rows: int
@@ -153,6 +155,7 @@ def _estimate(
         shard_size=job.plan.shard_size,
         rows=rows,
         counted=source.rows is not None,
+        skipped=source.skipped,
         bytes_in=size,
         bytes_out=round(per_row * rows * share_good),
         trial_rows=trial_rows,

@@ -15,7 +15,7 @@ from pipeline.engine.progress import Mode, Progress, counted
 from pipeline.engine.signals import stoppable
 from pipeline.engine.stage import Stage
 from pipeline.errors import OverErrorBudget, RunFailed, StageGaveUp
-from pipeline.report.text import speed_text
+from pipeline.report.text import left_out_text, speed_text
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.failed_rows import count_by_kind
 from pipeline.run_directory.layout import FORMAT, REPORT_FILE, part_name, shards_with_errors
@@ -98,6 +98,8 @@ def execute(
         run = replace(run, report=report)
     images_per_second, seconds = run.speed.images_per_second, run.speed.seconds
     clock.finish(images_per_second, speed_text(images_per_second, seconds))
+    if plan.skipped and progress == "text":
+        print(f"left out of the input: {left_out_text(plan.skipped)}", file=sys.stderr, flush=True)
     if left and progress != "quiet":
         print(
             f"{len(left)} shards stay as they were, with more good rows than were found now; the "

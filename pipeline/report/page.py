@@ -17,7 +17,7 @@ from pipeline.report.contact_sheet import scale_of
 from pipeline.report.examples import any_generated, heat_map_top
 from pipeline.report.heat_map import COLORS
 from pipeline.report.pictures import MAX_SAMPLES, Example
-from pipeline.report.text import printable, rate, shortened
+from pipeline.report.text import left_out_text, printable, rate, shortened
 from pipeline.run_directory.failed_rows import ErrorKind
 from pipeline.run_directory.likelihoods import TOP, NLLHistogram, to_bits
 from pipeline.run_directory.record import resuming
@@ -93,6 +93,7 @@ class RenderContext:
     command: str
     resume_command: str
     tiles: Sequence[Tile]
+    left_out: str
     gallery: Gallery
     likelihoods: Likelihoods | None
     errors: Sequence[ErrorKind]
@@ -122,6 +123,7 @@ def report_page(summary: RunSummary, examples: Sequence[Example], *, note: str, 
         command=run["command"],
         resume_command=resuming(run["command"]),
         tiles=_tiles(summary),
+        left_out=left_out_text(summary.skipped),
         gallery=_gallery(summary, examples, note),
         likelihoods=_likelihoods(summary.job, summary.nll) if summary.nll else None,
         errors=summary.errors,

@@ -1,8 +1,10 @@
 """Ids, numbers, sizes and speeds as people read them."""
 
 import unicodedata
+from collections.abc import Mapping
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
+_MOST_KINDS = 8  # of files left out that are named
 
 
 def printable(text: str) -> str:
@@ -22,6 +24,18 @@ def rate(value: float) -> str:
     """Formats a number with three digits; more where the whole part has more."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}"
+
+
+def left_out_text(skipped: Mapping[str, int]) -> str:
+    """Counts the files of an input that are of no use to a job, by extension as `Plan.skipped` has
+    them: "3 of .heic, 1 without extension"."""
+    most = sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
+    shown = [
+        f"{n:,} without extension" if not kind else f"{n:,} of {printable(shortened(kind, 40))}"
+        for kind, n in most[:_MOST_KINDS]
+    ]
+    rest = sum(n for _, n in most[_MOST_KINDS:])
+    return ", ".join([*shown, f"{rest:,} of other kinds"] if rest else shown)
 
 
 def speed_text(images_per_second: float, seconds: float | None) -> str:

@@ -23,7 +23,7 @@ from pipeline.run_directory.layout import (
     parquet_bytes,
 )
 from pipeline.run_directory.record import check_format
-from pipeline.shards import Plan
+from pipeline.shards import Plan, skipped_in
 from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors
 from pipeline.storage.redact import redacted, redacted_line
@@ -180,6 +180,14 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         return dict(zip(table["shard"].to_pylist(), table["rows"].to_pylist(), strict=True))
+
+    def skipped(self) -> dict[str, int]:
+        """Counts the files of the input that the plan left out, by extension; {} without a plan."""
+        try:
+            with self.fs.open(join(self.path, PLAN_FILE), "rb") as file:
+                return skipped_in(pq.read_schema(file))
+        except FileNotFoundError:
+            return {}
 
     def report(self) -> dict[str, Any] | None:
         """Returns what report.json holds, which a finished run has; None where there is none."""

@@ -39,7 +39,7 @@ class RunSummary:
     `run` is run.json as it was written, `report` is report.json, None where there is none. `done`
     counts the finished shards; `filled` are those of them that have results, in order. `planned` is
     the number of shards, None where the directory does not say. `nll` is None where no image has a
-    likelihood.
+    likelihood. `skipped` counts the files of the input left out, by extension.
     """
 
     run: Mapping[str, Any]
@@ -50,6 +50,7 @@ class RunSummary:
     figures: Figures
     errors: tuple[ErrorKind, ...]
     nll: NLLHistogram | None
+    skipped: Mapping[str, int]
 
     @property
     def job(self) -> str:
@@ -106,6 +107,7 @@ def read_summary(directory: RunDirectory) -> RunSummary:
         figures=totals.figures(),
         errors=totals.kinds,
         nll=totals.nll if totals.nll.n else None,
+        skipped=directory.skipped(),
     )
 
 

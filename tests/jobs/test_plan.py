@@ -71,6 +71,7 @@ def test_gpu_hours_are_the_gpus_times_the_time_of_the_slowest_stage():
         shard_size=100,
         rows=7200,
         counted=True,
+        skipped={},
         bytes_in=1,
         bytes_out=1,
         trial_rows=10,
