@@ -58,6 +58,7 @@ def run(options: PaletteOptions) -> None:
         "image_size": options.image_size,
         "resize": options.resize,
         "crop": options.crop,
+        "max_image_bytes": options.max_image_bytes,
         "input_options": input_options,
     }
     with cluster.connected(options.address):

@@ -61,6 +61,9 @@ class PixelOptions(Options):
         "exact", description="fast: decode JPEGs at a reduced size first"
     )
     crop: Literal["squash", "center"] = Field("squash", description="how images become square")
+    max_image_bytes: int = Field(
+        256 << 20, ge=1, description="larger encoded images are error rows"
+    )
 
 
 class InputOptions(PixelOptions):

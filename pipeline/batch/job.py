@@ -147,6 +147,7 @@ class Job:
             "image_size": quantizer.image_size,
             "resize": options.resize,
             "crop": options.crop,
+            "max_image_bytes": options.max_image_bytes,
             "mask": mask,
             "prompts": prompts,
             "kept_in": self.output if self.again else None,

@@ -28,7 +28,7 @@ from pipeline.storage.walk import Files, glob_files, has_magic, list_files, list
 
 MOST_NAMES = 1_000_000
 NOT_UTF8 = "a name that is not UTF-8"
-NAMELESS = "a folder without a name"  # `a//b.png` in a store whose filesystem cannot list it
+NAMELESS = "an empty name"  # folders: `a//b.png` in a store whose filesystem cannot list it
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 # Pillow recognizes these but cannot decode them.

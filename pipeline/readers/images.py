@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -19,12 +18,13 @@ from pipeline.readers.input_rows import (
 )
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
+from pipeline.storage.file_identity import size_in
 from pipeline.storage.filesystem import open_location, read_bytes
 
 _READ_THREADS = 16
 _FILES_AHEAD = 32  # files read, or being read, that the caller has not taken
-_BYTES_AHEAD = 64 << 20  # fewer files, where they are so large that they would exceed this
-_MOST_FILES = 8  # that are handed on together
+_BYTES_AHEAD = 64 << 20  # that they take together, unless it is one
+_MOST_FILES = 8  # that are handed on together; and read at first where no size is known
 
 
 def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
@@ -35,6 +35,8 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
     def read(file: FileSlice) -> bytes | RowError:
         if file.name in options.kept:
             return b""
+        if refused := options.refused(size_in(file.identity)):
+            return refused
         try:
             image = _read(file, options.storage_options)
         except Exception as error:  # of one image; each store has its own classes of errors
@@ -45,7 +47,7 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
     files: list[FileSlice] = []
     images: list[RowContent] = []
     size = 0
-    for file, image in _read_ahead(shard.slices, read):
+    for file, image in _read_ahead(shard.slices, read, options.max_image_bytes):
         files.append(file)
         images.append(image)
         size += len(image) if isinstance(image, bytes) else 0
@@ -73,25 +75,36 @@ def _input_rows(files: list[FileSlice], images: list[RowContent], schema: pa.Sch
 
 
 def _read_ahead(
-    files: Iterable[FileSlice], read: Callable[[FileSlice], bytes | RowError]
+    files: Iterable[FileSlice], read: Callable[[FileSlice], bytes | RowError], most_bytes: int
 ) -> Iterator[tuple[FileSlice, bytes | RowError]]:
-    """Yields each file with what `read` gives, in order; threads read the next ones meanwhile."""
-    waiting = iter(files)
-    ahead: deque[tuple[FileSlice, Future[bytes | RowError]]] = deque()
-    window, largest = _MOST_FILES, 1
+    """Yields each file with what `read` gives, in order; threads read the next ones meanwhile, as
+    many as hold a bounded number of bytes. A file whose size nobody knows counts as the largest so
+    far; one of more than `most_bytes`, which is not read, as none."""
+    waiting = deque(files)
+    ahead: deque[tuple[FileSlice, Future[bytes | RowError], int]] = deque()
+    held = largest = 0
+
+    def weight(file: FileSlice) -> int:
+        size = size_in(file.identity)
+        if size is None:
+            return largest or _BYTES_AHEAD // _MOST_FILES
+        return size if size <= most_bytes else 0
+
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        while True:
-            for file in islice(waiting, max(window - len(ahead), 0)):
-                ahead.append((file, pool.submit(read, file)))
-            if not ahead:
-                return
-            file, future = ahead.popleft()
+        while waiting or ahead:
+            while waiting and len(ahead) < _FILES_AHEAD:
+                size = weight(waiting[0])
+                if ahead and held + size > _BYTES_AHEAD:
+                    break
+                held += size
+                file = waiting.popleft()
+                ahead.append((file, pool.submit(read, file), size))
+            file, future, size = ahead.popleft()
             try:
                 image = future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # the others fail as slowly
                 raise
-            if isinstance(image, bytes):
-                largest = max(largest, len(image))
-            window = min(_FILES_AHEAD, _BYTES_AHEAD // largest + 1)
+            held -= size
+            largest = max(largest, len(image) if isinstance(image, bytes) else 0)
             yield file, image

@@ -13,6 +13,7 @@ from pipeline.rows import RowError
 from pipeline.shards import FileSlice
 
 STAGE = "read"
+MAX_IMAGE_BYTES = 256 << 20  # of an encoded image, unless options say otherwise
 READ_BYTES = 8 << 20  # about what the images of rows that are read together take
 
 # What a row holds: an encoded image, ready tokens (of any integer dtype, unchecked), or the reason
@@ -44,6 +45,14 @@ class ReadOptions:
     storage_options: Mapping[str, Any]
     format: str
     kept: Container[str] = ()  # ids of rows whose images nobody wants
+    max_image_bytes: int = MAX_IMAGE_BYTES
+
+    def refused(self, size: int | None) -> RowError | None:
+        """Returns the error of an image of so many encoded bytes, where these are too many."""
+        if size is None or size <= self.max_image_bytes:
+            return None
+        message = f"expected at most {self.max_image_bytes:,} bytes (--max-image-bytes), found"
+        return RowError(STAGE, "ImageTooLarge", f"{message} {size:,}")
 
 
 def places(file: FileSlice, row_range: range) -> tuple[list[str], list[str]]:

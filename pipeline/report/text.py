@@ -30,12 +30,16 @@ def left_out_text(skipped: Mapping[str, int]) -> str:
     """Counts the files of an input that are of no use to a job, by extension as `Plan.skipped` has
     them: "3 of .heic, 1 without extension"."""
     most = sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
-    shown = [
-        f"{n:,} without extension" if not kind else f"{n:,} of {printable(shortened(kind, 40))}"
-        for kind, n in most[:_MOST_KINDS]
-    ]
+    shown = [_kind_text(kind, n) for kind, n in most[:_MOST_KINDS]]
     rest = sum(n for _, n in most[_MOST_KINDS:])
     return ", ".join([*shown, f"{rest:,} of other kinds"] if rest else shown)
+
+
+def _kind_text(kind: str, n: int) -> str:
+    if not kind:
+        return f"{n:,} without extension"
+    is_extension = kind.startswith(".")
+    return f"{n:,} of {printable(shortened(kind, 40))}" if is_extension else f"{n:,} with {kind}"
 
 
 def speed_text(images_per_second: float, seconds: float | None) -> str:

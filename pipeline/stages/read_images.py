@@ -14,7 +14,7 @@ from igpt_core.images.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.inputs.masks import Masks
 from pipeline.readers import read_shard
-from pipeline.readers.input_rows import STAGE, InputRows
+from pipeline.readers.input_rows import MAX_IMAGE_BYTES, STAGE, InputRows
 from pipeline.rows import RowError
 from pipeline.shards import Shard, shard_in
 from pipeline.stages.blocks import ShardMetadata, with_shard_metadata
@@ -56,6 +56,7 @@ class ReadImages:
             stands for it is `KEPT`.
         redone: shards of which all rows are done again.
         output_options: fsspec options of the run directory.
+        max_image_bytes: as of `read_shard`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ReadImages:
         kept_in: str | None = None,
         redone: Collection[int] = (),
         output_options: Mapping[str, Any] | None = None,
+        max_image_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
         self._read_shard = partial(
             read_shard,
@@ -84,6 +86,7 @@ class ReadImages:
             id_column=id_column,
             passthrough=passthrough,
             storage_options=input_options,
+            max_image_bytes=max_image_bytes,
         )
         self._tokenizer = Tokenizer(
             palette=palette,
@@ -187,9 +190,14 @@ class CountColors:
         resize: Resize,
         crop: Crop,
         input_options: Mapping[str, Any],
+        max_image_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
         self._read_shard = partial(
-            read_shard, format=format, image_column=image_column, storage_options=input_options
+            read_shard,
+            format=format,
+            image_column=image_column,
+            storage_options=input_options,
+            max_image_bytes=max_image_bytes,
         )
         self._decode = partial(decode, size=image_size, resize=resize, crop=crop)
 

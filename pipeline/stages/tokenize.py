@@ -15,6 +15,7 @@ from pipeline import rows
 from pipeline.readers.input_rows import STAGE, RowContent
 from pipeline.rows import RowError
 from pipeline.stages.blocks import tokens_array
+from pipeline.storage.redact import redacted
 
 Tokens = NDArray[np.uint16]
 
@@ -67,7 +68,7 @@ class Tokenizer:
             rows.ERROR_STAGE: pa.array([error and error.stage for error in errors], pa.string()),
             rows.ERROR_CLASS: pa.array([error and error.error for error in errors], pa.string()),
             rows.ERROR_MESSAGE: pa.array(
-                [error and error.message for error in errors], pa.string()
+                [error and redacted(error.message) for error in errors], pa.string()
             ),
         }
         if self._prompts:

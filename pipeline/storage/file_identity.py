@@ -1,10 +1,12 @@
 """The identity of a file: what its filesystem tells of its content without reading it."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 DEAD_LINK = "a dead link"
+_SIZE = re.compile(r"size=(\d+)\b")
 
 # What filesystems of fsspec call what changes with the content of a file, the surest first.
 _VERSIONS = (
@@ -24,6 +26,12 @@ def local_identity(path: str | os.PathLike[str]) -> str | None:
     except OSError:
         return None
     return f"size={status.st_size} mtime={status.st_mtime_ns}"
+
+
+def size_in(identity: str | None) -> int | None:
+    """Reads the size of a file (bytes) from its identity; None where that does not say."""
+    found = _SIZE.match(identity or "")
+    return int(found[1]) if found else None
 
 
 def entry_identity(entry: Mapping[str, Any]) -> str | None:

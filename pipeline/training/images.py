@@ -15,6 +15,7 @@ from igpt_core.images.pixels import Crop, Resize
 from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
+from pipeline.readers.input_rows import MAX_IMAGE_BYTES
 from pipeline.stages.blocks import tokens_of
 from pipeline.stages.read_images import ReadImages
 from pipeline.training.error_budget import check_error_budget
@@ -87,6 +88,7 @@ def read_images(
     image_column: str | None = None,
     label_column: str | None = None,
     max_error_fraction: float = 1.0,
+    max_image_bytes: int = MAX_IMAGE_BYTES,
     input_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> TrainingImages:
@@ -98,6 +100,7 @@ def read_images(
         resize, crop: as in `load_pixels`.
         label_column: a column of classes to read along: whole numbers from 0, in every row.
         max_error_fraction: of the images that may fail.
+        max_image_bytes: as of `read_shard`.
 
     Raises UsageError; OverErrorBudget as soon as it is sure that more images fail than may.
     """
@@ -124,6 +127,7 @@ def read_images(
         image_size=image_size,
         resize=resize,
         crop=crop,
+        max_image_bytes=max_image_bytes,
         input_options=input_options or {},
         model_options=model_options or {},
     )

@@ -30,7 +30,7 @@ LOG_SECONDS = 15
 SAVE_SECONDS = 60
 # Options that change no result, or stand in the record in another form.
 _NOT_RECORDED = {"quiet", "debug", "storage_options", "output", "palette", "model", "eval_input"}
-_NOT_RECORDED |= {"max_error_fraction"}
+_NOT_RECORDED |= {"max_error_fraction", "max_image_bytes"}
 
 
 def check_options(options: TrainingOptions) -> None:
@@ -88,6 +88,7 @@ def find_images(
         image_column=options.image_column,
         label_column=label_column,
         max_error_fraction=options.max_error_fraction,
+        max_image_bytes=options.max_image_bytes,
         input_options=options_for(options.storage_options, "input"),
         model_options=options_for(options.storage_options, "model"),
     )

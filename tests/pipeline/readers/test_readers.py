@@ -3,10 +3,12 @@
 import datetime
 import decimal
 import io
+import tarfile
 import threading
 import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -611,3 +613,59 @@ def test_a_large_row_group_is_not_held_in_memory(tmp_path):
         tracemalloc.stop()
     assert found == [payload[i * size : (i + 1) * size] for i in range(rows - 100, rows)]
     assert peak < 20 << 20
+
+
+def sized(path, size: int) -> FileSlice:
+    return FileSlice(str(path), path.name, 0, 1, f"size={size} mtime=1")
+
+
+def test_an_image_that_is_too_large_is_an_error_and_not_read(tmp_path, monkeypatch):
+    """Past bug: a sparse file of 2 GiB was read whole, eight of them at once."""
+    read = []
+    monkeypatch.setattr(
+        image_files, "read_bytes", lambda fs, path: read.append(path) or b"x" * 1000
+    )
+    with open(tmp_path / "huge.tif", "wb") as file:
+        file.truncate(2 << 30)
+    small = tmp_path / "small.tif"
+    grown = FileSlice(
+        str(tmp_path / "unknown.tif"), "unknown.tif", 0, 1
+    )  # no listing told its size
+    shard = Shard(0, (sized(tmp_path / "huge.tif", 2 << 30), sized(small, 1000), grown))
+    (some,) = read_shard(shard, format="images")
+    assert (some.images[0].error, some.images[1:]) == ("ImageTooLarge", [b"x" * 1000] * 2)
+    assert some.images[0].message == (
+        "expected at most 268,435,456 bytes (--max-image-bytes), found 2,147,483,648"
+    )
+    assert read == [str(small), grown.path]
+    (some,) = read_shard(shard, format="images", max_image_bytes=999)
+    assert [image.error for image in some.images] == ["ImageTooLarge"] * 3
+
+
+def test_the_limit_holds_in_tables_and_tars(tmp_path):
+    contents = [b"x" * 999, b"x" * 1000, b"x" * 1001]
+    (tmp_path / "a.parquet").write_bytes(parquet(pa.table({"image": images(contents)})))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i, content in enumerate(contents):
+            (tmp_path / f"{i}.png").write_bytes(content)
+            tar.add(tmp_path / f"{i}.png", f"{i}.png")
+    for name, format in (("a.parquet", "parquet"), ("a.tar", "webdataset")):
+        plan = find_source(str(tmp_path / name), format=format).cut(10)
+        (some,) = read_shard(
+            plan.shards[0], format=format, image_column=plan.image_column, max_image_bytes=1000
+        )
+        assert some.images[:2] == contents[:2]
+        assert some.images[2].error == "ImageTooLarge"
+
+
+def test_what_is_read_ahead_is_bounded_in_bytes_from_the_first_file(monkeypatch):
+    monkeypatch.setattr(image_files, "_BYTES_AHEAD", 1000)
+    seen = []
+    monkeypatch.setattr(image_files, "read_bytes", lambda fs, path: seen.append(path) or b"x" * 400)
+    files = tuple(sized(Path(f"/nowhere/{i}"), 400) for i in range(20))
+    reading = image_files._read_ahead(
+        files, lambda file: image_files.read_bytes(None, file.path), 500
+    )
+    for taken in range(1, 21):
+        next(reading)
+        assert len(seen) <= taken + 2
