@@ -2,12 +2,13 @@
 of its shards."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 
 import ray
 
-from pipeline.engine.stage import Resources
+from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
 
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
@@ -114,6 +115,41 @@ def allocate(
         model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
         writing=Resources(n_writing, num_cpus=share, at_first=at_first and max(1, at_first // 4)),
     )
+
+
+def fit(stages: Sequence[Stage], *, n_shards: int, without: Collection[str]) -> list[Stage] | None:
+    """Cuts the actors of stages down, by halves, to what the nodes of the cluster hold but some, by
+    their ids; None where they do not hold one of each stage.
+
+    Args:
+        n_shards: no stage starts more actors than these.
+    """
+    every = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [n["Resources"] for n in every if n["Alive"] and n["NodeID"] not in without]
+    wanted = [min(stage.resources.actors, n_shards) for stage in stages]
+    while not _hold(nodes, [s.resources for s in stages], wanted):
+        if max(wanted) == 1:
+            return None
+        wanted = [max(actors // 2, 1) for actors in wanted]
+    return [
+        replace(stage, resources=replace(stage.resources, actors=actors))
+        for stage, actors in zip(stages, wanted, strict=True)
+    ]
+
+
+def _hold(
+    nodes: Sequence[Mapping[str, float]], stages: Sequence[Resources], actors: Sequence[int]
+) -> bool:
+    """Tells whether nodes hold so many actors of each stage. Those that ask for CPUs ask for the
+    same share, those that ask for GPUs for one."""
+    for name, shares in (
+        ("CPU", [stage.num_cpus for stage in stages]),
+        ("GPU", [stage.num_gpus for stage in stages]),
+    ):
+        wanted = sum(n for n, share in zip(actors, shares, strict=True) if share)
+        if wanted and sum(node.get(name, 0) // max(shares) for node in nodes) < wanted:
+            return False
+    return bool(nodes)
 
 
 def reading_shard_size(n_rows: int, most_rows: int) -> int:

@@ -3,7 +3,7 @@
 import logging
 import random
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from math import inf
@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
+from pipeline.engine.allocation import fit
 from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
 from pipeline.engine.stage import NOT_BEGUN, ShardResult, Stage, StageError, chain, deserialize
 from pipeline.errors import RunFailed, StageGaveUp
@@ -47,10 +48,11 @@ def dispatch_shards(
     """Submits shards to the stages and yields the rows that the last of them makes, as they come.
 
     A shard that a stage cannot do is left out and the others go on; at the end it is tried again
-    (`shards.for_last_try`), as long as one of those is done. Where many fail in a row, shards from
-    all over the plan are tried next: the others go on where one of them is done. Where processes
-    have died more often than Ray brings them back, what is left is submitted again, the likely
-    culprits last and in the end one by one: so a poison shard is found.
+    (`shards.for_last_try`), on other nodes where there are some, as long as one of those is done.
+    Where many fail in a row, shards from all over the plan are tried next: the others go on where
+    one of them is done. Where processes have died more often than Ray brings them back, what is
+    left is submitted again, the likely culprits last and in the end one by one: so a poison shard
+    is found.
 
     Args:
         lease: where it says so, no shard is begun any more, and the rest is left out.
@@ -71,7 +73,10 @@ def dispatch_shards(
             proven = queue.begun or len(shards) < len(plan.shards)  # earlier, or now
             blocks = {i: for_last_try(block, proven=proven) for i, block in blocks.items()}
         try:
-            with closing(_submit(blocks, stages, lease, proven=queue.begun)) as results:
+            submitted = _submit(
+                blocks, stages, lease, proven=queue.begun, avoided=queue.failed_on(order)
+            )
+            with closing(submitted) as results:
                 for result in results:
                     back.add(result.shard)
                     if result.block is not None:
@@ -80,7 +85,7 @@ def dispatch_shards(
                     elif result.ends_run:
                         raise StageGaveUp(result.failure)
                     elif result.failure != NOT_BEGUN:
-                        queue.note_failure(result.shard, str(result.failure))
+                        queue.note_failure(result.shard, str(result.failure), result.node)
                         if queue.tripped:
                             break
             if queue.tripped:
@@ -98,10 +103,23 @@ def dispatch_shards(
 
 
 def _submit(
-    blocks: Mapping[int, pa.Table], stages: Sequence[Stage], lease: Lease | None, *, proven: bool
+    blocks: Mapping[int, pa.Table],
+    stages: Sequence[Stage],
+    lease: Lease | None,
+    *,
+    proven: bool,
+    avoided: Sequence[str],
 ) -> Generator[ShardResult, None, None]:
-    """Runs the blocks through the stages once, as Ray does it. Raises RayError."""
-    dataset = chain(blocks, stages, lease=lease, proven=proven)
+    """Runs the blocks through the stages once, as Ray does it, without the nodes to be avoided, by
+    their ids; but for the last of them where the others have no room. Raises RayError."""
+    for n in range(len(avoided), 0, -1):
+        fitting = fit(stages, n_shards=len(blocks), without=avoided[:n])
+        if fitting is not None:
+            stages, avoided = fitting, avoided[:n]
+            break
+    else:
+        avoided = ()
+    dataset = chain(blocks, stages, lease=lease, proven=proven, avoided=avoided)
     results: Any = iter(
         dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
@@ -123,6 +141,7 @@ class _Queue:
         self._n_probes = max(_BREAKER_PROBES, actors)
         self._submissions = deque(_submissions(indices))
         self._failures: dict[int, str] = {}
+        self._failed_on: dict[int, set[str]] = {}  # nodes, of the failures
         self._poison: set[int] = set()  # of the failures: shards that their process died of
         self._failed_in_a_row = self._aborts = 0
         self._probes: list[int] = []
@@ -155,11 +174,19 @@ class _Queue:
         self._failures.pop(shard, None)
         self.begun, self._failed_in_a_row, self._probes_left = True, 0, 0
 
-    def note_failure(self, shard: int, reason: str) -> None:
+    def failed_on(self, shards: Sequence[int]) -> list[str]:
+        """Returns the ids of the nodes on which some of these shards have failed, first those on
+        which most have."""
+        counts = Counter(node for shard in shards for node in self._failed_on.get(shard, ()))
+        return [node for node, _ in counts.most_common()]
+
+    def note_failure(self, shard: int, reason: str, node: str | None = None) -> None:
         """Notes a failure. Raises RunFailed where probes, unless nothing else is left, or the last
         tries fail too."""
         _log.warning("shard %d: %s", shard, reason)
         self._failures[shard] = reason
+        if node is not None:
+            self._failed_on.setdefault(shard, set()).add(node)
         self._failed_in_a_row += 1
         if self._probes_left:
             self._probes_left -= 1

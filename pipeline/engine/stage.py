@@ -3,12 +3,13 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.annotations import RayDeprecationWarning
@@ -27,6 +28,8 @@ _MAX_BACKOFF_SECONDS = 30
 # the other: where the stages have done no shard yet, and later.
 _FAILED_STARTS, _FAILED_STARTS_LATER = 3, 100
 _START_BACKOFF_SECONDS = 10.0
+
+_NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 
 _log = logging.getLogger(__name__)
 
@@ -55,15 +58,16 @@ class Stage:
 class ShardResult:
     """A shard between two stages: its block, or why it has none.
 
-    `failure` is one line: a stage could not do this shard. The stages after it pass it on, so that
-    the others go on, unless it `ends_run`. NOT_BEGUN stands for a shard that was left to a later
-    run.
+    `failure` is one line: a stage could not do this shard, on the node with this id. The stages
+    after it pass it on, so that the others go on, unless it `ends_run`. NOT_BEGUN stands for a
+    shard that was left to a later run.
     """
 
     shard: int
     block: pa.Table | None = None
     failure: str | None = None
     ends_run: bool = False
+    node: str | None = None
 
 
 NOT_BEGUN = "not begun"
@@ -76,6 +80,7 @@ _SERIALIZED = pa.schema(
         pa.field("block", pa.large_binary()),  # an Arrow stream
         pa.field("failure", pa.string()),
         pa.field("ends_run", pa.bool_()),
+        pa.field("node", pa.string()),
     ]
 )
 
@@ -88,6 +93,7 @@ def serialize(results: Iterable[ShardResult]) -> pa.Table:
             "block": None if result.block is None else _stream(result.block),
             "failure": result.failure,
             "ends_run": result.ends_run,
+            "node": result.node,
         }
         for result in results
     ]
@@ -189,7 +195,8 @@ class _ReportingShards(_Reporting):
             _log.exception("shard %d failed", result.shard)
             if isinstance(end := error.__context__, EndOfRun):
                 return ShardResult(result.shard, failure=str(end), ends_run=True)
-            return ShardResult(result.shard, failure=str(error))
+            node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+            return ShardResult(result.shard, failure=str(error), node=node)
 
 
 def chain(
@@ -198,6 +205,7 @@ def chain(
     *,
     lease: Lease | None = None,
     proven: bool = False,
+    avoided: Collection[str] = (),
 ) -> Dataset:
     """Chains the stages over blocks, each kept whole from end to end.
 
@@ -206,6 +214,7 @@ def chain(
         lease: asked before each stage of a shard but the last.
         proven: whether these stages have done a shard: an actor that cannot start is then more
             likely its node's fault than theirs, and the others get on without it for longer.
+        avoided: ids of nodes on which no actor starts.
 
     Returns:
         What the last stage makes of each block, as rows of `serialize`.
@@ -220,7 +229,9 @@ def chain(
         # What a model has done is written also by a run that stops; what was only read is left.
         lent = None if stage is stages[-1] else lease
         traits = {"stage": stage.cls, "lease": lent, "start_backoff": backoff}
-        dataset = _mapped(dataset, stage, _ReportingShards, traits, batch_size=1, actors=actors)
+        dataset = _mapped(
+            dataset, stage, _ReportingShards, traits, batch_size=1, actors=actors, avoided=avoided
+        )
     starts = _FAILED_STARTS_LATER if proven else _FAILED_STARTS
     dataset.context.max_consecutive_actor_init_deaths = starts * max(n_actors)
     return dataset
@@ -243,6 +254,7 @@ def _mapped(
     *,
     batch_size: int,
     actors: int,
+    avoided: Collection[str] = (),
 ) -> Dataset:
     resources = stage.resources
     with warnings.catch_warnings():
@@ -258,6 +270,7 @@ def _mapped(
             ),
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus or None,
+            label_selector={_NODE_ID: f"!in({','.join(sorted(avoided))})"} if avoided else None,
             max_restarts=_MAX_RESTARTS,
             max_task_retries=_MAX_TASK_RETRIES,
         )

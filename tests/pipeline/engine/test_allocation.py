@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.batch.model import find_device
 from pipeline.engine import allocation
-from pipeline.engine.allocation import allocate, reading_shard_size, shard_size
+from pipeline.engine.allocation import allocate, fit, reading_shard_size, shard_size
+from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
 from pipeline.options import ModelOptions
 
@@ -195,3 +196,37 @@ def test_with_a_model_readers_are_few_at_first(machine, device, options, at_firs
     machine(cpus=96, gpus=8)
     shares = allocate(**{"device": device, "cpu_actors": None, "model_actors": None, **options})
     assert (shares.reading.at_first, shares.writing.at_first) == at_first
+
+
+@pytest.mark.parametrize(
+    ("without", "n_shards", "expected"),
+    [
+        ("", 100, [4, 1]),  # 2 CPUs on each of the first two nodes, 5 of the shares of 0.36
+        ("", 1, [1, 1]),
+        ("a", 100, [4, 1]),
+        ("ab", 100, None),  # the head has no CPU, and the dead node does not count
+        ("bc", 100, [4, 1]),
+    ],
+)
+def test_actors_are_cut_down_to_the_nodes_that_are_left(monkeypatch, without, n_shards, expected):
+    nodes = [
+        {"NodeID": name, "Alive": name != "d", "Resources": {"CPU": cpus} if cpus else {}}
+        for name, cpus in (("a", 2.0), ("b", 2.0), ("c", 0), ("d", 64.0))
+    ]
+    monkeypatch.setattr(allocation.ray, "nodes", lambda: nodes)
+    stages = [Stage(object, {}, Resources(n, num_cpus=0.36)) for n in (4, 1)]
+    found = fit(stages, n_shards=n_shards, without=set(without))
+    assert (found and [stage.resources.actors for stage in found]) == expected
+
+
+def test_actors_with_gpus_need_nodes_with_gpus(monkeypatch):
+    nodes = [
+        {"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0, "GPU": gpus}}
+        for name, gpus in (("a", 4.0), ("b", 2.0), ("c", 0.0))
+    ]
+    monkeypatch.setattr(allocation.ray, "nodes", lambda: nodes)
+    stages = [Stage(object, {}, Resources(8, num_cpus=0.5))]
+    stages += [Stage(object, {}, Resources(6, num_cpus=0, num_gpus=1))]
+    found = [fit(stages, n_shards=99, without=set(without)) for without in ("", "a", "b", "ab")]
+    actors = [each and [stage.resources.actors for stage in each] for each in found]
+    assert actors == [[8, 6], [2, 1], [4, 3], None]

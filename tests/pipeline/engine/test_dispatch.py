@@ -2,7 +2,7 @@
 stand-ins for Ray's part."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pytest
@@ -23,18 +23,30 @@ class Cluster:
     their process while the other actor does one more."""
 
     def __init__(
-        self, *, fails: Callable[[int, int], bool] = lambda shard, n: False, poison: set[int]
+        self,
+        *,
+        fails: Callable[[int, int], bool] = lambda shard, n: False,
+        poison: set[int],
+        node_of: Callable[[int], str | None] = lambda shard: None,
     ) -> None:
-        self._fails, self._poison = fails, poison
+        self._fails, self._poison, self._node_of = fails, poison, node_of
+        self.avoided: list[list[str]] = []  # of each submission
         self.tries: dict[int, int] = {}
         self.submissions = 0
         self.done: set[int] = set()
         self.told: dict[int, list[Tries]] = {}  # of shards that failed
 
     def __call__(
-        self, blocks: Mapping[int, pa.Table], stages: object, lease: object, *, proven: bool
+        self,
+        blocks: Mapping[int, pa.Table],
+        stages: object,
+        lease: object,
+        *,
+        proven: bool,
+        avoided: Sequence[str],
     ):
         assert proven == bool(self.done)
+        self.avoided.append(list(avoided))
         self.submissions += 1
         order = list(blocks)
         self._tries = {shard: shard_in(block).tries for shard, block in blocks.items()}
@@ -51,7 +63,7 @@ class Cluster:
         n = self.tries[shard] = self.tries.get(shard, 0) + 1
         if self._fails(shard, n):
             self.told.setdefault(shard, []).append(self._tries[shard])
-            return ShardResult(shard, failure=REASON)
+            return ShardResult(shard, failure=REASON, node=self._node_of(shard))
         self.done.add(shard)
         return ShardResult(shard, pa.table({"shard": [shard]}))
 
@@ -85,6 +97,36 @@ def test_what_fails_once_is_done_at_the_second_try(run):
     done, message, cluster = run(40, fails=lambda shard, n: 10 <= shard < 19 and n == 1)
     assert (done, message) == (list(range(40)), "")
     assert cluster.submissions == 2
+
+
+def test_what_failed_is_tried_again_on_other_nodes(run):
+    """Past bug: a shard that a node with a full disk could not read was tried there each time."""
+    nodes = {3: "one", 7: "other", 11: "other"}
+    done, _, cluster = run(40, fails=lambda shard, n: shard in nodes and n == 1, node_of=nodes.get)
+    assert done == list(range(40))
+    assert cluster.avoided == [[], ["other", "one"]]
+
+
+def test_nodes_are_avoided_as_far_as_the_others_have_room(monkeypatch):
+    rooms = {("a", "b"): None, ("a",): ["fitting"]}
+    monkeypatch.setattr(dispatch, "fit", lambda *_, n_shards, without: rooms[tuple(without)])
+    chained = []
+
+    class Chained(Exception):
+        pass
+
+    def chain(blocks, stages, **options):
+        chained.append((stages, options["avoided"]))
+        raise Chained
+
+    monkeypatch.setattr(dispatch, "chain", chain)
+    for avoided in (["a", "b"], []):
+        with pytest.raises(Chained):
+            next(dispatch._submit({}, ["stages"], None, proven=True, avoided=avoided))
+    rooms[("a",)] = None
+    with pytest.raises(Chained):
+        next(dispatch._submit({}, ["stages"], None, proven=True, avoided=["a", "b"]))
+    assert chained == [(["fitting"], ["a"]), (["stages"], ()), (["stages"], ())]
 
 
 @pytest.mark.parametrize("n", [11, 13, 15])
