@@ -70,7 +70,8 @@ def test_what_dies_is_made_up_for(work, tmp_path, disturbance, seed):
 
 @pytest.mark.parametrize("seed", rounds(3, short=1))
 def test_an_input_that_goes_away_and_comes_back_costs_no_row(work, photos, tmp_path, seed):
-    """As a mount does, for up to a minute, from about when the first images are read. Past bug: each image that was asked for meanwhile became an error row."""
+    """As a mount does, for up to a minute, from about when the first images are read. Past bug:
+    each image that was asked for meanwhile became an error row."""
     chance = random.Random(seed)
     output, away = tmp_path / "run", photos.with_name("away")
     with driver(*work.words, f"--output={output}", log=tmp_path / "log") as run:
