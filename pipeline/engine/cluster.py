@@ -1,5 +1,6 @@
 """Joining or starting Ray for the length of a job, and leaving it."""
 
+import inspect
 import io
 import logging
 import os
@@ -8,7 +9,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,7 +80,7 @@ def silence_stdout(call: Callable[..., Result], *arguments: Any) -> Result:
 
 def _join_or_start(address: str | None) -> None:
     private = address in (None, "", "local")
-    with _stderr_closed():
+    with _stderr_closed(), _lean_node() if private else nullcontext():
         try:
             _probe(address or "")
             ray.init(
@@ -94,6 +96,24 @@ def _join_or_start(address: str | None) -> None:
                 f"cannot join the Ray cluster at {address or 'local'}: {redacted_line(error)}; "
                 "check --address and RAY_ADDRESS"
             ) from error
+
+
+@contextmanager
+def _lean_node() -> Iterator[None]:
+    """Starts a private Ray without two processes that no job uses, the monitor of the autoscaler
+    and the one of log files, and with any free port for its agent: that waits for three seconds for
+    its usual one where another Ray of this machine has it. Ray 2.60 has no public option for these.
+    """
+    parameter: Any = ray._private.parameter
+    params = parameter.RayParams
+    known = inspect.signature(params).parameters
+    lean = {"dashboard_agent_listen_port": 0, "no_monitor": True, "include_log_monitor": False}
+    chosen = {name: value for name, value in lean.items() if name in known}
+    parameter.RayParams = partial(params, **chosen)
+    try:
+        yield
+    finally:
+        parameter.RayParams = params
 
 
 @contextmanager

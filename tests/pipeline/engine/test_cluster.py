@@ -85,3 +85,25 @@ def test_a_process_that_has_ray_already_is_left_as_it_was(ray_session):
         assert ray.is_initialized()
     finally:
         logging.getLogger("ray.data").removeHandler(handler)
+
+
+LEAN = """
+import ray
+from pipeline.engine import cluster
+
+with cluster.connected(None):
+    node = ray._private.worker._global_node
+    print(*sorted(node.all_processes), node.dashboard_agent_listen_port)
+print(ray._private.parameter.RayParams.__name__)
+"""
+
+
+def test_a_private_ray_has_no_process_that_no_job_uses():
+    """Past bug: two processes more, and three seconds in vain where another Ray had the port."""
+    command = [sys.executable, "-c", LEAN]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (*processes, port), restored = (line.split() for line in done.stdout.splitlines())
+    assert {"gcs_server", "raylet"} <= set(processes)
+    assert not {"monitor", "log_monitor"} & set(processes)
+    assert int(port) not in (0, 52365)
+    assert restored == ["RayParams"]
