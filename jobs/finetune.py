@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class FinetuneOptions(TrainingOptions):
     model: str = Field("embedded", description="model to start from: folder, URI or hub id")
     label_column: str = Field("label", description="column of classes, whole numbers from 0")
+    label_from_folder: bool = Field(
+        False, description="the classes are the folders of the image files"
+    )
     next_pixel_weight: float = Field(
         1.0, ge=0, description="weight of the next-pixel loss in the sum"
     )
@@ -79,6 +82,7 @@ def _labeled(
         image_size=model.quantizer.image_size,
         limit=limit,
         label_column=options.label_column,
+        label_from_folder=options.label_from_folder,
     )
     assert images.labels is not None  # a column of them was asked for
     return images, images.labels

@@ -76,6 +76,9 @@ class InputOptions(PixelOptions):
     keep_columns: str | None = Field(
         None, description="comma-list of columns to pass through; else all"
     )
+    label_from_folder: bool = Field(
+        False, description="add column label: the folder of each image file"
+    )
 
 
 class RayOptions(ProgressOptions):

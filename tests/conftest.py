@@ -106,7 +106,7 @@ def ray_session():
 class _InProcess:
     """What `stage.chain` gives, but the actors are objects here, one block after the other."""
 
-    def __init__(self, blocks, stages, *, lease=None, proven=False):
+    def __init__(self, blocks, stages, *, lease=None, proven=False, avoided=()):
         self._blocks, self._stages, self._lease = blocks, stages, lease
 
     def iter_batches(self, **_):

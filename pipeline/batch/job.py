@@ -190,6 +190,7 @@ def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) ->
         id_column=options.id_column,
         keep_columns=None if keep is None else [c.strip() for c in keep.split(",") if c.strip()],
         prompt_column=prompt_column,
+        label_from_folder=options.label_from_folder,
         limit=options.limit,
         storage_options=options_for(options.storage_options, "input"),
         shown=options.progress == "text",

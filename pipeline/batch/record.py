@@ -30,6 +30,8 @@ def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]
     if isinstance(options, ImageJobOptions):
         found |= {"input": redacted(absolute_input(options.input))}
         found |= options.model_dump(include=_INPUT_OPTIONS)
+        # Not false: earlier versions recorded nothing.
+        found |= {"label_from_folder": options.label_from_folder or None}
     found |= {"image_size": quantizer.image_size, "palette": quantizer.palette.fingerprint}
     if compute is not None:
         found |= {"batch_size": compute.images * compute.sequences}

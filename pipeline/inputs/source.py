@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
+from pipeline.inputs.class_folders import label_schema
 from pipeline.inputs.files import (
     InputFile,
     choose_format,
@@ -175,6 +176,7 @@ def find_source(
     id_column: str | None = None,
     keep_columns: Sequence[str] | None = None,
     label_column: str | None = None,
+    label_from_folder: bool = False,
     limit: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     shown: bool = False,
@@ -185,7 +187,8 @@ def find_source(
 
     `image_column` may also name a column of tokens; `prompt_column` names one of tokens that begin
     images, of any length. `limit` takes the first rows only. `keep_columns` None keeps every column
-    but the image; with a `label_column` it keeps that one, beside those named.
+    but the image; with a `label_column` it keeps that one, beside those named. With
+    `label_from_folder` image files have a column of labels, that one or `label`.
     `storage_options` are those of the input location alone. `shown` says how far it is, where it
     takes long. Raises UsageError.
     """
@@ -211,11 +214,18 @@ def find_source(
             "--image-column": image_column,
             "--id-column": id_column,
             "--keep-columns": keep_columns,
-            "--label-column": label_column,
+            "--label-column": None if label_from_folder else label_column,
         }
         _refuse_columns(given, input)
         counted = [(file, 1) for file in files]
+        if label_from_folder:
+            passthrough = label_schema(files, label_column or "label")
     else:
+        if label_from_folder:
+            raise UsageError(
+                f"--label-from-folder is for image files, {input} holds tables or tars, whose "
+                "labels are a column; next: leave it out"
+            )
         if label_column is not None:
             keep_columns = [*(keep_columns or []), label_column]
         if format == "webdataset":
@@ -265,8 +275,9 @@ def _refuse_columns(given: Mapping[str, object], input: str) -> None:
     wrong = [name for name, value in given.items() if value]
     if wrong == ["--label-column"]:  # which has a default: nobody need have typed it
         raise UsageError(
-            f"expected images with labels at {input}, found image files, which have none; next: a "
-            "table (Parquet) or tars with a column of classes"
+            f"expected images with labels at {input}, found image files, which have none; next: "
+            "--label-from-folder where they lie in folders by class, or a table (Parquet) or tars "
+            "with a column of classes"
         )
     if wrong:
         raise UsageError(

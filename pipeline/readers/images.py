@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.inputs.class_folders import labels_of
 from pipeline.readers.faults import ImageFaults, require_input
 from pipeline.readers.input_rows import (
     READ_BYTES,
@@ -71,7 +72,8 @@ def _read(file: FileSlice, options: Mapping[str, Any]) -> bytes:
 def _input_rows(files: list[FileSlice], images: list[RowContent], schema: pa.Schema) -> InputRows:
     ids = [file.name for file in files]
     sources = [file.path for file in files]
-    return InputRows(ids, sources, images, null_table(schema, len(files)))
+    columns = labels_of(ids, schema) if len(schema) else null_table(schema, len(files))
+    return InputRows(ids, sources, images, columns)
 
 
 def _read_ahead(

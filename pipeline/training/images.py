@@ -87,6 +87,7 @@ def read_images(
     format: str = "auto",
     image_column: str | None = None,
     label_column: str | None = None,
+    label_from_folder: bool = False,
     max_error_fraction: float = 1.0,
     max_image_bytes: int = MAX_IMAGE_BYTES,
     input_options: Mapping[str, Any] | None = None,
@@ -99,6 +100,7 @@ def read_images(
         palette: location of a palette's file or of a model folder.
         resize, crop: as in `load_pixels`.
         label_column: a column of classes to read along: whole numbers from 0, in every row.
+        label_from_folder: image files have one, by their folders.
         max_error_fraction: of the images that may fail.
         max_image_bytes: as of `read_shard`.
 
@@ -110,6 +112,7 @@ def read_images(
         image_column=image_column,
         keep_columns=[],
         label_column=label_column,
+        label_from_folder=label_from_folder,
         limit=limit,
         storage_options=input_options,
     )

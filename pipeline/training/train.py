@@ -75,6 +75,7 @@ def find_images(
     image_size: int,
     limit: int | None,
     label_column: str | None = None,
+    label_from_folder: bool = False,
 ) -> TrainingImages:
     """Reads the images at a location as the options say; see `read_images`."""
     return read_images(
@@ -87,6 +88,7 @@ def find_images(
         format=options.format,
         image_column=options.image_column,
         label_column=label_column,
+        label_from_folder=label_from_folder,
         max_error_fraction=options.max_error_fraction,
         max_image_bytes=options.max_image_bytes,
         input_options=options_for(options.storage_options, "input"),
