@@ -8,7 +8,7 @@ import gzip
 import tarfile
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, cast
 
@@ -17,6 +17,7 @@ from pipeline.storage.filesystem import is_local, open_location
 
 MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in memory
 _MOST_TAR_BYTES = 1 << 42  # beyond what filesystems hold in a file
+_ZEROS_AT_ONCE = 8 << 10  # bytes read behind the end of a tar; whole blocks
 
 _GZIP = b"\x1f\x8b"
 # What tarfile raises over a header that is damaged, or made to do harm (names that nest).
@@ -101,9 +102,23 @@ def read_members(
 
     As WebDataset has it, a member belongs to the sample `key` of its path up to the first dot of
     its name, and is the `field` after that dot, in lower case. Folders, hidden names and names
-    like `__this__` are passed over. Raises DamagedTar after the last member that is found where
-    the tar does not end as tars end, unless it is read to `stop`.
+    like `__this__` are passed over. Behind the end of a tar another may begin, as `cat a.tar b.tar`
+    has it. Raises DamagedTar after the last member that is found where the tar does not end as
+    tars end, unless it is read to `stop`.
     """
+    at: int | None = start
+    while at is not None:
+        end = yield from _read_one_tar(file, at, stop)
+        if stop is not None and end >= stop:
+            return
+        at = _skip_zeros(file, end)
+
+
+def _read_one_tar(
+    file: IO[bytes], start: int, stop: int | None
+) -> Generator[tuple[str, str, Member], None, int]:
+    """Does the same up to the end marker of the tar; returns where that begins, or where the
+    reading stopped."""
     file.seek(start)
     try:
         tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace")
@@ -120,7 +135,7 @@ def read_members(
     except _HEADER_ERRORS as error:
         failure = f" ({error})"
     if stop is not None and start >= stop:
-        return
+        return start
     # tarfile takes a tar that is cut, or goes on with other bytes, for one that ends there.
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
@@ -128,6 +143,18 @@ def read_members(
         raise TruncatedTar("the tar is cut short: it has no end marker")
     if failure or any(block):
         raise DamagedTar(f"the tar is damaged: no header of a member at byte {tar.offset}{failure}")
+    return int(tar.offset)
+
+
+def _skip_zeros(file: IO[bytes], start: int) -> int | None:
+    """Returns where the first block that is not of zeros begins, from a block at `start` on; None
+    where the file ends before."""
+    file.seek(start)
+    while some := file.read(_ZEROS_AT_ONCE):
+        if len(rest := some.lstrip(b"\0")):
+            return start + (len(some) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        start += len(some)
+    return None
 
 
 def _members(info: tarfile.TarInfo, start: int) -> Iterator[tuple[str, str, Member]]:

@@ -21,6 +21,7 @@ class BlockReader:
     def __init__(self, fs: AbstractFileSystem, raw: IO[bytes], *, stop: int | None = None) -> None:
         """Wraps a file that is open; no block goes beyond `stop` unless what is read does."""
         self._fs, self._raw, self._stop = fs, raw, stop
+        self._size: int | None = getattr(raw, "size", None)  # where the store has told it
         self._block, self._block_start = b"", -1  # a first block is a small one
         self._at = 0
 
@@ -54,6 +55,9 @@ class BlockReader:
         length = _LARGE_BLOCK if reads_on else _SMALL_BLOCK
         if self._stop is not None:
             length = min(length, self._stop - at)
+        if self._size is not None and at >= self._size:  # no request for what is not there
+            self._block, self._block_start = b"", at
+            return
 
         def request() -> bytes:
             self._raw.seek(at)
