@@ -54,7 +54,7 @@ class PixelOptions(Options):
         "auto", description="format of the input"
     )
     image_column: str | None = Field(
-        None, description="column or extension of the image; else the only one, image or img"
+        None, description="column or extension of images; else the only one or img"
     )
     limit: int | None = Field(None, ge=1, description="read the first N rows only")
     resize: Literal["exact", "fast"] = Field(

@@ -55,7 +55,7 @@ def rows_of(plan):
 def test_folder_is_cut_into_shards_in_the_order_of_names(tmp_path):
     found = [f"{folder}/{i}.{end}" for folder in "ab" for i, end in enumerate(["JPEG", "png"] * 3)]
     random.Random(0).shuffle(found)
-    touch(tmp_path, *found, "notes.txt", "b/more.TXT", "b/none", ".hidden.png", "_old/x.png")
+    touch(tmp_path, *found, "notes.txt", "b/more.TXT", "b/none", ".hidden.png", "_temporary/x.png")
     plan = plan_shards(str(tmp_path), shard_size=5)
     assert plan.format == "images"
     assert names(plan) == sorted(found)

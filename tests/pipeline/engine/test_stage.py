@@ -248,7 +248,7 @@ def test_what_no_shard_could_do_ends_the_run_at_once_in_the_stages_own_words(mon
             begun.append(index)
             yield refuse(serialize([ShardResult(index, pa.table({"shard": [index]}))]))
 
-    def in_process(blocks, stages, *, lease, proven):
+    def in_process(blocks, stages, *, lease, proven, avoided):
         return SimpleNamespace(iter_batches=lambda **_: batches(blocks))
 
     monkeypatch.setattr(dispatch, "chain", in_process)

@@ -152,7 +152,9 @@ def test_a_missing_column_is_named_with_those_that_are_there(labeled_parquet, ti
 
 
 def test_image_files_have_no_labels(photos, tiny_model):
-    with pytest.raises(UsageError, match=r"images with labels .* image files.*next: a table"):
+    with pytest.raises(
+        UsageError, match=r"images with labels .* image files.*next: --label-from-folder"
+    ):
         labels_of(photos, tiny_model)
 
 
