@@ -89,7 +89,7 @@ class RayOptions(ProgressOptions):
         None, description="Ray head, host:6379; else RAY_ADDRESS, or a local Ray"
     )
     cpu_actors: AutoInt = Field(
-        None, ge=1, description="readers; auto: as many as keep up, one per CPU at most"
+        None, ge=1, description="readers; auto: as many as needed, up to one per CPU"
     )
 
 
@@ -99,7 +99,7 @@ class ClusterOptions(RayOptions):
     heading: ClassVar[str] = "Cluster"
 
     shard_size: AutoInt = Field(
-        None, ge=1, description="rows per part; auto: 1024 at most, of samples 4 batches"
+        None, ge=1, description="rows per part; auto: up to 1024, or 4 batches"
     )
 
 
