@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,10 @@ from pipeline.storage.redact import redacted_line
 _FOOTER_THREADS = 32
 _FOOTERS_AT_ONCE = 512
 _FOOTER_BYTES = 64 << 10
+
+# Of the column of a table's folder, `klass=cat/`: what Hive and all after it write for null.
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+INT96_UNIT = "us"  # nanoseconds, the default, end in 2262
 
 _Schemas = list[tuple[InputFile, pa.Schema]]
 
@@ -53,6 +58,7 @@ def read_footers(
             for file, (footer, schema) in zip(some, footers, strict=True):
                 groups = (footer.row_group(i).num_rows for i in range(footer.num_row_groups))
                 file = file._replace(largest_group=max(groups, default=0))
+                schema = _with_partitions(schema, file.name)
                 counted.append((file, footer.num_rows))
                 count()
                 if footer.num_rows == 0:
@@ -79,12 +85,57 @@ def _read_footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMe
                 footer = pq.read_metadata(opened)
         else:
             footer = _read_remote_footer(fs, path)
-        return footer, footer.schema.to_arrow_schema()
+        nothing = pa.BufferReader(b"")
+        whole = pq.ParquetFile(
+            nothing, metadata=footer, coerce_int96_timestamp_unit=INT96_UNIT
+        ).schema_arrow
+        return footer, whole
     except parquet_errors() as error:
         raise UsageError(
             f"cannot read the Parquet footer of {file.path}: {redacted_line(error)}; repair the "
             "file or leave it out"
         ) from error
+
+
+def partition_values(name: str) -> dict[str, str | None]:
+    """Returns the columns that the folders of a table's file stand for, by its name in the input:
+    {"klass": "cat"} for `klass=cat/part.parquet`, as Hive, Spark, DuckDB and pyarrow write them."""
+    folders = (folder.partition("=") for folder in name.split("/")[:-1])
+    return {
+        unquote(column): None if value == _NULL_PARTITION else unquote(value)
+        for column, equals, value in folders
+        if column and equals
+    }
+
+
+def _with_partitions(schema: pa.Schema, name: str) -> pa.Schema:
+    """Adds the columns of a file's folders (string) that the file itself does not hold; and takes
+    types that can be computed with in place of views."""
+    fields = [field.with_type(_plain(field.type)) for field in schema]
+    there = set(schema.names)
+    fields += [pa.field(n, pa.string()) for n in partition_values(name) if n not in there]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    """Returns a type without views of text and bytes, for which Arrow lacks most functions, at any
+    depth."""
+    kinds = pa.types
+    if type_ == pa.string_view():
+        return pa.string()
+    if type_ == pa.binary_view():
+        return pa.binary()
+    if kinds.is_struct(type_):
+        return pa.struct([field.with_type(_plain(field.type)) for field in type_])
+    if kinds.is_map(type_):
+        return pa.map_(_plain(type_.key_type), _plain(type_.item_type))
+    if kinds.is_fixed_size_list(type_):
+        return pa.list_(type_.value_field.with_type(_plain(type_.value_type)), type_.list_size)
+    if kinds.is_list(type_):
+        return pa.list_(type_.value_field.with_type(_plain(type_.value_type)))
+    if kinds.is_large_list(type_):
+        return pa.large_list(type_.value_field.with_type(_plain(type_.value_type)))
+    return type_
 
 
 def _read_remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:

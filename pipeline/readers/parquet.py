@@ -6,7 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.inputs.parquet_schema import is_image, is_tokens, parquet_errors
+from pipeline.inputs.parquet_schema import (
+    is_image,
+    is_tokens,
+    parquet_errors,
+    partition_values,
+)
 from pipeline.readers.faults import refuse_place
 from pipeline.readers.input_rows import (
     STAGE,
@@ -45,7 +50,7 @@ def _read_slice(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator
     assert stop is not None  # planning has counted the rows of Parquet files
     try:
         with open_parquet(file.path, options.storage_options, stop=stop) as reader:
-            columns = _columns(reader.schema, options)
+            columns = _columns(reader.schema, file, options)
             first = 0
             for group in range(reader.footer.num_row_groups):
                 end = first + reader.footer.row_group(group).num_rows
@@ -76,10 +81,11 @@ def _row_error(failure: Exception, shard: Shard, file: FileSlice, options: ReadO
     return RowError.of(STAGE, failure)
 
 
-def _columns(schema: pa.Schema, options: ReadOptions) -> list[str]:
+def _columns(schema: pa.Schema, file: FileSlice, options: ReadOptions) -> list[str]:
     """Returns the columns to read. Raises ChangedFile where the file lacks one now."""
     wanted = [options.image_column, options.id_column, *options.passthrough.names]
-    columns = list(dict.fromkeys(name for name in wanted if name is not None))
+    in_folders = partition_values(file.name).keys() - set(schema.names)
+    columns = [name for name in dict.fromkeys(wanted) if name not in (None, *in_folders)]
     absent = [name for name in columns if name not in schema.names]
     if absent:
         raise ChangedFile(f"column {absent[0]} is not in the file now")
@@ -137,6 +143,9 @@ def _input_rows(
             yield from _input_rows(batch.slice(i, 1), file, row_range[i : i + 1], options)
         return
     schema = options.passthrough
+    for name, value in partition_values(file.name).items():
+        if name not in batch.schema.names:
+            batch = batch.append_column(name, pa.array([value] * batch.num_rows, pa.string()))
     found = [(batch.column(field.name), field.type) for field in schema]
     arrays = [array if array.type == type_ else array.cast(type_) for array, type_ in found]
     ids, sources = places(file, row_range)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.inputs.parquet_schema import parquet_errors
+from pipeline.inputs.parquet_schema import INT96_UNIT, parquet_errors
 from pipeline.readers.input_rows import READ_BYTES
 from pipeline.storage.filesystem import is_local, open_location, store_errors
 
@@ -46,6 +46,7 @@ class ParquetReader:
                 pre_buffer=max(sizes, default=0) <= _SMALL_GROUP,
                 buffer_size=_BUFFER_BYTES,
                 page_checksum_verification=True,
+                coerce_int96_timestamp_unit=INT96_UNIT,
             )
         except BaseException:
             self.close()
