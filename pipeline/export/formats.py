@@ -7,6 +7,7 @@ through, which may hold anything.
 import base64
 import io
 import json
+import math
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -123,7 +124,23 @@ def _json_rows(table: pa.Table) -> list[dict[str, Any]]:
             column = table[field.name].cast(pa.float64())
             finite = pc.if_else(pc.is_finite(column), column, None)
             table = table.set_column(index, field.name, finite)
-    return list(table.to_pylist())
+    found = list(table.to_pylist())
+    for field in table.schema:
+        if pa.types.is_nested(field.type):
+            for row in found:
+                row[field.name] = _finite(row[field.name])
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """Does the same within a nested value."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def _text(value: Any) -> str:

@@ -77,7 +77,7 @@ class TokenizeRows:
             return self._tokenizer.tokens(np.asarray(value))
         if isinstance(value, np.ndarray):
             try:
-                (value,) = rgb_images(value)
+                (value,) = rgb_images(value, input_data_format="channels_last")
             except (ImageError, ValueError) as error:
                 return RowError.of(STAGE, error)
         return self._tokenizer.tokens(value)

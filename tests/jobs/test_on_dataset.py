@@ -63,9 +63,10 @@ def test_results_are_those_of_the_command_line(ray_session, photos, tiny_model, 
 
 def test_arrays_of_read_images_and_ready_tokens(ray_session, tiny_model, tmp_path):
     """ray.data.read_images gives arrays (H, W, C), here of several sizes. What they quantize to
-    can be scored as it is."""
+    can be scored as it is. Past bug: an image of 3 rows was taken for one of 3 channels."""
     palette = load_palette(tiny_model)
-    for i, size in enumerate([(20, 16), (9, 30), (8, 8)]):
+    sizes = [(20, 16), (9, 30), (8, 8), (32, 3), (3, 32), (32, 1), (32, 4), (3, 3)]
+    for i, size in enumerate(sizes):
         photo(i, size=size).save(tmp_path / f"{i}.png")
     images = ray.data.read_images(str(tmp_path), include_paths=True)
     tokens = on_dataset("quantize", images, {"model": tiny_model}, id_column="path")
@@ -79,7 +80,7 @@ def test_arrays_of_read_images_and_ready_tokens(ray_session, tiny_model, tmp_pat
     again = on_dataset("score", found.drop_columns(["error"]), options, image_column="tokens")
     scores = {row["path"]: row["nll"] for row in again.take_all()}
     assert {row["path"]: row["nll"] for row in first} == scores
-    assert len(scores) == 3
+    assert len(scores) == len(sizes)
 
 
 def test_arrays_of_one_size_are_a_tensor_of_all_rows(tiny_model):

@@ -291,6 +291,9 @@ def test_json_holds_what_json_has_no_type_for(tmp_path):
             ("raw", pa.binary()),
             ("when", pa.timestamp("us")),
             ("boxes", pa.list_(pa.list_(pa.int32(), 2))),
+            ("scores", pa.list_(pa.float64())),
+            ("deep", pa.struct([("x", pa.list_(pa.float32())), ("raw", pa.list_(pa.binary()))])),
+            ("pairs", pa.map_(pa.string(), pa.float64())),
         ]
     )
     given = {
@@ -299,6 +302,9 @@ def test_json_holds_what_json_has_no_type_for(tmp_path):
         "raw": b"\xff\0",
         "when": datetime.datetime(2026, 1, 5, 12),
         "boxes": [[1, 2], [3, 4]],
+        "scores": [1.0, float("nan"), float("-inf")],
+        "deep": {"x": [float("inf"), 0.5], "raw": [b"\xff\0"]},
+        "pairs": [("k", float("nan"))],
     }
     nothing = dict.fromkeys(given)
     parts = [[row("score", "a") | given, row("score", "b") | nothing]]
@@ -317,6 +323,9 @@ def test_json_holds_what_json_has_no_type_for(tmp_path):
         "raw": "/wA=",
         "when": "2026-01-05 12:00:00",
         "boxes": [[1, 2], [3, 4]],
+        "scores": [1.0, None, None],
+        "deep": {"x": [None, 0.5], "raw": ["/wA="]},
+        "pairs": [["k", None]],
     }
     assert {name: second[name] for name in given} == nothing
 

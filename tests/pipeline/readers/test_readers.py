@@ -265,7 +265,8 @@ def test_columns_of_every_kind_arrive_as_pyarrow_reads_them(tmp_path):
     (tmp_path / "a.parquet").write_bytes(parquet(frame, row_group_size=1))
     columns = read((str(tmp_path), {}))[3]
     expected = pq.read_table(tmp_path / "a.parquet").drop_columns("image")
-    assert columns.schema.types == expected.schema.types
+    plain = {pa.string_view(): pa.string()}  # of views Arrow cannot compute the half
+    assert columns.schema.types == [plain.get(type_, type_) for type_ in expected.schema.types]
     assert columns.to_pylist() == expected.to_pylist()
     assert columns.schema.field("flag").nullable, "rows that cannot be read have null there"
 
