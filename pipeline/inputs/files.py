@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from PIL import Image
 
 from pipeline.errors import UsageError
-from pipeline.storage.file_identity import entry_identity, local_identity
+from pipeline.storage.file_identity import NO_FILE, entry_identity, local_identity
 from pipeline.storage.filesystem import (
     absolute,
     entry_at,
@@ -277,6 +277,9 @@ def choose_format(
         )
     chosen = next(iter(present)) if format == "auto" else format
     ends = extensions[chosen]
+    unread = [f for f in files_of_format(files, chosen) if f.identity == NO_FILE]
+    if unread and chosen != "images":  # an image is one row, and fails by itself
+        raise UsageError(f"expected a file at {unread[0].path}, found {NO_FILE}; leave it out")
     skipped = {e: n for e, n in sorted(counts.items()) if e not in ends}
     skipped |= {NOT_UTF8: broken} if broken else {}
     return chosen, files_of_format(files, chosen), skipped

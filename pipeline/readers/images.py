@@ -19,7 +19,7 @@ from pipeline.readers.input_rows import (
 )
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
-from pipeline.storage.file_identity import size_in
+from pipeline.storage.file_identity import NO_FILE, size_in
 from pipeline.storage.filesystem import open_location, read_bytes
 
 _READ_THREADS = 16
@@ -36,6 +36,8 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
     def read(file: FileSlice) -> bytes | RowError:
         if file.name in options.kept:
             return b""
+        if file.identity == NO_FILE:
+            return RowError(STAGE, "NoFile", f"expected a file, found {NO_FILE}")
         if refused := options.refused(size_in(file.identity)):
             return refused
         try:

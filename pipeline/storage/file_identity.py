@@ -2,10 +2,12 @@
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from typing import Any
 
 DEAD_LINK = "a dead link"
+NO_FILE = "a pipe, device or socket"  # to read one may never come to an end
 _SIZE = re.compile(r"size=(\d+)\b")
 
 # What filesystems of fsspec call what changes with the content of a file, the surest first.
@@ -25,6 +27,8 @@ def local_identity(path: str | os.PathLike[str]) -> str | None:
         return DEAD_LINK
     except OSError:
         return None
+    if not stat.S_ISREG(status.st_mode):
+        return NO_FILE
     return f"size={status.st_size} mtime={status.st_mtime_ns}"
 
 

@@ -112,10 +112,17 @@ def _walk_local(
             for entry in entries:
                 if not enter(entry.path):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     pending.append((entry.path, above | {here}))
-                elif entry.is_file() or entry.is_symlink():  # a dead link is a file to report
+                else:  # what cannot be read is a file to report
                     yield entry.path, local_identity(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _walk_remote(

@@ -190,6 +190,29 @@ def test_lost_rights_are_no_bad_images(in_process, photos, tmp_path, answers, ca
     assert (run / "report.json").exists()
 
 
+def test_one_that_is_no_file_is_an_error_row(in_process, tiny_model, tmp_path, capsys):
+    """Past bug: a link to itself refused the input; one to a device was read without end."""
+    folder = tmp_path / "in"
+    (folder / "folder.png").mkdir(parents=True)
+    (folder / "a.png").write_bytes(encoded(photo(0)))
+    (folder / "self.png").symlink_to("self.png")
+    (folder / "dead.png").symlink_to("nowhere.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.png")
+    igpt("quantize", input=folder, model=tiny_model, output=tmp_path / "run",
+         max_error_fraction=0.9)  # fmt: skip
+    assert [row["id"] for row in results(tmp_path / "run")] == ["a.png"]
+    assert errors(tmp_path / "run") == {
+        "dead.png": "FileNotFoundError",
+        "pipe.png": "NoFile",
+        "self.png": "OSError",
+        "zero.png": "NoFile",
+    }
+    os.mkfifo(folder / "table.parquet")
+    line = refusal(capsys, "quantize", input=folder / "table.parquet", output=tmp_path / "other")
+    assert "found a pipe, device or socket" in line
+
+
 def test_a_file_name_that_is_not_utf8_is_left_out_and_the_others_are_done(
     in_process, tiny_model, tmp_path, capsys
 ):

@@ -17,6 +17,7 @@ from pipeline.storage import atomic
 from pipeline.storage import filesystem as storage
 from pipeline.storage import walk as walking
 from pipeline.storage.atomic import write_atomic, write_new
+from pipeline.storage.file_identity import DEAD_LINK, NO_FILE
 from pipeline.storage.filesystem import open_location, read_bytes
 from pipeline.storage.walk import glob_files, list_files, scan_folder
 
@@ -232,8 +233,15 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "real" / "back").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "dead.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "in" / "pipe.png")  # reading it would wait for ever
+    (tmp_path / "in" / "self.png").symlink_to("self.png")
+    (tmp_path / "in" / "zero.png").symlink_to("/dev/zero")
     found = list_files(open_location("/")[0], str(tmp_path / "in"))
-    assert list(found) == [str(tmp_path / "in" / name) for name in ("dead.png", "link/x.png")]
+    names = ("dead.png", "link/x.png", "pipe.png", "self.png", "zero.png")
+    assert list(found) == [str(tmp_path / "in" / name) for name in names]
+    identities = list(found.values())
+    assert identities[0] == DEAD_LINK
+    assert identities[1].startswith("size=0 mtime=")
+    assert identities[2:] == [NO_FILE, None, NO_FILE]
 
 
 def test_s3_listing_goes_on_after_a_page(s3, monkeypatch):
