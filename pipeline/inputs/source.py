@@ -229,8 +229,8 @@ def find_source(
         if label_column is not None:
             keep_columns = [*(keep_columns or []), label_column]
         if format == "webdataset":
-            counted = count_samples(files, options, limit=limit, shown=shown)
-            columns = [*(keep_columns or []), *([id_column] if id_column else [])]
+            counted, fields = count_samples(files, options, limit=limit, shown=shown)
+            columns = [*(keep_columns or []), *([id_column] if id_column else []), *fields]
             schemas = [find_sample_schema(files, options, image=image_column, wanted=columns)]
         else:
             counted, schemas = read_footers(files, options, limit=limit, shown=shown)

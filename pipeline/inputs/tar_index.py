@@ -67,10 +67,12 @@ class Samples(NamedTuple):
         rows: how many rows it gives: its samples, and one more for an error of the tar itself.
         starts: the byte where each sample begins, where they lie one after the other, so that the
             tar can be cut between them; None where members of a sample lie apart.
+        fields: those that any of them has, in the order in which they come.
     """
 
     rows: int
     starts: Sequence[int] | None
+    fields: tuple[str, ...] = ()
 
 
 def find_samples(file: IO[bytes]) -> Samples | None:
@@ -79,10 +81,12 @@ def find_samples(file: IO[bytes]) -> Samples | None:
     if isinstance(file, gzip.GzipFile):
         return None
     keys: set[str] = set()
+    fields: dict[str, None] = {}
     starts = array("q")
     before, are_apart, is_damaged = None, False, False
     try:
-        for key, _, member in read_members(file):
+        for key, field, member in read_members(file):
+            fields[field] = None
             if key == before:
                 continue
             are_apart |= key in keys
@@ -91,7 +95,8 @@ def find_samples(file: IO[bytes]) -> Samples | None:
             before = key
     except DamagedTar:
         is_damaged = True
-    return Samples(len(keys) + (is_damaged or not keys), None if are_apart else starts)
+    rows = len(keys) + (is_damaged or not keys)
+    return Samples(rows, None if are_apart else starts, tuple(fields))
 
 
 def read_members(

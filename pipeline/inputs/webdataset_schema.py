@@ -29,6 +29,7 @@ _TEXTS = {"txt", "text", "transcript", "json", "jsn"}
 
 _FIRST_SAMPLES = 32
 _FIRST_TARS = 16
+_MOST_FIELDS = 1000  # of all samples; where names hold dots, each may seem to have its own
 _THREADS = 32
 
 
@@ -130,11 +131,13 @@ def count_samples(
     *,
     limit: int | None,
     shown: bool = False,
-) -> list[tuple[InputFile, int | None]]:
+) -> tuple[list[tuple[InputFile, int | None]], list[str]]:
     """Returns files with their rows and `sample_starts`: without a limit all of them, with one the
-    first that make it up. The rows of a compressed tar are counted (not None) for a limit alone,
-    and only where it is whole. `shown`: see `counting`."""
+    first that make it up; and the fields of their samples that can be columns, but for those of
+    compressed tars. The rows of a compressed tar are counted (not None) for a limit alone, and only
+    where it is whole. `shown`: see `counting`. Raises UsageError for too many fields."""
     counted: list[tuple[InputFile, int | None]] = []
+    fields: dict[str, None] = {}
     if limit is None:
         with (
             counting(len(files), "tars", shown=shown) as count,
@@ -143,8 +146,9 @@ def count_samples(
             found = pool.map(lambda file: samples_in(file, options), files)
             for file, samples in zip(files, found, strict=True):
                 counted.append(_counted(file, samples) if samples else (file, None))
+                _add_fields(fields, samples, file)
                 count()
-        return counted
+        return counted, list(fields)
     left = limit
     for file in files:
         if left <= 0:
@@ -152,13 +156,25 @@ def count_samples(
         samples = samples_in(file, options)
         if samples:
             counted.append(_counted(file, samples, most=left))
+            _add_fields(fields, samples, file)
             left -= samples.rows
             continue
         keys, is_whole = _read_keys(file, options, most=left)
         # A tar without samples is an error, and that is a row.
         counted.append((file, max(len(keys), 1) if is_whole else None))
         left -= max(len(keys), 1) if is_whole else len(keys) + 1
-    return counted
+    return counted, list(fields)
+
+
+def _add_fields(fields: dict[str, None], samples: Samples | None, file: InputFile) -> None:
+    """Adds the fields of a tar that can be columns. Raises UsageError for too many."""
+    found = () if samples is None else samples.fields
+    fields |= dict.fromkeys(field for field in found if field_type(field) is not None)
+    if len(fields) > _MOST_FIELDS:
+        raise UsageError(
+            f"expected samples of at most {_MOST_FIELDS} fields, found more in {file.path}; next: "
+            "names with one dot before the field (a.cls, not a.1.cls)"
+        )
 
 
 def _counted(

@@ -257,8 +257,8 @@ def test_a_large_tar_is_not_held_in_memory(tmp_path):
     members = [*((name, payload) for name in names), *((f"{i}.cls", b"1") for i in range(60))]
     (tmp_path / "t.tar").write_bytes(make_tar(members))
     del members
-    assert plan_of(tmp_path / "t.tar").passthrough.names == [], "too far away to be found"
-    plan = plan_of(tmp_path / "t.tar", keep_columns=["cls"])
+    plan = plan_of(tmp_path / "t.tar")
+    assert plan.passthrough.names == ["cls"]
     tracemalloc.start()
     try:
         for some in read_shard(plan.shards[0], format=plan.format, passthrough=plan.passthrough):
@@ -368,7 +368,7 @@ def test_planning_reads_headers_of_a_remote_tar_and_a_shard_its_own_bytes(
     payload = make_tar(members.items())
     fsspec.filesystem("memory").pipe_file("/tars/t.tar", payload)
     file = InputFile("memory://tars/t.tar", "t.tar")
-    ((counted, rows),) = count_samples([file], {}, limit=None)
+    ((counted, rows),), _ = count_samples([file], {}, limit=None)
     assert (rows, len(counted.sample_starts)) == (80, 80)
     assert Counting.read_bytes <= most_bytes * len(payload)
     assert Counting.requests <= most_requests
@@ -440,6 +440,30 @@ def test_columns_are_fields_of_numbers_and_text(tmp_path):
     assert read(tmp_path, FIELDS, keep_columns=["json"])[0][2] == {"json": '{"k": 1}'}
     assert read(tmp_path, FIELDS, keep_columns=[])[0][2] == {}
     assert read(tmp_path, FIELDS, keep_columns=[], label_column="cls")[0][2] == {"cls": 4}
+
+
+def test_fields_that_come_late_are_columns_too(tmp_path):
+    """Past bug: where the first 32 samples had no text, nobody had it, and nobody said so."""
+    members = {}
+    for i in range(50):
+        members[f"{i:02}.jpg"] = b"x"
+        if i >= 40:
+            members[f"{i:02}.txt"] = f"late {i}".encode()
+    (tmp_path / "a.tar").write_bytes(make_tar(members.items()))
+    (tmp_path / "b.tar").write_bytes(make_tar([("z.jpg", b"x"), ("z.cls", b"7"), ("z.seg", b"")]))
+    for each in (plan_of(tmp_path), uncut(plan_of(tmp_path))):
+        assert each.passthrough.types == [pa.string(), pa.int64()]
+        rows = {id_: columns for id_, _, columns in rows_of(each)}
+        assert rows["a.tar#39"] == {"txt": None, "cls": None}
+        assert rows["a.tar#41"] == {"txt": "late 41", "cls": None}
+        assert rows["b.tar#z"] == {"txt": None, "cls": 7}
+
+
+def test_names_that_make_a_field_of_each_sample_are_refused(tmp_path):
+    members = [(f"a.{i}.{end}", b"1") for i in range(1001) for end in ("jpg", "cls")]
+    (tmp_path / "a.tar").write_bytes(make_tar(members))
+    with pytest.raises(UsageError, match=r"at most 1000 fields, found more in .*a\.tar; next:"):
+        plan_of(tmp_path / "a.tar")
 
 
 def test_ids_may_come_from_a_field(tmp_path):
