@@ -63,6 +63,8 @@ def define(options: CompleteOptions) -> "JobSpec":
             "samples": options.samples,
             "mask": mask and mask.identity,
             "prompt_column": options.prompt_column,
+            # Without the column the samples of an earlier igpt lie in another order.
+            "sample_index": options.scored or None,
             **options.sampling_results,
         },
         stages=lambda job: [
