@@ -11,11 +11,13 @@ from pipeline.options import ImageJobOptions, ModelOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from pipeline.batch.job import JobSpec
+    from pipeline.inputs.source import Source
 
 
 class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
     keep: Annotated[str, BeforeValidator(str)] = Field(
-        "0.5", description="known part: 0.5 of the rows, 16rows or 500pixels"
+        "0.5",
+        description="known part: 0.5 of the rows, 16rows, 500pixels; all: images are that part",
     )
     samples: int = Field(1, ge=1, description="completions of each image")
     mask: str | None = Field(
@@ -34,9 +36,12 @@ def define(options: CompleteOptions) -> "JobSpec":
     from pipeline.stages.generate import Complete
     from pipeline.storage.filesystem import options_for
 
-    prompts = options.prompt_column is not None
-    if options.mask is not None and prompts:
+    is_part = options.keep.strip() == "all"
+    prompts = is_part or options.prompt_column is not None
+    if options.mask is not None and options.prompt_column is not None:
         raise UsageError("give either --mask or --prompt-column, found both")
+    if is_part:
+        _refuse_beside_all(options)
     model = model_of(options)
     size = model.quantizer.image_size
     given = 0 if prompts else prompt_length(options.keep, size, masked=options.mask is not None)
@@ -48,21 +53,36 @@ def define(options: CompleteOptions) -> "JobSpec":
     drawn = options.best_of or options.samples
     mask = find_mask(options.mask, options_for(options.storage_options, "input"))
     drawing = drawing_of(options, options.samples, drawn)
+
+    def find_given() -> "Source":
+        return find_input(options, prompt_column=options.prompt_column)
+
+    def find_parts() -> "Source":
+        source = find_given()
+        if source.format == "tokens":
+            raise UsageError(
+                f"--keep all is for images, {options.input} holds tokens; next: --prompt-column "
+                f"{source.image_column} for tokens that begin images"
+            )
+        return source
+
     return JobSpec(
         name="complete",
         options=options,
         columns=rows.complete_columns(size**2, prompts=prompts, scored=options.scored),
         quantizer=model.quantizer,
-        find_source=lambda: find_input(options, prompt_column=options.prompt_column),
+        find_source=find_parts if is_part else find_given,
         model=model,
         images_per_batch=sampling_batches(model, options, drawn),
         sequences=drawn,
         generates=True,
         results={
-            "keep": given,
+            "keep": "all" if is_part else given,
             "samples": options.samples,
             "mask": mask and mask.identity,
             "prompt_column": options.prompt_column,
+            # Without the column the samples of an earlier igpt lie in another order.
+            "sample_index": options.scored or None,
             **options.sampling_results,
         },
         stages=lambda job: [
@@ -71,6 +91,22 @@ def define(options: CompleteOptions) -> "JobSpec":
             job.write_parts(),
         ],
     )
+
+
+def _refuse_beside_all(options: CompleteOptions) -> None:
+    """Raises UsageError for an option that goes by whole images, or by what else is known."""
+    given = {
+        "--mask": options.mask is not None,
+        "--prompt-column": options.prompt_column is not None,
+        "--crop center": options.crop != "squash",
+        "--resize fast": options.resize != "exact",
+    }
+    found = [name for name, is_given in given.items() if is_given]
+    if found:
+        raise UsageError(
+            f"--keep all takes images as they are for the known part, so {found[0]} has no meaning "
+            "beside it; next: leave out one of them"
+        )
 
 
 _KEEP = re.compile(r"(\d+|\d*\.\d+)\s*(rows?|pixels?|px|)")
@@ -85,8 +121,8 @@ def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
     found = _KEEP.fullmatch(keep.strip())
     if found is None:
         raise UsageError(
-            f"--keep: expected a fraction of the rows such as 0.5, rows such as 16rows, or pixels "
-            f"such as 500pixels, found {keep}"
+            f"--keep: expected a fraction of the rows such as 0.5, rows such as 16rows, pixels "
+            f"such as 500pixels, or all, found {keep}"
         )
     amount, unit = float(found[1]), found[2]
     if not unit:

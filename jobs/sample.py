@@ -27,16 +27,21 @@ def define(options: SampleOptions) -> "JobSpec":
     size = model.quantizer.image_size
     drawn = options.best_of or 1
     drawing = drawing_of(options, 1, drawn)
+    best = options.best_of is not None
     return JobSpec(
         name="sample",
         options=options,
-        columns=rows.sample_columns(size**2, scored=options.scored),
+        columns=rows.sample_columns(size**2, scored=options.scored, best=best),
         quantizer=model.quantizer,
         model=model,
         images_per_batch=sampling_batches(model, options, drawn),
         sequences=drawn,
         generates=True,
-        results={"count": options.count, **options.sampling_results},
+        results={
+            "count": options.count,
+            "sample_index": best or None,  # a run of an earlier igpt lacks the column
+            **options.sampling_results,
+        },
         find_source=lambda: Source.numbered(options.count),
         stages=lambda job: [
             Stage(NameSamples, {}, job.resources.reading),

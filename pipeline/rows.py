@@ -47,6 +47,7 @@ NLL = "nll"
 BITS_PER_PIXEL = "bits_per_pixel"
 NLL_MAP = "nll_map"
 EMBEDDING = "embedding"
+SAMPLE_INDEX = "sample_index"
 PREDICTED_LABEL = "predicted_label"
 PREDICTED_NAME = "predicted_name"
 PROBABILITY = "probability"
@@ -79,11 +80,16 @@ def complete_columns(
 
     Args:
         prompts: the input is the prompts alone, of images that nobody has.
-        scored: with the nll of each completion.
+        scored: with the nll of each completion, the lowest first, and which of those drawn it is.
     """
     quantized = () if prompts else quantize_columns(n_positions)
     original = () if prompts else (Column(ORIGINAL, IMAGE, "PNG of the quantized input"),)
-    nll = Column(NLL, pa.list_(pa.float32()), "nats per generated pixel of each completion, mean")
+    scores = (
+        Column(NLL, pa.list_(pa.float32()), "nats per generated pixel of each completion, mean"),
+        Column(
+            SAMPLE_INDEX, pa.list_(pa.int32()), "which of those drawn each completion is, from 0"
+        ),
+    )
     return (
         *quantized,
         Column(SAMPLES, samples_type(n_positions), "palette indices of each completion"),
@@ -91,16 +97,21 @@ def complete_columns(
         Column(PROMPT, IMAGE, "PNG of what the model was given"),
         *original,
         Column(PROMPT_LENGTH, pa.int32(), "positions given to the model"),
-        *((nll,) if scored else ()),
+        *(scores if scored else ()),
     )
 
 
-def sample_columns(n_positions: int, *, scored: bool = False) -> tuple[Column, ...]:
-    """Lists what sample makes; `scored`: with the nll of each image."""
+def sample_columns(
+    n_positions: int, *, scored: bool = False, best: bool = False
+) -> tuple[Column, ...]:
+    """Lists what sample makes; `scored`: with the nll of each image; `best`: each is the best of
+    several, and its index is there."""
+    index = Column(SAMPLE_INDEX, pa.int32(), "which of those drawn for the row it is, from 0")
     return (
         Column(TOKENS, tokens_type(n_positions), "palette indices of the image, raster order"),
         Column(PICTURE, IMAGE, "PNG of the image"),
         *(score_columns(n_positions) if scored else ()),
+        *((index,) if best else ()),
     )
 
 

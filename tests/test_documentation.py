@@ -138,7 +138,7 @@ def test_the_tables_of_data_name_every_column_and_its_type():
     text = (ROOT / "docs" / "data.md").read_text("utf-8")
     columns = [
         *rows.complete_columns(1024, scored=True),
-        *rows.sample_columns(1024, scored=True),
+        *rows.sample_columns(1024, scored=True, best=True),
         *rows.score_columns(1024, mapped=True),
         *rows.embed_columns([8], 192, pa.float32()),
         *rows.classify_columns(10, named=True),

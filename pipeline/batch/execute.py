@@ -98,8 +98,28 @@ def execute(
         run = replace(run, report=report)
     images_per_second, seconds = run.speed.images_per_second, run.speed.seconds
     clock.finish(images_per_second, speed_text(images_per_second, seconds))
-    if plan.skipped and progress == "text":
-        print(f"left out of the input: {left_out_text(plan.skipped)}", file=sys.stderr, flush=True)
+    _print_notices(run, left, progress)
+    return run
+
+
+def _print_squashed(run: RunSummary) -> None:
+    """Prints a line for people, on stderr, on images that hardly look like themselves any more."""
+    n = run.figures.squashed
+    parts = ", or --keep all where they are the upper parts" if run.job == "complete" else ""
+    print(
+        f"{n:,} {'image' if n == 1 else 'images'} with one side at least twice the other squashed "
+        f"to squares; next: --crop center{parts}, with another --output",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _print_notices(run: RunSummary, left: Sequence[int], progress: Mode) -> None:
+    """Prints for people what they may not expect of a run that is finished."""
+    if run.skipped and progress == "text":
+        print(f"left out of the input: {left_out_text(run.skipped)}", file=sys.stderr, flush=True)
+    if run.figures.squashed and progress == "text":
+        _print_squashed(run)
     if left and progress != "quiet":
         print(
             f"{len(left)} shards stay as they were, with more good rows than were found now; the "
@@ -107,7 +127,6 @@ def execute(
             file=sys.stderr,
             flush=True,
         )
-    return run
 
 
 def _report(summary: RunSummary, plan: Plan, *, resumed_shards: int) -> dict[str, Any]:

@@ -5,12 +5,8 @@ from ray.data import Dataset
 from pipeline.batch.job import Job, JobSpec
 from pipeline.engine.stage import Stage, over
 from pipeline.errors import UsageError
-from pipeline.options import ImageJobOptions
 from pipeline.shards import Plan
 from pipeline.stages.dataset_rows import FinishRows, TokenizeRows
-from pipeline.stages.read_images import ReadImages
-from pipeline.stages.write_parts import WriteParts
-from pipeline.storage.filesystem import options_for
 
 _BATCHES = 4  # model batches that a stage is handed at once
 _ROWS = 256  # the same of a job without a model
@@ -42,26 +38,16 @@ def map_images(
         )
     if spec.generates and id_column is None:
         raise UsageError(f"{spec.name} needs id_column: what it draws for a row depends on its id")
-    options, quantizer, compute = spec.options, spec.quantizer, spec.find_compute()
-    assert isinstance(options, ImageJobOptions)
+    compute = spec.find_compute()
     # No CPUs are requested: whoever made the dataset may chain any number of stages, whose tasks
     # would wait for ever for what actors hold.
     resources = spec.resources(compute, request_cpus=False)
     job = Job(spec, "", Plan("dataset", 1, ()), compute, resources)
-    model_options = options_for(options.storage_options, "model")
-    palette = {
-        "palette": quantizer.location,
-        "image_size": quantizer.image_size,
-        "model_options": model_options,
-    }
-    tokenize = {
-        "image_column": image_column,
-        "id_column": id_column,
-        "resize": options.resize,
-        "crop": options.crop,
-    }
+    read, *inner, _ = spec.stages(job)
+    palette = {name: read.arguments[name] for name in ("palette", "image_size", "model_options")}
+    tokenize = {name: read.arguments[name] for name in ("resize", "crop", "prompts")}
+    tokenize |= {"image_column": image_column, "id_column": id_column}
     finish = {"job": spec.name, "columns": [column.name for column in spec.columns]}
-    inner = [s for s in spec.stages(job) if s.cls not in (ReadImages, WriteParts)]
     stages = [
         Stage(TokenizeRows, tokenize | palette, resources.reading),
         *inner,

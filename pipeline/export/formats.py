@@ -71,10 +71,11 @@ def _png_files(part: Part) -> Iterator[tuple[str, bytes]]:
     columns: dict[str, Any] = {FILE_NAME: pa.array(names, pa.string()), rows.ID: of_row[rows.ID]}
     if part.has_samples:
         columns[SAMPLE] = pa.array([sample for _, sample in places], pa.int32())
-        if rows.NLL in of_row.column_names:  # one per sample
-            each = zip(of_row[rows.NLL].to_pylist(), places, strict=True)
-            nll = pa.array([values[sample] for values, (_, sample) in each], pa.float32())
-            of_row = of_row.set_column(of_row.schema.get_field_index(rows.NLL), rows.NLL, nll)
+        for name in part.contents.of_samples:
+            each = zip(of_row[name].to_pylist(), places, strict=True)
+            values = [of_samples[sample] for of_samples, (_, sample) in each]
+            at, type_ = of_row.schema.get_field_index(name), of_row[name].type.value_type
+            of_row = of_row.set_column(at, name, pa.array(values, type_))
     index = pa.table(columns | {name: of_row[name] for name in of_row.column_names})
     yield f"images/{part.name}/metadata.parquet", _index_bytes(index, part)
 

@@ -16,6 +16,7 @@ from pipeline.stages.result_columns import pictures
 
 # The column whose pictures are exported, for the jobs that make any.
 _PICTURES = {"quantize": rows.TOKENS, "complete": rows.IMAGES, "sample": rows.PICTURE}
+_OF_SAMPLES = (rows.NLL, rows.SAMPLE_INDEX)  # columns of complete
 ARRAYS = re.compile(
     f"{rows.TOKENS}|{rows.SAMPLES}|{rows.NLL_MAP}|{rows.LOGITS}|{rows.EMBEDDING}(_[0-9]+)?"
 )
@@ -29,11 +30,13 @@ class Contents:
         picture: the one that becomes pictures; None where there is none.
         arrays: those that are arrays of one shape in every row.
         values: all others but images, id first.
+        of_samples: those of the values that are lists of one value per sample.
     """
 
     picture: str | None
     arrays: tuple[str, ...]
     values: tuple[str, ...]
+    of_samples: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, job: str, schema: pa.Schema, passthrough: Collection[str]) -> "Contents":
@@ -43,7 +46,13 @@ class Contents:
         images = [f.name for f in schema if f.type in (rows.IMAGE, pa.list_(rows.IMAGE))]
         values = [name for name in schema.names if name not in (*arrays, *images)]
         picture = _PICTURES.get(job)
-        return cls(picture if picture in schema.names else None, tuple(arrays), tuple(values))
+        of_samples = [n for n in _OF_SAMPLES if n in values and n not in passthrough]
+        return cls(
+            picture if picture in schema.names else None,
+            tuple(arrays),
+            tuple(values),
+            tuple(of_samples) if picture == rows.IMAGES else (),
+        )
 
     @property
     def columns(self) -> list[str]:

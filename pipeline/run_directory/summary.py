@@ -20,13 +20,15 @@ from pipeline.storage.threads import map_in_threads
 class Figures:
     """Sums over the finished shards.
 
-    `rows` have a result, `errors` failed. `speed` is that of the shards with stats.
+    `rows` have a result, `errors` failed; `squashed` counts images far from square that were
+    squashed to squares. `speed` is that of the shards with stats.
     `stage_seconds` add up over all actors.
     """
 
     rows: int
     errors: int
     tokens: int
+    squashed: int
     speed: Speed
     stage_seconds: Mapping[str, float]
     hosts: int
@@ -149,7 +151,7 @@ class _Totals:
         self.filled = array("l")
         self.kinds: tuple[ErrorKind, ...] = ()
         self.nll = NLLHistogram.empty()
-        self._rows = self._errors = 0
+        self._rows = self._errors = self._squashed = 0
         self._work = Work()
         self._stage_seconds: Counter[str] = Counter()
         self._hosts: set[str] = set()
@@ -165,6 +167,7 @@ class _Totals:
             self._work.add(part.stats)
             self._stage_seconds.update(part.stats["seconds"])
             self._hosts.add(part.stats["host"])
+            self._squashed += int(part.stats.get("squashed", 0))
         if "nats" in part.stats:
             self.nll += NLLHistogram.from_json(part.stats["nats"])
 
@@ -173,6 +176,7 @@ class _Totals:
             rows=self._rows,
             errors=self._errors,
             tokens=self._work.tokens,
+            squashed=self._squashed,
             speed=self._work.speed,
             stage_seconds=dict(self._stage_seconds),
             hosts=len(self._hosts),

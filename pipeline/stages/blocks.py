@@ -23,11 +23,13 @@ class ShardMetadata:
         index: of the shard.
         rows: that the whole shard has, failed ones included.
         seconds: that each stage has spent on it so far.
+        squashed: images far from square that were squashed to squares.
     """
 
     index: int
     rows: int
     seconds: Mapping[str, float] = field(default_factory=dict)
+    squashed: int = 0
 
 
 def with_shard_metadata(block: pa.Table, shard: ShardMetadata) -> pa.Table:

@@ -40,6 +40,7 @@ class TokenizeRows:
         resize: Resize,
         crop: Crop,
         model_options: Mapping[str, Any],
+        prompts: bool = False,
     ) -> None:
         self._image_column, self._id_column = image_column, id_column
         self._tokenizer = Tokenizer(
@@ -48,6 +49,7 @@ class TokenizeRows:
             resize=resize,
             crop=crop,
             model_options=model_options,
+            prompts=prompts,
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -49,9 +49,10 @@ class EarlierPart:
         stats = json.loads(_read(fs, output, "stats", shard) or "{}")
         return cls(pa.table([table[name] for name in schema.names], schema=schema), stats)
 
-    def tokens_kept(self, block: pa.Table) -> int:
-        """Counts the tokens that the model sampled for the rows that a block keeps."""
-        return int(self.stats.get("tokens", 0)) if _is_kept(block).any() else 0
+    def kept_count(self, name: str, block: pa.Table) -> int:
+        """Returns what the stats count of the rows that a block keeps: `tokens` that the model
+        sampled for them, `squashed` images."""
+        return int(self.stats.get(name, 0)) if _is_kept(block).any() else 0
 
     def merged(self, block: pa.Table, results: pa.Table) -> pa.Table:
         """Puts the rows of this part that a block keeps among its new results, in the order of the
@@ -86,7 +87,14 @@ class EarlierPart:
         return kept
 
 
-_COUNTED = {"rows", "errors", "tokens", "bytes", "nats"}  # what the merged part has of its own
+_COUNTED = {
+    "rows",
+    "errors",
+    "tokens",
+    "bytes",
+    "nats",
+    "squashed",
+}  # what the merged part has of its own
 
 
 def _is_kept(block: pa.Table) -> NDArray[np.bool_]:

@@ -23,7 +23,8 @@ from pipeline.stages.sampling import Drawing, Prompt, Sampler
 
 
 class Complete:
-    """Blocks of quantized rows -> the same with `samples`, `prompt_length`, and `nll` if scored.
+    """Blocks of quantized rows -> the same with `samples`, `prompt_length`, and if scored `nll`
+    and `sample_index`.
 
     Args:
         compute_plan, drawing: as of `Sampler`.
@@ -51,8 +52,9 @@ class Complete:
                 prompt.unknown.sum(axis=1, dtype=np.int32) * self._n_drawn
             ),
         }
-        if samples.nll is not None:
+        if samples.nll is not None and samples.index is not None:
             columns[rows.NLL] = _lists(pa.array(samples.nll.ravel()), n_samples)
+            columns[rows.SAMPLE_INDEX] = _lists(pa.array(samples.index.ravel()), n_samples)
         for name, results in columns.items():
             block = block.append_column(name, in_place(results, valid.to_numpy()))
         return with_seconds(block, "model", time.perf_counter() - begun)
@@ -89,7 +91,8 @@ class NameSamples:
 
 
 class Sample:
-    """Blocks of named rows -> the same with tokens, and `nll` and `bits_per_pixel` if scored.
+    """Blocks of named rows -> the same with tokens, and if scored `nll`, `bits_per_pixel` and
+    `sample_index`.
 
     Args:
         compute_plan, drawing: as of `Sampler`.
@@ -109,8 +112,9 @@ class Sample:
             rows.ROW_TOKENS: tokens_array(samples.tokens, n_positions),
             rows.SAMPLED_TOKENS: pa.array(np.full(n, n_positions * self._n_drawn, np.int32)),
         }
-        if samples.nll is not None:
+        if samples.nll is not None and samples.index is not None:
             columns |= score_arrays(samples.nll[:, 0])
+            columns[rows.SAMPLE_INDEX] = pa.array(samples.index[:, 0])
         for name, results in columns.items():
             block = block.append_column(name, results)
         return with_seconds(block, "model", time.perf_counter() - begun)

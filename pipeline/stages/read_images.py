@@ -19,7 +19,7 @@ from pipeline.rows import RowError
 from pipeline.shards import Shard, shard_in
 from pipeline.stages.blocks import ShardMetadata, with_shard_metadata
 from pipeline.stages.earlier_part import KEPT, ids_in_part
-from pipeline.stages.tokenize import Tokenizer, Tokens, decode
+from pipeline.stages.tokenize import Tokenizer, Tokens, decode, is_far_from_square
 from pipeline.storage.filesystem import open_location
 from pipeline.storage.redact import redacted
 
@@ -50,7 +50,8 @@ class ReadImages:
         resize, crop: as in `load_pixels`.
         input_options, model_options: fsspec options of the two locations.
         mask: location of masks, as in `Masks`, whose rows then have `rows.KNOWN_PIXELS`.
-        prompts: the input is of tokens that begin images. Zeros are put after them, and a column
+        prompts: the input is of the beginnings of images: tokens, or pictures of the upper part,
+            whose height follows from their shape. Zeros are put after their tokens, and a column
             `rows.PROMPT_LENGTH` (int32, null beside an error) says how many were there.
         kept_in: a run directory. A row that has its result there is not done again: the error that
             stands for it is `KEPT`.
@@ -96,6 +97,7 @@ class ReadImages:
             model_options=model_options,
             prompts=prompts,
         )
+        self._squashes = crop == "squash" and not prompts
         self._masks = None
         if mask is not None:
             self._masks = Masks(mask, image_size=image_size, crop=crop, options=input_options)
@@ -105,7 +107,7 @@ class ReadImages:
     def __call__(self, block: pa.Table) -> pa.Table:
         shard = shard_in(block)
         begun = time.perf_counter()
-        decode_seconds = 0.0
+        decode_seconds, squashed = 0.0, 0
         tables = []
         sources: dict[str, str] = {}  # by id
         kept = self._kept(shard)
@@ -114,12 +116,13 @@ class ReadImages:
             _keep(read, kept)
             decode_begun = time.perf_counter()
             tables.append(self._quantize(read))
+            squashed += _count_far_from_square(read, tables[-1]) if self._squashes else 0
             decode_seconds += time.perf_counter() - decode_begun
         table = pa.concat_tables(tables)
         expected = table.num_rows if shard.rows is None else shard.rows
         read_seconds = time.perf_counter() - begun - decode_seconds
         seconds = {"read": read_seconds, "decode": decode_seconds}
-        return with_shard_metadata(table, ShardMetadata(shard.index, expected, seconds))
+        return with_shard_metadata(table, ShardMetadata(shard.index, expected, seconds, squashed))
 
     def _kept(self, shard: Shard) -> frozenset[str]:
         """Returns the ids of the rows that have their results."""
@@ -157,6 +160,13 @@ def _keep(read: InputRows, kept: Container[str]) -> None:
         image = read.images[index]
         if id_ in kept and not (isinstance(image, RowError) and image.error == "DuplicateId"):
             read.images[index] = KEPT
+
+
+def _count_far_from_square(read: InputRows, table: pa.Table) -> int:
+    """Counts the images far from square among the rows that have tokens."""
+    is_good = table[rows.ROW_TOKENS].is_valid().to_pylist()
+    decoded = zip(read.images, is_good, strict=True)
+    return sum(good and isinstance(i, bytes) and is_far_from_square(i) for i, good in decoded)
 
 
 def _first_error(

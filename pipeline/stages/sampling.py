@@ -39,10 +39,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (N, S, T) uint16 and, where asked for, nats per generated pixel (N, S) float32."""
+    """Images (N, S, T) uint16, in the order in which they were drawn.
+
+    Where they are scored `nll` (N, S) float32 are the nats per generated pixel, and the order is
+    that of these, the lowest first; `index` (N, S) int32 then says which of those drawn each is.
+    """
 
     tokens: NDArray[np.uint16]
-    nll: NDArray[np.float32] | None
+    nll: NDArray[np.float32] | None = None
+    index: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ class Drawing:
 
     Attributes:
         n_samples: images kept of each row.
-        n_drawn: drawn for each row; the `n_samples` with the lowest nll are kept, in that order.
-        scored: whether the nll is computed.
+        n_drawn: drawn for each row; more than `n_samples` only where they are scored.
+        scored: whether the nll is computed; the `n_samples` with the lowest are kept, in that
+            order, those of the same nll in the order in which they were drawn.
         seed: of the run; with a row's id it makes the row's seed.
         sampling: how a pixel is drawn.
     """
@@ -79,17 +85,22 @@ class Sampler:
     def sample(self, prompt: Prompt, ids: list[str]) -> Samples:
         """Completes images; each depends on its own prompt and id alone."""
         n_rows, n_positions = prompt.tokens.shape
-        tokens = np.empty((n_rows, self._drawing.n_samples, n_positions), np.uint16)
-        nll = np.empty((n_rows, self._drawing.n_samples), np.float32)
+        tokens = np.empty((n_rows, self._drawing.n_drawn, n_positions), np.uint16)
+        nll = np.empty((n_rows, self._drawing.n_drawn), np.float32)
         seeds = np.array([row_seed(self._drawing.seed, id_) for id_ in ids], np.int64)
         for rows, batch_tokens, batch_nll in self._batches(prompt, seeds):
             tokens[rows] = batch_tokens[: len(rows)].cpu().numpy()
             if batch_nll is not None:
                 nll[rows] = batch_nll[: len(rows)].float().cpu().numpy()
         if not self._drawing.scored:
-            return Samples(tokens, None)
+            return Samples(tokens)
         self._compute_plan.check_finite("likelihoods", nll)
-        return Samples(tokens, nll)
+        index = np.argsort(nll, axis=1, kind="stable")[:, : self._drawing.n_samples]
+        return Samples(
+            np.take_along_axis(tokens, index[..., None], axis=1),
+            np.take_along_axis(nll, index, axis=1),
+            index.astype(np.int32),
+        )
 
     @torch.inference_mode()
     def _batches(
@@ -134,11 +145,7 @@ class Sampler:
                 sampling=how.sampling,
                 n_samples=how.n_drawn,
             )
-        nll = self._mean_nll(tokens, unknown) if how.scored else None
-        if how.n_drawn > how.n_samples:
-            assert nll is not None
-            tokens, nll = _best(tokens, nll, how.n_samples)
-        return tokens, nll
+        return tokens, self._mean_nll(tokens, unknown) if how.scored else None
 
     def _mean_nll(self, tokens: Tensor, generated: Tensor) -> Tensor:
         """Returns nats per pixel (B, S) of images (B, S, T): the mean over the `generated` (B, T)
@@ -152,10 +159,3 @@ def by_length(lengths: NDArray[np.int32]) -> NDArray[np.intp]:
     """Returns the order in which rows with prompts of their own lengths (N,) fill model batches:
     a batch takes as many steps as its shortest prompt."""
     return np.argsort(lengths, kind="stable")
-
-
-def _best(tokens: Tensor, nll: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Returns the n images of (B, S, T) with the lowest nll (B, S), the lowest first."""
-    order = nll.argsort(dim=1, stable=True)[:, :n]
-    images = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
-    return images, nll.gather(1, order)

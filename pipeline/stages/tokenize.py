@@ -1,6 +1,8 @@
 """Tokenizing what rows hold, encoded images or ready tokens, into columns of tokens and errors."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from igpt_core.images.model_palette import load_palette
-from igpt_core.images.pixels import Crop, ImageError, Pixels, Resize, load_pixels
+from igpt_core.images.pixels import (
+    Crop,
+    ImageError,
+    Pixels,
+    Resize,
+    load_pixels,
+    open_rgb,
+    resize_rgb,
+)
 from pipeline import rows
 from pipeline.readers.input_rows import STAGE, RowContent
 from pipeline.rows import RowError
@@ -18,6 +28,8 @@ from pipeline.stages.blocks import tokens_array
 from pipeline.storage.redact import redacted
 
 Tokens = NDArray[np.uint16]
+DECODE = "decode"
+_FAR_FROM_SQUARE = 2  # the longer side by the shorter
 
 
 class Tokenizer:
@@ -28,7 +40,7 @@ class Tokenizer:
         image_size: pixels a side.
         resize, crop: as in `load_pixels`.
         model_options: fsspec options of the palette's location.
-        prompts: the input is of tokens that begin images.
+        prompts: the input is of the beginnings of images: tokens, or pictures of the upper part.
     """
 
     def __init__(
@@ -42,7 +54,11 @@ class Tokenizer:
         prompts: bool = False,
     ) -> None:
         self._palette = load_palette(palette, storage_options=model_options)
-        self._decode = partial(decode, size=image_size, resize=resize, crop=crop)
+        self._decode: Callable[..., Pixels | RowError]
+        if prompts:
+            self._decode = partial(decode_upper_part, size=image_size)
+        else:
+            self._decode = partial(decode, size=image_size, resize=resize, crop=crop)
         self.n_positions = image_size**2
         self._prompts = prompts
 
@@ -98,4 +114,33 @@ def decode(
     try:
         return load_pixels(image, size, resize=resize, crop=crop)
     except ImageError as error:
-        return RowError.of("decode", error)
+        return RowError.of(DECODE, error)
+
+
+def decode_upper_part(image: bytes | Image.Image | RowError, *, size: int) -> Pixels | RowError:
+    """Decodes a row's picture of the upper part of a square image to pixels (height, size, 3)
+    uint8, of its own shape, or says why it cannot."""
+    if isinstance(image, RowError):
+        return image
+    try:
+        rgb = open_rgb(image)
+    except ImageError as error:
+        return RowError.of(DECODE, error)
+    height = round(size * rgb.height / rgb.width)
+    if not 0 < height < size:
+        return RowError(
+            DECODE,
+            "WrongShape",
+            f"expected the upper part of a square, 1 to {size - 1} of its {size} rows, found "
+            f"{rgb.width} x {rgb.height} pixels: {height} rows",
+        )
+    return resize_rgb(rgb, height, size)
+
+
+def is_far_from_square(image: bytes) -> bool:
+    """Tells whether an image that was decoded is at least twice as wide as high, or as high as
+    wide."""
+    # For a warning alone: what else Pillow may say of the header is no fault of the row.
+    with suppress(Exception), Image.open(io.BytesIO(image)) as header:
+        return max(header.size) >= _FAR_FROM_SQUARE * min(header.size)
+    return False

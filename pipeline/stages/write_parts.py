@@ -103,22 +103,26 @@ class WriteParts:
         failed = block.filter(pc.not_equal(block[rows.ERROR_STAGE], KEPT.stage))  # null is no error
         results = self.results(good)
         earlier = self._earlier(shard)
-        figures = self._figures(good, results)
+        figures, squashed = self._figures(good, results), metadata.squashed
+        tokens = _sampled_tokens(good)
         if earlier is not None:
             results = earlier.merged(block, results)
             if not earlier.is_as_good(block, results):
                 return self._left(shard, earlier, found=results.num_rows)
             figures |= self._likelihoods(results) | earlier.figures(block, results)
+            tokens += earlier.kept_count("tokens", block)
+            squashed += earlier.kept_count("squashed", block)
         payload = parquet_bytes(results)
         summary = {
             "shard": shard,
             "rows": results.num_rows,
             "errors": failed.num_rows,
-            "tokens": _sampled_tokens(good) + (earlier.tokens_kept(block) if earlier else 0),
+            "tokens": tokens,
             "bytes": len(payload),
             "finished": time.time(),
             "seconds": {**metadata.seconds, "write": time.perf_counter() - begun},
         }
+        figures |= {"squashed": squashed} if squashed else {}
         self._check_lease(shard)  # no sooner: all that takes seconds
         if earlier is None:
             self._write_errors(shard, failed)

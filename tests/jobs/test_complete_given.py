@@ -70,6 +70,110 @@ def test_nothing_and_everything_cannot_be_kept(photos, tiny_model, tmp_path, cap
     assert not output.exists()
 
 
+def write_halves(folder: Path) -> dict[str, tuple[int, int]]:
+    """Upper parts of several heights, and three images that are none; their sizes by name."""
+    sizes = {"a.png": (64, 32), "b.jpg": (80, 20), "c.png": (40, 35), "d.png": (64, 16),
+             "flat.png": (90, 3), "square.png": (20, 20), "tall.png": (20, 40)}  # fmt: skip
+    folder.mkdir()
+    for seed, (name, size) in enumerate(sizes.items()):
+        photo(seed, size=size).save(folder / name)
+    return sizes
+
+
+def test_with_keep_all_an_image_is_the_known_part_in_its_own_shape(
+    in_process, tiny_model, tmp_path
+):
+    """Past bug: a half of 64 x 32 was squashed to a square, and the model saw a stretched quarter.
+    What is expected comes from Pillow and the core alone, row by row."""
+    sizes = write_halves(tmp_path / "halves")
+    run = tmp_path / "run"
+    igpt("complete", input=tmp_path / "halves", model=tiny_model, output=run, keep="all",
+         max_error_fraction=0.5, **COMMON)  # fmt: skip
+    assert errors(run) == dict.fromkeys(("flat.png", "square.png", "tall.png"), "WrongShape")
+    messages = pq.read_table(run / "errors")["message"].to_pylist()
+    assert any("20 x 40 pixels" in message for message in messages)
+    assert list(columns(run)) == ["id", "samples", "images", "prompt", "prompt_length"]
+    palette, model = (
+        load_palette(tiny_model),
+        load_model(tiny_model, device="cpu", dtype=torch.float32),
+    )
+    heights = {"a.png": 4, "b.jpg": 2, "c.png": 7, "d.png": 2}
+    rows = results(run)
+    assert [row["id"] for row in rows] == list(heights)
+    for row in rows:
+        name, height = row["id"], heights[row["id"]]
+        assert height == round(SIDE * sizes[name][1] / sizes[name][0])
+        half = Image.open(tmp_path / "halves" / name)
+        pixels = np.asarray(half.resize((SIDE, height), Image.Resampling.BILINEAR))
+        tokens = palette.encode(pixels).ravel()
+        assert row["prompt_length"] == len(tokens) == height * SIDE
+        assert np.array_equal(opened(row["prompt"]), palette.decode(tokens.reshape(-1, SIDE)))
+        alone = complete(
+            model,
+            torch.from_numpy(tokens.astype(np.int64))[None],
+            n_positions=N,
+            seeds=torch.tensor([row_seed(7, name)]),
+            sampling=SamplingConfig(),
+            n_samples=2,
+        )
+        assert row["samples"] == alone[0].tolist()
+    igpt("verify", run, replay=2)
+    assert (run / "report.html").exists()
+
+
+def test_an_option_without_meaning_beside_keep_all_is_refused(photos, tiny_model, tmp_path, capsys):
+    pq.write_table(
+        pa.table({"tokens": pa.array([[1] * 8], pa.list_(pa.int32()))}), tmp_path / "t.parquet"
+    )
+    options = {"model": tiny_model, "output": tmp_path / "run", "keep": "all"}
+    for given in (
+        {"mask": "m.png"},
+        {"crop": "center"},
+        {"resize": "fast"},
+        {"prompt_column": "p"},
+    ):
+        message = refusal(capsys, "complete", input=photos, **options, **given)
+        assert f"--{next(iter(given)).replace('_', '-')}" in message
+    message = refusal(capsys, "complete", input=tmp_path / "t.parquet", **options)
+    assert "--keep all is for images" in message
+    assert "--prompt-column tokens" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "n"),
+    [
+        ("complete", {}, 5),
+        ("quantize", {"resize": "fast"}, 5),
+        ("embed", {"crop": "center"}, 0),
+        ("complete", {"keep": "all", "max_error_fraction": 0.5}, 0),
+    ],
+)
+def test_images_far_from_square_that_were_squashed_are_counted_in_a_line(
+    in_process, tiny_model, tmp_path, capsys, job, options, n
+):
+    """All but `c.png` and `square.png`; the picture that is none does not count."""
+    write_halves(tmp_path / "in")
+    (tmp_path / "in" / "bad.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:300])
+    options = {"input": tmp_path / "in", "model": tiny_model, "output": tmp_path / "run",
+               "max_error_fraction": 0.2, **options}  # fmt: skip
+    said = []
+    for _ in range(2):  # the second finds all done
+        igpt(job, **options, quiet=False)
+        said.append([line for line in capsys.readouterr().err.splitlines() if "squashed" in line])
+    igpt(job, **options)
+    assert "squashed" not in capsys.readouterr().err
+    assert said[0] == said[1]
+    assert len(said[0]) == (n > 0)
+    if n:
+        assert said[0][0].startswith(f"{n} images with one side at least twice the other squashed")
+        assert "--crop center" in said[0][0]
+        assert ("--keep all" in said[0][0]) == (job == "complete")
+        photo(9, size=(90, 10)).save(tmp_path / "in" / "bad.png")
+        igpt("retry-failed", tmp_path / "run", quiet=False)
+        assert f"{n + 1} images with one side" in capsys.readouterr().err
+
+
 # --- --mask ---------------------------------------------------------------------------------------
 
 

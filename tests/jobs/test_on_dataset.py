@@ -83,6 +83,22 @@ def test_arrays_of_read_images_and_ready_tokens(ray_session, tiny_model, tmp_pat
     assert len(scores) == len(sizes)
 
 
+def test_keep_all_takes_images_for_the_known_part(ray_session, tiny_model, tmp_path):
+    sizes = {"a.png": (64, 32), "b.png": (80, 20), "square.png": (20, 20)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        photo(seed, size=size).save(tmp_path / name)
+    paths = [str(tmp_path / name) for name in sizes]
+    images = ray.data.read_images(paths, include_paths=True)
+    options = OPTIONS | {"model": tiny_model, "keep": "all"}
+    found = on_dataset("complete", images, options, id_column="path").take_all()
+    lengths = {Path(row["path"]).name: row["prompt_length"] for row in found}
+    assert lengths == {"a.png": 4 * SIDE, "b.png": 2 * SIDE, "square.png": None}
+    assert {row["error"] is None for row in found if row["prompt_length"]} == {True}
+    (error,) = [row["error"] for row in found if row["error"]]
+    assert error.startswith("WrongShape: ")
+    assert not {"tokens", "original"} & set(found[0])
+
+
 def test_arrays_of_one_size_are_a_tensor_of_all_rows(tiny_model):
     """As Ray's own type has them; without Ray."""
     pixels = np.stack([np.asarray(photo(i, size=(20, 16))) for i in range(3)])

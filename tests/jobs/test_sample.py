@@ -128,6 +128,7 @@ def test_the_best_of_several_has_the_lowest_nll_of_them(in_process, tiny_model, 
     assert len(set(best.tolist())) > 1, "not always the first"
     for row, candidates, k, nll in zip(found, drawn, best, nats, strict=True):
         assert row["tokens"] == candidates[k].tolist()
+        assert row["sample_index"] == k
         assert row["nll"] == pytest.approx(nll[k].item(), abs=1e-4)
 
 

@@ -89,6 +89,7 @@ def row(job: str, id_: str, samples: int) -> dict[str, Any]:
         "original": as_struct(Image.fromarray(colors(original))),
         "prompt_length": KNOWN_ROWS * SIDE,
         "nll": [nats_for(f"{id_} {k}") for k in range(samples)],
+        "sample_index": list(range(samples)),
     }
 
 

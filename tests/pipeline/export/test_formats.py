@@ -74,6 +74,7 @@ def row(job: str, id_: str, *, n_samples: int = 3) -> dict[str, Any]:
             "original": png(tokens[0]),
             "prompt_length": SIDE * 2,
             "nll": rng.random(n_samples, np.float32),
+            "sample_index": list(range(n_samples))[::-1],
         },
         "sample": {"tokens": tokens[0], "image": png(tokens[0]), "nll": 1.5, "bits_per_pixel": 2.1},
         "embed": {
@@ -262,7 +263,7 @@ def test_samples_of_a_tar_hold_pictures_arrays_and_values(tmp_path):
         assert np.array_equal(np.load(io.BytesIO(sample["samples.npy"])), values["samples"])
         assert int(sample["cls"]) == values["label"]
         assert json.loads(sample["json"]) == {
-            name: values[name] for name in ("id", "label", "prompt_length", "nll")
+            name: values[name] for name in ("id", "label", "prompt_length", "nll", "sample_index")
         }
 
 
@@ -351,6 +352,7 @@ def test_imagefolder_opens_pictures_with_their_columns(tmp_path, monkeypatch):
         found = by_place[values["id"], k]
         assert np.array_equal(found["image"], colors(np.array(values["samples"][k])))
         assert (found["label"], found["nll"]) == (values["label"], values["nll"][k])
+        assert found["sample_index"] == values["sample_index"][k]
         assert found["prompt_length"] == values["prompt_length"]
 
 
