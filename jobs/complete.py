@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
     keep: Annotated[str, BeforeValidator(str)] = Field(
-        "0.5",
-        description="known part: 0.5 of the rows, 16rows, 500pixels; all: images are that part",
+        "0.5", description="known: 0.5 of the rows, 16rows, 500pixels, or all"
     )
     samples: int = Field(1, ge=1, description="completions of each image")
     mask: str | None = Field(
