@@ -1,6 +1,5 @@
 """Tokenizing what rows hold, encoded images or ready tokens, into columns of tokens and errors."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,6 +20,7 @@ from igpt_core.images.pixels import (
     open_rgb,
     resize_rgb,
 )
+from igpt_core.images.raster_formats import open_raster
 from pipeline import rows
 from pipeline.readers.input_rows import STAGE, RowContent
 from pipeline.rows import RowError
@@ -141,6 +141,6 @@ def is_far_from_square(image: bytes) -> bool:
     """Tells whether an image that was decoded is at least twice as wide as high, or as high as
     wide."""
     # For a warning alone: what else Pillow may say of the header is no fault of the row.
-    with suppress(Exception), Image.open(io.BytesIO(image)) as header:
+    with suppress(Exception), open_raster(image) as header:
         return max(header.size) >= _FAR_FROM_SQUARE * min(header.size)
     return False
