@@ -52,7 +52,7 @@ def write_tiles(folder: Path) -> int:
 
     Raises UsageError where scikit-image is not installed.
     """
-    from PIL import Image
+    from igpt_core.images.raster_formats import open_raster
 
     if find_spec("skimage") is None:
         raise UsageError(
@@ -61,7 +61,7 @@ def write_tiles(folder: Path) -> int:
         )
     for name in PHOTOS:
         (folder / name).mkdir(parents=True, exist_ok=True)
-        with as_file(files("skimage") / "data" / f"{name}.png") as path, Image.open(path) as photo:
+        with as_file(files("skimage") / "data" / f"{name}.png") as path, open_raster(path) as photo:
             for tile, edges in TILES.items():
                 left, upper, right, lower = (
                     round(edge * size) for edge, size in zip(edges, photo.size * 2, strict=True)

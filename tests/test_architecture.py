@@ -31,7 +31,7 @@ ROOMS = {
     ],
 }
 CORE_PACKAGES = {"torch", "numpy", "PIL", "safetensors", "fsspec"}
-CORE_PACKAGES_WHEN_USED = {"sklearn", "huggingface_hub", "google_crc32c"}
+CORE_PACKAGES_WHEN_USED = {"sklearn", "huggingface_hub", "google_crc32c", "pillow_heif"}
 NAMES_WITHOUT_MEANING = r"(utils?|common|base|constants?|helpers?|managers?|misc)\.py"
 
 

@@ -6,20 +6,34 @@ Every mode becomes RGB by one rule:
     transparency of any kind     composed on white
     1, L, P, CMYK, YCbCr,        as Pillow converts them; embedded color profiles are ignored
       HSV, LAB, RGBX
-    I;16 (any byte order)        rint(v / 257): 0..65535 to 0..255
+    I;16 (any byte order)        rint(v / 257): 0..65535 to 0..255; of a 12-bit TIFF
+                                 rint(v * 255 / 4095)
     I, F                         by their range, see `to_uint8`
 
+Of a TIFF whose zero is white, gray levels are inverted; 8- and 16-bit signed ones are refused, as
+nothing says which is black. Colors of more than 8 bits are cut to their upper 8 by Pillow: within
+one gray level, two with transparency or inks of 16 bits. JPEG 2000 is read at 8 bits, gray at 8
+to 16; its signed levels are shifted to their full range by Pillow.
+
 EXIF orientation is applied, also to PIL images that carry it. An animation gives its first frame.
+Metadata that is large or damaged does not matter to a PNG's pixels: `png_metadata`. Which formats
+are read: `raster_formats`.
 """
 
 import io
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from igpt_core.images.raster_formats import FormatError, check_format, open_raster
 
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; beyond it Pillow itself suspects a decompression bomb
 
@@ -93,8 +107,8 @@ def resize_rgb(
 def open_rgb(image: bytes | Image.Image) -> Image.Image:
     """Decodes an image in full to upright RGB; a PIL image that is so already is returned itself.
 
-    Raises ImageError: not an image, zero bytes, truncated or damaged, more than
-    MAX_PIXELS pixels, none, or gray levels of an unknown scale.
+    Raises ImageError: not an image of a format that is read, zero bytes, truncated or damaged,
+    more than MAX_PIXELS pixels, none, or gray levels of an unknown scale.
     """
     return _decode(image, draft_side=None).rgb
 
@@ -162,18 +176,20 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
         raise ImageError(f"expected encoded bytes or a PIL image, found {type(image).__name__}")
     found = "image"
     try:
-        source = _open(image) if isinstance(image, bytes) else image
+        source = _open(image)
         width, height = source.size
         found = f"{source.format or source.mode} image of {width} x {height}"
         if not 0 < width * height <= MAX_PIXELS:
             raise ImageError(f"expected 1 to {MAX_PIXELS} pixels, found a {found}")
+        tiff = _tiff_layout(source)
+        _check_jpeg2000(source)
         draft = None
-        if draft_side is not None and isinstance(image, bytes):
+        if draft_side and isinstance(image, bytes) and isinstance(source, JpegImageFile):
             draft = source.draft(None, (draft_side, draft_side))
         source.load()
         box: Box = draft[1] if draft else (0, 0, *source.size)
         shrink = round(width / box[2]) if draft else 1
-        rgb, box = _turn(_to_rgb(source), box, _orientation(source))
+        rgb, box = _turn(_to_rgb(source, tiff), box, _orientation(source))
         return _Decoded(rgb, box, shrink)
     except ImageError:
         raise
@@ -186,25 +202,77 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
         ) from error
 
 
-def _open(image: bytes) -> Image.Image:
-    """Reads the header, the pixels not yet."""
-    if not image:
-        raise ImageError("expected an encoded image, found zero bytes")
+def _open(image: bytes | Image.Image) -> Image.Image:
+    """Reads the header of encoded bytes, the pixels not yet; an open image is checked alone."""
     try:
-        return Image.open(io.BytesIO(image))
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"expected an encoded image, found {len(image)} bytes starting with {image[:12]!r}: "
-            "not a format that Pillow reads, or cut short"
-        ) from error
+        if isinstance(image, bytes):
+            return open_raster(image)
+        check_format(image)
+        return image
+    except FormatError as error:
+        raise ImageError(_one_line(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"expected at most {MAX_PIXELS} pixels: {_one_line(error)}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+@dataclass(frozen=True)
+class _TiffLayout:
+    """What a TIFF says of its gray levels that its PIL mode does not."""
+
+    bits: int
+    zero_is_white: bool
+
+
+def _tiff_layout(image: Image.Image) -> _TiffLayout | None:
+    """Reads the layout of a TIFF (TIFF 6.0, sections 3 and 19), None for other images.
+
+    Raises ImageError for those that Pillow reads as something else.
+    """
+    if not isinstance(image, TiffImageFile):
+        return None
+    if not isinstance(image.info.get("xmp"), bytes):  # damaged, and Pillow would look into it
+        image.info.pop("xmp", None)
+    tags = image.tag_v2
+    bits, sample_format = max(tags.get(258, (1,))), max(tags.get(339, (1,)))
+    if sample_format == 2 and bits < 32:
+        raise ImageError(f"expected a TIFF of unsigned samples, found {bits}-bit signed ones")
+    if bits > 8 and tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(259, 1) == 1:
+        raise ImageError(
+            f"expected a TIFF of 8 bits or of interleaved samples, found {bits} bits in planes, "
+            "not compressed"
+        )
+    return _TiffLayout(bits, zero_is_white=tags.get(262) == 0)
+
+
+def _check_jpeg2000(image: Image.Image) -> None:
+    """Raises ImageError for the depths of JPEG 2000 that Pillow scales wrongly: colors of more than
+    8 bits, whose white wraps to black, and less than 8, whose white is gray.
+
+    Reads the marker SIZ of ISO/IEC 15444-1, A.5.1; of a decoded image nothing is left to read.
+    """
+    if not isinstance(image, Jpeg2KImageFile) or image.fp is None:
+        return
+    place = image.fp.tell()
+    image.fp.seek(0)
+    found = image.fp.read()
+    image.fp.seek(place)
+    start = found.find(b"\xff\x4f\xff\x51")  # SOC, SIZ
+    if start < 0:
+        raise ImageError("expected a whole JPEG 2000 image, found none of its headers")
+    (n_components,) = struct.unpack_from(">H", found, start + 40)
+    depths = found[start + 42 : start + 42 + 3 * n_components : 3]
+    bits = {(depth & 0x7F) + 1 for depth in depths}
+    if bits != {8} and not (n_components == 1 and min(bits) > 8):
+        raise ImageError(
+            f"expected a JPEG 2000 image of 8 bits, or gray of 8 to 16, found {n_components} "
+            f"components of {' and '.join(map(str, sorted(bits)))} bits"
+        )
+
+
+def _to_rgb(image: Image.Image, tiff: _TiffLayout | None) -> Image.Image:
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
-        return _gray_to_rgb(image)
+        return _gray_to_rgb(image, tiff)
     if not image.has_transparency_data:
         return image if mode == "RGB" else image.convert("RGB")
     rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
@@ -213,12 +281,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return white
 
 
-def _gray_to_rgb(image: Image.Image) -> Image.Image:
+def _gray_to_rgb(image: Image.Image, tiff: _TiffLayout | None) -> Image.Image:
     """Converts modes I, I;16 and F, which Pillow's own conversion clips to 0..255."""
     levels = np.asarray(image)
     # the readers of these two formats leave integers of more than 8 bits on a scale of 65535
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    gray = _scaled(levels, 1 / 257) if deep else to_uint8(levels)
+    white = 4095 if tiff and tiff.bits == 12 else 65535
+    gray = _scaled(levels, 255 / white) if deep else to_uint8(levels)
+    if tiff and tiff.zero_is_white:  # of fewer bits Pillow inverts them itself
+        gray = 255 - gray
     if "transparency" in image.info:
         gray = np.where(levels == image.info["transparency"], np.uint8(255), gray)
     return Image.fromarray(gray).convert("RGB")

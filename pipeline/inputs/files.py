@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
-from PIL import Image
 
+from igpt_core.images.raster_formats import raster_extensions
 from pipeline.errors import UsageError
 from pipeline.storage.file_identity import entry_identity, local_identity
 from pipeline.storage.filesystem import (
@@ -29,17 +29,12 @@ MOST_NAMES = 1_000_000
 NOT_UTF8 = "a name that is not UTF-8"
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
-# Pillow recognizes these but cannot decode them.
-_ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def format_extensions() -> dict[str, frozenset[str]]:
-    """Returns the extensions of each input format, in lower case with their dot; for images all
-    that Pillow can decode."""
-    known = Image.registered_extensions()
-    images = {e for e, name in known.items() if name in Image.OPEN and name not in _ONLY_IDENTIFIED}
+    """Returns the extensions of each input format, in lower case with their dot."""
     return {
-        "images": frozenset(images),
+        "images": raster_extensions(),
         "parquet": frozenset({".parquet", ".parq", ".pq"}),
         "webdataset": frozenset({".tar", ".tar.gz", ".tgz"}),
     }

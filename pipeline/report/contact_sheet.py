@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from igpt_core.images.raster_formats import open_raster
 from pipeline.report.pictures import Example, Picture
 from pipeline.report.text import printable, shortened
 
@@ -76,7 +77,7 @@ def _place(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
     size = picture.side * scale
     sheet.paste(_hatched(size), (x, y))
     if picture.png is not None:
-        with Image.open(io.BytesIO(picture.png)) as image:
+        with open_raster(picture.png) as image:
             pixels = image.convert("RGBA")
         large = (pixels.width * scale, pixels.height * scale)
         pixels = pixels.resize(large, Image.Resampling.NEAREST)

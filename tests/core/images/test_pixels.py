@@ -447,7 +447,7 @@ def test_damaged_data_is_an_image_error() -> None:
     [
         (b"", "found zero bytes"),
         (b"just some text\nin lines", "found 23 bytes starting with b'just some te'"),
-        (b"<html><body>404 Not Found</body></html>", "not a format that Pillow reads"),
+        (b"<html><body>404 Not Found</body></html>", "not a format that is read"),
         (b"\x89PNG\r\n\x1a\n", "cut short"),
         (None, "found NoneType"),
         ("photo.jpg", "found str"),

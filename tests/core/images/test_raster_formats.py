@@ -1,0 +1,301 @@
+"""What is read of real files: formats, depths and metadata, against second readers."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from igpt_core.images.pixels import ImageError, open_rgb
+from igpt_core.images.raster_formats import raster_extensions, raster_formats
+
+H, W = 33, 34
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"
+
+NO_PROCESS = """
+import io, sys
+from PIL import Image
+from igpt_core.images.pixels import ImageError, open_rgb
+
+def refuse(event, arguments):
+    if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork"):
+        print("STARTED", event, flush=True)
+        raise RuntimeError(event)
+
+Image.init()
+sys.addaudithook(refuse)
+postscript = sys.stdin.buffer.read()
+starts = [b"", b"\\xc5\\xd0\\xd3\\xc6" + bytes(28), b"\\xff\\xd8\\xff", b"\\x89PNG\\r\\n\\x1a\\n"]
+starts += [b"GIF89a", b"BM", b"II*\\0", b"MM\\0*", b"RIFF\\0\\0\\0\\0WEBP", b"P6 9 9 255\\n"]
+starts += [b"8BPS", b"\\xd7\\xcd\\xc6\\x9a", b"\\x01\\0\\0\\0" + bytes(36) + b" EMF", b"BUFR"]
+starts += [b"GRIB", b"%PDF-", b"\\x89HDF\\r\\n\\x1a\\n", b"\\0\\0\\1\\xb3", b"SIMPLE  ="]
+starts += [b"\\x1c\\x01\\x5a\\0\\1", b"icns", b"\\0\\0\\0\\x18ftypheic", b"DDS "]
+starts += [b"\\0\\0\\0\\x0cjP  \\r\\n\\x87\\n", b"\\xff\\x4f\\xff\\x51"]
+for start in starts:
+    try:
+        open_rgb(start + postscript)
+    except ImageError as error:
+        assert "\\n" not in str(error), error
+    else:
+        raise AssertionError(start)
+lazy = Image.open(io.BytesIO(postscript))
+try:
+    open_rgb(lazy)
+except ImageError as error:
+    print(lazy.format, error)
+"""
+
+
+def test_no_input_starts_a_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NO_PROCESS],
+        input=POSTSCRIPT,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().startswith("EPS expected an image of a raster format"), done.stdout
+    assert b"STARTED" not in done.stdout
+
+
+def test_formats_that_are_no_pictures_have_no_extension() -> None:
+    assert not {".eps", ".ps", ".wmf", ".emf", ".pdf", ".h5", ".mpg", ".grib"} & raster_extensions()
+    assert {".jpg", ".jpeg", ".mpo", ".png", ".tif", ".webp", ".jp2"} <= raster_extensions()
+
+
+# --- metadata
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+LONG = zlib.compress(bytes(2 << 20))
+METADATA = {
+    "zTXt": [chunk(b"zTXt", b"Comment\0\0" + LONG)],
+    "iTXt": [chunk(b"iTXt", b"Comment\0\1\0\0\0" + LONG)],
+    "many": [chunk(b"tEXt", b"Comment\0" + bytes(1 << 20))] * 70,
+    "color profile": [chunk(b"iCCP", b"name\0\0" + LONG)],
+    "damaged profile": [chunk(b"iCCP", b"name\0\7junk")],
+    "short size": [chunk(b"pHYs", b"\0")],
+    "checksum": [chunk(b"tEXt", b"Comment\0text")[:-1] + b"?"],
+    "exif in text": [chunk(b"zTXt", b"Raw profile type exif\0\0" + LONG)],
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", METADATA)
+def test_metadata_does_not_cost_the_picture(kind: str, late: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    png = imagecodecs.png_encode(pixels)
+    at = len(png) - 12 if late else 33  # before IEND, after IHDR
+    data = png[:at] + b"".join(METADATA[kind]) + png[at:]
+    assert np.array_equal(np.asarray(open_rgb(data)), pixels)
+
+
+@pytest.mark.parametrize("kind", [b"eXIf", b"iTXt"])
+def test_the_orientation_stays(kind: bytes) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>'
+    body = exif.tobytes()[6:] if kind == b"eXIf" else xmp
+    png = imagecodecs.png_encode(pixels)
+    data = png[:33] + METADATA["zTXt"][0] + chunk(kind, body) + png[33:]
+    assert np.array_equal(np.asarray(open_rgb(data)), pixels[::-1, ::-1])
+
+
+def test_a_damaged_tag_of_xmp_does_not_cost_a_tiff() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    data = tiff(pixels, photometric="rgb", extratags=[(700, 3, 1, 7, True)])
+    assert np.array_equal(np.asarray(open_rgb(data)), pixels)
+
+
+# --- depths: the levels that a second reader finds, scaled from the file's full range
+
+
+def levels(bits: int, *shape: int) -> np.ndarray:
+    """Random levels over the full range, both of its ends included."""
+    found = np.random.default_rng(bits).integers(0, 2**bits, shape)
+    found.flat[: 2 * shape[-1]] = [0] * shape[-1] + [2**bits - 1] * shape[-1]
+    return found.astype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
+
+
+def rgb_levels(found: np.ndarray, bits: int) -> np.ndarray:
+    """The right picture, unrounded: 0..255, gray repeated, composed on white."""
+    share = found.astype(float).reshape(*found.shape[:2], -1) / (2**bits - 1)
+    n = share.shape[-1]
+    color = np.broadcast_to(share[..., : 1 if n < 3 else 3], (*share.shape[:2], 3))
+    alpha = share[..., -1:] if n in (2, 4) else 1.0
+    return 255 * (color * alpha + 1 - alpha)
+
+
+def check(data: bytes, expected: np.ndarray, within: float = 1) -> None:
+    assert np.abs(np.asarray(open_rgb(data)) - expected).max() <= within
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+GRAY_TIFFS = {(bits, dark) for bits in (1, 2, 4, 8) for dark in ("minisblack", "miniswhite")}
+GRAY_TIFFS |= {(12, "minisblack"), (16, "minisblack"), (16, "miniswhite")}
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("zero", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32])
+def test_gray_tiff(bits: int, zero: str, byteorder: str, compression: str | None) -> None:
+    found = levels(bits, H, W)
+    packed = bits not in (1, 8, 16, 32)
+    if packed and (compression or (bits > 8 and byteorder == ">")):
+        pytest.skip("tifffile does not write these")
+    data = tiff(
+        found.astype(bool) if bits == 1 else found,
+        photometric=zero,
+        byteorder=byteorder,
+        compression=compression,
+        bitspersample=bits if packed else None,
+    )
+    assert np.array_equal(tifffile.imread(io.BytesIO(data)), found)
+    if (bits, zero) in GRAY_TIFFS and (bits, zero, byteorder) != (16, "miniswhite", ">"):
+        right = rgb_levels(found, bits)
+        check(data, 255 - right if zero == "miniswhite" else right)
+    else:
+        with pytest.raises(ImageError, match=r"TIFF that is not supported|expected pixel values"):
+            open_rgb(data)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("zero", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("dtype", ["int8", "int16", "float16", "float32", "float64"])
+def test_signed_and_float_tiff(dtype: str, zero: str, byteorder: str) -> None:
+    found = np.linspace(0, 1, H * W).reshape(H, W) * (100 if dtype.startswith("int") else 1)
+    data = tiff(found.astype(dtype), photometric=zero, byteorder=byteorder)
+    if dtype == "float32":
+        expected = 255 * (found if zero == "minisblack" else 1 - found)
+        check(data, np.repeat(expected[..., None], 3, axis=-1))
+    else:
+        with pytest.raises(ImageError, match=r"TIFF that is not supported|unsigned samples"):
+            open_rgb(data)
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("n", [3, 4])
+@pytest.mark.parametrize("bits", [4, 8, 12, 16, 32])
+def test_color_tiff(bits: int, n: int, planar: str, compression: str | None) -> None:
+    found = levels(bits, H, W, n)
+    packed = bits in (4, 12)
+    if packed and compression:
+        pytest.skip("tifffile does not write these")
+    data = tiff(
+        found if planar == "contig" else np.moveaxis(found, -1, 0),
+        photometric="rgb",
+        planarconfig=planar,
+        compression=compression,
+        bitspersample=bits if packed else None,
+        extrasamples=["unassalpha"] if n == 4 else None,
+    )
+    if bits == 8 or (bits == 16 and (planar == "contig" or compression)):
+        check(data, rgb_levels(found, bits), within=2 if n == 4 and bits == 16 else 1)
+    else:
+        with pytest.raises(ImageError, match=r"TIFF that is not supported|in planes"):
+            open_rgb(data)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palette_tiff(bits: int) -> None:
+    index = levels(bits, H, W)
+    colors = np.random.default_rng(1).integers(0, 65536, (3, 2**bits)).astype(np.uint16)
+    data = tiff(index, photometric="palette", colormap=colors)
+    if bits == 8:
+        check(data, np.moveaxis(colors[:, index], 0, -1) / 257)
+    else:
+        with pytest.raises(ImageError, match="TIFF that is not supported"):
+            open_rgb(data)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_png(bits: int, n: int) -> None:
+    found = levels(bits, H, W, n)
+    data = imagecodecs.png_encode(found if n > 1 else found[..., 0])
+    assert np.array_equal(imagecodecs.png_decode(data).reshape(found.shape), found)
+    check(data, rgb_levels(found, bits), within=2 if n in (2, 4) and bits == 16 else 1)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_png_of_few_bits(bits: int) -> None:
+    found = levels(bits, H, W)
+    planes = np.unpackbits(found[..., None], axis=-1)[..., -bits:].reshape(H, -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(planes, axis=-1))
+    header = struct.pack(">IIBBBBB", W, H, bits, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+    data += chunk(b"IEND", b"")
+    second = imagecodecs.png_decode(data)  # scales to 8 bits
+    check(data, np.repeat(second[..., None].astype(int), 3, axis=-1))
+    check(data, rgb_levels(found, bits))
+
+
+@pytest.mark.parametrize("magic", ["P2", "P3", "P5", "P6"])
+@pytest.mark.parametrize("top", [1, 100, 255, 256, 1023, 4095, 65535])
+def test_portable_maps(top: int, magic: str) -> None:
+    n = 3 if magic in ("P3", "P6") else 1
+    found = np.random.default_rng(top).integers(0, top + 1, (H, W, n))
+    found.flat[:6] = [0, 0, 0, top, top, top]
+    body = found.astype(np.uint8 if top < 256 else ">u2").tobytes()
+    if magic in ("P2", "P3"):
+        body = " ".join(map(str, found.ravel())).encode()
+    check(f"{magic}\n{W} {H}\n{top}\n".encode() + body, found * 255 / top)
+
+
+@pytest.mark.parametrize("codec", ["j2k", "jp2"])
+@pytest.mark.parametrize("n", [1, 3, 4])
+@pytest.mark.parametrize("bits", [1, 4, 8, 10, 12, 16])
+def test_jpeg_2000(bits: int, n: int, codec: str) -> None:
+    found = levels(bits, H, W, n)
+    data = imagecodecs.jpeg2k_encode(
+        found if n > 1 else found[..., 0],
+        level=0,
+        reversible=True,
+        bitspersample=bits,
+        codecformat=codec,
+    )
+    assert np.array_equal(imagecodecs.jpeg2k_decode(data).reshape(found.shape), found)
+    if bits == 8 or (n == 1 and bits > 8):
+        check(data, rgb_levels(found, bits))
+    else:
+        with pytest.raises(ImageError, match=f"JPEG 2000 image of 8 bits.* of {bits} bits"):
+            open_rgb(data)
+
+
+# --- HEIC
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_heic(orientation: int) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra heif is not installed")
+    assert "HEIF" in raster_formats()
+    assert {".heic", ".heif"} <= raster_extensions()
+    y, x = np.mgrid[:64, :96]
+    pixels = np.stack([2 * x, 3 * y, 0 * x + 90], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    file = heif.from_pillow(Image.fromarray(pixels))
+    file.save(buffer, quality=95, exif=exif.tobytes())
+    turns = {1: 0, 3: 2, 6: 3}
+    upright = np.rot90(pixels, turns[orientation])
+    found = np.asarray(open_rgb(buffer.getvalue())).astype(int)
+    assert found.shape == upright.shape
+    assert np.abs(found - upright).mean() < 4  # HEVC is lossy; a turn too many is far off
