@@ -12,7 +12,8 @@ Every mode becomes RGB by one rule:
 
 Of a TIFF whose zero is white, gray levels are inverted; 8- and 16-bit signed ones are refused, as
 nothing says which is black. Colors of more than 8 bits are cut to their upper 8 by Pillow: within
-one gray level, two with transparency or inks of 16 bits.
+one gray level, two with transparency or inks of 16 bits. JPEG 2000 is read at 8 bits, gray at 8
+to 16; its signed levels are shifted to their full range by Pillow.
 
 EXIF orientation is applied, also to PIL images that carry it. An animation gives its first frame.
 Metadata that is large or damaged does not matter to a PNG's pixels: `png_metadata`. Which formats
@@ -21,12 +22,14 @@ are read: `raster_formats`.
 
 import io
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -179,6 +182,7 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
         if not 0 < width * height <= MAX_PIXELS:
             raise ImageError(f"expected 1 to {MAX_PIXELS} pixels, found a {found}")
         tiff = _tiff_layout(source)
+        _check_jpeg2000(source)
         draft = None
         if draft_side and isinstance(image, bytes) and isinstance(source, JpegImageFile):
             draft = source.draft(None, (draft_side, draft_side))
@@ -226,6 +230,8 @@ def _tiff_layout(image: Image.Image) -> _TiffLayout | None:
     """
     if not isinstance(image, TiffImageFile):
         return None
+    if not isinstance(image.info.get("xmp"), bytes):  # damaged, and Pillow would look into it
+        image.info.pop("xmp", None)
     tags = image.tag_v2
     bits, sample_format = max(tags.get(258, (1,))), max(tags.get(339, (1,)))
     if sample_format == 2 and bits < 32:
@@ -236,6 +242,31 @@ def _tiff_layout(image: Image.Image) -> _TiffLayout | None:
             "not compressed"
         )
     return _TiffLayout(bits, zero_is_white=tags.get(262) == 0)
+
+
+def _check_jpeg2000(image: Image.Image) -> None:
+    """Raises ImageError for the depths of JPEG 2000 that Pillow scales wrongly: colors of more than
+    8 bits, whose white wraps to black, and less than 8, whose white is gray.
+
+    Reads the marker SIZ of ISO/IEC 15444-1, A.5.1; of a decoded image nothing is left to read.
+    """
+    if not isinstance(image, Jpeg2KImageFile) or image.fp is None:
+        return
+    place = image.fp.tell()
+    image.fp.seek(0)
+    found = image.fp.read()
+    image.fp.seek(place)
+    start = found.find(b"\xff\x4f\xff\x51")  # SOC, SIZ
+    if start < 0:
+        raise ImageError("expected a whole JPEG 2000 image, found none of its headers")
+    (n_components,) = struct.unpack_from(">H", found, start + 40)
+    depths = found[start + 42 : start + 42 + 3 * n_components : 3]
+    bits = {(depth & 0x7F) + 1 for depth in depths}
+    if bits != {8} and not (n_components == 1 and min(bits) > 8):
+        raise ImageError(
+            f"expected a JPEG 2000 image of 8 bits, or gray of 8 to 16, found {n_components} "
+            f"components of {' and '.join(map(str, sorted(bits)))} bits"
+        )
 
 
 def _to_rgb(image: Image.Image, tiff: _TiffLayout | None) -> Image.Image:
