@@ -611,3 +611,27 @@ def test_a_large_row_group_is_not_held_in_memory(tmp_path):
         tracemalloc.stop()
     assert found == [payload[i * size : (i + 1) * size] for i in range(rows - 100, rows)]
     assert peak < 20 << 20
+
+
+def test_samples_of_a_file_that_is_damaged_after_planning_fail_one_by_one(tmp_path):
+    """A slice of samples that begins and ends within rows of the file; then without its end."""
+    lists = pa.list_(pa.list_(pa.uint16(), 2))
+    samples = [[[10 * row + k, 1] for k in range(3)] for row in range(4)]
+    table = pa.table({"samples": pa.array(samples, lists), "label": range(4)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    shard = Shard(0, (FileSlice(str(tmp_path / "a.parquet"), "a", 2, 10, samples=3),))
+    options = {"format": "tokens", "image_column": "samples"}
+    options["passthrough"] = pa.schema([("label", pa.int64())])
+    assert shard.rows == 8
+    ids = [f"a#{i // 3}#{i % 3}" for i in range(2, 10)]
+    found = list(read_shard(shard, **options))
+    assert [id_ for some in found for id_ in some.ids] == ids
+    rows = [(i // 3, i % 3) for i in range(2, 10)]
+    images = [image.tolist() for some in found for image in some.images]
+    assert images == [samples[row][k] for row, k in rows]
+    labels = [label for some in found for label in some.columns["label"].to_pylist()]
+    assert labels == [row for row, _ in rows]
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    found = list(read_shard(shard, **options))
+    assert [id_ for some in found for id_ in some.ids] == ids
+    assert all(isinstance(image, RowError) for some in found for image in some.images)
