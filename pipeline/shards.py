@@ -21,6 +21,9 @@ class FileSlice:
 
     Of a tar that can be cut, the members of the rows are those that begin at the bytes `first_byte`
     to `end_byte` (None: to its end, where an error of the tar itself is the last row).
+
+    Where `samples` is given each row of the file holds so many pictures, and each of them is a row
+    here: `start` and `stop` count those.
     """
 
     path: str
@@ -30,6 +33,7 @@ class FileSlice:
     identity: str | None = None
     first_byte: int | None = None
     end_byte: int | None = None
+    samples: int | None = None
 
     @property
     def row_numbers(self) -> range:
@@ -83,6 +87,7 @@ _SLICE_FIELDS = [
     pa.field("identity", pa.string()),
     pa.field("first_byte", pa.int64()),
     pa.field("end_byte", pa.int64()),
+    pa.field("samples", pa.int64()),
 ]
 PLAN_SCHEMA = pa.schema(
     [

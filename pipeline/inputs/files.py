@@ -51,6 +51,7 @@ class InputFile(NamedTuple):
     largest_group: int = 0  # rows of its largest row group, once a Parquet footer is read
     # Where each sample of a tar begins, once its headers are read, if it can be cut between them.
     sample_starts: Sequence[int] | None = None
+    samples: int | None = None  # pictures in each of its rows, as `FileSlice` has it
 
 
 def find_files(

@@ -163,6 +163,34 @@ def is_tokens(type_: pa.DataType) -> bool:
     return bool(listed and kinds.is_integer(type_.value_type))
 
 
+def is_samples(type_: pa.DataType) -> bool:
+    """Returns whether a column can hold the samples of a run: lists of tokens of one length."""
+    return bool(
+        pa.types.is_list(type_)
+        and pa.types.is_fixed_size_list(type_.value_type)
+        and is_tokens(type_.value_type)
+    )
+
+
+def count_positions(schemas: _Schemas, samples: str) -> int:
+    """Returns how many tokens a sample has in a column of samples, in every file as many."""
+    counts = {}
+    for file, schema in schemas:
+        type_ = schema.field(samples).type if samples in schema.names else None
+        if type_ is None or not is_samples(type_):
+            raise UsageError(
+                f"expected lists of tokens in column {samples} of {file.path}, found "
+                f"{type_ or 'no such column'}; next: igpt verify for this run"
+            )
+        counts[type_.value_type.list_size] = file
+    if len(counts) > 1:
+        raise UsageError(
+            f"expected as many tokens per sample in every file, found {sorted(counts)}; next: igpt "
+            "verify for this run"
+        )
+    return int(next(iter(counts)))
+
+
 def holds_tokens(schemas: _Schemas, wanted: str | None) -> bool:
     """Returns whether the input is one of tokens, going by its first file: the wanted column holds
     them, or without one there is a column `tokens`, and none of images."""

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,13 +19,14 @@ from pipeline.inputs.files import (
 from pipeline.inputs.parquet_schema import (
     choose_image_column,
     choose_tokens_column,
+    count_positions,
     holds_tokens,
     passthrough_schema,
     read_footers,
 )
 from pipeline.inputs.previous_run import find_run, part_files, without_other_files
 from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
-from pipeline.rows import ID, TOKENS
+from pipeline.rows import ID, SAMPLES, TOKENS
 from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
 from pipeline.storage.redact import redacted
 
@@ -142,7 +143,8 @@ class Source:
             left -= stop_at
             while start < stop_at:
                 stop = min(stop_at, start + room)
-                slices.append(FileSlice(file.path, file.name, start, stop, file.identity))
+                rows_of = FileSlice(file.path, file.name, start, stop, file.identity)
+                slices.append(replace(rows_of, samples=file.samples))
                 room -= stop - start
                 start = stop
                 if room == 0:
@@ -184,6 +186,8 @@ def find_source(
     """Finds and counts the files of an input (file, folder, glob, comma-list of them).
 
     A run directory gives its results: their `id`, their tokens, the columns that it passed through.
+    Of `complete`, whose rows hold several pictures, `image_column` says which: with `samples` each
+    sample is a row.
 
     `image_column` may also name a column of tokens; `prompt_column` names one of tokens that begin
     images, of any length. `limit` takes the first rows only. `keep_columns` None keeps every column
@@ -204,6 +208,7 @@ def find_source(
         if image_column is None and format != "parquet":
             run.check_tokens()
             image_column = TOKENS
+    samples = None if run is None or format == "parquet" else run.samples_in(image_column)
     wanted = format
     broken_names = [file.path for file in files if has_broken_name(file)]
     format, files, skipped = choose_format(files, wanted, input)
@@ -233,12 +238,17 @@ def find_source(
             columns = [*(keep_columns or []), *([id_column] if id_column else []), *fields]
             schemas = [find_sample_schema(files, options, image=image_column, wanted=columns)]
         else:
-            counted, schemas = read_footers(files, options, limit=limit, shown=shown)
-            if wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
+            footers, schemas = read_footers(files, options, limit=limit, shown=shown)
+            if samples is not None:
+                format = "tokens"
+                positions = count_positions(schemas, SAMPLES)
+                footers = [(file._replace(samples=samples), n * samples) for file, n in footers]
+            elif wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
                 format = "tokens"
                 image_column, positions = choose_tokens_column(schemas, image_column)
             else:
                 image_column = choose_image_column(schemas, image_column)
+            counted = footers
         passthrough = passthrough_schema(schemas, keep_columns, image_column, id_column)
     source = Source(
         format,
@@ -249,7 +259,7 @@ def find_source(
         passthrough,
         skipped,
         positions=positions if prompt_column is None else None,
-        palette=run.palette if run is not None and image_column == TOKENS else None,
+        palette=run.palette if run and (samples or image_column == TOKENS) else None,
         broken_names=broken_names,
     )
     if source.rows == 0:

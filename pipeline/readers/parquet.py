@@ -1,6 +1,7 @@
 """Reader of Parquet: a row of a file is a row, whatever happens to the file."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.inputs.parquet_schema import (
     is_image,
+    is_samples,
     is_tokens,
     parquet_errors,
     partition_values,
@@ -30,18 +32,49 @@ from pipeline.storage.filesystem import open_location
 
 
 def read_parquet(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
-    """Reads a row of a file as a row; its id is `file#row`, or what the id column holds. Raises
-    what may be the fault of the place; see `refuse_place`."""
+    """Reads a row of a file as a row; its id is `file#row`, or what the id column holds. Where each
+    row of a file holds several samples, each sample is a row, with `#` and its place in that row
+    behind the id. Raises what may be the fault of the place; see `refuse_place`."""
 
     def read() -> Iterator[InputRows]:
         for file in shard.slices:
-            yield from _read_slice(file, options, shard)
+            if file.samples is None:
+                yield from _read_slice(file, options, shard)
+            else:
+                yield from _read_samples(file, file.samples, options, shard)
 
     return prefetch(read())
 
 
 class ChangedFile(Exception):
     """A file is not what it was when the run was planned."""
+
+
+def _read_samples(
+    file: FileSlice, n: int, options: ReadOptions, shard: Shard
+) -> Iterator[InputRows]:
+    """Yields the rows of a slice that counts samples, `n` of each row of the file; the slice may
+    begin and end within such a row."""
+    assert file.stop is not None
+    whole = replace(file, start=file.start // n, stop=-(-file.stop // n))
+    first = whole.start * n
+    for found in _read_slice(whole, options, shard):
+        stop = first + len(found.ids) * n
+        wanted = range(max(file.start, first) - first, min(file.stop, stop) - first)
+        at = [divmod(i, n) for i in wanted]
+        taken = found.columns.take(pa.array([row for row, _ in at], pa.int64()))
+        yield InputRows(
+            [f"{found.ids[row]}#{sample}" for row, sample in at],
+            [found.sources[row] for row, _ in at],
+            [_one_of(found.images[row], sample) for row, sample in at],
+            taken if taken.column_names else null_table(options.passthrough, len(at)),
+        )
+        first = stop
+
+
+def _one_of(samples: RowContent, index: int) -> RowContent:
+    """Returns one of the samples of a row, or why the row has none."""
+    return samples[index] if isinstance(samples, np.ndarray) else samples
 
 
 def _read_slice(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator[InputRows]:
@@ -90,6 +123,7 @@ def _columns(schema: pa.Schema, file: FileSlice, options: ReadOptions) -> list[s
     if absent:
         raise ChangedFile(f"column {absent[0]} is not in the file now")
     of_kind = is_tokens if options.format == "tokens" else is_image
+    of_kind = of_kind if file.samples is None else is_samples
     if not of_kind(schema.field(options.image_column).type):
         raise ChangedFile(f"column {options.image_column} does not hold what it did")
     return columns
@@ -149,8 +183,7 @@ def _input_rows(
     found = [(batch.column(field.name), field.type) for field in schema]
     arrays = [array if array.type == type_ else array.cast(type_) for array, type_ in found]
     ids, sources = places(file, row_range)
-    find = _tokens if options.format == "tokens" else _images
-    images = find(batch.column(options.image_column))
+    images = _contents(batch.column(options.image_column), file, options)
     if options.id_column is not None:
         for index, key in enumerate(batch.column(options.id_column).cast(pa.string()).to_pylist()):
             if key is None:
@@ -161,6 +194,23 @@ def _input_rows(
                 ids[index] = key
     columns = pa.table(arrays, schema=schema) if arrays else null_table(schema, batch.num_rows)
     yield InputRows(ids, sources, images, columns)
+
+
+def _contents(column: pa.Array, file: FileSlice, options: ReadOptions) -> list[RowContent]:
+    """Returns what each row of the file holds."""
+    if file.samples is not None:
+        return [_samples(row.values, file.samples) for row in column]
+    return _tokens(column) if options.format == "tokens" else _images(column)
+
+
+def _samples(lists: pa.FixedSizeListArray | None, n: int) -> RowContent:
+    """Returns the samples of a row as one array (n, T), or why there are none."""
+    found = 0 if lists is None else len(lists) - lists.null_count
+    if lists is None or found != n or len(lists) != n or lists.flatten().null_count:
+        return RowError(
+            STAGE, "BadTokens", f"expected {n} samples without nulls, found {found} in this row"
+        )
+    return lists.flatten().to_numpy().reshape(n, -1)  # type: ignore[no-any-return]
 
 
 def _images(column: pa.Array) -> list[RowContent]:

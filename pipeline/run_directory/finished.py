@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.rows import TOKENS
+from pipeline.rows import SAMPLES, TOKENS
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.layout import REPORT_FILE, part_name
 from pipeline.run_directory.record import check_format, known_job, resuming
@@ -84,12 +84,29 @@ class FinishedRun:
         """Returns the fingerprint of the palette of its tokens."""
         return str(self.record["palette"]["fingerprint"])
 
+    def samples_in(self, column: str | None) -> int | None:
+        """Counts the pictures in each row of a column that the job wrote; None where it is one."""
+        if column != SAMPLES or SAMPLES not in self._columns:
+            return None
+        return int(self.record["results"]["samples"])
+
     def check_tokens(self) -> None:
-        """Raises UsageError where the job wrote no column of tokens."""
-        columns = [column["name"] for column in self.record["columns"]]
-        if TOKENS not in columns or TOKENS in self.passthrough:
+        """Raises UsageError where the job wrote no column of tokens, or more than one."""
+        if SAMPLES in self._columns:
+            originals = ", or tokens for the originals" if TOKENS in self._columns else ""
+            raise UsageError(
+                f"expected --image-column for {self.location}, a run of {self.job} with several "
+                f"pictures in a row, found none; next: --image-column {SAMPLES} for a row of each "
+                f"sample{originals}"
+            )
+        if TOKENS not in self._columns:
             raise UsageError(
                 "expected a run with tokens (of quantize, complete or sample) at "
                 f"{self.location}, found one of {self.job}; next: the run or the images that it "
                 "was made of"
             )
+
+    @property
+    def _columns(self) -> set[str]:
+        """Returns the names of the columns that the job wrote."""
+        return {column["name"] for column in self.record["columns"]} - {*self.passthrough}

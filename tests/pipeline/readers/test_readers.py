@@ -629,9 +629,7 @@ def test_an_image_that_is_too_large_is_an_error_and_not_read(tmp_path, monkeypat
     with open(tmp_path / "huge.tif", "wb") as file:
         file.truncate(2 << 30)
     small = tmp_path / "small.tif"
-    grown = FileSlice(
-        str(tmp_path / "unknown.tif"), "unknown.tif", 0, 1
-    )  # no listing told its size
+    grown = FileSlice(str(tmp_path / "unknown.tif"), "unknown.tif", 0, 1)  # of no known size
     shard = Shard(0, (sized(tmp_path / "huge.tif", 2 << 30), sized(small, 1000), grown))
     (some,) = read_shard(shard, format="images")
     assert (some.images[0].error, some.images[1:]) == ("ImageTooLarge", [b"x" * 1000] * 2)
@@ -662,11 +660,32 @@ def test_the_limit_holds_in_tables_and_tars(tmp_path):
 def test_what_is_read_ahead_is_bounded_in_bytes_from_the_first_file(monkeypatch):
     monkeypatch.setattr(image_files, "_BYTES_AHEAD", 1000)
     seen = []
-    monkeypatch.setattr(image_files, "read_bytes", lambda fs, path: seen.append(path) or b"x" * 400)
     files = tuple(sized(Path(f"/nowhere/{i}"), 400) for i in range(20))
-    reading = image_files._read_ahead(
-        files, lambda file: image_files.read_bytes(None, file.path), 500
-    )
+    reading = image_files._read_ahead(files, lambda file: seen.append(file) or b"x" * 400, 500)
     for taken in range(1, 21):
         next(reading)
         assert len(seen) <= taken + 2
+
+
+def test_samples_of_a_file_that_is_damaged_after_planning_fail_one_by_one(tmp_path):
+    """A slice of samples that begins and ends within rows of the file; then without its end."""
+    lists = pa.list_(pa.list_(pa.uint16(), 2))
+    samples = [[[10 * row + k, 1] for k in range(3)] for row in range(4)]
+    table = pa.table({"samples": pa.array(samples, lists), "label": range(4)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    shard = Shard(0, (FileSlice(str(tmp_path / "a.parquet"), "a", 2, 10, samples=3),))
+    options = {"format": "tokens", "image_column": "samples"}
+    options["passthrough"] = pa.schema([("label", pa.int64())])
+    assert shard.rows == 8
+    ids = [f"a#{i // 3}#{i % 3}" for i in range(2, 10)]
+    found = list(read_shard(shard, **options))
+    assert [id_ for some in found for id_ in some.ids] == ids
+    rows = [(i // 3, i % 3) for i in range(2, 10)]
+    images = [image.tolist() for some in found for image in some.images]
+    assert images == [samples[row][k] for row, k in rows]
+    labels = [label for some in found for label in some.columns["label"].to_pylist()]
+    assert labels == [row for row, _ in rows]
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    found = list(read_shard(shard, **options))
+    assert [id_ for some in found for id_ in some.ids] == ids
+    assert all(isinstance(image, RowError) for some in found for image in some.images)
