@@ -145,7 +145,7 @@ def _read_in_order(
                 contents = {}
             sample = key
             member = _checked(member, key, field, contents)
-            contents[field] = _content(file, member) if wanted(field) else b""
+            contents[field] = _content(file, member, options) if wanted(field) else b""
     except DamagedTar as failure:
         damage = RowError.of(STAGE, failure)
     if contents:
@@ -174,7 +174,7 @@ def _read_anywhere(
         damage = RowError(STAGE, "EmptyTar", "the tar holds no samples")
     last = key  # where a tar is cut or damaged, this sample may not be whole
     for key, fields in samples.items():
-        contents = {f: _content(file, m) if wanted(f) else b"" for f, m in fields.items()}
+        contents = {f: _content(file, m, options) if wanted(f) else b"" for f, m in fields.items()}
         yield _row(tar, key, contents, options, damage if key == last else None)
     if damage:
         yield _Row(tar.name, tar.path, damage, {})
@@ -194,9 +194,11 @@ def _checked(member: Member, key: str, field: str, fields: Mapping[str, object])
     return member._replace(fault=("DuplicateMember", f"{key}.{field} twice"))
 
 
-def _content(file: IO[bytes], member: Member) -> Content:
+def _content(file: IO[bytes], member: Member, options: ReadOptions) -> Content:
     if member.fault is not None:
         return FailedSample(*member.fault)
+    if refused := options.refused(member.size):
+        return FailedSample(refused.error, refused.message)
     file.seek(member.offset)
     payload = file.read(member.size)
     if len(payload) < member.size:

@@ -411,6 +411,20 @@ def test_other_bytes_behind_the_end_of_a_tar_are_an_error_of_it(tmp_path, tail):
     assert (id_, error.error) in [("t.tar", "DamagedTar"), ("t.tar", "TruncatedTar")]
 
 
+def test_a_member_that_is_too_large_is_not_read(tmp_path):
+    members = {"a.jpg": b"x" * 5000, "b.jpg": b"x" * 10, "b.txt": b"y"}
+    (tmp_path / "t.tar").write_bytes(make_tar(members.items()))
+    plan = plan_of(tmp_path / "t.tar")
+    for each in (plan, uncut(plan)):
+        (some,) = read_shard(
+            each.shards[0], format="webdataset", passthrough=plan.passthrough, max_image_bytes=4999
+        )
+        assert some.images[0] == RowError(
+            "read", "ImageTooLarge", "expected at most 4,999 bytes (--max-image-bytes), found 5,000"
+        )
+        assert some.images[1] == b"x" * 10
+
+
 def test_a_slice_holds_a_sample_at_a_time(tmp_path):
     members = [(f"{i}.jpg", random.Random(i).randbytes(1 << 20)) for i in range(60)]
     (tmp_path / "t.tar").write_bytes(make_tar(members))
