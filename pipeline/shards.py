@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import chain
 
 import pyarrow as pa
 
@@ -129,15 +130,14 @@ class Plan:
 
     def with_paths(self, renamed: Callable[[str], str]) -> "Plan":
         """Returns the plan with another path for each file; itself where none changes."""
-        paths = {*self.empty, *(each.path for shard in self.shards for each in shard.slices)}
-        new = {path: renamed(path) for path in paths}
-        if all(path == other for path, other in new.items()):
+        paths = chain(self.empty, (each.path for shard in self.shards for each in shard.slices))
+        if all(renamed(path) == path for path in paths):  # millions of them are not copied
             return self
         shards = [
-            replace(shard, slices=tuple(replace(s, path=new[s.path]) for s in shard.slices))
+            replace(shard, slices=tuple(replace(s, path=renamed(s.path)) for s in shard.slices))
             for shard in self.shards
         ]
-        empty = {new[path]: identity for path, identity in self.empty.items()}
+        empty = {renamed(path): identity for path, identity in self.empty.items()}
         return replace(self, shards=tuple(shards), empty=empty)
 
     def to_table(self) -> pa.Table:
