@@ -23,6 +23,7 @@ class ProbeOptions(ProgressOptions, StorageOptions):
 
 def run(options: ProbeOptions) -> None:
     from pipeline.storage.filesystem import absolute, options_for
+    from pipeline.storage.redact import redacted
     from pipeline.training.embeddings import read_embeddings
     from pipeline.training.probe import check_packages, probe_layers, table, write_probe
 
@@ -45,10 +46,10 @@ def run(options: ProbeOptions) -> None:
         storage_options=options_for(options.storage_options, "output"),
     )
     if options.json_lines:
-        click.echo(json.dumps({"event": "done", "output": options.output, **result}))
+        click.echo(json.dumps({"event": "done", "output": redacted(options.output), **result}))
     else:
         click.echo(table(layers, result["best_layer"]))
-        click.echo(f"{options.output}/accuracy.png")
+        click.echo(redacted(f"{options.output}/accuracy.png"))
 
 
 def _say(row: "LayerAccuracy") -> None:

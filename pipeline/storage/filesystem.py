@@ -110,7 +110,8 @@ def open_location(
 def _lies_in_another(cls: type[AbstractFileSystem]) -> bool:
     """Tells whether URIs of a filesystem go on with those of another behind `::`, as in
     `zip://a.png::s3://bucket/b.zip`: it takes a file, or what opens one."""
-    return bool({"fo", "fs", "target_protocol"} & inspect.signature(cls.__init__).parameters.keys())
+    takes = {name for each in cls.__mro__ for name in inspect.signature(each.__init__).parameters}
+    return bool({"fo", "fs", "target_protocol"} & takes)
 
 
 def absolute(location: str) -> str:

@@ -133,7 +133,10 @@ def run_training(
             f"{len(images.tokens)}; next: more images, or a smaller --batch-size"
         )
     folder = Path(local_output(options.output))
-    _acquire(folder, {**options.model_dump(exclude=_NOT_RECORDED), **record})
+    recorded = options.model_dump(exclude=_NOT_RECORDED)
+    if not recorded.get("label_from_folder", True):  # earlier versions recorded nothing
+        del recorded["label_from_folder"]
+    _acquire(folder, {**recorded, **record})
     torch.manual_seed(config.seed)
     device = training_device(options)
     objective = make_objective().to(device)
