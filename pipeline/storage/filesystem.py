@@ -110,7 +110,8 @@ def open_location(
 def _lies_in_another(cls: type[AbstractFileSystem]) -> bool:
     """Tells whether URIs of a filesystem go on with those of another behind `::`, as in
     `zip://a.png::s3://bucket/b.zip`: it takes a file, or what opens one."""
-    takes = {name for each in cls.__mro__ for name in inspect.signature(each.__init__).parameters}
+    made = [vars(each)["__init__"] for each in cls.__mro__ if "__init__" in vars(each)]
+    takes = {name for each in made for name in inspect.signature(each).parameters}
     return bool({"fo", "fs", "target_protocol"} & takes)
 
 
