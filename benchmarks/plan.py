@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.inputs.source import find_source
 from pipeline.run_directory.layout import parquet_bytes
 from pipeline.shards import Plan
-from pipeline.storage.redact import redacted
+from pipeline.storage.redact import redacted_location
 
 SHARD_SIZE = {"images": 1024, "parquet": 4}
 FILES = {"images": 1_000_000, "parquet": 10_000}
@@ -51,7 +51,7 @@ def measure(folder: str, format: str) -> None:
     source = find_source(folder)
     found = time.perf_counter()
     plan = source.cut(SHARD_SIZE[format])
-    written = parquet_bytes(plan.with_paths(redacted).to_table())
+    written = parquet_bytes(plan.with_paths(redacted_location).to_table())
     table = plan.to_table()
     blocks = [table.slice(row, 1) for row in range(table.num_rows)]
     planned = time.perf_counter()

@@ -12,7 +12,7 @@ from pipeline.inputs.files import absolute_input
 from pipeline.options import ImageJobOptions, RunOptions
 from pipeline.run_directory.record import new_record
 from pipeline.storage.filesystem import absolute, absolute_model
-from pipeline.storage.redact import redacted
+from pipeline.storage.redact import redacted_location
 
 if TYPE_CHECKING:  # it imports torch
     from pipeline.stages.model_batches import ComputePlan
@@ -28,7 +28,7 @@ def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]
     options, quantizer, model = spec.options, spec.quantizer, spec.model
     found: dict[str, Any] = {"job": spec.name}
     if isinstance(options, ImageJobOptions):
-        found |= {"input": redacted(absolute_input(options.input))}
+        found |= {"input": redacted_location(absolute_input(options.input))}
         found |= options.model_dump(include=_INPUT_OPTIONS)
         # Not false: earlier versions recorded nothing.
         found |= {"label_from_folder": options.label_from_folder or None}
@@ -48,9 +48,10 @@ def record_of(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
         command=command_line(),
         options=_shown(spec.options),
         seed=wanted.get("seed"),
-        model=model and {"location": redacted(model.location), "fingerprint": model.fingerprint},
+        model=model
+        and {"location": redacted_location(model.location), "fingerprint": model.fingerprint},
         palette={
-            "location": redacted(quantizer.location),
+            "location": redacted_location(quantizer.location),
             "fingerprint": quantizer.palette.fingerprint,
         },
         image_size=quantizer.image_size,
@@ -83,7 +84,7 @@ def in_any_folder(values: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(options: RunOptions) -> dict[str, Any]:
     """Returns the options for run.json: no secrets, and locations that hold in any folder."""
     values = in_any_folder(options.model_dump(exclude=SECRET_OPTIONS, mode="json"))
-    return {key: redacted(v) if isinstance(v, str) else v for key, v in values.items()}
+    return {key: redacted_location(v) if isinstance(v, str) else v for key, v in values.items()}
 
 
 # Holds what stood before the job where `igpt submit` was typed.
@@ -100,4 +101,4 @@ def command_line() -> str:
         elif word.startswith("--storage-options="):
             word = "--storage-options=..."
         shown.append(word)
-    return redacted(shlex.join(shown))
+    return shlex.join(map(redacted_location, shown))

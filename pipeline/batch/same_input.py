@@ -11,7 +11,7 @@ from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.failed_rows import failed_files
 from pipeline.shards import Plan
 from pipeline.storage.filesystem import options_for
-from pipeline.storage.redact import redacted
+from pipeline.storage.redact import redacted_location
 
 
 def check_input(
@@ -45,7 +45,7 @@ def check_input(
     found = changes(plan, files)
     readers = shards_of(plan, found.changed)
     sources = failed_files(directory, again) if found.changed else set()
-    failed = {path for path in readers if redacted(path) in sources}
+    failed = {path for path in readers if redacted_location(path) in sources}
     not_read_yet = {path for path, shards in readers.items() if again and shards <= unfinished}
     is_repaired = failed | not_read_yet
     _refuse_changed({path: of for path, of in found.changed.items() if path not in is_repaired})
@@ -90,5 +90,5 @@ def _gone_notice(plan: Plan, gone: Sequence[str], pending: set[int]) -> list[str
 
 def _named(paths: Sequence[str]) -> str:
     """Counts files and names the first."""
-    first = redacted(paths[0])
+    first = redacted_location(paths[0])
     return first if len(paths) == 1 else f"{len(paths)} files, the first is {first}"

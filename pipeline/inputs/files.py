@@ -30,6 +30,7 @@ MOST_NAMES = 1_000_000
 NOT_UTF8 = "a name that is not UTF-8"
 NAMELESS = "an empty name"  # folders: `a//b.png` in a store whose filesystem cannot list it
 
+_WEB_LOGIN = re.compile(r"^(https?://)[^/]*@", re.IGNORECASE)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 
 
@@ -77,13 +78,13 @@ def find_files(
     found: dict[str, tuple[str, str | None]] = {}
     for uri, (fs, path) in zip(locations, opened, strict=True):
         base, listed = _list_location(fs, uri, path, missing_ok=missing_ok)
-        bases.append(base)
+        bases.append(_nameable(fs, base))
         for each, identity in listed.items():
             found[each] = uri_of(each, uri=uri, path=path), identity
     common = _common_folder(bases)
     files = [
         InputFile(
-            uri, _without_query(opened[0][0], path).removeprefix(common).removeprefix("/"), identity
+            uri, _nameable(opened[0][0], path).removeprefix(common).removeprefix("/"), identity
         )
         for path, (uri, identity) in found.items()
     ]
@@ -92,15 +93,17 @@ def find_files(
         if one.name == other.name:
             raise UsageError(
                 f"expected web addresses that differ in their paths, found {one.name} with several "
-                "queries; next: a job for each"
+                "queries or logins; next: a job for each"
             )
     return files
 
 
-def _without_query(fs: AbstractFileSystem, path: str) -> str:
-    """Returns the path of a web address without its query, which may be a signature: no name is
-    made of it. On any other filesystem a question mark is a letter like others."""
-    return path.partition("?")[0] if protocols(fs) & {"http", "https"} else path
+def _nameable(fs: AbstractFileSystem, path: str) -> str:
+    """Returns what of a path may become a name: of a web address neither the query, which may be a
+    signature, nor the login. On any other filesystem these are letters like others."""
+    if not protocols(fs) & {"http", "https"}:
+        return path
+    return _WEB_LOGIN.sub(r"\1", path.partition("?")[0])
 
 
 def split_list(text: str) -> list[str]:
@@ -161,7 +164,7 @@ def _list_location(
             base, files = path, list_files(fs, path)
         elif found is not None:  # what exists is never a pattern
             identity = local_identity(path) if is_local(fs) else entry_identity(found)
-            base, files = _without_query(fs, path).rpartition("/")[0], {path: identity}
+            base, files = _nameable(fs, path).rpartition("/")[0], {path: identity}
         elif (names := expand_braces(path)) != [path]:
             base, files = _list_names(fs, uri, names, missing_ok=missing_ok)
         elif has_magic(path):

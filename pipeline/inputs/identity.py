@@ -9,7 +9,7 @@ from pipeline.inputs.files import InputFile
 from pipeline.inputs.tar_index import Samples
 from pipeline.inputs.webdataset_schema import samples_in
 from pipeline.shards import FileSlice, Plan
-from pipeline.storage.redact import redacted
+from pipeline.storage.redact import redacted, redacted_location
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def changes(plan: Plan, files: Iterable[InputFile]) -> Changes:
 def with_whole_paths(plan: Plan, paths: Iterable[str]) -> Plan:
     """Returns a plan that was written down with the paths of its files as they are now: logins and
     signatures were left out of it, and the latter change from day to day."""
-    now = {redacted(path): path for path in paths}
-    return plan.with_paths(lambda path: now.get(path, path))
+    now = {redacted_location(path): path for path in paths}
+    return plan.with_paths(lambda path: now.get(redacted_location(path), path))
 
 
 def planned_identities(plan: Plan) -> dict[str, str | None]:

@@ -26,7 +26,7 @@ from pipeline.run_directory.record import check_format
 from pipeline.shards import Plan, skipped_in
 from pipeline.storage.atomic import has_temporaries, is_temporary, write_atomic, write_new
 from pipeline.storage.filesystem import exists, join, open_location, read_bytes, store_errors
-from pipeline.storage.redact import redacted, redacted_line
+from pipeline.storage.redact import redacted_line, redacted_location
 
 REPORT_FILES = (REPORT_FILE, "report.html", "contact_sheet.png", "README.md")
 _THREADS = 32
@@ -162,7 +162,7 @@ class RunDirectory:
     def write_plan(self, plan: Plan) -> None:
         """Writes plan.parquet, with paths as they may be written down: without logins and
         signatures. Raises UsageError where nothing can be written."""
-        table = plan.with_paths(redacted).to_table()
+        table = plan.with_paths(redacted_location).to_table()
         with self.reached():
             write_atomic(self.fs, join(self.path, PLAN_FILE), parquet_bytes(table))
 

@@ -6,8 +6,12 @@ import traceback
 _SIGNATURE = r"[^\s'\"]+(?<![:;,])"  # without what ends the clause that it stands in
 # urllib3 leaves the host out: "Max retries exceeded with url: /image.png?..."
 _QUERY = re.compile(rf"((?:\w://|\burl: /)[^\s?'\"]*)\?{_SIGNATURE}")
-_WEB_QUERY = re.compile(rf"(https?://[^\s?'\"]*)\?{_SIGNATURE}")
-_REDACTED_QUERY = re.compile(r"https?://[^\s?'\"]*\?\*\*\*")
+_WEB_QUERY = re.compile(rf"(https?://[^\s?'\"]*)\?{_SIGNATURE}", re.IGNORECASE)
+# Of a location alone, whose path may hold spaces; in a list up to the next one.
+_LOCATION_QUERY = re.compile(
+    r"(https?://[^?]*)\?.*?(?=,[\w+.\-]+:(?://|:)|$)", re.IGNORECASE | re.DOTALL
+)
+_REDACTED_QUERY = re.compile(r"https?://[^?]*\?\*\*\*", re.IGNORECASE)
 # To the last @: a password may hold one. A name alone is no secret (`abfs://container@account`,
 # `sftp://me@host`), but for web addresses, where it may be a token.
 _LOGIN = re.compile(
@@ -18,9 +22,15 @@ _LOGIN = re.compile(
 def redacted(text: str) -> str:
     """Returns text that may hold locations without logins and without the queries (signatures) of
     web addresses: fit to be shown and written down."""
+    return _without_logins(_WEB_QUERY.sub(r"\1?***", text))
+
+
+def redacted_location(text: str) -> str:
+    """Returns a location, or a comma-list of them, with the same left out. Its end is known, where
+    `redacted` has to guess in a sentence: paths may hold spaces and quotation marks."""
     if "://" not in text:  # at once: an input may have millions of paths
         return text
-    return _without_logins(_WEB_QUERY.sub(r"\1?***", text))
+    return _without_logins(_LOCATION_QUERY.sub(r"\1?***", text))
 
 
 def is_redacted(text: str) -> bool:

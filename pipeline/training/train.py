@@ -19,6 +19,7 @@ from pipeline.options import TrainingOptions
 from pipeline.run_directory.record import differences
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import local_output, open_location, options_for
+from pipeline.storage.redact import redacted_location
 from pipeline.training.images import TrainingImages, read_images
 
 Objective = TypeVar("Objective", NextPixel, JointClassification)
@@ -134,6 +135,7 @@ def run_training(
         )
     folder = Path(local_output(options.output))
     recorded = options.model_dump(exclude=_NOT_RECORDED)
+    recorded["input"] = redacted_location(options.input)
     if not recorded.get("label_from_folder", True):  # earlier versions recorded nothing
         del recorded["label_from_folder"]
     _acquire(folder, {**recorded, **record})

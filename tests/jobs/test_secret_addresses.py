@@ -12,10 +12,13 @@ from fsspec.registry import known_implementations
 
 from jobs.__main__ import main
 from pictures import encoded, photo
+from pipeline.errors import UsageError
+from pipeline.inputs.files import find_files
 from runs import igpt, refusal, results
 
 SECRETS = ("fake-s1gnature", "fake-of-the-next-day", "fake-passw0rd")
 PICTURES = {f"{i}.png": encoded(photo(i)) for i in range(3)} | {"bad.png": b"no image"}
+PICTURES["it's.png"] = encoded(photo(4))
 
 
 @pytest.fixture
@@ -114,6 +117,32 @@ def test_signed_addresses_are_read_and_resumed_with_another_signature(
     check(run, capfd, source=f"{signed}/bad.png?***")
 
 
+def test_a_model_does_not_hold_the_addresses_that_it_was_trained_on(
+    tiny_model, tmp_path, signed, capfd
+):
+    """Past bug: training_options.json had them whole, beside weights that people publish."""
+    query = f"?X-Amz-Expires=9&X-Amz-Signature={SECRETS[0]}"
+    addresses = ",".join(f"{signed}/{name}{query}" for name in PICTURES)
+    words = ["train", f"--input={addresses}", f"--palette={tiny_model}", "--image-size=8"]
+    words += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=1", "--batch-size=2"]
+    main([*words, f"--output={tmp_path / 'model'}", "--max-error-fraction=0.5"])
+    found = "".join([written(tmp_path / "model"), *capfd.readouterr()])
+    assert f"{signed}/it's.png?***" in found
+    assert SECRETS[0] not in found
+
+
+def test_logins_become_no_ids(signed):
+    """Past bug: of addresses of several hosts the login was a part of the id."""
+    host = signed.removeprefix("http://").removesuffix("/in")
+    query = f"?X-Amz-Expires=9&X-Amz-Signature={SECRETS[0]}"
+    locations = [f"http://me:{SECRETS[2]}@{host}/in/0.png{query}", f"{signed}/1.png{query}"]
+    names = [file.name for file in find_files(",".join(locations), {})]
+    assert names == ["0.png", "1.png"]
+    twice = [f"http://{login}:{SECRETS[2]}@{host}/in/0.png{query}" for login in ("me", "you")]
+    with pytest.raises(UsageError, match="several queries or logins"):
+        find_files(",".join(twice), {})
+
+
 def test_a_login_in_an_address_is_in_no_file(
     in_process, tiny_model, tmp_path, vault, capfd, expected
 ):
@@ -134,7 +163,10 @@ def test_a_refusal_does_not_show_the_signature(capsys, tiny_model, tmp_path, sig
     for input, says in [
         (f"{signed}/nowhere.png?{first}", "cannot read"),
         (f"{signed}/a.doc?{first}", "found 1 of .doc"),
-        (f"{signed}/0.png?{first},{signed}/0.png?{second}", "found 0.png with several queries"),
+        (
+            f"{signed}/0.png?{first},{signed}/0.png?{second}",
+            "found 0.png with several queries or logins",
+        ),
     ]:
         line = refusal(capsys, "quantize", input=input, output=tmp_path / "run")
         assert says in line

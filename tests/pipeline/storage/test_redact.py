@@ -10,7 +10,7 @@ from yarl import URL
 
 from pipeline.engine import stage
 from pipeline.engine.stage import ShardResult, StageError, deserialize, serialize
-from pipeline.storage.redact import is_redacted, redacted, redacted_line
+from pipeline.storage.redact import is_redacted, redacted, redacted_line, redacted_location
 
 ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
 
@@ -50,6 +50,29 @@ def test_a_location_without_a_secret_is_kept_whole(location):
     the run led nowhere."""
     assert redacted(location) == redacted_line(OSError(location)) == location
     assert not is_redacted(location)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://h/my photo.png?sig=SECRET", "https://h/my photo.png?***"),
+        ("https://h/it's.png?a=b&sig=SECRET'SECRET", "https://h/it's.png?***"),
+        ("simplecache::HTTPS://h/a.png?sig=SECRET", "simplecache::HTTPS://h/a.png?***"),
+        (
+            "https://h/a.png?sig=SECRET,https://me:SECRET@h/b.png?x=1,SECRET",
+            "https://h/a.png?***,https://***@h/b.png?***",
+        ),
+        ("--input=https://h/a b.png?sig=SECRET", "--input=https://h/a b.png?***"),
+        ("sftp://me:SECRET@h/what?.png", "sftp://***@h/what?.png"),
+        ("s3://bucket/image-?.png,s3://bucket/b.png", "s3://bucket/image-?.png,s3://bucket/b.png"),
+        ("photos/a?.png", "photos/a?.png"),
+    ],
+)
+def test_a_location_that_is_written_down(text, expected):
+    """Past bug: a space or a quotation mark in the path kept the signature, and of a list only the
+    first address was left."""
+    assert redacted_location(text) == redacted_location(expected) == expected
+    assert is_redacted(expected) == ("***" in expected)
 
 
 def test_an_address_without_its_host():
