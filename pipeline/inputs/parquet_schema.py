@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +12,7 @@ from fsspec import AbstractFileSystem
 from pipeline.errors import UsageError
 from pipeline.inputs.counting import counting
 from pipeline.inputs.files import InputFile
+from pipeline.inputs.parquet_columns import is_image, is_samples, is_tokens, with_partitions
 from pipeline.rows import PREFIX, TOKENS, hub_features, hub_metadata
 from pipeline.storage.filesystem import is_local, open_location, store_errors
 from pipeline.storage.redact import redacted_line
@@ -21,8 +21,6 @@ _FOOTER_THREADS = 32
 _FOOTERS_AT_ONCE = 512
 _FOOTER_BYTES = 64 << 10
 
-# Of the column of a table's folder, `klass=cat/`: what Hive and all after it write for null.
-_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 INT96_UNIT = "us"  # nanoseconds, the default, end in 2262
 
 _Schemas = list[tuple[InputFile, pa.Schema]]
@@ -58,7 +56,7 @@ def read_footers(
             for file, (footer, schema) in zip(some, footers, strict=True):
                 groups = (footer.row_group(i).num_rows for i in range(footer.num_row_groups))
                 file = file._replace(largest_group=max(groups, default=0))
-                schema = _with_partitions(schema, file.name)
+                schema = with_partitions(schema, file.name)
                 counted.append((file, footer.num_rows))
                 count()
                 if footer.num_rows == 0:
@@ -97,47 +95,6 @@ def _read_footer(file: InputFile, options: Mapping[str, Any]) -> tuple[pq.FileMe
         ) from error
 
 
-def partition_values(name: str) -> dict[str, str | None]:
-    """Returns the columns that the folders of a table's file stand for, by its name in the input:
-    {"klass": "cat"} for `klass=cat/part.parquet`, as Hive, Spark, DuckDB and pyarrow write them."""
-    folders = (folder.partition("=") for folder in name.split("/")[:-1])
-    return {
-        unquote(column): None if value == _NULL_PARTITION else unquote(value)
-        for column, equals, value in folders
-        if column and equals
-    }
-
-
-def _with_partitions(schema: pa.Schema, name: str) -> pa.Schema:
-    """Adds the columns of a file's folders (string) that the file itself does not hold; and takes
-    types that can be computed with in place of views."""
-    fields = [field.with_type(_plain(field.type)) for field in schema]
-    there = set(schema.names)
-    fields += [pa.field(n, pa.string()) for n in partition_values(name) if n not in there]
-    return pa.schema(fields, metadata=schema.metadata)
-
-
-def _plain(type_: pa.DataType) -> pa.DataType:
-    """Returns a type without views of text and bytes, for which Arrow lacks most functions, at any
-    depth."""
-    kinds = pa.types
-    if type_ == pa.string_view():
-        return pa.string()
-    if type_ == pa.binary_view():
-        return pa.binary()
-    if kinds.is_struct(type_):
-        return pa.struct([field.with_type(_plain(field.type)) for field in type_])
-    if kinds.is_map(type_):
-        return pa.map_(_plain(type_.key_type), _plain(type_.item_type))
-    if kinds.is_fixed_size_list(type_):
-        return pa.list_(type_.value_field.with_type(_plain(type_.value_type)), type_.list_size)
-    if kinds.is_list(type_):
-        return pa.list_(type_.value_field.with_type(_plain(type_.value_type)))
-    if kinds.is_large_list(type_):
-        return pa.large_list(type_.value_field.with_type(_plain(type_.value_type)))
-    return type_
-
-
 def _read_remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:
     """Makes one request, for the end of the file, which holds nearly every footer."""
     tail = fs.cat_file(path, start=-_FOOTER_BYTES)
@@ -146,30 +103,6 @@ def _read_remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:
         return pq.read_metadata(pa.BufferReader(tail))
     with fs.open(path, "rb", cache_type="none") as opened:
         return pq.read_metadata(opened)
-
-
-def is_image(type_: pa.DataType) -> bool:
-    """Returns whether a column can hold encoded images: binary, or a struct with binary `bytes`."""
-    if pa.types.is_struct(type_):
-        index = type_.get_field_index("bytes")
-        return index >= 0 and is_image(type_.field(index).type)
-    return type_ in (pa.binary(), pa.large_binary(), pa.binary_view())
-
-
-def is_tokens(type_: pa.DataType) -> bool:
-    """Returns whether a column can hold tokens: lists of whole numbers, of one length or any."""
-    kinds = pa.types
-    listed = kinds.is_list(type_) or kinds.is_large_list(type_) or kinds.is_fixed_size_list(type_)
-    return bool(listed and kinds.is_integer(type_.value_type))
-
-
-def is_samples(type_: pa.DataType) -> bool:
-    """Returns whether a column can hold the samples of a run: lists of tokens of one length."""
-    return bool(
-        pa.types.is_list(type_)
-        and pa.types.is_fixed_size_list(type_.value_type)
-        and is_tokens(type_.value_type)
-    )
 
 
 def count_positions(schemas: _Schemas, samples: str) -> int:

@@ -7,13 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.inputs.parquet_schema import (
-    is_image,
-    is_samples,
-    is_tokens,
-    parquet_errors,
-    partition_values,
-)
+from pipeline.inputs.parquet_columns import is_image, is_samples, is_tokens, partition_values
+from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.readers.faults import refuse_place
 from pipeline.readers.input_rows import (
     STAGE,
