@@ -32,6 +32,10 @@ class TruncatedTar(DamagedTar):
     """A tar that ends before its end marker."""
 
 
+class BytesBehind(DamagedTar):
+    """A tar that is whole, with bytes behind its end marker that are no tar."""
+
+
 # What is raised over bytes that are damaged or cut short, as none of a store's own errors is.
 DAMAGE_ERRORS = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -117,6 +121,17 @@ def read_members(
         if stop is not None and end >= stop:
             return
         at = _skip_zeros(file, end)
+        if at is not None and not _is_header(file, at):
+            raise BytesBehind(f"behind the end of the tar other bytes begin, at byte {at}")
+
+
+def _is_header(file: IO[bytes], start: int) -> bool:
+    file.seek(start)
+    try:
+        tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "backslashreplace")
+    except _HEADER_ERRORS:
+        return False
+    return True
 
 
 def _read_one_tar(

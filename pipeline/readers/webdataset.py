@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.inputs.tar_index import (
     DAMAGE_ERRORS,
+    BytesBehind,
     DamagedTar,
     Member,
     TruncatedTar,
@@ -136,6 +137,7 @@ def _read_in_order(
     """Reads samples whose members lie one after the other, as they come."""
     wanted = _wanted_fields(options)
     damage: RowError | None = None
+    within: RowError | None = None
     sample = ""
     contents: dict[str, Content] = {}
     try:
@@ -148,8 +150,9 @@ def _read_in_order(
             contents[field] = _content(file, member, options) if wanted(field) else b""
     except DamagedTar as failure:
         damage = RowError.of(STAGE, failure)
+        within = None if isinstance(failure, BytesBehind) else damage
     if contents:
-        yield _row(tar, sample, contents, options, damage)
+        yield _row(tar, sample, contents, options, within)
     elif damage is None and first_byte == 0:
         damage = RowError(STAGE, "EmptyTar", "the tar holds no samples")
     if damage and tar.end_byte is None:
@@ -168,6 +171,8 @@ def _read_anywhere(
         for key, field, member in read_members(file):
             fields = samples.setdefault(key, {})
             fields[field] = _checked(member, key, field, fields)
+    except BytesBehind as failure:
+        damage, key = damage or RowError.of(STAGE, failure), ""
     except DamagedTar as failure:
         damage = damage or RowError.of(STAGE, failure)
     if not samples and damage is None:
