@@ -58,7 +58,12 @@ def run(options: ExportOptions) -> None:
     }
     if pending:
         with cluster.connected(options.address):
-            actors = allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
+            actors = allocate(
+                device=None,
+                cpu_actors=options.cpu_actors,
+                model_actors=None,
+                plan=exported.plan,
+            )
             stage = Stage(ExportParts, arguments, actors.reading)
             export_parts(exported.plan, pending, stage, progress=options.progress)
     facts = {

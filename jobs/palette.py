@@ -62,7 +62,7 @@ def run(options: PaletteOptions) -> None:
         "input_options": input_options,
     }
     with cluster.connected(options.address):
-        readers = allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None)
+        readers = allocate(device=None, cpu_actors=options.cpu_actors, model_actors=None, plan=plan)
         histogram, images, errors = count_colors(
             plan,
             Stage(CountColors, arguments, readers.reading),

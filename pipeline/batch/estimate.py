@@ -110,7 +110,7 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
     with cluster.connected(options.address):
         compute = spec.find_compute()
         plan = cut(spec, source, compute, options.shard_size)
-        resources = spec.resources(compute, rows=source.rows or 0)
+        resources = spec.resources(compute, plan)
         job = Job(spec, NOWHERE, plan, compute, resources)
         actors = job.resources.reading.actors if compute is None else job.resources.model.actors
         size = _TRIAL_ROWS if compute is None else compute.images

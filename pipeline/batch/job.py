@@ -94,7 +94,7 @@ class JobSpec:
         return allocation.shard_size(n_rows, compute.images, compute.device, most_batches=most)
 
     def resources(
-        self, compute: "ComputePlan | None", *, rows: int = 0, request_cpus: bool = True
+        self, compute: "ComputePlan | None", plan: Plan | None = None, *, request_cpus: bool = True
     ) -> allocation.ResourcePlan:
         """Returns what each stage gets of the cluster that is joined; see `allocation.allocate`."""
         options = self.options
@@ -103,7 +103,7 @@ class JobSpec:
             cpu_actors=options.cpu_actors,
             model_actors=options.model_actors if isinstance(options, ModelOptions) else None,
             request_cpus=request_cpus,
-            rows=rows,
+            plan=plan,
             grows=allocation.may_grow(options.address),
         )
 

@@ -72,7 +72,7 @@ def run_job(
             plan = planned
             if isinstance(spec.options, ImageJobOptions):
                 plan = check_input(planned, spec.options, directory, again=again)
-        resources = spec.resources(compute, rows=plan.rows or 0)
+        resources = spec.resources(compute, plan)
         job = Job(spec, directory.location, plan, compute, resources)
         record = resumed or record_of(job, wanted)
         lease = _acquire(job, directory, record, started=started, creates=resumed is None)

@@ -2,7 +2,7 @@
 of its shards."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -10,15 +10,19 @@ import ray
 
 from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
+from pipeline.shards import Plan
 
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
+# A node on which so many times as many shards fail as on the mean of all nodes is likely their
+# cause: its disk is full. Where nodes fail alike, the input or the store is.
+_STANDS_OUT = 1.5
 # A shard costs some 10 ms beside the work, as long as 4 photographs take to read. The last shards
 # to be done leave readers idle: with four for each, a quarter of the time at most.
 _SHARDS_PER_READER, _FEWEST_ROWS = 4, 16
 # A reader takes as long to start as some 400 photographs take to read, and the start of several on
 # the same few CPUs takes as many times as long.
-_ROWS_PER_READER = 256
+_ROWS_PER_READER, _BYTES_PER_READER = 256, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def allocate(
     model_actors: int | None,
     request_cpus: bool = True,
     grows: bool = False,
-    rows: int = 0,
+    plan: Plan | None = None,
 ) -> ResourcePlan:
     """Allocates shares of the cluster's CPUs, such that all actors of the job fit at once.
 
@@ -86,8 +90,7 @@ def allocate(
         cpu_actors, model_actors: as asked for; found from the cluster where None.
         request_cpus: false for actors that run beside whatever else there is.
         grows: whether GPUs that are not there may come; see `may_grow`.
-        rows: of the input: where they are few and no model computes, fewer readers start. 0 where
-            nobody has counted them.
+        plan: where its rows and bytes are few and no model computes, fewer readers start.
 
     Raises UsageError for more model actors than GPUs.
     """
@@ -97,8 +100,7 @@ def allocate(
         )
     n_cpus = cpus()
     n_model = 0 if device is None else (model_actors or auto_model_actors(device))
-    for_rows = min(n_cpus, ceil(rows / _ROWS_PER_READER)) if rows else n_cpus
-    by_cpus = {None: for_rows, "cuda": n_cpus - 1, "cpu": n_cpus // 4}[device]
+    by_cpus = {None: _readers(plan, n_cpus), "cuda": n_cpus - 1, "cpu": n_cpus // 4}[device]
     awaits_gpus = device == "cuda" and n_model > gpus() and (cpu_actors or n_model) > by_cpus
     awaits = is_empty() or awaits_gpus
     n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
@@ -117,24 +119,46 @@ def allocate(
     )
 
 
-def fit(stages: Sequence[Stage], *, n_shards: int, without: Collection[str]) -> list[Stage] | None:
-    """Cuts the actors of stages down, by halves, to what the nodes of the cluster hold but some, by
-    their ids; None where they do not hold one of each stage.
+def _readers(plan: Plan | None, n_cpus: int) -> int:
+    """Counts the readers of a job without a model: as many as there are CPUs, but for a plan that
+    one reader has read before others have started."""
+    if plan is None or not plan.rows or plan.rows > _ROWS_PER_READER * n_cpus:
+        return n_cpus
+    size = max(plan.rows / _ROWS_PER_READER, plan.bytes / _BYTES_PER_READER)
+    return min(n_cpus, ceil(size))
+
+
+def away_from(
+    failures: Mapping[str, int], stages: Sequence[Stage], *, n_shards: int
+) -> tuple[Sequence[Stage], list[str]]:
+    """Finds the nodes on which more shards have failed than on others, and cuts the actors of the
+    stages down, by halves, to what the other nodes of the cluster hold.
 
     Args:
+        failures: how many shards have failed on each node, by its id.
         n_shards: no stage starts more actors than these.
+
+    Returns:
+        The stages, and the ids of the nodes: none where the others do not hold one actor of each
+        stage, or no node stands out.
     """
-    every = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [n["Resources"] for n in every if n["Alive"] and n["NodeID"] not in without]
+    every = ray.nodes() if failures else []  # type: ignore[no-untyped-call]
+    nodes = {node["NodeID"]: node["Resources"] for node in every if node["Alive"]}
+    mean = sum(failures.values()) / max(len(nodes), 1)
+    found = [node for node, n in failures.items() if node in nodes and n >= _STANDS_OUT * mean]
+    if not found:
+        return stages, []
+    left = [resources for node, resources in nodes.items() if node not in found]
     wanted = [min(stage.resources.actors, n_shards) for stage in stages]
-    while not _hold(nodes, [s.resources for s in stages], wanted):
+    while not _hold(left, [s.resources for s in stages], wanted):
         if max(wanted) == 1:
-            return None
+            return stages, []
         wanted = [max(actors // 2, 1) for actors in wanted]
-    return [
+    fewer = [
         replace(stage, resources=replace(stage.resources, actors=actors))
         for stage, actors in zip(stages, wanted, strict=True)
     ]
+    return fewer, found
 
 
 def _hold(
@@ -147,7 +171,8 @@ def _hold(
         ("GPU", [stage.num_gpus for stage in stages]),
     ):
         wanted = sum(n for n, share in zip(actors, shares, strict=True) if share)
-        if wanted and sum(node.get(name, 0) // max(shares) for node in nodes) < wanted:
+        room = _SHARE_OF_CPUS if name == "CPU" else 1.0
+        if wanted and sum(node.get(name, 0) * room // max(shares) for node in nodes) < wanted:
             return False
     return bool(nodes)
 

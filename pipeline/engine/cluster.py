@@ -102,10 +102,14 @@ def _join_or_start(address: str | None) -> None:
 def _lean_node() -> Iterator[None]:
     """Starts a private Ray without two processes that no job uses, the monitor of the autoscaler
     and the one of log files, and with any free port for its agent: that waits for three seconds for
-    its usual one where another Ray of this machine has it. Ray 2.60 has no public option for these.
+    its usual one where another Ray of this machine has it. Ray 2.60 has no public option for these;
+    a Ray that keeps its own elsewhere starts as usual.
     """
-    parameter: Any = ray._private.parameter
-    params = parameter.RayParams
+    parameter: Any = getattr(getattr(ray, "_private", None), "parameter", None)
+    params = getattr(parameter, "RayParams", None)
+    if params is None:
+        yield
+        return
     known = inspect.signature(params).parameters
     lean = {"dashboard_agent_listen_port": 0, "no_monitor": True, "include_log_monitor": False}
     chosen = {name: value for name, value in lean.items() if name in known}

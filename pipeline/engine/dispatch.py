@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.engine.allocation import fit
+from pipeline.engine.allocation import away_from
 from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
 from pipeline.engine.stage import NOT_BEGUN, ShardResult, Stage, StageError, chain, deserialize
 from pipeline.errors import RunFailed, StageGaveUp
@@ -74,7 +74,7 @@ def dispatch_shards(
             blocks = {i: for_last_try(block, proven=proven) for i, block in blocks.items()}
         try:
             submitted = _submit(
-                blocks, stages, lease, proven=queue.begun, avoided=queue.failed_on(order)
+                blocks, stages, lease, proven=queue.begun, failures=queue.failures_on(order)
             )
             with closing(submitted) as results:
                 for result in results:
@@ -108,17 +108,15 @@ def _submit(
     lease: Lease | None,
     *,
     proven: bool,
-    avoided: Sequence[str],
+    failures: Mapping[str, int],
 ) -> Generator[ShardResult, None, None]:
-    """Runs the blocks through the stages once, as Ray does it, without the nodes to be avoided, by
-    their ids; but for the last of them where the others have no room. Raises RayError."""
-    for n in range(len(avoided), 0, -1):
-        fitting = fit(stages, n_shards=len(blocks), without=avoided[:n])
-        if fitting is not None:
-            stages, avoided = fitting, avoided[:n]
-            break
-    else:
-        avoided = ()
+    """Runs the blocks through the stages once, as Ray does it, away from nodes on which more of
+    them have failed than on others. Raises RayError.
+
+    Args:
+        failures: how many of them have failed on each node, by its id.
+    """
+    stages, avoided = away_from(failures, stages, n_shards=len(blocks))
     dataset = chain(blocks, stages, lease=lease, proven=proven, avoided=avoided)
     results: Any = iter(
         dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -174,11 +172,9 @@ class _Queue:
         self._failures.pop(shard, None)
         self.begun, self._failed_in_a_row, self._probes_left = True, 0, 0
 
-    def failed_on(self, shards: Sequence[int]) -> list[str]:
-        """Returns the ids of the nodes on which some of these shards have failed, first those on
-        which most have."""
-        counts = Counter(node for shard in shards for node in self._failed_on.get(shard, ()))
-        return [node for node, _ in counts.most_common()]
+    def failures_on(self, shards: Sequence[int]) -> Counter[str]:
+        """Counts these shards' failures on each node, by its id."""
+        return Counter(node for shard in shards for node in self._failed_on.get(shard, ()))
 
     def note_failure(self, shard: int, reason: str, node: str | None = None) -> None:
         """Notes a failure. Raises RunFailed where probes, unless nothing else is left, or the last

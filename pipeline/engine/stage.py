@@ -214,7 +214,7 @@ def chain(
         lease: asked before each stage of a shard but the last.
         proven: whether these stages have done a shard: an actor that cannot start is then more
             likely its node's fault than theirs, and the others get on without it for longer.
-        avoided: ids of nodes on which no actor starts.
+        avoided: ids of nodes on which actors start only where the others have no room.
 
     Returns:
         What the last stage makes of each block, as rows of `serialize`.
@@ -235,6 +235,15 @@ def chain(
     starts = _FAILED_STARTS_LATER if proven else _FAILED_STARTS
     dataset.context.max_consecutive_actor_init_deaths = starts * max(n_actors)
     return dataset
+
+
+def _elsewhere(avoided: Collection[str]) -> dict[str, Any]:
+    """Returns the options of actors that start on other nodes than these, or anywhere where those
+    have no room or are gone: an actor that had to wait for them might wait for ever."""
+    if not avoided:
+        return {}
+    others = {_NODE_ID: f"!in({','.join(sorted(avoided))})"}
+    return {"label_selector": others, "fallback_strategy": [{"label_selector": {}}]}
 
 
 def over(dataset: Dataset, stages: Sequence[Stage], *, batch_rows: int) -> Dataset:
@@ -270,7 +279,7 @@ def _mapped(
             ),
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus or None,
-            label_selector={_NODE_ID: f"!in({','.join(sorted(avoided))})"} if avoided else None,
+            **_elsewhere(avoided),
             max_restarts=_MAX_RESTARTS,
             max_task_retries=_MAX_TASK_RETRIES,
         )

@@ -4,10 +4,11 @@ import pytest
 
 from pipeline.batch.model import find_device
 from pipeline.engine import allocation
-from pipeline.engine.allocation import allocate, fit, reading_shard_size, shard_size
+from pipeline.engine.allocation import allocate, away_from, reading_shard_size, shard_size
 from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
 from pipeline.options import ModelOptions
+from pipeline.shards import FileSlice, Plan, Shard
 
 
 @pytest.fixture
@@ -167,18 +168,28 @@ def test_without_a_model_each_cpu_has_four_shards_where_there_are_the_rows(
 
 def test_without_a_model_all_cpus_read(machine):
     machine(cpus=96)
-    shares = allocate(device=None, cpu_actors=None, model_actors=None, rows=1_000_000)
+    shares = allocate(device=None, cpu_actors=None, model_actors=None, plan=plan_of(1_000_000))
     assert (shares.reading.actors, shares.reading.at_first) == (96, None)
     assert allocate(device=None, cpu_actors=None, model_actors=None) == shares  # nobody counted
 
 
-@pytest.mark.parametrize(("rows", "readers"), [(1, 1), (256, 1), (257, 2), (1000, 4)])
-def test_without_a_model_no_reader_starts_for_a_handful_of_rows(machine, rows, readers):
-    """Past bug: two readers for 100 photographs, which took longer to start than one to read."""
+def plan_of(rows: int, megabytes: int = 0) -> Plan:
+    table = FileSlice("a.parquet", "a.parquet", 0, rows, f"size={megabytes << 20} mtime=1")
+    return Plan("parquet", rows, (Shard(0, (table,)),))
+
+
+@pytest.mark.parametrize(
+    ("rows", "megabytes", "readers"),
+    [(1, 0, 1), (256, 32, 1), (257, 32, 2), (1000, 32, 4), (200, 640, 20), (200, 10_000, 96)],
+)
+def test_without_a_model_no_reader_starts_for_a_handful_of_rows(machine, rows, megabytes, readers):
+    """Past bugs: two readers for 100 photographs, which took longer to start than one to read; one
+    reader for 200 pictures of 50 MB."""
     machine(cpus=96)
-    shares = allocate(device=None, cpu_actors=None, model_actors=None, rows=rows)
-    assert (shares.reading.actors, shares.writing.actors) == (readers, 1)
-    asked = allocate(device=None, cpu_actors=8, model_actors=None, rows=rows)
+    plan = plan_of(rows, megabytes)
+    shares = allocate(device=None, cpu_actors=None, model_actors=None, plan=plan)
+    assert (shares.reading.actors, shares.writing.actors) == (readers, max(1, readers // 4))
+    asked = allocate(device=None, cpu_actors=8, model_actors=None, plan=plan)
     assert asked.reading.actors == 8
 
 
@@ -198,35 +209,68 @@ def test_with_a_model_readers_are_few_at_first(machine, device, options, at_firs
     assert (shares.reading.at_first, shares.writing.at_first) == at_first
 
 
+def nodes_of(monkeypatch, **resources: dict[str, float]) -> None:
+    """Pretends nodes of these names, of which `dead` does not live."""
+    nodes = [
+        {"NodeID": name, "Alive": name != "dead", "Resources": each}
+        for name, each in resources.items()
+    ]
+    monkeypatch.setattr(allocation.ray, "nodes", lambda: nodes)
+
+
 @pytest.mark.parametrize(
-    ("without", "n_shards", "expected"),
+    ("failures", "n_shards", "avoided", "actors"),
     [
-        ("", 100, [4, 1]),  # 2 CPUs on each of the first two nodes, 5 of the shares of 0.36
-        ("", 1, [1, 1]),
-        ("a", 100, [4, 1]),
-        ("ab", 100, None),  # the head has no CPU, and the dead node does not count
-        ("bc", 100, [4, 1]),
+        ({}, 100, "", [4, 1]),
+        ({"a": 9}, 100, "a", [2, 1]),  # b holds two of the share of 0.6, and the writer
+        ({"a": 9}, 1, "a", [1, 1]),
+        ({"a": 9, "b": 2}, 100, "a", [2, 1]),
+        ({"a": 9, "b": 9}, 100, "", [4, 1]),  # as much as on each other: the input's or the store's
+        ({"dead": 9}, 100, "", [4, 1]),
     ],
 )
-def test_actors_are_cut_down_to_the_nodes_that_are_left(monkeypatch, without, n_shards, expected):
-    nodes = [
-        {"NodeID": name, "Alive": name != "d", "Resources": {"CPU": cpus} if cpus else {}}
-        for name, cpus in (("a", 2.0), ("b", 2.0), ("c", 0), ("d", 64.0))
-    ]
-    monkeypatch.setattr(allocation.ray, "nodes", lambda: nodes)
-    stages = [Stage(object, {}, Resources(n, num_cpus=0.36)) for n in (4, 1)]
-    found = fit(stages, n_shards=n_shards, without=set(without))
-    assert (found and [stage.resources.actors for stage in found]) == expected
+def test_shards_are_tried_again_away_from_nodes_that_stand_out(
+    monkeypatch, failures, n_shards, avoided, actors
+):
+    two = {"CPU": 2.0}
+    nodes_of(monkeypatch, a=two, b=two, dead={"CPU": 64.0})
+    stages = [Stage(object, {}, Resources(n, num_cpus=0.6)) for n in (4, 1)]
+    found, names = away_from(failures, stages, n_shards=n_shards)
+    assert names == list(avoided)
+    assert [stage.resources.actors for stage in found] == actors
 
 
-def test_actors_with_gpus_need_nodes_with_gpus(monkeypatch):
-    nodes = [
-        {"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0, "GPU": gpus}}
-        for name, gpus in (("a", 4.0), ("b", 2.0), ("c", 0.0))
-    ]
-    monkeypatch.setattr(allocation.ray, "nodes", lambda: nodes)
+def test_nodes_stand_out_where_failures_are_spread_over_many(monkeypatch):
+    """Past bug: the last tries of 64 actors went to 8, as shards had failed on seven nodes."""
+    names = "abcdefgh"
+    nodes_of(monkeypatch, **{name: {"CPU": 8.0, "GPU": 8.0} for name in names})
+    stages = [Stage(object, {}, Resources(64, num_cpus=0, num_gpus=1))]
+    spread = dict.fromkeys(names[:7], 3)
+    assert away_from(spread, stages, n_shards=999) == (stages, [])
+    fewer, avoided = away_from(spread | {"c": 20}, stages, n_shards=999)
+    assert avoided == ["c"]
+    assert fewer[0].resources.actors == 32
+
+
+def test_nodes_without_which_there_is_no_room_are_not_avoided(monkeypatch):
+    nodes_of(monkeypatch, a={"CPU": 4.0, "GPU": 4.0}, b={"CPU": 4.0, "GPU": 2.0}, c={"CPU": 4.0})
     stages = [Stage(object, {}, Resources(8, num_cpus=0.5))]
     stages += [Stage(object, {}, Resources(6, num_cpus=0, num_gpus=1))]
-    found = [fit(stages, n_shards=99, without=set(without)) for without in ("", "a", "b", "ab")]
-    actors = [each and [stage.resources.actors for stage in each] for each in found]
-    assert actors == [[8, 6], [2, 1], [4, 3], None]
+    found = [away_from(dict.fromkeys(names, 9), stages, n_shards=99) for names in ("a", "b", "ab")]
+    actors = [[stage.resources.actors for stage in each] for each, _ in found]
+    assert actors == [[2, 1], [4, 3], [8, 6]]
+    assert [names for _, names in found] == [["a"], ["b"], []]
+
+
+def test_more_nodes_than_one_may_stand_out(monkeypatch):
+    nodes_of(monkeypatch, **{name: {"CPU": 4.0} for name in "abc"})
+    stages = [Stage(object, {}, Resources(3, num_cpus=1.0))]
+    (fewer,), avoided = away_from({"a": 9, "b": 9}, stages, n_shards=9)
+    assert (fewer.resources.actors, avoided) == (3, ["a", "b"])
+
+
+def test_no_cpu_is_left_out_of_what_ray_needs_itself(monkeypatch):
+    nodes_of(monkeypatch, a={"CPU": 4.0}, b={"CPU": 2.0})
+    stages = [Stage(object, {}, Resources(2, num_cpus=1.0))]
+    (fewer,), avoided = away_from({"a": 1}, stages, n_shards=9)
+    assert (fewer.resources.actors, avoided) == (1, ["a"])  # of b's two CPUs

@@ -107,3 +107,12 @@ def test_a_private_ray_has_no_process_that_no_job_uses():
     assert not {"monitor", "log_monitor"} & set(processes)
     assert int(port) not in (0, 52365)
     assert restored == ["RayParams"]
+
+
+def test_a_ray_that_keeps_its_own_elsewhere_starts_as_usual(monkeypatch):
+    monkeypatch.delattr(ray._private.parameter, "RayParams")
+    with cluster._lean_node():
+        pass
+    monkeypatch.delattr(ray, "_private")
+    with cluster._lean_node():
+        pass

@@ -2,7 +2,7 @@
 stand-ins for Ray's part."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 import pytest
@@ -30,7 +30,7 @@ class Cluster:
         node_of: Callable[[int], str | None] = lambda shard: None,
     ) -> None:
         self._fails, self._poison, self._node_of = fails, poison, node_of
-        self.avoided: list[list[str]] = []  # of each submission
+        self.failures: list[dict[str, int]] = []  # of each submission, by node
         self.tries: dict[int, int] = {}
         self.submissions = 0
         self.done: set[int] = set()
@@ -43,10 +43,10 @@ class Cluster:
         lease: object,
         *,
         proven: bool,
-        avoided: Sequence[str],
+        failures: Mapping[str, int],
     ):
         assert proven == bool(self.done)
-        self.avoided.append(list(avoided))
+        self.failures.append(dict(failures))
         self.submissions += 1
         order = list(blocks)
         self._tries = {shard: shard_in(block).tries for shard, block in blocks.items()}
@@ -104,29 +104,7 @@ def test_what_failed_is_tried_again_on_other_nodes(run):
     nodes = {3: "one", 7: "other", 11: "other"}
     done, _, cluster = run(40, fails=lambda shard, n: shard in nodes and n == 1, node_of=nodes.get)
     assert done == list(range(40))
-    assert cluster.avoided == [[], ["other", "one"]]
-
-
-def test_nodes_are_avoided_as_far_as_the_others_have_room(monkeypatch):
-    rooms = {("a", "b"): None, ("a",): ["fitting"]}
-    monkeypatch.setattr(dispatch, "fit", lambda *_, n_shards, without: rooms[tuple(without)])
-    chained = []
-
-    class Chained(Exception):
-        pass
-
-    def chain(blocks, stages, **options):
-        chained.append((stages, options["avoided"]))
-        raise Chained
-
-    monkeypatch.setattr(dispatch, "chain", chain)
-    for avoided in (["a", "b"], []):
-        with pytest.raises(Chained):
-            next(dispatch._submit({}, ["stages"], None, proven=True, avoided=avoided))
-    rooms[("a",)] = None
-    with pytest.raises(Chained):
-        next(dispatch._submit({}, ["stages"], None, proven=True, avoided=["a", "b"]))
-    assert chained == [(["fitting"], ["a"]), (["stages"], ()), (["stages"], ())]
+    assert cluster.failures == [{}, {"other": 2, "one": 1}]
 
 
 @pytest.mark.parametrize("n", [11, 13, 15])

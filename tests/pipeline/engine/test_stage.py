@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from ray import cloudpickle
 from ray.data import DataContext
 
@@ -170,6 +171,15 @@ def test_blocks_stay_whole_and_a_dead_actor_is_replaced(connected, tmp_path, cap
     assert sorted((row["shard"], row["rows"]) for row in found) == [(0, 1), (1, 300), (2, 7)]
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""  # Ray has much to say about it
+
+
+def test_a_node_that_is_avoided_is_taken_where_no_other_has_room(connected, monkeypatch):
+    """Past bug: where the last of the other nodes went, the run waited for it for six hours."""
+    every = [node["NodeID"] for node in ray.nodes()]
+    monkeypatch.setattr(dispatch, "away_from", lambda failures, stages, **_: (stages, every))
+    plan = plan_of(5, 3)
+    found = list(dispatch_shards(plan, plan.shards, [stage(Widen), stage(Count)]))
+    assert sorted((row["shard"], row["rows"]) for row in found) == [(0, 5), (1, 3)]
 
 
 @pytest.mark.slow
