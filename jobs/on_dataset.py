@@ -15,7 +15,7 @@ JOBS = tuple(name for name, job in BATCH_JOBS.items() if issubclass(job.model, I
 # Of what is around a job: where rows come from and where they go is the dataset's affair.
 _NOT_HERE = {"input", "output", "format", "limit", "image_column", "id_column", "keep_columns"}
 _NOT_HERE |= {"mask", "prompt_column", "shard_size", "overwrite", "max_error_fraction", "address"}
-_NOT_HERE |= {"max_image_bytes", "label_from_folder"}
+_NOT_HERE |= {"max_image_bytes", "label_from_folder", "url_column"}
 
 
 def on_dataset(

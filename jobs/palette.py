@@ -37,6 +37,7 @@ def run(options: PaletteOptions) -> None:
         options.input,
         format=options.format,
         image_column=options.image_column,
+        url_column=options.url_column,
         keep_columns=[],
         limit=options.limit,
         storage_options=input_options,

@@ -56,6 +56,9 @@ class PixelOptions(Options):
     image_column: str | None = Field(
         None, description="column or extension of images; else the only one or img"
     )
+    url_column: str | None = Field(
+        None, description="column of web addresses of images, in CSV, Parquet, .txt (url)"
+    )
     limit: int | None = Field(None, ge=1, description="read the first N rows only")
     resize: Literal["exact", "fast"] = Field(
         "exact", description="fast: decode JPEGs at a reduced size first"
@@ -89,7 +92,7 @@ class RayOptions(ProgressOptions):
         None, description="Ray head, host:6379; else RAY_ADDRESS, or a local Ray"
     )
     cpu_actors: AutoInt = Field(
-        None, ge=1, description="readers; auto: as many as needed, up to one per CPU"
+        None, ge=1, description="readers; auto: as needed, up to one per CPU"
     )
 
 

@@ -187,6 +187,7 @@ def find_input(options: ImageJobOptions, *, prompt_column: str | None = None) ->
         options.input,
         format=options.format,
         image_column=options.image_column,
+        url_column=options.url_column,
         id_column=options.id_column,
         keep_columns=None if keep is None else [c.strip() for c in keep.split(",") if c.strip()],
         prompt_column=prompt_column,

@@ -32,6 +32,7 @@ def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]
         found |= options.model_dump(include=_INPUT_OPTIONS)
         # Not false: earlier versions recorded nothing.
         found |= {"label_from_folder": options.label_from_folder or None}
+        found |= {"url_column": options.url_column}
     found |= {"image_size": quantizer.image_size, "palette": quantizer.palette.fingerprint}
     if compute is not None:
         found |= {"batch_size": compute.images * compute.sequences}

@@ -27,11 +27,19 @@ from pipeline.storage.redact import redacted_error
 from pipeline.storage.walk import Files, glob_files, has_magic, list_files, list_folder
 
 MOST_NAMES = 1_000_000
+URL_LISTS = frozenset({".txt", ".csv", ".tsv"})  # beside Parquet
 NOT_UTF8 = "a name that is not UTF-8"
 NAMELESS = "an empty name"  # folders: `a//b.png` in a store whose filesystem cannot list it
 
 _WEB_LOGIN = re.compile(r"^(https?://)[^/]*@", re.IGNORECASE)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
+
+
+def _extensions_of(format: str) -> frozenset[str]:
+    known = format_extensions()
+    if format == "urls":
+        return known["parquet"] | URL_LISTS
+    return known["parquet" if format == "tokens" else format]
 
 
 def format_extensions() -> dict[str, frozenset[str]]:
@@ -251,6 +259,8 @@ def choose_format(
     """Returns the format, the files of that format, and the number of others by extension; those
     whose names are not UTF-8 (`has_broken_name`) as NOT_UTF8."""
     extensions = format_extensions()
+    if format == "urls":
+        extensions = {"urls": _extensions_of(format)}
     if format not in ("auto", *extensions, "tokens"):
         known = ", ".join(["auto", *extensions, "tokens"])
         raise UsageError(f"expected --format {known}; found {format}")
@@ -271,9 +281,10 @@ def choose_format(
         seen = ", ".join(f"{n} of {e or 'no extension'}" for e, n in counts.most_common(5))
         seen = ", ".join(filter(None, [seen, f"{broken} with {NOT_UTF8}" if broken else ""]))
         wanted = format if format != "auto" else " or ".join(extensions)
-        raise UsageError(
-            f"expected files of {wanted} at {text}, found {seen}; check --input and --format"
-        )
+        move = "check --input and --format"
+        if URL_LISTS & counts.keys():
+            move = "next: --url-column for lists of web addresses, or another --input"
+        raise UsageError(f"expected files of {wanted} at {text}, found {seen}; {move}")
     chosen = next(iter(present)) if format == "auto" else format
     ends = extensions[chosen]
     unread = [f for f in files_of_format(files, chosen) if f.identity == NO_FILE]
@@ -286,5 +297,5 @@ def choose_format(
 
 def files_of_format(files: Sequence[InputFile], format: str) -> list[InputFile]:
     """Returns the files that have an extension of a format, and a name that can be written down."""
-    ends = format_extensions()["parquet" if format == "tokens" else format]
+    ends = _extensions_of(format)
     return [f for f in files if _extension(f.name) in ends and not has_broken_name(f)]

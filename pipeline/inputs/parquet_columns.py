@@ -24,6 +24,11 @@ def is_tokens(type_: pa.DataType) -> bool:
     return bool(listed and kinds.is_integer(type_.value_type))
 
 
+def is_text(type_: pa.DataType) -> bool:
+    """Returns whether a column holds text."""
+    return type_ in (pa.string(), pa.large_string(), pa.string_view())
+
+
 def is_samples(type_: pa.DataType) -> bool:
     """Returns whether a column can hold the samples of a run: lists of tokens of one length."""
     return bool(

@@ -23,7 +23,7 @@ _FOOTER_BYTES = 64 << 10
 
 INT96_UNIT = "us"  # nanoseconds, the default, end in 2262
 
-_Schemas = list[tuple[InputFile, pa.Schema]]
+Schemas = list[tuple[InputFile, pa.Schema]]
 
 
 def parquet_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
@@ -38,7 +38,7 @@ def read_footers(
     *,
     limit: int | None,
     shown: bool = False,
-) -> tuple[list[tuple[InputFile, int]], _Schemas]:
+) -> tuple[list[tuple[InputFile, int]], Schemas]:
     """Reads files' rows and largest row groups, as many as the limit needs; and each schema that
     occurs, with the first file that has it. Files without rows have no say in schemas: what wrote
     them, often did not know the types. `shown`: see `counting`. Raises UsageError where no file has
@@ -105,7 +105,7 @@ def _read_remote_footer(fs: AbstractFileSystem, path: str) -> pq.FileMetaData:
         return pq.read_metadata(opened)
 
 
-def count_positions(schemas: _Schemas, samples: str) -> int:
+def count_positions(schemas: Schemas, samples: str) -> int:
     """Returns how many tokens a sample has in a column of samples, in every file as many."""
     counts = {}
     for file, schema in schemas:
@@ -124,7 +124,7 @@ def count_positions(schemas: _Schemas, samples: str) -> int:
     return int(next(iter(counts)))
 
 
-def holds_tokens(schemas: _Schemas, wanted: str | None) -> bool:
+def holds_tokens(schemas: Schemas, wanted: str | None) -> bool:
     """Returns whether the input is one of tokens, going by its first file: the wanted column holds
     them, or without one there is a column `tokens`, and none of images."""
     schema = schemas[0][1]
@@ -134,7 +134,7 @@ def holds_tokens(schemas: _Schemas, wanted: str | None) -> bool:
     return column in schema.names and is_tokens(schema.field(column).type)
 
 
-def choose_tokens_column(schemas: _Schemas, wanted: str | None) -> tuple[str, int | None]:
+def choose_tokens_column(schemas: Schemas, wanted: str | None) -> tuple[str, int | None]:
     """Finds the column of tokens, which every file must have, and how many a row has if its type
     says so."""
     file, schema = schemas[0]
@@ -165,7 +165,7 @@ def choose_tokens_column(schemas: _Schemas, wanted: str | None) -> tuple[str, in
     return column, next(iter(lengths), None)
 
 
-def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
+def choose_image_column(schemas: Schemas, wanted: str | None) -> str:
     """Finds the column of encoded images, which every file must have."""
     file, schema = schemas[0]
     candidates = [field.name for field in schema if is_image(field.type)]
@@ -193,7 +193,7 @@ def choose_image_column(schemas: _Schemas, wanted: str | None) -> str:
 
 
 def passthrough_schema(
-    schemas: _Schemas, keep: Sequence[str] | None, image: str | None, id_column: str | None
+    schemas: Schemas, keep: Sequence[str] | None, image: str | None, id_column: str | None
 ) -> pa.Schema:
     """Returns the columns that go into the results, with their Hub features; in every file the
     same."""

@@ -25,6 +25,7 @@ from pipeline.inputs.parquet_schema import (
     read_footers,
 )
 from pipeline.inputs.previous_run import find_run, part_files, without_other_files
+from pipeline.inputs.url_lists import count_addresses
 from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
 from pipeline.rows import ID, SAMPLES, TOKENS
 from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
@@ -174,6 +175,7 @@ def find_source(
     *,
     format: str = "auto",
     image_column: str | None = None,
+    url_column: str | None = None,
     prompt_column: str | None = None,
     id_column: str | None = None,
     keep_columns: Sequence[str] | None = None,
@@ -189,7 +191,8 @@ def find_source(
     Of `complete`, whose rows hold several pictures, `image_column` says which: with `samples` each
     sample is a row.
 
-    `image_column` may also name a column of tokens; `prompt_column` names one of tokens that begin
+    `url_column` makes the input lists of web addresses, in that column. `image_column` may also
+    name a column of tokens; `prompt_column` names one of tokens that begin
     images, of any length. `limit` takes the first rows only. `keep_columns` None keeps every column
     but the image; with a `label_column` it keeps that one, beside those named. With
     `label_from_folder` image files have a column of labels, that one or `label`.
@@ -198,9 +201,13 @@ def find_source(
     """
     options = storage_options or {}
     files = find_files(input, options)
-    run = find_run(files, input, options) if format in ("auto", "parquet", "tokens") else None
+    of_tables = url_column is None and format in ("auto", "parquet", "tokens")
+    run = find_run(files, input, options) if of_tables else None
     if prompt_column is not None:
         format, image_column = "tokens", prompt_column
+    if url_column is not None:
+        _refuse_with_urls({"--format": format != "auto", "--image-column": image_column})
+        format, image_column = "urls", url_column
     if run is not None:
         files = part_files(run, files)
         id_column = id_column or ID
@@ -237,6 +244,8 @@ def find_source(
             counted, fields = count_samples(files, options, limit=limit, shown=shown)
             columns = [*(keep_columns or []), *([id_column] if id_column else []), *fields]
             schemas = [find_sample_schema(files, options, image=image_column, wanted=columns)]
+        elif url_column is not None:
+            counted, schemas = count_addresses(files, options, url_column, limit=limit, shown=shown)
         else:
             footers, schemas = read_footers(files, options, limit=limit, shown=shown)
             if samples is not None:
@@ -249,7 +258,9 @@ def find_source(
             else:
                 image_column = choose_image_column(schemas, image_column)
             counted = footers
-        passthrough = passthrough_schema(schemas, keep_columns, image_column, id_column)
+        # Addresses may be signed: they are passed through where they are asked for.
+        apart = None if url_column in (keep_columns or ()) else image_column
+        passthrough = passthrough_schema(schemas, keep_columns, apart, id_column)
     source = Source(
         format,
         counted,
@@ -279,6 +290,14 @@ def list_input(
     if format in ("parquet", "tokens"):
         files = without_other_files(files)
     return files_of_format(files, format)
+
+
+def _refuse_with_urls(given: Mapping[str, object]) -> None:
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise UsageError(
+            f"--url-column and {wrong[0]} say differently where images come from; next: one of them"
+        )
 
 
 def _refuse_columns(given: Mapping[str, object], input: str) -> None:

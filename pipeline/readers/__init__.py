@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.readers.images import read_image_files
 from pipeline.readers.input_rows import MAX_IMAGE_BYTES, InputRows, ReadOptions
 from pipeline.readers.parquet import read_parquet
+from pipeline.readers.urls import read_urls
 from pipeline.readers.webdataset import read_webdataset
 from pipeline.shards import Shard
 
@@ -17,6 +18,7 @@ READERS: dict[str, Callable[[Shard, ReadOptions], Iterator[InputRows]]] = {
     "images": read_image_files,
     "parquet": read_parquet,
     "tokens": read_parquet,
+    "urls": read_urls,
     "webdataset": read_webdataset,
 }
 

@@ -7,7 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.inputs.parquet_columns import is_image, is_samples, is_tokens, partition_values
+from pipeline.inputs.parquet_columns import (
+    is_image,
+    is_samples,
+    is_text,
+    is_tokens,
+    partition_values,
+)
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.readers.faults import refuse_place
 from pipeline.readers.input_rows import (
@@ -78,7 +84,7 @@ def _read_slice(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator
     assert stop is not None  # planning has counted the rows of Parquet files
     try:
         with open_parquet(file.path, options.storage_options, stop=stop) as reader:
-            columns = _columns(reader.schema, file, options)
+            columns = check_columns(reader.schema, file, options)
             first = 0
             for group in range(reader.footer.num_row_groups):
                 end = first + reader.footer.row_group(group).num_rows
@@ -98,18 +104,18 @@ def _read_slice(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator
                 first = end
             error = RowError(STAGE, "ChangedFile", f"the file has only {first} rows now")
     except parquet_errors(ChangedFile) as failure:
-        error = _row_error(failure, shard, file, options)
+        error = row_error(failure, shard, file, options)
     if row < stop:
         yield failed_rows(file, range(row, stop), error, options.passthrough)
 
 
-def _row_error(failure: Exception, shard: Shard, file: FileSlice, options: ReadOptions) -> RowError:
+def row_error(failure: Exception, shard: Shard, file: FileSlice, options: ReadOptions) -> RowError:
     """Returns the error of the rows of a file that cannot be read, or raises the fault."""
     refuse_place(failure, shard, file, *open_location(file.path, options.storage_options))
     return RowError.of(STAGE, failure)
 
 
-def _columns(schema: pa.Schema, file: FileSlice, options: ReadOptions) -> list[str]:
+def check_columns(schema: pa.Schema, file: FileSlice, options: ReadOptions) -> list[str]:
     """Returns the columns to read. Raises ChangedFile where the file lacks one now."""
     wanted = [options.image_column, options.id_column, *options.passthrough.names]
     in_folders = partition_values(file.name).keys() - set(schema.names)
@@ -117,7 +123,7 @@ def _columns(schema: pa.Schema, file: FileSlice, options: ReadOptions) -> list[s
     absent = [name for name in columns if name not in schema.names]
     if absent:
         raise ChangedFile(f"column {absent[0]} is not in the file now")
-    of_kind = is_tokens if options.format == "tokens" else is_image
+    of_kind = {"tokens": is_tokens, "urls": is_text}.get(options.format, is_image)
     of_kind = of_kind if file.samples is None else is_samples
     if not of_kind(schema.field(options.image_column).type):
         raise ChangedFile(f"column {options.image_column} does not hold what it did")
@@ -145,18 +151,18 @@ def _read_group(
             start, stop = max(row, first + at), min(row_range.stop, first + at + batch.num_rows)
             if start < stop:
                 wanted = batch.slice(start - first - at, stop - start)
-                for found in _input_rows(wanted, file, range(start, stop), options):
+                for found in input_rows(wanted, file, range(start, stop), options):
                     yield found
                     row += len(found.ids)
             if row == row_range.stop:
                 return
         error = RowError(STAGE, "ChangedFile", "the row group ends early")
     except parquet_errors(ChangedFile) as failure:
-        error = _row_error(failure, shard, file, options)
+        error = row_error(failure, shard, file, options)
     yield failed_rows(file, range(row, row_range.stop), error, options.passthrough)
 
 
-def _input_rows(
+def input_rows(
     batch: pa.RecordBatch, file: FileSlice, row_range: range, options: ReadOptions
 ) -> Iterator[InputRows]:
     """Yields the rows that were read as `batch`: together, or where a value is invalid (text that
@@ -169,7 +175,7 @@ def _input_rows(
             yield failed_rows(file, row_range, error, options.passthrough)
             return
         for i in range(batch.num_rows):
-            yield from _input_rows(batch.slice(i, 1), file, row_range[i : i + 1], options)
+            yield from input_rows(batch.slice(i, 1), file, row_range[i : i + 1], options)
         return
     schema = options.passthrough
     for name, value in partition_values(file.name).items():
@@ -195,7 +201,8 @@ def _contents(column: pa.Array, file: FileSlice, options: ReadOptions) -> list[R
     """Returns what each row of the file holds."""
     if file.samples is not None:
         return [_samples(row.values, file.samples) for row in column]
-    return _tokens(column) if options.format == "tokens" else _images(column)
+    read = {"tokens": _tokens, "urls": _addresses}.get(options.format, _images)
+    return read(column)
 
 
 def _samples(lists: pa.FixedSizeListArray | None, n: int) -> RowContent:
@@ -213,6 +220,13 @@ def _images(column: pa.Array) -> list[RowContent]:
     is_struct = pa.types.is_struct(column.type)
     found = (pc.struct_field(column, "bytes") if is_struct else column).to_pylist()
     return [image or _no_image(column[index]) for index, image in enumerate(found)]
+
+
+def _addresses(column: pa.Array) -> list[RowContent]:
+    """Returns the text of each row (UTF-8), or why there is none."""
+    none = RowError(STAGE, "BadAddress", "expected an address, found none in this row")
+    found = (None if text is None else text.strip() for text in column.to_pylist())
+    return [text.encode() if text else none for text in found]
 
 
 def _no_image(value: pa.Scalar) -> RowError:

@@ -86,6 +86,7 @@ def read_images(
     limit: int | None = None,
     format: str = "auto",
     image_column: str | None = None,
+    url_column: str | None = None,
     label_column: str | None = None,
     label_from_folder: bool = False,
     max_error_fraction: float = 1.0,
@@ -96,7 +97,7 @@ def read_images(
     """Reads every image of an input, or its ready tokens; those that fail are logged and left out.
 
     Args:
-        location, format, image_column, limit: as `find_source` takes them.
+        location, format, image_column, url_column, limit: as `find_source` takes them.
         palette: location of a palette's file or of a model folder.
         resize, crop: as in `load_pixels`.
         label_column: a column of classes to read along: whole numbers from 0, in every row.
@@ -110,6 +111,7 @@ def read_images(
         location,
         format=format,
         image_column=image_column,
+        url_column=url_column,
         keep_columns=[],
         label_column=label_column,
         label_from_folder=label_from_folder,

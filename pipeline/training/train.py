@@ -32,6 +32,7 @@ SAVE_SECONDS = 60
 # Options that change no result, or stand in the record in another form.
 _NOT_RECORDED = {"quiet", "debug", "storage_options", "output", "palette", "model", "eval_input"}
 _NOT_RECORDED |= {"max_error_fraction", "max_image_bytes"}
+_LATER = {"label_from_folder", "url_column"}
 
 
 def check_options(options: TrainingOptions) -> None:
@@ -88,6 +89,7 @@ def find_images(
         limit=limit,
         format=options.format,
         image_column=options.image_column,
+        url_column=options.url_column,
         label_column=label_column,
         label_from_folder=label_from_folder,
         max_error_fraction=options.max_error_fraction,
@@ -136,8 +138,9 @@ def run_training(
     folder = Path(local_output(options.output))
     recorded = options.model_dump(exclude=_NOT_RECORDED)
     recorded["input"] = redacted_location(options.input)
-    if not recorded.get("label_from_folder", True):  # earlier versions recorded nothing
-        del recorded["label_from_folder"]
+    for name in _LATER & recorded.keys():
+        if not recorded[name]:  # earlier versions recorded nothing
+            del recorded[name]
     _acquire(folder, {**recorded, **record})
     torch.manual_seed(config.seed)
     device = training_device(options)

@@ -8,7 +8,6 @@ import threading
 import time
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.inputs.files import format_extensions
 from pipeline.inputs.source import find_source
-from pipeline.readers import READERS, parquet_file, read_shard
+from pipeline.readers import READERS, parquet_file, read_ahead, read_shard
 from pipeline.readers import images as image_files
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard, Tries
@@ -100,7 +99,7 @@ def read(place, *, shard_size=4, name="", **options):
 
 
 def test_every_planned_format_has_a_reader():
-    assert READERS.keys() == format_extensions().keys() | {"tokens"}
+    assert READERS.keys() == format_extensions().keys() | {"tokens", "urls"}
 
 
 # --- image files ----------------------------------------------------------------------------------
@@ -166,15 +165,15 @@ def test_files_are_read_while_the_caller_works(monkeypatch):
     deadline = time.monotonic() + 10
     while len(seen) < len(first.ids) + 16 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(first.ids) + 16 <= len(seen) <= len(first.ids) + image_files._FILES_AHEAD
+    assert len(first.ids) + 16 <= len(seen) <= len(first.ids) + 32
     rest = [name for some in reading for name in some.ids]
     assert first.ids + rest == [file.name for file in shard.slices]
 
 
 def test_large_files_are_not_piled_up(monkeypatch):
     """Images of half the budget: at most one, and three files ahead, are in memory."""
-    monkeypatch.setattr(image_files, "_BYTES_AHEAD", 1000)
-    monkeypatch.setattr(image_files, "READ_BYTES", 500)
+    monkeypatch.setattr(read_ahead, "_BYTES_AHEAD", 1000)
+    monkeypatch.setattr(read_ahead, "READ_BYTES", 500)
     seen = []
     monkeypatch.setattr(image_files, "read_bytes", lambda fs, path: seen.append(path) or b"x" * 500)
     reading = read_shard(files_shard(100), format="images")
@@ -182,7 +181,7 @@ def test_large_files_are_not_piled_up(monkeypatch):
     for some in reading:
         taken += len(some.ids)
         assert len(some.ids) == 1
-        if taken > image_files._MOST_FILES:  # before, no size was known
+        if taken > read_ahead._MOST_FILES:  # before, no size was known
             assert len(seen) <= taken + 3
     assert taken == 100
 
@@ -658,13 +657,35 @@ def test_the_limit_holds_in_tables_and_tars(tmp_path):
 
 
 def test_what_is_read_ahead_is_bounded_in_bytes_from_the_first_file(monkeypatch):
-    monkeypatch.setattr(image_files, "_BYTES_AHEAD", 1000)
+    monkeypatch.setattr(read_ahead, "_BYTES_AHEAD", 1000)
+    monkeypatch.setattr(read_ahead, "READ_BYTES", 400)
     seen = []
-    files = tuple(sized(Path(f"/nowhere/{i}"), 400) for i in range(20))
-    reading = image_files._read_ahead(files, lambda file: seen.append(file) or b"x" * 400, 500)
+    reading = read_ahead.read_ahead(
+        range(20),
+        lambda file: seen.append(file) or b"x" * 400,
+        size_of=lambda file: 400,
+        most_bytes=500,
+    )
     for taken in range(1, 21):
         next(reading)
         assert len(seen) <= taken + 2
+
+
+def test_one_large_file_among_small_ones_does_not_hold_up_the_rest(monkeypatch):
+    """Past bug: where no size is known, all that followed a large one were taken for as large."""
+    monkeypatch.setattr(read_ahead, "_BYTES_AHEAD", 2000)
+    ahead = []
+    started = []
+    reading = read_ahead.read_ahead(
+        range(200),
+        lambda file: started.append(file) or b"x" * (900 if file == 50 else 10),
+        size_of=lambda file: None,
+        most_bytes=1000,
+    )
+    for taken, _ in enumerate(reading, start=1):
+        time.sleep(0.01)
+        ahead.append(len(started) - 8 * taken)
+    assert max(ahead[10:20]) >= 16
 
 
 def test_samples_of_a_file_that_is_damaged_after_planning_fail_one_by_one(tmp_path):
