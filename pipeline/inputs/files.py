@@ -27,7 +27,7 @@ from pipeline.storage.redact import redacted_error
 from pipeline.storage.walk import Files, glob_files, has_magic, list_files, list_folder
 
 MOST_NAMES = 1_000_000
-URL_LISTS = frozenset({".txt", ".csv", ".tsv"})  # beside Parquet
+URL_LISTS = frozenset({".txt", ".csv", ".tsv", ".jsonl"})  # beside Parquet
 NOT_UTF8 = "a name that is not UTF-8"
 NAMELESS = "an empty name"  # folders: `a//b.png` in a store whose filesystem cannot list it
 

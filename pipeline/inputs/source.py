@@ -16,6 +16,13 @@ from pipeline.inputs.files import (
     find_files,
     has_broken_name,
 )
+from pipeline.inputs.image_metadata import (
+    WITHOUT_COLUMNS,
+    find_metadata,
+    has_metadata,
+    is_metadata,
+    split_metadata,
+)
 from pipeline.inputs.parquet_schema import (
     choose_image_column,
     choose_tokens_column,
@@ -218,28 +225,31 @@ def find_source(
     samples = None if run is None or format == "parquet" else run.samples_in(image_column)
     wanted = format
     broken_names = [file.path for file in files if has_broken_name(file)]
+    files, metadata = split_metadata(files, wanted)
     format, files, skipped = choose_format(files, wanted, input)
     passthrough, positions = pa.schema([]), None
     counted: Sequence[tuple[InputFile, int | None]]
     if format == "images":
-        given = {
-            "--image-column": image_column,
-            "--id-column": id_column,
-            "--keep-columns": keep_columns,
-            "--label-column": None if label_from_folder else label_column,
-        }
-        _refuse_columns(given, input)
-        counted = [(file, 1) for file in files]
+        _refuse_columns({"--image-column": image_column, "--id-column": id_column}, input)
+        counted = [*((file, 1) for file in files), *((file, 0) for file in metadata)]
         if label_from_folder:
+            _refuse_columns({"--keep-columns": keep_columns}, input)
             passthrough = label_schema(files, label_column or "label")
+            skipped |= {WITHOUT_COLUMNS: len(metadata)} if metadata else {}
+        else:
+            wanted_columns = _with(keep_columns, label_column)
+            passthrough, left_out = find_metadata(files, metadata, wanted_columns, options)
+            skipped |= left_out
+            if not has_metadata(passthrough):
+                given = {"--keep-columns": keep_columns, "--label-column": label_column}
+                _refuse_columns(given, input)
     else:
         if label_from_folder:
             raise UsageError(
                 f"--label-from-folder is for image files, {input} holds tables or tars, whose "
                 "labels are a column; next: leave it out"
             )
-        if label_column is not None:
-            keep_columns = [*(keep_columns or []), label_column]
+        keep_columns = _with(keep_columns, label_column)
         if format == "webdataset":
             counted, fields = count_samples(files, options, limit=limit, shown=shown)
             columns = [*(keep_columns or []), *([id_column] if id_column else []), *fields]
@@ -289,7 +299,15 @@ def list_input(
     files: Sequence[InputFile] = find_files(input, storage_options or {}, missing_ok=True)
     if format in ("parquet", "tokens"):
         files = without_other_files(files)
-    return files_of_format(files, format)
+    found = files_of_format(files, format)
+    if format == "images":
+        found += [file for file in files if is_metadata(file.name)]
+    return found
+
+
+def _with(columns: Sequence[str] | None, label: str | None) -> Sequence[str] | None:
+    """Returns columns to keep, with the one of labels: that one alone where none are named."""
+    return columns if label is None else [*(columns or []), label]
 
 
 def _refuse_with_urls(given: Mapping[str, object]) -> None:

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.inputs.class_folders import labels_of
+from pipeline.inputs.image_metadata import has_metadata, metadata_of
 from pipeline.readers.faults import ImageFaults, require_input
 from pipeline.readers.input_rows import STAGE, InputRows, ReadOptions, RowContent, null_table
 from pipeline.readers.read_ahead import read_ahead
@@ -34,7 +33,7 @@ def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
         return image or RowError(STAGE, "EmptyImage", "the file is empty")
 
     for some in read_ahead(shard.slices, read, size_of=_size, most_bytes=options.max_image_bytes):
-        yield _input_rows(some, options.passthrough)
+        yield _input_rows(some, options)
     faults.check()
 
 
@@ -51,8 +50,12 @@ def _read(file: FileSlice, options: Mapping[str, Any]) -> bytes:
         return read_bytes(fs, path)  # it may have come back with its folder just now
 
 
-def _input_rows(some: Sequence[tuple[FileSlice, RowContent]], schema: pa.Schema) -> InputRows:
+def _input_rows(some: Sequence[tuple[FileSlice, RowContent]], options: ReadOptions) -> InputRows:
+    schema = options.passthrough
     ids = [file.name for file, _ in some]
     sources = [file.path for file, _ in some]
-    columns = labels_of(ids, schema) if len(schema) else null_table(schema, len(ids))
+    if has_metadata(schema):
+        columns = metadata_of([file for file, _ in some], schema, options.storage_options)
+    else:
+        columns = labels_of(ids, schema) if len(schema) else null_table(schema, len(ids))
     return InputRows(ids, sources, [image for _, image in some], columns)

@@ -10,7 +10,8 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from pipeline.inputs.parquet_schema import parquet_errors
-from pipeline.inputs.url_lists import is_text_list, read_list
+from pipeline.inputs.text_tables import read_table
+from pipeline.inputs.url_lists import is_text_list
 from pipeline.readers.input_rows import (
     STAGE,
     InputRows,
@@ -74,7 +75,7 @@ def _read_text(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator[
     row, stop = file.start, file.stop
     assert stop is not None  # planning has counted them
     try:
-        table = read_list(file.path, file.identity, options.storage_options)
+        table = read_table(file.path, file.identity, options.storage_options)
         check_columns(table.schema, file, options)
         for batch in table.slice(row, stop - row).combine_chunks().to_batches():
             for found in input_rows(batch, file, range(row, row + batch.num_rows), options):

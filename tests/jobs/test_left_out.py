@@ -18,7 +18,7 @@ def test_what_is_left_out_is_told_at_the_end_in_the_report_in_status_and_in_plan
     folder.mkdir()
     for i, name in enumerate(["a.png", "b.PNG"]):
         (folder / name).write_bytes(encoded(photo(i)))
-    for name in ("1.jxl", "2.jxl", "3.JXL", "metadata.csv", "c.jpg?width=200", "README"):
+    for name in ("1.jxl", "2.jxl", "3.JXL", "labels.csv", "c.jpg?width=200", "README"):
         (folder / name).write_bytes(b"x")
     words = [f"--input={folder}", f"--model={tiny_model}"]
     main(["quantize", *words, f"--output={run}"])

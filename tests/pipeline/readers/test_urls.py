@@ -204,7 +204,8 @@ def test_rows_of_a_table_keep_their_order_and_columns(tmp_path, host):
     assert bad == {7: "Http404", 9: "BadAddress", 11: "BadAddress"}
     table.to_pandas().to_csv(tmp_path / "list.csv", index=False)
     table.to_pandas().to_csv(tmp_path / "list.tsv", index=False, sep="\t")
-    for name in ("list.csv", "list.tsv"):
+    table.to_pandas().to_json(tmp_path / "list.jsonl", orient="records", lines=True)
+    for name in ("list.csv", "list.tsv", "list.jsonl"):
         assert [row[1:] for row in rows_of(tmp_path / name)] == [row[1:] for row in by_parquet]
 
 
@@ -257,7 +258,8 @@ def test_a_list_that_has_become_shorter_loses_no_row(tmp_path, host):
             "column url of .*, found no such column; next: --url-column link",
         ),
         ({"a.csv": "url,n\n1,2\n"}, "found int64"),
-        ({"a.csv": "url,n\nhttp://h/a?s=fake,2,3\n"}, r"cannot read the list .*http://h/a\?\*\*\*"),
+        ({"a.csv": "url,n\nhttp://h/a?s=fake,2,3\n"}, r"cannot read .*http://h/a\?\*\*\*"),
+        ({"a.csv": "url"}, "expected addresses, found none"),
         ({"a.csv": ""}, "expected addresses, found none"),
         ({"a.txt": "\n\n"}, "expected addresses, found none"),
         ({"a.png": ""}, "expected files of urls"),
@@ -272,8 +274,8 @@ def test_what_is_no_list_is_refused_with_the_reason(tmp_path, files, says):
 
 
 def test_a_list_that_no_reader_should_hold_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.inputs.url_lists._MOST_BYTES", 10)
-    with pytest.raises(UsageError, match="next: write it as Parquet"):
+    monkeypatch.setattr("pipeline.inputs.text_tables._MOST_BYTES", 10)
+    with pytest.raises(UsageError, match="next: write a list of addresses as Parquet"):
         find_source(str(listed(tmp_path, "http://h/a.png")), url_column="url")
 
 
