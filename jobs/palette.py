@@ -12,7 +12,7 @@ from pipeline.options import ClusterOptions, MaxErrorFraction, PixelOptions, Sto
 
 class PaletteOptions(PixelOptions, ClusterOptions, StorageOptions):
     output: str = Field(description="the palette, a local .npy file")
-    shard_size: int = Field(4096, ge=1, description="rows counted at once; of .tar.gz all")
+    shard_size: int = Field(4096, ge=1, description="rows that a reader counts at a time")
     colors: int = Field(512, ge=1, le=65536, description="colors of the palette")
     image_size: int = Field(32, ge=1, description="pixels per side to resize to before counting")
     seed: int = Field(0, ge=0, description="seed of the k-means start")
@@ -25,6 +25,7 @@ def run(options: PaletteOptions) -> None:
     from pipeline.engine.allocation import allocate
     from pipeline.engine.stage import Stage
     from pipeline.inputs.source import find_source
+    from pipeline.report.text import left_out_text
     from pipeline.stages.read_images import CountColors
     from pipeline.storage.filesystem import local_output, options_for
     from pipeline.training.palette import count_colors
@@ -76,6 +77,8 @@ def run(options: PaletteOptions) -> None:
     except ValueError as error:
         raise UsageError(f"--colors {options.colors}: {error}") from error
     palette.save(output)
+    if plan.skipped and options.progress == "text":
+        click.echo(f"left out of the input: {left_out_text(plan.skipped)}", err=True)
     facts = {
         "output": options.output,
         "colors": len(palette),

@@ -11,6 +11,12 @@ from pipeline.options import RayOptions, StorageOptions
 
 class RetryOptions(RayOptions, StorageOptions):
     output: str = Field(description="run directory, local or a URI")
+    input: str | None = Field(
+        None, description="the run's, where that has a login or signature, which no run keeps"
+    )
+    max_image_bytes: int | None = Field(
+        None, ge=1, description="larger encoded images are error rows; else the run's"
+    )
     address: str | None = Field(None, description="Ray head, host:6379; else the run's")
     cpu_actors: int | None = Field(None, ge=1, description="actors that read; else the run's")
     model_actors: int | None = Field(None, ge=1, description="model actors; else the run's")

@@ -251,7 +251,9 @@ def find_source(
             )
         keep_columns = _with(keep_columns, label_column)
         if format == "webdataset":
-            counted, fields = count_samples(files, options, limit=limit, shown=shown)
+            counted, fields = count_samples(
+                files, options, limit=limit, with_fields=keep_columns is None, shown=shown
+            )
             columns = [*(keep_columns or []), *([id_column] if id_column else []), *fields]
             schemas = [find_sample_schema(files, options, image=image_column, wanted=columns)]
         elif url_column is not None:

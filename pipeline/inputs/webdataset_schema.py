@@ -29,6 +29,7 @@ _TEXTS = {"txt", "text", "transcript", "json", "jsn"}
 
 _FIRST_SAMPLES = 32
 _FIRST_TARS = 16
+_MOST_NAMED = 20  # in a line
 _MOST_FIELDS = 1000  # of all samples; where names hold dots, each may seem to have its own
 _THREADS = 32
 
@@ -75,11 +76,10 @@ def find_sample_schema(
     if (image or next(iter(images), None)) not in fields:
         raise UsageError(
             f"expected images {image or ''} in the samples of {file.path}, found members "
-            f"{', '.join(field or 'without extension' for field in fields)}; "
-            f"choose with --image-column"
+            f"{_named(fields)}; choose with --image-column"
         )
     if image is None and ambiguous:
-        several = ", ".join(image_fields(ambiguous[0]))
+        several = _named(image_fields(ambiguous[0]))
         raise UsageError(
             f"expected one image a sample in {file.path}, found {several}; choose with "
             "--image-column"
@@ -87,6 +87,12 @@ def find_sample_schema(
     # What is wanted may lie far behind the images.
     columns = [(f, field_type(f)) for f in dict.fromkeys([*fields, *wanted]) if f != image]
     return file, pa.schema([column for column in columns if column[1] is not None])
+
+
+def _named(fields: Sequence[str]) -> str:
+    """Names fields, the first of them where there are many."""
+    named = [field or "without extension" for field in fields[:_MOST_NAMED]]
+    return ", ".join([*named, "..."] if len(fields) > _MOST_NAMED else named)
 
 
 def _read_first_fields(file: InputFile, options: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -130,12 +136,14 @@ def count_samples(
     options: Mapping[str, Any],
     *,
     limit: int | None,
+    with_fields: bool = True,
     shown: bool = False,
 ) -> tuple[list[tuple[InputFile, int | None]], list[str]]:
     """Returns files with their rows and `sample_starts`: without a limit all of them, with one the
     first that make it up; and the fields of their samples that can be columns, but for those of
     compressed tars. The rows of a compressed tar are counted (not None) for a limit alone, and only
-    where it is whole. `shown`: see `counting`. Raises UsageError for too many fields."""
+    where it is whole. `with_fields`: whether anybody wants them. `shown`: see `counting`. Raises
+    UsageError for too many fields."""
     counted: list[tuple[InputFile, int | None]] = []
     fields: dict[str, None] = {}
     if limit is None:
@@ -146,7 +154,7 @@ def count_samples(
             found = pool.map(lambda file: samples_in(file, options), files)
             for file, samples in zip(files, found, strict=True):
                 counted.append(_counted(file, samples) if samples else (file, None))
-                _add_fields(fields, samples, file)
+                _add_fields(fields, samples if with_fields else None, file)
                 count()
         return counted, list(fields)
     left = limit
@@ -156,7 +164,7 @@ def count_samples(
         samples = samples_in(file, options)
         if samples:
             counted.append(_counted(file, samples, most=left))
-            _add_fields(fields, samples, file)
+            _add_fields(fields, samples if with_fields else None, file)
             left -= samples.rows
             continue
         keys, is_whole = _read_keys(file, options, most=left)
@@ -173,7 +181,7 @@ def _add_fields(fields: dict[str, None], samples: Samples | None, file: InputFil
     if len(fields) > _MOST_FIELDS:
         raise UsageError(
             f"expected samples of at most {_MOST_FIELDS} fields, found more in {file.path}; next: "
-            "names with one dot before the field (a.cls, not a.1.cls)"
+            "names with one dot before the field (a.cls, not a.1.cls), or --keep-columns"
         )
 
 

@@ -12,6 +12,7 @@ from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.file_identity import NO_FILE, size_in
 from pipeline.storage.filesystem import open_location, read_bytes
+from pipeline.storage.redact import redacted_location
 
 
 def read_image_files(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
@@ -53,7 +54,7 @@ def _read(file: FileSlice, options: Mapping[str, Any]) -> bytes:
 def _input_rows(some: Sequence[tuple[FileSlice, RowContent]], options: ReadOptions) -> InputRows:
     schema = options.passthrough
     ids = [file.name for file, _ in some]
-    sources = [file.path for file, _ in some]
+    sources = [redacted_location(file.path) for file, _ in some]
     if has_metadata(schema):
         columns = metadata_of([file for file, _ in some], schema, options.storage_options)
     else:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice
+from pipeline.storage.redact import redacted_location
 
 STAGE = "read"
 MAX_IMAGE_BYTES = 256 << 20  # of an encoded image, unless options say otherwise
@@ -25,8 +26,8 @@ RowContent = bytes | NDArray[np.integer[Any]] | RowError
 class InputRows:
     """Consecutive rows of a shard; the four fields have one element or row for each.
 
-    `sources` says where the row lies, for error reports; `columns` are the columns passed through,
-    null where a row could not be read.
+    `sources` says where the row lies, for error reports, without logins and signatures; `columns`
+    are the columns passed through, null where a row could not be read.
     """
 
     ids: list[str]
@@ -58,7 +59,8 @@ class ReadOptions:
 def places(file: FileSlice, row_range: range) -> tuple[list[str], list[str]]:
     """Returns the ids of a table's rows, unless a column holds them, and where the rows lie."""
     ids = [f"{file.name}#{row}" for row in row_range]
-    return ids, [f"{file.path}#{row}" for row in row_range]
+    where = redacted_location(file.path)
+    return ids, [f"{where}#{row}" for row in row_range]
 
 
 def failed_rows(file: FileSlice, row_range: range, error: RowError, schema: pa.Schema) -> InputRows:

@@ -33,7 +33,7 @@ from pipeline.readers.input_rows import (
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import store_errors
-from pipeline.storage.redact import redacted, redacted_error, redacted_line
+from pipeline.storage.redact import redacted, redacted_error, redacted_line, redacted_location
 
 MOST_DECOMPRESSED = 16 << 30  # of a .tar.gz, which may be made to fill the disk
 
@@ -122,7 +122,7 @@ def _read_tar(tar: FileSlice, options: ReadOptions) -> Iterator[_Row]:
             opened = open_tar(tar.path, options.storage_options, stop=tar.end_byte)
             stream = stack.enter_context(opened)
         except DAMAGE_ERRORS as failure:
-            yield _Row(tar.name, tar.path, RowError.of(STAGE, failure), {})
+            yield _Row(tar.name, redacted_location(tar.path), RowError.of(STAGE, failure), {})
             return
         if tar.first_byte is not None:
             yield from _read_in_order(stream, tar.first_byte, tar, options)
@@ -135,7 +135,7 @@ def _read_in_order(
     file: IO[bytes], first_byte: int, tar: FileSlice, options: ReadOptions
 ) -> Iterator[_Row]:
     """Reads samples whose members lie one after the other, as they come."""
-    wanted = _wanted_fields(options)
+    read = _content_reader(file, options)
     damage: RowError | None = None
     within: RowError | None = None
     sample = ""
@@ -147,7 +147,7 @@ def _read_in_order(
                 contents = {}
             sample = key
             member = _checked(member, key, field, contents)
-            contents[field] = _content(file, member, options) if wanted(field) else b""
+            contents[field] = read(field, member)
     except DamagedTar as failure:
         damage = RowError.of(STAGE, failure)
         within = None if isinstance(failure, BytesBehind) else damage
@@ -156,7 +156,7 @@ def _read_in_order(
     elif damage is None and first_byte == 0:
         damage = RowError(STAGE, "EmptyTar", "the tar holds no samples")
     if damage and tar.end_byte is None:
-        yield _Row(tar.name, tar.path, damage, {})
+        yield _Row(tar.name, redacted_location(tar.path), damage, {})
 
 
 def _read_anywhere(
@@ -164,7 +164,7 @@ def _read_anywhere(
 ) -> Iterator[_Row]:
     """Reads samples whose members lie anywhere in a file of this machine. `damage`: of the tar,
     behind the end of the file."""
-    wanted = _wanted_fields(options)
+    read = _content_reader(file, options)
     samples: dict[str, dict[str, Member]] = {}
     key = ""
     try:
@@ -179,17 +179,26 @@ def _read_anywhere(
         damage = RowError(STAGE, "EmptyTar", "the tar holds no samples")
     last = key  # where a tar is cut or damaged, this sample may not be whole
     for key, fields in samples.items():
-        contents = {f: _content(file, m, options) if wanted(f) else b"" for f, m in fields.items()}
+        contents = {field: read(field, member) for field, member in fields.items()}
         yield _row(tar, key, contents, options, damage if key == last else None)
     if damage:
-        yield _Row(tar.name, tar.path, damage, {})
+        yield _Row(tar.name, redacted_location(tar.path), damage, {})
 
 
-def _wanted_fields(options: ReadOptions) -> Callable[[str], bool]:
-    """Returns what tells whether the content of a field is needed."""
-    columns = {*options.passthrough.names, options.id_column, options.image_column}
-    any_image = options.image_column is None
-    return cache(lambda field: field in columns or (any_image and bool(image_fields([field]))))
+def _content_reader(file: IO[bytes], options: ReadOptions) -> Callable[[str, Member], Content]:
+    """Returns what reads the content of a field; nothing of one that is not needed."""
+    columns = {*options.passthrough.names, options.id_column}
+
+    @cache
+    def is_image(field: str) -> bool:
+        return field in ([options.image_column] if options.image_column else image_fields([field]))
+
+    def read(field: str, member: Member) -> Content:
+        if is_image(field):
+            return _content(file, member, options.refused(member.size))
+        return _content(file, member, None) if field in columns else b""
+
+    return read
 
 
 def _checked(member: Member, key: str, field: str, fields: Mapping[str, object]) -> Member:
@@ -199,10 +208,11 @@ def _checked(member: Member, key: str, field: str, fields: Mapping[str, object])
     return member._replace(fault=("DuplicateMember", f"{key}.{field} twice"))
 
 
-def _content(file: IO[bytes], member: Member, options: ReadOptions) -> Content:
+def _content(file: IO[bytes], member: Member, refused: RowError | None) -> Content:
+    """Returns the content of a member, or why it has none."""
     if member.fault is not None:
         return FailedSample(*member.fault)
-    if refused := options.refused(member.size):
+    if refused is not None:
         return FailedSample(refused.error, refused.message)
     file.seek(member.offset)
     payload = file.read(member.size)
@@ -279,7 +289,7 @@ def _row(
     except FailedSample as failure:
         image = failure.row_error
     id_ = str(values[id_column]) if id_column and id_column in values else None
-    return _Row(id_ or f"{tar.name}#{key}", f"{tar.path}#{key}", image, values)
+    return _Row(id_ or f"{tar.name}#{key}", f"{redacted_location(tar.path)}#{key}", image, values)
 
 
 def _value(field: str, contents: Mapping[str, Content]) -> int | str:

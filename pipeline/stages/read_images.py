@@ -21,7 +21,6 @@ from pipeline.stages.blocks import ShardMetadata, with_shard_metadata
 from pipeline.stages.earlier_part import KEPT, ids_in_part
 from pipeline.stages.tokenize import Tokenizer, Tokens, decode, is_far_from_square
 from pipeline.storage.filesystem import open_location
-from pipeline.storage.redact import redacted_location
 
 # What CountColors makes of a shard.
 COLORS = pa.schema(
@@ -134,7 +133,7 @@ class ReadImages:
         found = [self._tokenizer.tokens(image) for image in read.images]
         own = {
             rows.ROW_ID: pa.array(read.ids, pa.string()),
-            rows.SOURCE: pa.array(map(redacted_location, read.sources), pa.string()),
+            rows.SOURCE: pa.array(read.sources, pa.string()),
         }
         if self._masks is not None:
             known = self._masks.known(read.ids)

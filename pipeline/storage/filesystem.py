@@ -107,6 +107,13 @@ def open_location(
     return fs, path.rstrip("/")
 
 
+def _class_of(uri: str) -> type[AbstractFileSystem]:
+    found = _PROTOCOL.match(uri)
+    assert found is not None
+    cls: type[AbstractFileSystem] = fsspec.get_filesystem_class(found[1])
+    return cls
+
+
 def _lies_in_another(cls: type[AbstractFileSystem]) -> bool:
     """Tells whether URIs of a filesystem go on with those of another behind `::`, as in
     `zip://a.png::s3://bucket/b.zip`: it takes a file, or what opens one."""
@@ -158,7 +165,8 @@ def uri_of(child: str, *, uri: str, path: str) -> str:
     if "://" not in uri or _PROTOCOL.match(uri) is None or uri.startswith(("file:", "local:")):
         return child
     head, chained, outer = uri.partition("::")
-    if "://" not in head:  # simplecache::s3://bucket/key: the path belongs to the end
+    # simplecache::s3://bucket/key: the path belongs to the end; s3://bucket/a::b.png: it is a name.
+    if "://" not in head or (chained and not _lies_in_another(_class_of(uri))):
         head, chained, outer = uri, "", ""
     head = head.rstrip("/")
     if head.endswith(path):

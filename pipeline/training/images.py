@@ -16,8 +16,10 @@ from pipeline import rows
 from pipeline.errors import UsageError
 from pipeline.inputs.source import find_source
 from pipeline.readers.input_rows import MAX_IMAGE_BYTES
+from pipeline.report.text import left_out_text
 from pipeline.stages.blocks import tokens_of
 from pipeline.stages.read_images import ReadImages
+from pipeline.storage.redact import redacted
 from pipeline.training.error_budget import check_error_budget
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ def read_images(
     max_image_bytes: int = MAX_IMAGE_BYTES,
     input_options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
+    shown: bool = False,
 ) -> TrainingImages:
     """Reads every image of an input, or its ready tokens; those that fail are logged and left out.
 
@@ -104,6 +107,7 @@ def read_images(
         label_from_folder: image files have one, by their folders.
         max_error_fraction: of the images that may fail.
         max_image_bytes: as of `read_shard`.
+        shown: whether it is said how far counting is; see `find_source`.
 
     Raises UsageError; OverErrorBudget as soon as it is sure that more images fail than may.
     """
@@ -117,6 +121,7 @@ def read_images(
         label_from_folder=label_from_folder,
         limit=limit,
         storage_options=input_options,
+        shown=shown,
     )
     if label_column is not None:
         _check_type(source.passthrough.field(label_column), location)
@@ -136,6 +141,8 @@ def read_images(
         input_options=input_options or {},
         model_options=model_options or {},
     )
+    if plan.skipped:
+        logger.warning("left out of %s: %s", redacted(location), left_out_text(plan.skipped))
     blocks: list[pa.Table] = []
     n_failed = n_read = 0
     table = plan.to_table()

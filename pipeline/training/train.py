@@ -96,6 +96,7 @@ def find_images(
         max_image_bytes=options.max_image_bytes,
         input_options=options_for(options.storage_options, "input"),
         model_options=options_for(options.storage_options, "model"),
+        shown=not options.quiet,
     )
 
 

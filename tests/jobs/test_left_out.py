@@ -35,6 +35,19 @@ def test_what_is_left_out_is_told_at_the_end_in_the_report_in_status_and_in_plan
     assert "left out" not in capsys.readouterr().err
 
 
+def test_what_a_palette_and_a_model_leave_out_is_told_too(tiny_model, tmp_path, capsys, caplog):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encoded(photo(i)))
+    (tmp_path / "a.heif2").write_bytes(b"x")
+    main(["palette", f"--input={tmp_path}", f"--output={tmp_path / 'p.npy'}", "--colors=4"])
+    assert "left out of the input: 1 of .heif2\n" in capsys.readouterr().err
+    words = ["train", f"--input={tmp_path}", f"--palette={tmp_path / 'p.npy'}", "--image-size=8"]
+    words += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=1", "--batch-size=2"]
+    main([*words, f"--output={tmp_path / 'model'}"])
+    said = capsys.readouterr().err + caplog.text
+    assert f"left out of {tmp_path}: 1 of .heif2, 1 of .npy" in said
+
+
 def test_many_kinds_are_summed_up_and_names_cannot_break_the_line():
     counts = {f".e{i}": i for i in range(1, 12)} | {".a\nb": 20}
     assert left_out_text(counts) == (

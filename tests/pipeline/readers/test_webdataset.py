@@ -67,7 +67,7 @@ def shuffled(members, *, seed=0):
     return order
 
 
-def rows_of(plan, options=None):
+def rows_of(plan, options=None, **traits):
     """(id, image or error, columns) of every row of a plan."""
     rows = []
     for shard in plan.shards:
@@ -78,6 +78,7 @@ def rows_of(plan, options=None):
             id_column=plan.id_column,
             passthrough=plan.passthrough,
             storage_options=options,
+            **traits,
         ):
             assert some.columns.schema == plan.passthrough
             assert len(some.sources) == some.columns.num_rows
@@ -479,6 +480,21 @@ def test_names_that_make_a_field_of_each_sample_are_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(make_tar(members))
     with pytest.raises(UsageError, match=r"at most 1000 fields, found more in .*a\.tar; next:"):
         plan_of(tmp_path / "a.tar")
+    members = [("a.jpg", b"1"), *((f"a.{i}.cls", b"1") for i in range(1001))]
+    (tmp_path / "a.tar").write_bytes(make_tar(members))
+    with pytest.raises(UsageError, match="or --keep-columns"):
+        plan_of(tmp_path / "a.tar")
+    found = find_source(str(tmp_path / "a.tar"), keep_columns=["1.cls"])
+    assert found.passthrough.names == ["1.cls"]
+
+
+def test_a_limit_for_images_does_not_hold_for_text(tmp_path):
+    members = [("a.jpg", b"x" * 50), ("a.txt", b"y" * 500), ("b.jpg", b"x" * 500), ("b.txt", b"z")]
+    (tmp_path / "a.tar").write_bytes(make_tar(members))
+    for plan in (plan_of(tmp_path), uncut(plan_of(tmp_path))):
+        ((_, image, columns), (_, error, _)) = rows_of(plan, max_image_bytes=100)
+        assert (image, columns) == (b"x" * 50, {"txt": "y" * 500})
+        assert error.error == "ImageTooLarge"
 
 
 def test_ids_may_come_from_a_field(tmp_path):

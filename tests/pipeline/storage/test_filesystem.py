@@ -113,6 +113,8 @@ def test_a_missing_package_is_named(monkeypatch):
         ("http://h/d", "http://h/d", "http://h/d/x", "http://h/d/x"),
         ("memory://d", "/d", "/d/x", "memory://d/x"),
         ("zip://d::s3://b/a.zip", "d", "d/x", "zip://d/x::s3://b/a.zip"),
+        ("s3://b/a::b/", "b/a::b", "b/a::b/x", "s3://b/a::b/x"),  # past bug: s3://b/a::b/x::b/
+        ("s3://b/a::b.png", "b/a::b.png", "b/a::b.png", "s3://b/a::b.png"),
         ("simplecache::s3://b/d", "b/d", "b/d/x", "simplecache::s3://b/d/x"),
     ],
 )
