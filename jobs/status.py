@@ -35,7 +35,7 @@ def run(options: StatusOptions) -> None:
         )
     else:
         for name, text in _lines(status, redacted(directory.location)).items():
-            click.echo(f"{name:7} {text}")
+            click.echo(f"{name:8} {text}")
 
 
 def _lines(status: "Status", location: str) -> dict[str, str]:
@@ -59,8 +59,8 @@ def _lines(status: "Status", location: str) -> dict[str, str]:
     if status.errors_by_kind:
         kinds = status.errors_by_kind.items()
         lines["errors"] = ", ".join(f"{kind} {figure('errors', n)}" for kind, n in kinds)
-    if status.skipped:
-        lines["skipped"] = left_out_text(status.skipped)
+    if status.skipped_files:
+        lines["left out"] = left_out_text(status.skipped_files)
     if status.images_per_second is not None:
         sampled = "images_per_second" in status.estimated
         latest = f", of the latest {SAMPLE} parts" if sampled else ""

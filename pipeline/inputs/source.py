@@ -199,10 +199,10 @@ def find_source(
     sample is a row.
 
     `url_column` makes the input lists of web addresses, in that column. `image_column` may also
-    name a column of tokens; `prompt_column` names one of tokens that begin
-    images, of any length. `limit` takes the first rows only. `keep_columns` None keeps every column
-    but the image; with a `label_column` it keeps that one, beside those named. With
-    `label_from_folder` image files have a column of labels, that one or `label`.
+    name a column of tokens; `prompt_column` names one of tokens that begin images, of any length.
+    `limit` takes the first rows only. `keep_columns` None keeps every column but the image; with a
+    `label_column` it keeps that one, beside those named. With `label_from_folder` image files have
+    a column of labels, that one or `label`, in place of those of metadata files.
     `storage_options` are those of the input location alone. `shown` says how far it is, where it
     takes long. Raises UsageError.
     """

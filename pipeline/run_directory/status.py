@@ -26,7 +26,7 @@ class Status:
     which both make up in the end. `total` and `total_shards` are None where nobody knows them yet,
     `images_per_second`, `seconds_left` and `last_part` (unix seconds) before a part is there.
     `images_per_second` and `seconds` are those of `Speed`; `seconds` is None where not all parts
-    were read. `skipped` counts the files of the input left out, by extension. `resume` is the
+    were read. `skipped_files` counts the files of the input left out, by extension. `resume` is the
     command that goes on, None at the end. `estimated` names the fields that are no counts but come
     from a sample of the parts.
     """
@@ -43,7 +43,7 @@ class Status:
     seconds: float | None
     seconds_left: float | None
     last_part: float | None
-    skipped: Mapping[str, int]
+    skipped_files: Mapping[str, int]
     resume: str | None
     estimated: tuple[str, ...]
 
@@ -93,7 +93,7 @@ def read_status(directory: RunDirectory) -> Status:
         seconds=None if sampled else speed.seconds,
         seconds_left=left,
         last_part=work.last,
-        skipped=directory.skipped(),
+        skipped_files=directory.skipped(),
         resume=None if finished else resuming(run["command"]),
         estimated=tuple(estimated),
     )

@@ -25,10 +25,10 @@ def test_what_is_left_out_is_told_at_the_end_in_the_report_in_status_and_in_plan
     assert f"left out of the input: {TEXT}\n" in capsys.readouterr().err
     assert f"Left out of the input: {TEXT}." in (run / "report.html").read_text()
     main(["status", str(run)])
-    assert f"skipped {TEXT}\n" in capsys.readouterr().out
+    assert f"left out {TEXT}\n" in capsys.readouterr().out
     main(["status", str(run), "--json"])
     counts = {".jxl": 3, ".csv": 1, ".jpg?width=200": 1, "": 1}
-    assert json.loads(capsys.readouterr().out)["skipped"] == counts
+    assert json.loads(capsys.readouterr().out)["skipped_files"] == counts
     main(["plan", "quantize", *words])
     assert f"left out    {TEXT}\n" in capsys.readouterr().out
     igpt("quantize", input=folder, model=tiny_model, output=tmp_path / "quiet")

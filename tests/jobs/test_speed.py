@@ -78,8 +78,8 @@ def test_every_place_says_the_same_figures(command, capsys):
     number = float(speed.split()[0].replace(",", ""))
     assert number == pytest.approx(report["images_per_second"], rel=0.01)  # three digits
     text, _ = said(capsys, "status", output)
-    assert f"images  {IMAGES}, 2 errors\n" in text
-    assert f"speed   {speed}\n" in text
+    assert f"images   {IMAGES}, 2 errors\n" in text
+    assert f"speed    {speed}\n" in text
     found = json.loads(said(capsys, "status", output, json=True)[0])
     assert (found["images"], found["errors"]) == (IMAGES, ERRORS)
     assert {name: found[name] for name in ("images_per_second", "seconds")} == {
