@@ -19,6 +19,7 @@ from pipeline.inputs.files import InputFile, files_of_format
 from pipeline.inputs.parquet_columns import is_text, with_partitions
 from pipeline.inputs.parquet_schema import passthrough_schema
 from pipeline.inputs.text_tables import Options, read_planned, read_table
+from pipeline.rows import ID
 from pipeline.shards import FileSlice
 from pipeline.storage.redact import redacted
 
@@ -79,6 +80,11 @@ def find_metadata(
     left_out[WITHOUT_IMAGE] = sum(_count_missing(file, table, there) for file, table in used)
     schemas = [(file, with_partitions(table.schema, "")) for file, table in used]
     schema = passthrough_schema(schemas, keep_columns, _FILE_NAME, None)
+    if ID in schema.names:
+        raise UsageError(
+            f"expected metadata without a column {ID}, which is the path of the image in every "
+            "output; next: --keep-columns with the columns to keep, without it"
+        )
     places = json.dumps([[file.name, file.identity] for file, _ in used])
     schema = schema.with_metadata({**(schema.metadata or {}), _FILES_KEY: places})
     return schema, {what: n for what, n in left_out.items() if n}

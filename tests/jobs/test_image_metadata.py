@@ -115,6 +115,7 @@ def test_a_remote_folder_has_its_metadata_too(in_process, s3_bucket, folder, tin
     ("files", "says"),
     [
         ({"metadata.csv": "file_name,n\na.png,1\na.png,2\n"}, "found 2 of a.png"),
+        ({"metadata.csv": "file_name,id\na.png,1\n"}, "next: --keep-columns"),
         ({"metadata.csv": "file_name,n\na.png,1,2\n"}, "cannot read .*metadata.csv"),
         ({"metadata.jsonl": '{"file_name": "a.png"'}, "cannot read .*metadata.jsonl"),
         ({"metadata.parquet": "no table"}, "cannot read .*metadata.parquet"),
