@@ -125,12 +125,18 @@ def metadata_of(
             piece = pa.table([pa.nulls(len(places), f.type) for f in schema], schema=schema)
         else:
             name, identity = files[folder]
-            path = images[places[0]].path.removesuffix(images[places[0]].name) + name
+            path = _beside(images[places[0]], name)
             rows, columns = _loaded(path, name, identity, schema, Options(options))
             piece = columns.take(pa.array([rows.get(images[i].name) for i in places], pa.int64()))
         pieces.append(piece)
     order = list(chain.from_iterable(by_folder.values()))
     return pa.concat_tables(pieces).take(pa.array([order.index(i) for i in range(len(order))]))
+
+
+def _beside(image: FileSlice, name: str) -> str:
+    """Returns the path or URI of another file of the input by its name."""
+    before, _, behind = image.path.rpartition(image.name)  # behind: zip://a.png::s3://b/c.zip
+    return f"{before}{name}{behind}"
 
 
 def has_metadata(schema: pa.Schema) -> bool:
@@ -147,7 +153,7 @@ def _loaded(
     path: str, name: str, identity: str | None, schema: pa.Schema, options: Options
 ) -> tuple[dict[str, int], pa.Table]:
     """Reads a metadata file: the row of each image by its name in the input, and the columns."""
-    table = read_table(path, identity, options)
+    table = read_table(path, name, identity, options)
     rows = {image: row for row, image in enumerate(_image_names(table, name)) if image is not None}
     arrays = [table[field.name].cast(field.type).combine_chunks() for field in schema]
     return rows, pa.table(arrays, schema=schema)

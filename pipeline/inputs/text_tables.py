@@ -25,9 +25,9 @@ _MOST_BYTES = 256 << 20
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def ending(path: str) -> str:
-    """Returns the extension of a path or URI, in lower case with its dot."""
-    return os.path.splitext(path.partition("?")[0])[1].lower()
+def ending(name: str) -> str:
+    """Returns the extension of a file, by its name in the input, in lower case with its dot."""
+    return os.path.splitext(name)[1].lower()
 
 
 def read_planned(file: InputFile, options: Mapping[str, Any]) -> pa.Table:
@@ -40,25 +40,25 @@ def read_planned(file: InputFile, options: Mapping[str, Any]) -> pa.Table:
             "cut others"
         )
     try:
-        return read_table(file.path, file.identity, options)
+        return read_table(file.path, file.name, file.identity, options)
     except parquet_errors() as error:
         raise UsageError(
             f"cannot read {redacted(file.path)}: {redacted_line(error)}; repair it or leave it out"
         ) from error
 
 
-def read_table(path: str, identity: str | None, options: Mapping[str, Any]) -> pa.Table:
+def read_table(path: str, name: str, identity: str | None, options: Mapping[str, Any]) -> pa.Table:
     """Reads CSV or TSV with a header, JSON lines, or Parquet; the types of text are found from all
     of its rows. Plain lines are a column `url`, without the empty ones. The last few tables are
     kept.
 
     Args:
-        identity: of its content, as `FileSlice` has it.
+        path, name, identity: as `FileSlice` has them.
         options: fsspec options of the input.
 
     Raises `parquet_errors`.
     """
-    return _read_table(path, identity, Options(options))
+    return _read_table(path, ending(name), identity, Options(options))
 
 
 class Options(dict[str, Any]):
@@ -69,9 +69,8 @@ class Options(dict[str, Any]):
 
 
 @lru_cache(maxsize=4)
-def _read_table(path: str, identity: str | None, options: Options) -> pa.Table:
+def _read_table(path: str, kind: str, identity: str | None, options: Options) -> pa.Table:
     content = read_bytes(*open_location(path, options))
-    kind = ending(path)
     if kind in (".parquet", ".parq", ".pq"):
         return pq.read_table(BytesIO(content), coerce_int96_timestamp_unit=INT96_UNIT)
     if not content.strip():

@@ -12,9 +12,9 @@ from pipeline.inputs.text_tables import ending, read_planned
 from pipeline.storage.redact import redacted
 
 
-def is_text_list(path: str) -> bool:
-    """Returns whether a list is one of text, that is no Parquet."""
-    return ending(path) in URL_LISTS
+def is_text_list(name: str) -> bool:
+    """Returns whether a list is one of text, that is no Parquet, by its name in the input."""
+    return ending(name) in URL_LISTS
 
 
 def count_addresses(
@@ -27,7 +27,7 @@ def count_addresses(
 ) -> tuple[list[tuple[InputFile, int]], Schemas]:
     """Counts the rows of lists, and finds their schemas, as `read_footers` does. Raises UsageError,
     also where `column` does not hold text in each."""
-    texts = [file for file in files if is_text_list(file.path)]
+    texts = [file for file in files if is_text_list(file.name)]
     if texts and len(texts) < len(files):
         raise UsageError(
             f"expected lists of addresses that are all Parquet or all text, found {len(texts)} of "

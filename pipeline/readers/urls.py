@@ -64,7 +64,7 @@ def read_urls(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
 def _lists(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
     """Yields the rows of a shard with the addresses (UTF-8) in place of images."""
     for file in shard.slices:
-        if is_text_list(file.path):
+        if is_text_list(file.name):
             yield from _read_text(file, options, shard)
         else:
             yield from read_parquet(Shard(shard.index, (file,), shard.tries), options)
@@ -75,7 +75,7 @@ def _read_text(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator[
     row, stop = file.start, file.stop
     assert stop is not None  # planning has counted them
     try:
-        table = read_table(file.path, file.identity, options.storage_options)
+        table = read_table(file.path, file.name, file.identity, options.storage_options)
         check_columns(table.schema, file, options)
         for batch in table.slice(row, stop - row).combine_chunks().to_batches():
             for found in input_rows(batch, file, range(row, row + batch.num_rows), options):
@@ -146,20 +146,23 @@ class _Fetch:
     def __call__(self, address: str) -> bytes | RowError:
         """Returns the image at an address, or why there is none."""
         self._asked += 1
-        where = redacted_location(address)
         if not address.lower().startswith(("http://", "https://")):
-            return RowError(STAGE, "BadAddress", f"expected http:// or https://, found {where}")
+            # Without its scheme nobody knows where in it a login or signature is.
+            kind, separator, _ = address.partition("://")
+            found = kind + separator if separator and kind.isalnum() else "something else"
+            return RowError(STAGE, "BadAddress", f"expected http:// or https://, found {found}")
         try:
-            found = with_retry(lambda: self._get(address), _PAUSES)
+            answer = with_retry(lambda: self._get(address), _PAUSES)
         except _Status as error:
-            found = RowError(STAGE, f"Http{error.status}", str(error))
+            answer = RowError(STAGE, f"Http{error.status}", str(error))
         except (requests.RequestException, OSError, ValueError) as error:
             if isinstance(error, requests.ConnectionError | requests.Timeout):
                 self._unanswered.append(error)
-            found = RowError.named(STAGE, error)
-        if isinstance(found, RowError):
-            return replace(found, message=f"{found.message}: {where}")
-        return found
+            answer = RowError.named(STAGE, error)
+        if isinstance(answer, RowError):
+            where = redacted_location(address)
+            return replace(answer, message=f"{answer.message}: {where}")
+        return answer
 
     def _get(self, address: str) -> bytes | RowError:
         begun = time.monotonic()

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,6 +108,15 @@ def test_a_remote_folder_has_its_metadata_too(in_process, s3_bucket, folder, tin
     fs.put(str(folder), "metadata-in/in", recursive=True)
     igpt("quantize", input="s3://metadata-in/in", model=tiny_model, output=tmp_path / "run",
          storage_options=json.dumps({"input": options}))  # fmt: skip
+    found = {row["id"]: row["caption"] for row in results(tmp_path / "run")}
+    assert found == {row["file_name"]: row["caption"] for row in ROWS}
+
+
+def test_a_folder_in_a_zip_has_its_metadata_too(in_process, folder, tiny_model, tmp_path):
+    write_rows(folder / "metadata.jsonl", ROWS)
+    shutil.make_archive(str(tmp_path / "all"), "zip", folder.parent, "in")
+    igpt("quantize", input=f"zip://in::{tmp_path / 'all.zip'}", model=tiny_model,
+         output=tmp_path / "run")  # fmt: skip
     found = {row["id"]: row["caption"] for row in results(tmp_path / "run")}
     assert found == {row["file_name"]: row["caption"] for row in ROWS}
 

@@ -182,12 +182,21 @@ def test_images_come_as_hosts_give_them(tmp_path, host, monkeypatch, path):
     assert host.agents == {"igpt (+https://github.com/igpt-pipeline/igpt)"}
 
 
-@pytest.mark.parametrize("address", ["ftp://h/a.png", "file:///etc/passwd", "/etc/passwd", "x y"])
-def test_only_web_addresses_are_asked(tmp_path, address):
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("ftp://me:fake@h/a.png?s=fake", "ftp://"),
+        ("file:///etc/passwd", "file://"),
+        ("/etc/passwd", "something else"),
+        ("h/a.png?X-Amz-Signature=fake", "something else"),
+        ("me:fake@h://a", "something else"),
+    ],
+)
+def test_only_web_addresses_are_asked(tmp_path, address, found):
     ((_, bad, _),) = rows_of(listed(tmp_path, address))
     assert (bad.error, bad.message) == (
         "BadAddress",
-        f"expected http:// or https://, found {address}",
+        f"expected http:// or https://, found {found}",
     )
 
 
