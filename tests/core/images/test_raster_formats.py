@@ -213,6 +213,40 @@ def test_color_tiff(bits: int, n: int, planar: str, compression: str | None) -> 
             open_rgb(data)
 
 
+@pytest.mark.parametrize("tile", [None, (16, 32)])
+@pytest.mark.parametrize("predictor", [False, True])
+@pytest.mark.parametrize("compression", ["lzw", "deflate", "zstd", "lzma", "packbits"])
+@pytest.mark.parametrize("kind", ["minisblack", "rgb", "separated"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiles_predictors_and_inks(
+    bits: int, kind: str, compression: str, predictor: bool, tile: tuple[int, int] | None
+) -> None:
+    if predictor and compression in ("lzma", "packbits"):
+        pytest.skip("these have none")
+    shape = {"minisblack": (H, W), "rgb": (H, W, 3), "separated": (H, W, 4)}[kind]
+    found = levels(bits, *shape)
+    data = tiff(found, photometric=kind, compression=compression, predictor=predictor, tile=tile)
+    assert np.array_equal(tifffile.imread(io.BytesIO(data)), found)
+    if kind == "separated":
+        light = 1 - found / (2**bits - 1)
+        # Of 16 bits the inks and then their product are rounded.
+        check(data, 255 * light[..., :3] * light[..., 3:], within=1 if bits == 8 else 2.5)
+    else:
+        check(data, rgb_levels(found, bits))
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_luma_and_chroma_tiff(compression: str | None, tile: tuple[int, int] | None) -> None:
+    """By the formulas of JFIF 1.02, which are those of ITU-R BT.601 over the full range."""
+    found = levels(8, H, W, 3)
+    data = tiff(found, photometric="ycbcr", compression=compression, tile=tile, subsampling=(1, 1))
+    y, cb, cr = np.moveaxis(found.astype(float), -1, 0)
+    cb, cr = cb - 128, cr - 128
+    right = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    check(data, right.clip(0, 255))
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_palette_tiff(bits: int) -> None:
     index = levels(bits, H, W)
