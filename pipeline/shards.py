@@ -10,7 +10,6 @@ from itertools import chain
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.storage.file_identity import size_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +127,6 @@ class Plan:
     def rows(self) -> int | None:
         """Counts the rows; None where only reading the shards shows how many there are."""
         return sum_if_known(shard.rows for shard in self.shards)
-
-    @property
-    def bytes(self) -> int:
-        """Adds up the sizes of its files, each whole, as far as their store tells them."""
-        slices = (each for shard in self.shards for each in shard.slices)
-        sizes = {each.path: size_in(each.identity) or 0 for each in slices}
-        return sum(sizes.values())
 
     def with_paths(self, renamed: Callable[[str], str]) -> "Plan":
         """Returns the plan with another path for each file; itself where none changes."""

@@ -11,7 +11,7 @@ import os
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from igpt_core.images.png_metadata import without_metadata
+from igpt_core.images import jpeg_metadata, png_metadata
 
 # The most frequent first, those without a signature of their own last, as Pillow tries them.
 _FORMATS = (
@@ -55,14 +55,24 @@ def open_raster(source: bytes | str | os.PathLike[str]) -> Image.Image:
         return Image.open(source, formats=raster_formats())
     if not source:
         raise FormatError("expected an encoded image, found zero bytes")
-    data = without_metadata(source)
+    data = png_metadata.without_metadata(source)
     try:
-        return Image.open(io.BytesIO(data), formats=raster_formats())
+        return _identify(data)
     except UnidentifiedImageError as error:
         raise FormatError(
             f"expected an encoded image, found {len(source)} bytes starting with {source[:12]!r}: "
             f"{_reason(data)}"
         ) from error
+
+
+def _identify(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=raster_formats())
+    except UnidentifiedImageError:
+        lean = jpeg_metadata.without_metadata(data)
+        if len(lean) == len(data):
+            raise
+        return Image.open(io.BytesIO(lean), formats=raster_formats())
 
 
 def check_format(image: Image.Image) -> None:

@@ -11,6 +11,7 @@ import ray
 from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
 from pipeline.shards import Plan
+from pipeline.storage.file_identity import size_in
 
 # Actors on every CPU would leave none for Ray's own tasks, and the job would hang.
 _SHARE_OF_CPUS = 0.9
@@ -124,8 +125,10 @@ def _readers(plan: Plan | None, n_cpus: int) -> int:
     one reader has read before others have started."""
     if plan is None or not plan.rows or plan.rows > _ROWS_PER_READER * n_cpus:
         return n_cpus
-    size = max(plan.rows / _ROWS_PER_READER, plan.bytes / _BYTES_PER_READER)
-    return min(n_cpus, ceil(size))
+    slices = (each for shard in plan.shards for each in shard.slices)
+    sizes = {each.path: size_in(each.identity) or 0 for each in slices}  # as far as they are told
+    readers = max(plan.rows / _ROWS_PER_READER, sum(sizes.values()) / _BYTES_PER_READER)
+    return min(n_cpus, ceil(readers))
 
 
 def away_from(

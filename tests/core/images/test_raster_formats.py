@@ -99,6 +99,39 @@ def test_metadata_does_not_cost_the_picture(kind: str, late: bool) -> None:
     assert np.array_equal(np.asarray(open_rgb(data)), pixels)
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        segment(0xE0, b"JFIF\0"),
+        segment(0xE0, b"JFIF\0\1"),
+        segment(0xE0, b"JFXX"),
+        segment(0xE2, b"ICC_PROFILE\0"),
+        segment(0xE2, b"FPXR\0"),
+        segment(0xE2, b"MPF\0II"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\4"),
+        segment(0xEE, b"Adobe"),
+        segment(0xEE, b"Adobe\0\x64"),
+        segment(0xFE, b""),
+        b"\xff\xff" + segment(0xE0, b"JFIF\0"),
+    ],
+)
+def test_short_metadata_does_not_cost_a_jpeg(extra: bytes, mode: str, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", exif=exif)
+    jpeg = buffer.getvalue()
+    whole = np.asarray(open_rgb(jpeg))
+    assert np.array_equal(np.asarray(open_rgb(jpeg[:2] + extra + jpeg[2:])), whole)
+
+
 @pytest.mark.parametrize("kind", [b"eXIf", b"iTXt"])
 def test_the_orientation_stays(kind: bytes) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
