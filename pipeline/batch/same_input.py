@@ -46,7 +46,8 @@ def check_input(
     readers = shards_of(plan, found.changed)
     sources = failed_files(directory, again) if found.changed else set()
     failed = {path for path in readers if redacted_location(path) in sources}
-    not_read_yet = {path for path, shards in readers.items() if again and shards <= unfinished}
+    # Not those without shards: metadata, whose columns images that are done have, too.
+    not_read_yet = {path for path, of in readers.items() if again and of and of <= unfinished}
     is_repaired = failed | not_read_yet
     _refuse_changed({path: of for path, of in found.changed.items() if path not in is_repaired})
     notices = _gone_notice(plan, found.gone, pending)

@@ -147,7 +147,7 @@ def away_from(
     """
     every = ray.nodes() if failures else []  # type: ignore[no-untyped-call]
     nodes = {node["NodeID"]: node["Resources"] for node in every if node["Alive"]}
-    mean = sum(failures.values()) / max(len(nodes), 1)
+    mean = sum(n for node, n in failures.items() if node in nodes) / max(len(nodes), 1)
     found = [node for node, n in failures.items() if node in nodes and n >= _STANDS_OUT * mean]
     if not found:
         return stages, []
@@ -174,7 +174,8 @@ def _hold(
         ("GPU", [stage.num_gpus for stage in stages]),
     ):
         wanted = sum(n for n, share in zip(actors, shares, strict=True) if share)
-        room = _SHARE_OF_CPUS if name == "CPU" else 1.0
+        # Whole CPUs are asked for where machines have to come: there each has its own.
+        room = _SHARE_OF_CPUS if name == "CPU" and max(shares) < 1 else 1.0
         if wanted and sum(node.get(name, 0) * room // max(shares) for node in nodes) < wanted:
             return False
     return bool(nodes)

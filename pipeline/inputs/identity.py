@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.inputs.files import InputFile
+from pipeline.inputs.image_metadata import has_metadata
 from pipeline.inputs.tar_index import Samples
 from pipeline.inputs.webdataset_schema import samples_in
 from pipeline.shards import FileSlice, Plan
@@ -47,7 +48,9 @@ def changes(plan: Plan, files: Iterable[InputFile]) -> Changes:
         # Behind the rows that a limit takes there may always have been more files.
         last = max(each.name for shard in plan.shards for each in shard.slices)
         new = [file for file in new if file.name < last]
-    gone = (path for path in planned if path not in there and path not in plan.empty)
+    gone = [path for path in planned if path not in there and path not in plan.empty]
+    if has_metadata(plan.passthrough):
+        changed |= {p: (str(of), "gone") for p, of in plan.empty.items() if p not in there}
     return Changes(changed, tuple(file.path for file in new), tuple(gone))
 
 

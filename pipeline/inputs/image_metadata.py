@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.inputs.files import InputFile, files_of_format
+from pipeline.inputs.files import InputFile, files_of_format, has_broken_name
 from pipeline.inputs.parquet_columns import is_text, with_partitions
 from pipeline.inputs.parquet_schema import passthrough_schema
 from pipeline.inputs.text_tables import Options, read_planned, read_table
 from pipeline.rows import ID
 from pipeline.shards import FileSlice
+from pipeline.storage.file_identity import NO_FILE
 from pipeline.storage.redact import redacted
 
 METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
@@ -32,9 +33,17 @@ _FILE_NAME = "file_name"
 _FILES_KEY = b"igpt_image_metadata"
 
 
-def is_metadata(name: str) -> bool:
-    """Returns whether a file may hold the columns of images, by its name."""
-    return name.rpartition("/")[2] in METADATA_NAMES
+def metadata_files(files: Sequence[InputFile]) -> list[InputFile]:
+    """Returns the files of an input that may hold columns of its images: by their names, and no
+    pipes; none at web addresses, whose signatures are each for one file."""
+    return [
+        file
+        for file in files
+        if file.name.rpartition("/")[2] in METADATA_NAMES
+        and file.identity != NO_FILE
+        and not has_broken_name(file)
+        and not file.path.lower().startswith(("http://", "https://"))
+    ]
 
 
 def split_metadata(
@@ -43,8 +52,9 @@ def split_metadata(
     """Takes the metadata files apart from the files of an input, unless it is one of tables."""
     if format not in ("auto", "images") or not files_of_format(files, "images"):
         return list(files), []
-    metadata = [file for file in files if is_metadata(file.name)]
-    return [file for file in files if not is_metadata(file.name)], metadata
+    metadata = metadata_files(files)
+    names = {file.name for file in metadata}
+    return [file for file in files if file.name not in names], metadata
 
 
 def find_metadata(
@@ -91,7 +101,7 @@ def find_metadata(
 
 
 def _names_images(schema: pa.Schema) -> bool:
-    return _FILE_NAME in schema.names and is_text(schema.field(_FILE_NAME).type)
+    return schema.names.count(_FILE_NAME) == 1 and is_text(schema.field(_FILE_NAME).type)
 
 
 def _count_missing(file: InputFile, table: pa.Table, images: Mapping[str, str | None]) -> int:
@@ -135,8 +145,10 @@ def metadata_of(
 
 def _beside(image: FileSlice, name: str) -> str:
     """Returns the path or URI of another file of the input by its name."""
-    before, _, behind = image.path.rpartition(image.name)  # behind: zip://a.png::s3://b/c.zip
-    return f"{before}{name}{behind}"
+    head, chained, outer = image.path.partition("::")
+    if chained and "://" in head and head.endswith(image.name):  # zip://a.png::s3://b/c.zip
+        return f"{head.removesuffix(image.name)}{name}{chained}{outer}"
+    return image.path.removesuffix(image.name) + name
 
 
 def has_metadata(schema: pa.Schema) -> bool:
@@ -154,6 +166,9 @@ def _loaded(
 ) -> tuple[dict[str, int], pa.Table]:
     """Reads a metadata file: the row of each image by its name in the input, and the columns."""
     table = read_table(path, name, identity, options)
+    absent = {_FILE_NAME, *schema.names} - set(table.schema.names)
+    if absent:
+        raise ValueError(f"expected column {min(absent)} in {redacted(path)}, as it was planned")
     rows = {image: row for row, image in enumerate(_image_names(table, name)) if image is not None}
     arrays = [table[field.name].cast(field.type).combine_chunks() for field in schema]
     return rows, pa.table(arrays, schema=schema)

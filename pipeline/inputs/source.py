@@ -20,7 +20,7 @@ from pipeline.inputs.image_metadata import (
     WITHOUT_COLUMNS,
     find_metadata,
     has_metadata,
-    is_metadata,
+    metadata_files,
     split_metadata,
 )
 from pipeline.inputs.parquet_schema import (
@@ -303,7 +303,7 @@ def list_input(
         files = without_other_files(files)
     found = files_of_format(files, format)
     if format == "images":
-        found += [file for file in files if is_metadata(file.name)]
+        found += metadata_files(files)
     return found
 
 

@@ -35,9 +35,9 @@ def read_planned(file: InputFile, options: Mapping[str, Any]) -> pa.Table:
     size = size_in(file.identity) or 0
     if size > _MOST_BYTES:
         raise UsageError(
-            f"expected a list of at most {_MOST_BYTES >> 20} MiB, found {size >> 20} MiB at "
-            f"{redacted(file.path)}; next: write a list of addresses as Parquet, of any size; "
-            "cut others"
+            f"expected a table of at most {_MOST_BYTES >> 20} MiB, as it is read whole, found "
+            f"{size >> 20} MiB at {redacted(file.path)}; next: cut it, or write a list of "
+            "addresses as Parquet, of any size"
         )
     try:
         return read_table(file.path, file.name, file.identity, options)
@@ -49,7 +49,7 @@ def read_planned(file: InputFile, options: Mapping[str, Any]) -> pa.Table:
 
 def read_table(path: str, name: str, identity: str | None, options: Mapping[str, Any]) -> pa.Table:
     """Reads CSV or TSV with a header, JSON lines, or Parquet; the types of text are found from all
-    of its rows. Plain lines are a column `url`, without the empty ones. The last few tables are
+    of its rows. Plain lines are a column `url`, without the empty ones. The last one is
     kept.
 
     Args:
@@ -68,7 +68,7 @@ class Options(dict[str, Any]):
         return hash(tuple(sorted(self)))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _read_table(path: str, kind: str, identity: str | None, options: Options) -> pa.Table:
     content = read_bytes(*open_location(path, options))
     if kind in (".parquet", ".parq", ".pq"):

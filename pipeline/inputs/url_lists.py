@@ -38,12 +38,14 @@ def count_addresses(
     else:
         counted, schemas = read_footers(files, options, limit=limit, shown=shown)
     for file, schema in schemas:
-        type_ = schema.field(column).type if column in schema.names else None
+        n = schema.names.count(column)
+        type_ = schema.field(column).type if n == 1 else None
         if type_ is None or not is_text(type_):
             known = [field.name for field in schema if is_text(field.type)]
+            found = type_ or f"{n} of that name"
             raise UsageError(
                 f"expected web addresses (text) in column {column} of {redacted(file.path)}, found "
-                f"{type_ or 'no such column'}; next: --url-column {' or '.join(known) or 'of text'}"
+                f"{found}; next: --url-column {' or '.join(known) or 'of text'}"
             )
     return counted, schemas
 

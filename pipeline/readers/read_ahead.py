@@ -49,7 +49,7 @@ def _one_by_one(
 ) -> Iterator[tuple[File, RowContent]]:
     waiting = deque(files)
     ahead: deque[tuple[File, Future[RowContent], int]] = deque()
-    held = n_read = bytes_read = 0
+    n_read = bytes_read = 0
 
     def weight(file: File) -> int:
         size = size_of(file)
@@ -59,6 +59,7 @@ def _one_by_one(
 
     with ThreadPoolExecutor(threads) as pool:
         while waiting or ahead:
+            held = sum(_bytes_of(future, size) for _, future, size in ahead)
             while waiting and len(ahead) < 2 * threads:
                 size = weight(waiting[0])
                 if ahead and held + size > _BYTES_AHEAD:
@@ -66,13 +67,20 @@ def _one_by_one(
                 held += size
                 file = waiting.popleft()
                 ahead.append((file, pool.submit(read, file), size))
-            file, future, size = ahead.popleft()
+            file, future, _ = ahead.popleft()
             try:
                 image = future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # the others fail as slowly
                 raise
-            held -= size
             if isinstance(image, bytes):
                 n_read, bytes_read = n_read + 1, bytes_read + len(image)
             yield file, image
+
+
+def _bytes_of(future: "Future[RowContent]", expected: int) -> int:
+    """Returns the size of a file that has come, or what is expected of one that is still to."""
+    if not future.done() or future.exception() is not None:
+        return expected
+    image = future.result()
+    return len(image) if isinstance(image, bytes) else 0

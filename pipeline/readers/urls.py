@@ -1,17 +1,11 @@
 """Reader of lists of web addresses: a row is the image that its address gives."""
 
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http import HTTPStatus
-
-import requests
-from urllib3.exceptions import HTTPError
 
 from pipeline.inputs.parquet_schema import parquet_errors
 from pipeline.inputs.text_tables import read_table
 from pipeline.inputs.url_lists import is_text_list
+from pipeline.readers.fetch import THREADS, Fetch
 from pipeline.readers.input_rows import (
     STAGE,
     InputRows,
@@ -29,22 +23,7 @@ from pipeline.readers.parquet import (
 )
 from pipeline.readers.read_ahead import read_ahead
 from pipeline.rows import RowError
-from pipeline.shards import FileSlice, Shard, Tries
-from pipeline.storage.redact import redacted_location
-from pipeline.storage.retry import with_retry
-
-# What hosts see: who asks, and where to read about it.
-_HEADERS = {
-    "User-Agent": "igpt (+https://github.com/igpt-pipeline/igpt)",
-    "Accept": "image/*,*/*;q=0.5",
-    "Accept-Encoding": "identity",
-}
-_THREADS = 32  # requests at a time of one reader
-_CONNECT_SECONDS, _SILENT_SECONDS, _MOST_SECONDS = 10, 20, 60  # of one image
-_PAUSES = (1.0,)  # one more try, of what may be gone soon
-_MOST_REDIRECTS = 5
-_FEWEST = 5  # addresses, all without an answer, of which no host is the reason
-_CHUNK_BYTES = 64 << 10
+from pipeline.shards import FileSlice, Shard
 
 
 def read_urls(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
@@ -54,9 +33,8 @@ def read_urls(shard: Shard, options: ReadOptions) -> Iterator[InputRows]:
     Raises what is the place's: that the list cannot be read (see `read_parquet`), or that no
     address of the shard was answered at all, unless it is the last try.
     """
-    fetch = _Fetch(options)
-    rows = prefetch(_lists(shard, options))
-    for found in rows:
+    fetch = Fetch(options)
+    for found in prefetch(_lists(shard, options)):
         yield from _with_images(found, fetch, options)
     fetch.check(shard)
 
@@ -88,7 +66,7 @@ def _read_text(file: FileSlice, options: ReadOptions, shard: Shard) -> Iterator[
         yield failed_rows(file, range(row, stop), error, options.passthrough)
 
 
-def _with_images(rows: InputRows, fetch: "_Fetch", options: ReadOptions) -> Iterator[InputRows]:
+def _with_images(rows: InputRows, fetch: Fetch, options: ReadOptions) -> Iterator[InputRows]:
     def image(index: int) -> RowContent:
         address = rows.images[index]
         if rows.ids[index] in options.kept:
@@ -100,7 +78,7 @@ def _with_images(rows: InputRows, fetch: "_Fetch", options: ReadOptions) -> Iter
         image,
         size_of=lambda _: None,
         most_bytes=options.max_image_bytes,
-        threads=_THREADS,
+        threads=THREADS,
     )
     for each in some:
         first, n = each[0][0], len(each)
@@ -111,89 +89,3 @@ def _with_images(rows: InputRows, fetch: "_Fetch", options: ReadOptions) -> Iter
             [content for _, content in each],
             rows.columns.slice(first, n),
         )
-
-
-class _Status(Exception):
-    """An answer that is none: a status of 4xx or 5xx."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        known = {each.value: f" {each.phrase}" for each in HTTPStatus}
-        super().__init__(f"{status}{known.get(status, '')}")
-
-
-def _chunks(answer: requests.Response) -> Iterator[bytes]:
-    """Yields what has come of an answer, as it comes: requests itself waits for whole chunks, for
-    as long as a byte comes now and then. Raises requests.ConnectionError."""
-    try:
-        while chunk := answer.raw.read1(_CHUNK_BYTES, decode_content=True):
-            yield chunk
-    except HTTPError as error:
-        raise requests.ConnectionError(str(error)) from error
-    if missing := answer.raw.length_remaining:
-        raise requests.ConnectionError(f"the answer ended {missing:,} bytes early")
-
-
-@dataclass
-class _Fetch:
-    """Fetches images, and counts the addresses that no host has answered for."""
-
-    options: ReadOptions
-    _of_thread: threading.local = field(default_factory=threading.local)
-    _asked: int = 0
-    _unanswered: list[Exception] = field(default_factory=list)
-
-    def __call__(self, address: str) -> bytes | RowError:
-        """Returns the image at an address, or why there is none."""
-        self._asked += 1
-        if not address.lower().startswith(("http://", "https://")):
-            # Without its scheme nobody knows where in it a login or signature is.
-            kind, separator, _ = address.partition("://")
-            found = kind + separator if separator and kind.isalnum() else "something else"
-            return RowError(STAGE, "BadAddress", f"expected http:// or https://, found {found}")
-        try:
-            answer = with_retry(lambda: self._get(address), _PAUSES)
-        except _Status as error:
-            answer = RowError(STAGE, f"Http{error.status}", str(error))
-        except (requests.RequestException, OSError, ValueError) as error:
-            if isinstance(error, requests.ConnectionError | requests.Timeout):
-                self._unanswered.append(error)
-            answer = RowError.named(STAGE, error)
-        if isinstance(answer, RowError):
-            where = redacted_location(address)
-            return replace(answer, message=f"{answer.message}: {where}")
-        return answer
-
-    def _get(self, address: str) -> bytes | RowError:
-        begun = time.monotonic()
-        timeouts = (_CONNECT_SECONDS, _SILENT_SECONDS)
-        with self._session().get(address, stream=True, timeout=timeouts) as answer:
-            if answer.status_code >= 400:
-                raise _Status(answer.status_code)
-            length = answer.headers.get("Content-Length", "")
-            if length.isdigit() and (refused := self.options.refused(int(length))):
-                return refused
-            image = bytearray()
-            for chunk in _chunks(answer):
-                image += chunk
-                if refused := self.options.refused(len(image)):
-                    return refused
-                if time.monotonic() - begun > _MOST_SECONDS:
-                    raise requests.ReadTimeout(f"{_MOST_SECONDS} seconds were not enough")
-        return bytes(image) or RowError(STAGE, "EmptyImage", "the answer is empty")
-
-    def _session(self) -> requests.Session:
-        """Returns the session of this thread: of a host that gives several images the connection is
-        kept."""
-        session: requests.Session | None = getattr(self._of_thread, "session", None)
-        if session is None:
-            session = self._of_thread.session = requests.Session()
-            session.headers.update(_HEADERS)
-            session.max_redirects = _MOST_REDIRECTS
-        return session
-
-    def check(self, shard: Shard) -> None:
-        """Raises an error where no address was answered, as where this machine is offline."""
-        is_offline = self._asked >= _FEWEST and len(self._unanswered) == self._asked
-        if is_offline and shard.tries is Tries.MORE:
-            raise self._unanswered[0]

@@ -13,7 +13,9 @@ from datasets import load_dataset
 
 from pictures import encoded, photo
 from pipeline.errors import UsageError
+from pipeline.inputs import text_tables
 from pipeline.inputs.source import find_source
+from pipeline.readers import read_shard
 from runs import igpt, refusal, results
 
 NAMES = ("a.png", "cat/1.png", "cat/2.png", "cat/deep/3.png", "dog/1.png")
@@ -100,6 +102,37 @@ def test_metadata_that_changes_is_no_resume(in_process, folder, tiny_model, tmp_
     (tmp_path / "run/data/part-000001.parquet").unlink()
     write_rows(folder / "metadata.csv", [row | {"label": 7} for row in ROWS])
     assert "metadata.csv" in refusal(capsys, "quantize", **options)
+    (folder / "metadata.csv").unlink()
+    assert "gone now" in refusal(capsys, "quantize", **options)
+
+
+def test_failed_rows_are_not_done_again_with_other_metadata(
+    in_process, folder, tiny_model, tmp_path, capsys
+):
+    """Past bug: rows done again had the new columns, the others the old ones."""
+    write_rows(folder / "metadata.csv", ROWS)
+    (folder / "a.png").write_bytes(b"no image")
+    igpt("quantize", input=folder, model=tiny_model, output=tmp_path / "run",
+         max_error_fraction=0.5)  # fmt: skip
+    (folder / "a.png").write_bytes(encoded(photo(0)))
+    write_rows(folder / "metadata.csv", [row | {"label": 7} for row in ROWS])
+    assert "metadata.csv" in refusal(capsys, "retry-failed", tmp_path / "run")
+
+
+def test_what_is_no_file_is_no_metadata(folder):
+    """Past bug: a pipe of that name was read for ever."""
+    os.mkfifo(folder / "metadata.csv")
+    source = find_source(str(folder))
+    assert (source.rows, source.skipped) == (5, {".csv": 1})
+
+
+def test_metadata_that_changes_under_a_run_is_named(folder):
+    write_rows(folder / "metadata.csv", ROWS)
+    plan = find_source(str(folder)).cut(64)
+    write_rows(folder / "metadata.csv", [{"file_name": "a.png", "text": "x"}])
+    text_tables._read_table.cache_clear()  # as in another process
+    with pytest.raises(ValueError, match=r"expected column caption in .*metadata\.csv"):
+        list(read_shard(plan.shards[0], format="images", passthrough=plan.passthrough))
 
 
 def test_a_remote_folder_has_its_metadata_too(in_process, s3_bucket, folder, tiny_model, tmp_path):
@@ -125,6 +158,7 @@ def test_a_folder_in_a_zip_has_its_metadata_too(in_process, folder, tiny_model, 
     ("files", "says"),
     [
         ({"metadata.csv": "file_name,n\na.png,1\na.png,2\n"}, "found 2 of a.png"),
+        ({"metadata.csv": "file_name,n,n\na.png,1,2\n"}, "found n twice"),
         ({"metadata.csv": "file_name,id\na.png,1\n"}, "next: --keep-columns"),
         ({"metadata.csv": "file_name,n\na.png,1,2\n"}, "cannot read .*metadata.csv"),
         ({"metadata.jsonl": '{"file_name": "a.png"'}, "cannot read .*metadata.jsonl"),

@@ -227,6 +227,7 @@ def nodes_of(monkeypatch, **resources: dict[str, float]) -> None:
         ({"a": 9, "b": 2}, 100, "a", [2, 1]),
         ({"a": 9, "b": 9}, 100, "", [4, 1]),  # as much as on each other: the input's or the store's
         ({"dead": 9}, 100, "", [4, 1]),
+        ({"a": 9, "dead": 9}, 100, "a", [2, 1]),  # past bug: those of dead nodes hid it
     ],
 )
 def test_shards_are_tried_again_away_from_nodes_that_stand_out(
@@ -269,8 +270,9 @@ def test_more_nodes_than_one_may_stand_out(monkeypatch):
     assert (fewer.resources.actors, avoided) == (3, ["a", "b"])
 
 
-def test_no_cpu_is_left_out_of_what_ray_needs_itself(monkeypatch):
-    nodes_of(monkeypatch, a={"CPU": 4.0}, b={"CPU": 2.0})
+def test_whole_cpus_are_those_of_a_node(monkeypatch):
+    """Past bug: of workers of one CPU none had room for an actor that asks for it."""
+    nodes_of(monkeypatch, a={"CPU": 1.0}, b={"CPU": 1.0}, c={"CPU": 1.0})
     stages = [Stage(object, {}, Resources(2, num_cpus=1.0))]
     (fewer,), avoided = away_from({"a": 1}, stages, n_shards=9)
-    assert (fewer.resources.actors, avoided) == (1, ["a"])  # of b's two CPUs
+    assert (fewer.resources.actors, avoided) == (2, ["a"])

@@ -671,6 +671,26 @@ def test_what_is_read_ahead_is_bounded_in_bytes_from_the_first_file(monkeypatch)
         assert len(seen) <= taken + 2
 
 
+def test_files_behind_a_slow_one_are_not_piled_up(monkeypatch):
+    """Past bug: they counted as was expected of them, also once they had come."""
+    monkeypatch.setattr(read_ahead, "_BYTES_AHEAD", 2000)
+    slow, started = threading.Event(), []
+
+    def read(file):
+        started.append(file)
+        if file == 64:
+            slow.wait(10)
+        return b"x" * (1 if file < 64 else 1000)
+
+    reading = read_ahead.read_ahead(range(200), read, size_of=lambda _: None, most_bytes=1000)
+    for _ in range(8):
+        next(reading)
+        time.sleep(0.05)
+    assert len(started) <= 64 + 33 + 4  # those that had begun when the first was known
+    slow.set()
+    assert sum(map(len, reading)) == 200 - 64
+
+
 def test_one_large_file_among_small_ones_does_not_hold_up_the_rest(monkeypatch):
     """Past bug: where no size is known, all that followed a large one were taken for as large."""
     monkeypatch.setattr(read_ahead, "_BYTES_AHEAD", 2000)
