@@ -107,7 +107,7 @@ class Fetch:
             raise _failure(error) from None
 
     def _body(self, answer: requests.Response, begun: float) -> bytes | RowError:
-        if not answer.ok or answer.status_code >= 300:
+        if answer.status_code >= 300:
             raise _Status(answer.status_code)
         length = answer.headers.get("Content-Length", "")
         if length.isdigit() and (refused := self.options.refused(int(length))):
