@@ -50,9 +50,9 @@ def split_metadata(
     files: Sequence[InputFile], format: str
 ) -> tuple[list[InputFile], list[InputFile]]:
     """Takes the metadata files apart from the files of an input, unless it is one of tables."""
-    if format not in ("auto", "images") or not files_of_format(files, "images"):
+    metadata = metadata_files(files) if format in ("auto", "images") else []
+    if not metadata or not files_of_format(files, "images"):
         return list(files), []
-    metadata = metadata_files(files)
     names = {file.name for file in metadata}
     return [file for file in files if file.name not in names], metadata
 
