@@ -3,10 +3,14 @@
 import re
 import traceback
 
-_SIGNATURE = r"[^\s'\"]+(?<![:;,])"  # without what ends the clause that it stands in
+# An apostrophe may be a letter of an address, or the end of its quotation.
+_APOSTROPHE = r"'(?=\w)"
+_PATH = rf"(?:[^\s?'\"]|{_APOSTROPHE})*"
+# Without what ends the clause that it stands in.
+_SIGNATURE = rf"(?:[^\s'\"]|{_APOSTROPHE})+(?<![:;,])"
 # urllib3 leaves the host out: "Max retries exceeded with url: /image.png?..."
-_QUERY = re.compile(rf"((?:\w://|\burl: /)[^\s?'\"]*)\?{_SIGNATURE}")
-_WEB_QUERY = re.compile(rf"(https?://[^\s?'\"]*)\?{_SIGNATURE}", re.IGNORECASE)
+_QUERY = re.compile(rf"((?:\w://|\burl: /){_PATH})\?{_SIGNATURE}")
+_WEB_QUERY = re.compile(rf"(https?://{_PATH})\?{_SIGNATURE}", re.IGNORECASE)
 # Of a location alone, whose path may hold spaces; in a list up to the next one.
 _LOCATION_QUERY = re.compile(
     r"(https?://[^?]*)\?.*?(?=,[\w+.\-]+:(?://|:)|$)", re.IGNORECASE | re.DOTALL

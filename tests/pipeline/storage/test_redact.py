@@ -121,3 +121,17 @@ def test_what_ray_logs_of_an_actor_that_failed(refused):
     assert "in _ask" in shown
     assert "SECRET" not in shown
     assert "ss@" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("url: /o'brien.png?sig=SECRET (Caused by", "url: /o'brien.png?*** (Caused by"),
+        ("'https://h/it's.png?sig=SECRET' is gone", "'https://h/it's.png?***' is gone"),
+        ("'https://h/a.png?n=o'b&sig=SECRET': no", "'https://h/a.png?***': no"),
+        ("url=URL('https://h/a.png?n=o'b&sig=SECRET')", "url=URL('https://h/a.png?***')"),
+    ],
+)
+def test_an_apostrophe_in_an_address_is_a_letter_of_it(text, expected):
+    """Past bug: what stood behind it was taken for text of the message."""
+    assert redacted_line(OSError(text)) == expected
