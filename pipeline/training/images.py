@@ -142,7 +142,7 @@ def read_images(
         model_options=model_options or {},
     )
     if plan.skipped:
-        logger.warning("left out of %s: %s", redacted(location), left_out_text(plan.skipped))
+        logger.warning("input %s, left out: %s", redacted(location), left_out_text(plan.skipped))
     blocks: list[pa.Table] = []
     n_failed = n_read = 0
     table = plan.to_table()

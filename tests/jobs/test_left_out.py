@@ -45,7 +45,7 @@ def test_what_a_palette_and_a_model_leave_out_is_told_too(tiny_model, tmp_path, 
     words += ["--n-layer=1", "--n-embd=16", "--n-head=2", "--steps=1", "--batch-size=2"]
     main([*words, f"--output={tmp_path / 'model'}"])
     said = capsys.readouterr().err + caplog.text
-    assert f"left out of {tmp_path}: 1 of .heif2, 1 of .npy" in said
+    assert f"input {tmp_path}, left out: 1 of .heif2, 1 of .npy" in said
 
 
 def test_many_kinds_are_summed_up_and_names_cannot_break_the_line():

@@ -75,7 +75,7 @@ def test_images_of_a_list_are_those_of_a_folder(
     assert errors(run) == {"3.png": "Http404"}
     (row,) = pq.read_table(run / "errors").to_pylist()
     assert row["source"] == f"{listing}#3"
-    assert row["message"].startswith("404 Not Found: http://127.0.0.1:")
+    assert row["message"].startswith("404 Not Found: http://127.0.0.1/")
     assert "caption" in pq.read_schema(run / "data/part-000000.parquet").names
     host.images |= PICTURES
     host.asked.clear()
