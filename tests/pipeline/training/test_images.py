@@ -24,7 +24,11 @@ def test_tokens_of_the_readable_images_are_read_and_the_others_named(photos, tin
         tokens = read_images(photos, palette=tiny_model, image_size=SIDE).tokens
     assert tokens.shape == (GOOD, SIDE**2)
     assert tokens.dtype == np.uint16
-    named = {record.args[0].removeprefix(photos + "/") for record in caplog.records}
+    named = {
+        record.args[0].removeprefix(photos + "/")
+        for record in caplog.records
+        if not record.msg.startswith("input")
+    }
     assert named == BAD
     files = sorted(path for path in Path(photos).rglob("*") if path.suffix != ".txt")
     good = [path for path in files if str(path.relative_to(photos)) not in BAD]
