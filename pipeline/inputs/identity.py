@@ -48,7 +48,7 @@ def changes(plan: Plan, files: Iterable[InputFile]) -> Changes:
         # Behind the rows that a limit takes there may always have been more files.
         last = max(each.name for shard in plan.shards for each in shard.slices)
         new = [file for file in new if file.name < last]
-    gone = [path for path in planned if path not in there and path not in plan.empty]
+    gone = (path for path in planned if path not in there and path not in plan.empty)
     if has_metadata(plan.passthrough):
         changed |= {p: (str(of), "gone") for p, of in plan.empty.items() if p not in there}
     return Changes(changed, tuple(file.path for file in new), tuple(gone))

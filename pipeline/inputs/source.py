@@ -1,14 +1,15 @@
 """From an input to a plan: its files found and counted, and cut into shards."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.class_folders import label_schema
+from pipeline.inputs.cutting import cut_rows, cut_tars
 from pipeline.inputs.files import (
     InputFile,
     choose_format,
@@ -35,7 +36,7 @@ from pipeline.inputs.previous_run import find_run, part_files, without_other_fil
 from pipeline.inputs.url_lists import count_addresses
 from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
 from pipeline.rows import ID, SAMPLES, TOKENS
-from pipeline.shards import FileSlice, Plan, Shard, sum_if_known
+from pipeline.shards import Plan, sum_if_known
 from pipeline.storage.redact import redacted
 
 _MOST_SHARDS_IN_GROUP = 64  # of a Parquet file, before people hear of it
@@ -97,12 +98,15 @@ class Source:
         shard whatever the size. Raises ValueError for less than one row."""
         if shard_size < 1:
             raise ValueError(f"expected a shard of at least 1 row, found {shard_size}")
+        if self.format == "webdataset":
+            shards = cut_tars(self.files, shard_size=shard_size)
+        else:
+            assert self.rows is not None  # of tars alone nobody knows them
+            shards = cut_rows(self.files, rows=self.rows, shard_size=shard_size)
         return Plan(
             self.format,
             shard_size,
-            tuple(
-                self._tars(shard_size) if self.format == "webdataset" else self._shards(shard_size)
-            ),
+            tuple(shards),
             self.image_column,
             self.id_column,
             self.passthrough,
@@ -136,45 +140,6 @@ class Source:
                 file=sys.stderr,
                 flush=True,
             )
-
-    def _tars(self, shard_size: int) -> Iterator[Shard]:
-        slices = (each for file, rows in self.files for each in _cut_tar(file, rows, shard_size))
-        return (Shard(index, (each,)) for index, each in enumerate(slices))
-
-    def _shards(self, shard_size: int) -> Iterator[Shard]:
-        index, room, left = 0, shard_size, self.rows
-        slices: list[FileSlice] = []
-        for file, rows in self.files:
-            assert rows is not None  # of tars alone nobody knows them
-            assert left is not None
-            stop_at, start = min(rows, left), 0
-            left -= stop_at
-            while start < stop_at:
-                stop = min(stop_at, start + room)
-                rows_of = FileSlice(file.path, file.name, start, stop, file.identity)
-                slices.append(replace(rows_of, samples=file.samples))
-                room -= stop - start
-                start = stop
-                if room == 0:
-                    yield Shard(index, tuple(slices))
-                    index, slices, room = index + 1, [], shard_size
-        if slices:
-            yield Shard(index, tuple(slices))
-
-
-def _cut_tar(file: InputFile, rows: int | None, shard_size: int) -> Iterator[FileSlice]:
-    """Cuts the first `rows` of a tar between its samples, where that is possible."""
-    starts = file.sample_starts
-    if starts is None or rows is None:
-        yield FileSlice(file.path, file.name, 0, rows, file.identity)
-        return
-    for start in range(0, max(min(rows, len(starts)), 1), shard_size):
-        stop = min(start + shard_size, rows)
-        end_byte = starts[stop] if stop < len(starts) else None
-        if end_byte is None:
-            stop = rows
-        first_byte = starts[start] if start else 0
-        yield FileSlice(file.path, file.name, start, stop, file.identity, first_byte, end_byte)
 
 
 def find_source(
@@ -235,14 +200,14 @@ def find_source(
         if label_from_folder:
             _refuse_columns({"--keep-columns": keep_columns}, input)
             passthrough = label_schema(files, label_column or "label")
-            skipped |= {WITHOUT_COLUMNS: len(metadata)} if metadata else {}
+            left_out = {WITHOUT_COLUMNS: len(metadata)} if metadata else {}
         else:
-            wanted_columns = _with(keep_columns, label_column)
-            passthrough, left_out = find_metadata(files, metadata, wanted_columns, options)
-            skipped |= left_out
+            kept = _with(keep_columns, label_column)
+            passthrough, left_out = find_metadata(files, metadata, kept, options)
             if not has_metadata(passthrough):
                 given = {"--keep-columns": keep_columns, "--label-column": label_column}
                 _refuse_columns(given, input)
+        skipped |= left_out
     else:
         if label_from_folder:
             raise UsageError(

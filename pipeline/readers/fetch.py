@@ -8,7 +8,7 @@ from http import HTTPStatus
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 
 from pipeline.readers.input_rows import STAGE, ReadOptions
 from pipeline.rows import RowError
@@ -158,10 +158,9 @@ def _failure(error: Exception) -> Exception:
         return of_node[-1]
     if isinstance(error, ValueError):  # as requests' errors over addresses are
         return ValueError("no address")
-    reasons = [each for each in inner if isinstance(each, HTTPError | OSError)]
-    own = [each for each in reasons if not isinstance(each, requests.RequestException)]
-    reason = getattr(own[0], "reason", None) or own[0] if own else type(error).__name__
-    text = redacted_line(reason) if isinstance(reason, Exception) else str(reason)
+    quoting = (requests.RequestException, MaxRetryError)
+    reason = next((each for each in inner if not isinstance(each, quoting)), None)
+    text = type(error).__name__ if reason is None else redacted_line(reason)
     if isinstance(error, requests.RequestException):
         return _Unanswered(type(error).__name__, text)
     is_timeout = isinstance(error, TimeoutError | ReadTimeoutError)

@@ -5,7 +5,7 @@ import pytest
 from datasets import load_dataset
 
 from jobs.__main__ import main
-from pictures import encoded, photo
+from pictures import encoded, photo, write_photos
 from runs import igpt, refusal, results
 
 FILES = ("train/dog/b.png", "train/cat/1.png", "test/cat/2.png", "test/owl/x.png")
@@ -13,10 +13,7 @@ FILES = ("train/dog/b.png", "train/cat/1.png", "test/cat/2.png", "test/owl/x.png
 
 @pytest.fixture
 def folders(tmp_path) -> str:
-    for i, name in enumerate(FILES):
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(photo(i)))
+    write_photos(tmp_path / "in", FILES)
     return str(tmp_path / "in")
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from pictures import encoded, photo
+from pictures import encoded, photo, write_photos
 from pipeline.errors import UsageError
 from pipeline.inputs import text_tables
 from pipeline.inputs.source import find_source
@@ -38,10 +38,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for i, name in enumerate(NAMES):
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(photo(i)))
+    write_photos(tmp_path / "in", NAMES)
     return tmp_path / "in"
 
 

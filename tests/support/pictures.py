@@ -1,6 +1,8 @@
 """Small photographs that tests make for themselves, and what `photos` of conftest.py holds."""
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,14 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format)
     return buffer.getvalue()
+
+
+def write_photos(folder: Path, names: Sequence[str]) -> None:
+    """Writes a photo of its own under each of these names, with the folders in them."""
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(photo(i)))
 
 
 def as_struct(image: Image.Image) -> dict[str, bytes | None]:
