@@ -49,16 +49,9 @@ def recorded_job(
     if hidden:
         raise UsageError(
             f"{RUN_FILE} keeps no logins and signatures, so --{hidden[0].replace('_', '-')} "
-            f"{values[hidden[0]]} leads nowhere; next: {_move(hidden[0])}"
+            f"{values[hidden[0]]} leads nowhere; next: the run's own command, with its own location"
+            + (", or igpt retry-failed with --input" if hidden[0] == "input" else "")
         )
     options = parse(job.model, values)
     assert isinstance(options, RunOptions)
     return job, options, record
-
-
-def _move(option: str) -> str:
-    if option == "input":
-        return (
-            "--input with the same addresses, whole, or the run's own command for what is not done"
-        )
-    return "the run's own command, with its own location"

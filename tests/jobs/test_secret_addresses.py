@@ -138,7 +138,7 @@ def test_rows_of_signed_tables_are_named_and_done_again_with_the_address(
          output=run, max_error_fraction=0.9, max_image_bytes=len(images[3]) - 1)  # fmt: skip
     sources = [row["source"] for row in pq.read_table(run / "errors").to_pylist()]
     assert sources == [f"{signed}/a.parquet?***#1", f"{signed}/a.parquet?***#3"]
-    assert "next: --input with the same addresses" in refusal(capfd, "retry-failed", run)
+    assert "or igpt retry-failed with --input" in refusal(capfd, "retry-failed", run)
     again = {"input": f"{signed}/a.parquet{query}{SECRETS[1]}", "max_image_bytes": len(images[3])}
     igpt("retry-failed", run, **again)
     (row,) = pq.read_table(run / "errors").to_pylist()
