@@ -137,7 +137,7 @@ def _report(summary: RunSummary, plan: Plan, *, resumed_shards: int) -> dict[str
         "errors": summary.figures.errors,
         "shards": len(plan.shards),
         "resumed_shards": resumed_shards,
-        "skipped_files": dict(plan.skipped),
+        "skipped_files": dict(summary.skipped),
         **asdict(summary.speed),
         "errors_by_kind": {kind.error: kind.count for kind in summary.errors},
     }

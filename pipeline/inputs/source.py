@@ -34,7 +34,7 @@ from pipeline.inputs.parquet_schema import (
 )
 from pipeline.inputs.previous_run import find_run, part_files, without_other_files
 from pipeline.inputs.url_lists import count_addresses
-from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
+from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema, taking_all
 from pipeline.rows import ID, SAMPLES, TOKENS
 from pipeline.shards import Plan, sum_if_known
 from pipeline.storage.redact import redacted
@@ -238,6 +238,8 @@ def find_source(
         # Addresses may be signed: they are passed through where they are asked for.
         apart = None if url_column in (keep_columns or ()) else image_column
         passthrough = passthrough_schema(schemas, keep_columns, apart, id_column)
+        if format == "webdataset" and keep_columns is None:
+            passthrough = taking_all(passthrough)
     source = Source(
         format,
         counted,

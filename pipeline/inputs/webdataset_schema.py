@@ -32,6 +32,8 @@ _FIRST_TARS = 16
 _MOST_NAMED = 20  # in a line
 _MOST_FIELDS = 1000  # of all samples; where names hold dots, each may seem to have its own
 _THREADS = 32
+# In the metadata of the schema of columns: nobody has chosen them.
+_ALL_KEY = b"igpt_all_fields"
 
 
 def image_fields(fields: Iterable[str]) -> list[str]:
@@ -87,6 +89,23 @@ def find_sample_schema(
     # What is wanted may lie far behind the images.
     columns = [(f, field_type(f)) for f in dict.fromkeys([*fields, *wanted]) if f != image]
     return file, pa.schema([column for column in columns if column[1] is not None])
+
+
+def taking_all(schema: pa.Schema) -> pa.Schema:
+    """Notes that all fields are wanted, of which some may show only when the tars are read."""
+    return schema.with_metadata({**(schema.metadata or {}), _ALL_KEY: b""})
+
+
+def takes_all(schema: pa.Schema) -> bool:
+    """Returns whether `taking_all` noted so."""
+    return _ALL_KEY in (schema.metadata or {})
+
+
+def late_field(field: str) -> str:
+    """Says, in the words of `Plan.skipped`, that a field is no column as planning did not see it;
+    by its extension, of which there are few."""
+    kind = field.rpartition(".")[2]
+    return f"a field of .{kind} that no first sample has, and --keep-columns takes"
 
 
 def _named(fields: Sequence[str]) -> str:

@@ -93,7 +93,7 @@ def read_status(directory: RunDirectory) -> Status:
         seconds=None if sampled else speed.seconds,
         seconds_left=left,
         last_part=work.last,
-        skipped_files=directory.skipped(),
+        skipped_files=(report or {}).get("skipped_files", directory.skipped()),
         resume=None if finished else resuming(run["command"]),
         estimated=tuple(estimated),
     )

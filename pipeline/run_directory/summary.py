@@ -21,14 +21,15 @@ class Figures:
     """Sums over the finished shards.
 
     `rows` have a result, `errors` failed; `squashed` counts images far from square that were
-    squashed to squares. `speed` is that of the shards with stats.
-    `stage_seconds` add up over all actors.
+    squashed to squares, `left_out` what of the rows was not read. `speed` is that of the shards
+    with stats. `stage_seconds` add up over all actors.
     """
 
     rows: int
     errors: int
     tokens: int
     squashed: int
+    left_out: Mapping[str, int]
     speed: Speed
     stage_seconds: Mapping[str, float]
     hosts: int
@@ -41,7 +42,8 @@ class RunSummary:
     `run` is run.json as it was written, `report` is report.json, None where there is none. `done`
     counts the finished shards; `filled` are those of them that have results, in order. `planned` is
     the number of shards, None where the directory does not say. `nll` is None where no image has a
-    likelihood. `skipped` counts the files of the input left out, by extension.
+    likelihood. `skipped` counts the files of the input left out, by extension, and what was left out
+    of those that were read.
     """
 
     run: Mapping[str, Any]
@@ -100,16 +102,17 @@ def read_summary(directory: RunDirectory) -> RunSummary:
     totals = _Totals()
     for part in map_in_threads(lambda shard: _read_part(directory, shard), shards):
         totals.add(part)
+    figures = totals.figures()
     return RunSummary(
         run=run,
         report=report,
         done=len(shards),
         filled=totals.filled,
         planned=_planned(directory, report),
-        figures=totals.figures(),
+        figures=figures,
         errors=totals.kinds,
         nll=totals.nll if totals.nll.n else None,
-        skipped=directory.skipped(),
+        skipped={**directory.skipped(), **figures.left_out},
     )
 
 
@@ -154,6 +157,7 @@ class _Totals:
         self._rows = self._errors = self._squashed = 0
         self._work = Work()
         self._stage_seconds: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
         self._hosts: set[str] = set()
 
     def add(self, part: _Part) -> None:
@@ -168,6 +172,7 @@ class _Totals:
             self._stage_seconds.update(part.stats["seconds"])
             self._hosts.add(part.stats["host"])
             self._squashed += int(part.stats.get("squashed", 0))
+            self._left_out.update(part.stats.get("left_out", {}))
         if "nats" in part.stats:
             self.nll += NLLHistogram.from_json(part.stats["nats"])
 
@@ -177,6 +182,7 @@ class _Totals:
             errors=self._errors,
             tokens=self._work.tokens,
             squashed=self._squashed,
+            left_out=dict(self._left_out),
             speed=self._work.speed,
             stage_seconds=dict(self._stage_seconds),
             hosts=len(self._hosts),

@@ -94,6 +94,7 @@ _COUNTED = {
     "bytes",
     "nats",
     "squashed",
+    "left_out",
 }  # what the merged part has of its own
 
 
