@@ -67,7 +67,8 @@ if TYPE_CHECKING:
     )
     from igpt_core.images.model_palette import load_image_size, load_palette
     from igpt_core.images.palette import ColorHistogram, Palette
-    from igpt_core.images.pixels import ImageError, encode_png, load_pixels
+    from igpt_core.images.pixels import encode_png, load_pixels
+    from igpt_core.images.raster_formats import ImageError
     from igpt_core.learning.features import chosen_layers, pooled_features
     from igpt_core.learning.probe import LinearProbe
     from igpt_core.learning.scoring import bits_per_pixel, token_nll
@@ -84,7 +85,7 @@ else:
         "CheckpointError": "errors",
         "ClassifierOutput": "model.outputs",
         "ColorHistogram": "images.palette",
-        "ImageError": "images.pixels",
+        "ImageError": "images.raster_formats",
         "ImageGPTConfig": "model.config",
         "ImageGPTFeatureExtractor": "images.image_processor",
         "ImageGPTForCausalImageModeling": "heads",

@@ -22,18 +22,16 @@ are read: `raster_formats`.
 
 import io
 import math
-import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
-from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 
-from igpt_core.images.raster_formats import FormatError, check_format, open_raster
+from igpt_core.images.depths import TiffLayout, check_jpeg2000, tiff_layout
+from igpt_core.images.raster_formats import ImageError, check_format, one_line, open_raster
 
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; beyond it Pillow itself suspects a decompression bomb
 
@@ -54,10 +52,6 @@ _UPRIGHT = {
     7: (True, True, True),
     8: (True, False, True),
 }
-
-
-class ImageError(ValueError):
-    """One image cannot be used. The message is one line: what was expected, what was found."""
 
 
 def load_pixels(
@@ -181,8 +175,8 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
         found = f"{source.format or source.mode} image of {width} x {height}"
         if not 0 < width * height <= MAX_PIXELS:
             raise ImageError(f"expected 1 to {MAX_PIXELS} pixels, found a {found}")
-        tiff = _tiff_layout(source)
-        _check_jpeg2000(source)
+        tiff = tiff_layout(source)
+        check_jpeg2000(source)
         draft = None
         if draft_side and isinstance(image, bytes) and isinstance(source, JpegImageFile):
             draft = source.draft(None, (draft_side, draft_side))
@@ -198,7 +192,7 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
         # zlib.error, MemoryError and more for data that is cut short or damaged.
         raise ImageError(
             f"expected a whole {found}, found truncated or damaged data: "
-            f"{type(error).__name__}: {_one_line(error)}"
+            f"{type(error).__name__}: {one_line(error)}"
         ) from error
 
 
@@ -209,67 +203,11 @@ def _open(image: bytes | Image.Image) -> Image.Image:
             return open_raster(image)
         check_format(image)
         return image
-    except FormatError as error:
-        raise ImageError(_one_line(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"expected at most {MAX_PIXELS} pixels: {_one_line(error)}") from error
+        raise ImageError(f"expected at most {MAX_PIXELS} pixels: {one_line(error)}") from error
 
 
-@dataclass(frozen=True)
-class _TiffLayout:
-    """What a TIFF says of its gray levels that its PIL mode does not."""
-
-    bits: int
-    zero_is_white: bool
-
-
-def _tiff_layout(image: Image.Image) -> _TiffLayout | None:
-    """Reads the layout of a TIFF (TIFF 6.0, sections 3 and 19), None for other images.
-
-    Raises ImageError for those that Pillow reads as something else.
-    """
-    if not isinstance(image, TiffImageFile):
-        return None
-    if not isinstance(image.info.get("xmp"), bytes):  # damaged, and Pillow would look into it
-        image.info.pop("xmp", None)
-    tags = image.tag_v2
-    bits, sample_format = max(tags.get(258, (1,))), max(tags.get(339, (1,)))
-    if sample_format == 2 and bits < 32:
-        raise ImageError(f"expected a TIFF of unsigned samples, found {bits}-bit signed ones")
-    if bits > 8 and tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(259, 1) == 1:
-        raise ImageError(
-            f"expected a TIFF of 8 bits or of interleaved samples, found {bits} bits in planes, "
-            "not compressed"
-        )
-    return _TiffLayout(bits, zero_is_white=tags.get(262) == 0)
-
-
-def _check_jpeg2000(image: Image.Image) -> None:
-    """Raises ImageError for the depths of JPEG 2000 that Pillow scales wrongly: colors of more than
-    8 bits, whose white wraps to black, and less than 8, whose white is gray.
-
-    Reads the marker SIZ of ISO/IEC 15444-1, A.5.1; of a decoded image nothing is left to read.
-    """
-    if not isinstance(image, Jpeg2KImageFile) or image.fp is None:
-        return
-    place = image.fp.tell()
-    image.fp.seek(0)
-    found = image.fp.read()
-    image.fp.seek(place)
-    start = found.find(b"\xff\x4f\xff\x51")  # SOC, SIZ
-    if start < 0:
-        raise ImageError("expected a whole JPEG 2000 image, found none of its headers")
-    (n_components,) = struct.unpack_from(">H", found, start + 40)
-    depths = found[start + 42 : start + 42 + 3 * n_components : 3]
-    bits = {(depth & 0x7F) + 1 for depth in depths}
-    if bits != {8} and not (n_components == 1 and min(bits) > 8):
-        raise ImageError(
-            f"expected a JPEG 2000 image of 8 bits, or gray of 8 to 16, found {n_components} "
-            f"components of {' and '.join(map(str, sorted(bits)))} bits"
-        )
-
-
-def _to_rgb(image: Image.Image, tiff: _TiffLayout | None) -> Image.Image:
+def _to_rgb(image: Image.Image, tiff: TiffLayout | None) -> Image.Image:
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return _gray_to_rgb(image, tiff)
@@ -281,7 +219,7 @@ def _to_rgb(image: Image.Image, tiff: _TiffLayout | None) -> Image.Image:
     return white
 
 
-def _gray_to_rgb(image: Image.Image, tiff: _TiffLayout | None) -> Image.Image:
+def _gray_to_rgb(image: Image.Image, tiff: TiffLayout | None) -> Image.Image:
     """Converts modes I, I;16 and F, which Pillow's own conversion clips to 0..255."""
     levels = np.asarray(image)
     # the readers of these two formats leave integers of more than 8 bits on a scale of 65535
@@ -321,7 +259,3 @@ def _turn(image: Image.Image, box: Box, orientation: int) -> tuple[Image.Image, 
         top, bottom = image.height - bottom, image.height - top
     image.info.clear()  # it would still say how to turn the image
     return image, (left, top, right, bottom)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

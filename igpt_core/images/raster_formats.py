@@ -11,7 +11,7 @@ import os
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from igpt_core.images import jpeg_metadata, png_metadata
+from igpt_core.images import gif_metadata, jpeg_metadata, png_metadata
 
 # The most frequent first, those without a signature of their own last, as Pillow tries them.
 _FORMATS = (
@@ -22,8 +22,8 @@ _FORMATS = (
 )
 
 
-class FormatError(ValueError):
-    """Bytes, or an open PIL image, of no format that is read; the message is one line."""
+class ImageError(ValueError):
+    """One image cannot be used. The message is one line: what was expected, what was found."""
 
 
 @functools.cache
@@ -48,18 +48,18 @@ def raster_extensions() -> frozenset[str]:
 def open_raster(source: bytes | str | os.PathLike[str]) -> Image.Image:
     """Reads the header of an encoded image, given as bytes or as a local path; the pixels not yet.
 
-    Raises FormatError for bytes of no format that is read, and what Pillow raises for sizes beyond
+    Raises ImageError for bytes of no format that is read, and what Pillow raises for sizes beyond
     its limit and for files that cannot be opened.
     """
     if not isinstance(source, bytes):
         return Image.open(source, formats=raster_formats())
     if not source:
-        raise FormatError("expected an encoded image, found zero bytes")
+        raise ImageError("expected an encoded image, found zero bytes")
     data = png_metadata.without_metadata(source)
     try:
         return _identify(data)
     except UnidentifiedImageError as error:
-        raise FormatError(
+        raise ImageError(
             f"expected an encoded image, found {len(source)} bytes starting with {source[:12]!r}: "
             f"{_reason(data)}"
         ) from error
@@ -69,17 +69,17 @@ def _identify(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=raster_formats())
     except UnidentifiedImageError:
-        lean = jpeg_metadata.without_metadata(data)
+        lean = gif_metadata.without_metadata(jpeg_metadata.without_metadata(data))
         if len(lean) == len(data):
             raise
         return Image.open(io.BytesIO(lean), formats=raster_formats())
 
 
 def check_format(image: Image.Image) -> None:
-    """Raises FormatError for a PIL image opened from a format that is not read: its pixels may be
+    """Raises ImageError for a PIL image opened from a format that is not read: its pixels may be
     still to come, and from another program."""
     if isinstance(image, ImageFile.ImageFile) and image.format not in (*raster_formats(), "MPO"):
-        raise FormatError(
+        raise ImageError(
             f"expected an image of a raster format that is read, found {image.format}; "
             "next: image.convert('RGB')"
         )
@@ -93,5 +93,10 @@ def _reason(data: bytes) -> str:
             try:
                 factory(io.BytesIO(data), "")
             except Exception as error:  # of this one image: readers raise many kinds
-                return f"{name} that is not supported, or cut short: {error}"
+                return f"{name} that is not supported, or cut short: {one_line(error)}"
     return "not a format that is read, or cut short"
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the beginning of an error's text, on one line."""
+    return " ".join(str(error).split())[:200]

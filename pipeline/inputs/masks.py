@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from igpt_core.images.pixels import Crop, ImageError, load_pixels
+from igpt_core.images.pixels import Crop, load_pixels
+from igpt_core.images.raster_formats import ImageError
 from pipeline.errors import UsageError
 from pipeline.rows import RowError
 from pipeline.storage.filesystem import (

@@ -42,8 +42,8 @@ class RunSummary:
     `run` is run.json as it was written, `report` is report.json, None where there is none. `done`
     counts the finished shards; `filled` are those of them that have results, in order. `planned` is
     the number of shards, None where the directory does not say. `nll` is None where no image has a
-    likelihood. `skipped` counts the files of the input left out, by extension, and what was left out
-    of those that were read.
+    likelihood. `skipped` counts the files of the input left out, by extension, and what was left
+    out of those that were read.
     """
 
     run: Mapping[str, Any]

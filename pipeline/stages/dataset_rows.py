@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from igpt_core.images.image_inputs import rgb_images
 from igpt_core.images.model_palette import load_palette
-from igpt_core.images.pixels import Crop, ImageError, Resize
+from igpt_core.images.pixels import Crop, Resize
+from igpt_core.images.raster_formats import ImageError
 from pipeline import rows
 from pipeline.rows import RowError
 from pipeline.stages.blocks import in_place

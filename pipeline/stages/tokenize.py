@@ -13,14 +13,13 @@ from PIL import Image
 from igpt_core.images.model_palette import load_palette
 from igpt_core.images.pixels import (
     Crop,
-    ImageError,
     Pixels,
     Resize,
     load_pixels,
     open_rgb,
     resize_rgb,
 )
-from igpt_core.images.raster_formats import open_raster
+from igpt_core.images.raster_formats import ImageError, open_raster
 from pipeline import rows
 from pipeline.readers.input_rows import STAGE, RowContent
 from pipeline.rows import RowError

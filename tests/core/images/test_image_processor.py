@@ -16,7 +16,8 @@ from igpt_core.errors import CheckpointError
 from igpt_core.images.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
 from igpt_core.images.model_palette import load_palette
 from igpt_core.images.palette import Palette
-from igpt_core.images.pixels import ImageError, load_pixels
+from igpt_core.images.pixels import load_pixels
+from igpt_core.images.raster_formats import ImageError
 
 CLUSTERS = np.random.default_rng(7).uniform(-1, 1, (512, 3)).astype(np.float32)
 SIZE = {"height": 32, "width": 32}

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from igpt_core.images.pixels import ImageError, encode_png, load_pixels, open_rgb, to_uint8
+from igpt_core.images.pixels import encode_png, load_pixels, open_rgb, to_uint8
+from igpt_core.images.raster_formats import ImageError
 
 H, W = 12, 17  # not square, not even: a swapped axis or a wrong stride shows
 

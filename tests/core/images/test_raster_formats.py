@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from igpt_core.images.pixels import ImageError, open_rgb
-from igpt_core.images.raster_formats import raster_extensions, raster_formats
+from igpt_core.images.pixels import open_rgb
+from igpt_core.images.raster_formats import ImageError, raster_extensions, raster_formats
 
 H, W = 33, 34
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"
@@ -21,7 +21,8 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{
 NO_PROCESS = """
 import io, sys
 from PIL import Image
-from igpt_core.images.pixels import ImageError, open_rgb
+from igpt_core.images.pixels import open_rgb
+from igpt_core.images.raster_formats import ImageError
 
 def refuse(event, arguments):
     if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork"):
@@ -130,6 +131,38 @@ def test_short_metadata_does_not_cost_a_jpeg(extra: bytes, mode: str, orientatio
     jpeg = buffer.getvalue()
     whole = np.asarray(open_rgb(jpeg))
     assert np.array_equal(np.asarray(open_rgb(jpeg[:2] + extra + jpeg[2:])), whole)
+
+
+@pytest.mark.parametrize("transparency", [None, 1])
+@pytest.mark.parametrize("colors", [2, 256])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"\x21\xf9\0",
+        b"\x21\xf9\1\0\0",
+        b"\x21\xf9\2\0\0\0",
+        b"\x21\xff\0",
+        b"\x21\xff\x0bNETSCAPE2.0\0",
+        b"\x21\xff\3abc\0",
+        b"\x21\x01\0",
+        b"\x21\xfe\0",
+        b"\x21\x77\0",
+    ],
+)
+def test_short_extensions_do_not_cost_a_gif(
+    extra: bytes, colors: int, transparency: int | None
+) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, colors, (H, W), dtype=np.uint8))
+    image.putpalette([level for level in range(256) for _ in range(3)])
+    buffer = io.BytesIO()
+    image.save(buffer, "GIF", **({} if transparency is None else {"transparency": transparency}))
+    gif = buffer.getvalue()
+    whole = np.asarray(open_rgb(gif))
+    header = 13 + (3 << ((gif[10] & 7) + 1))
+    if transparency is not None:
+        assert gif[header : header + 3] == b"\x21\xf9\4"
+    for at in (header, gif.index(b"\x2c\0\0\0\0", header)):
+        assert np.array_equal(np.asarray(open_rgb(gif[:at] + extra + gif[at:])), whole)
 
 
 @pytest.mark.parametrize("kind", [b"eXIf", b"iTXt"])

@@ -22,7 +22,8 @@ import requests
 from PIL import Image, UnidentifiedImageError
 from s3fs.errors import translate_boto_error
 
-from igpt_core.images.pixels import ImageError, load_pixels
+from igpt_core.images.pixels import load_pixels
+from igpt_core.images.raster_formats import ImageError
 from pipeline.errors import UsageError
 from pipeline.readers.images import read_image_files
 from pipeline.readers.input_rows import ReadOptions
