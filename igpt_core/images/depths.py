@@ -25,16 +25,15 @@ def tiff_layout(image: Image.Image) -> TiffLayout | None:
     """
     if not isinstance(image, TiffImageFile):
         return None
-    if not isinstance(image.info.get("xmp"), bytes):  # damaged, and Pillow would look into it
-        image.info.pop("xmp", None)
     tags = image.tag_v2
     bits, sample_format = max(tags.get(258, (1,))), max(tags.get(339, (1,)))
     if sample_format == 2 and bits < 32:
         raise ImageError(f"expected a TIFF of unsigned samples, found {bits}-bit signed ones")
-    if bits > 8 and tags.get(284) == 2 and tags.get(277, 1) > 1 and tags.get(259, 1) == 1:
+    n_samples, in_planes = tags.get(277, 1), tags.get(284) == 2
+    if bits > 8 and in_planes and n_samples > 1 and (n_samples > 3 or tags.get(259, 1) == 1):
         raise ImageError(
-            f"expected a TIFF of 8 bits or of interleaved samples, found {bits} bits in planes, "
-            "not compressed"
+            f"expected a TIFF of 8 bits or of interleaved samples, found {n_samples} planes of "
+            f"{bits} bits, with opacity, of inks or not compressed"
         )
     return TiffLayout(bits, zero_is_white=tags.get(262) == 0)
 

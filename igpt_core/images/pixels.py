@@ -5,15 +5,16 @@ Every mode becomes RGB by one rule:
     RGB                          untouched
     transparency of any kind     composed on white
     1, L, P, CMYK, YCbCr,        as Pillow converts them; embedded color profiles are ignored
-      HSV, LAB, RGBX
+      HSV, RGBX
+    LAB                          by CIE 15 and sRGB, see `exact_colors`
     I;16 (any byte order)        rint(v / 257): 0..65535 to 0..255; of a 12-bit TIFF
                                  rint(v * 255 / 4095)
     I, F                         by their range, see `to_uint8`
 
 Of a TIFF whose zero is white, gray levels are inverted; 8- and 16-bit signed ones are refused, as
-nothing says which is black. Colors of more than 8 bits are cut to their upper 8 by Pillow: within
-one gray level, two with transparency or inks of 16 bits. JPEG 2000 is read at 8 bits, gray at 8
-to 16; its signed levels are shifted to their full range by Pillow.
+nothing says which is black. Colors of 16 bits are cut to their upper 8 by Pillow, within one gray
+level; with transparency, and inks, they are put together at 16 bits first. JPEG 2000 is read at 8
+bits, gray at 8 to 16; its signed levels are shifted to their full range by Pillow.
 
 EXIF orientation is applied, also to PIL images that carry it. An animation gives its first frame.
 Metadata that is large or damaged does not matter to a PNG's pixels: `png_metadata`. Which formats
@@ -31,6 +32,7 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from igpt_core.images.depths import TiffLayout, check_jpeg2000, tiff_layout
+from igpt_core.images.exact_colors import deep_kind, deep_to_rgb, lab_to_rgb
 from igpt_core.images.raster_formats import ImageError, check_format, one_line, open_raster
 
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; beyond it Pillow itself suspects a decompression bomb
@@ -180,10 +182,14 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
         draft = None
         if draft_side and isinstance(image, bytes) and isinstance(source, JpegImageFile):
             draft = source.draft(None, (draft_side, draft_side))
-        source.load()
+        if isinstance(image, bytes) and (kind := deep_kind(source)):
+            source, decoded = deep_to_rgb(image, kind)
+        else:
+            source.load()
+            decoded = _to_rgb(source, tiff)
         box: Box = draft[1] if draft else (0, 0, *source.size)
         shrink = round(width / box[2]) if draft else 1
-        rgb, box = _turn(_to_rgb(source, tiff), box, _orientation(source))
+        rgb, box = _turn(decoded, box, _orientation(source))
         return _Decoded(rgb, box, shrink)
     except ImageError:
         raise
@@ -211,6 +217,8 @@ def _to_rgb(image: Image.Image, tiff: TiffLayout | None) -> Image.Image:
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         return _gray_to_rgb(image, tiff)
+    if mode == "LAB":
+        return lab_to_rgb(image)
     if not image.has_transparency_data:
         return image if mode == "RGB" else image.convert("RGB")
     rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")

@@ -52,12 +52,12 @@ def open_raster(source: bytes | str | os.PathLike[str]) -> Image.Image:
     its limit and for files that cannot be opened.
     """
     if not isinstance(source, bytes):
-        return Image.open(source, formats=raster_formats())
+        return _without_damaged_xmp(Image.open(source, formats=raster_formats()))
     if not source:
         raise ImageError("expected an encoded image, found zero bytes")
     data = png_metadata.without_metadata(source)
     try:
-        return _identify(data)
+        return _without_damaged_xmp(_identify(data))
     except UnidentifiedImageError as error:
         raise ImageError(
             f"expected an encoded image, found {len(source)} bytes starting with {source[:12]!r}: "
@@ -83,6 +83,14 @@ def check_format(image: Image.Image) -> None:
             f"expected an image of a raster format that is read, found {image.format}; "
             "next: image.convert('RGB')"
         )
+    _without_damaged_xmp(image)
+
+
+def _without_damaged_xmp(image: Image.Image) -> Image.Image:
+    """Removes what is no XMP from where Pillow would look for the orientation."""
+    if not isinstance(image.info.get("xmp", b""), bytes):
+        del image.info["xmp"]
+    return image
 
 
 def _reason(data: bytes) -> str:
