@@ -23,7 +23,7 @@ from pipeline.storage.filesystem import (
     store_errors,
     uri_of,
 )
-from pipeline.storage.redact import redacted_error
+from pipeline.storage.redact import LOCATION, redacted_error
 from pipeline.storage.walk import Files, glob_files, has_magic, list_files, list_folder
 
 MOST_NAMES = 1_000_000
@@ -31,6 +31,7 @@ URL_LISTS = frozenset({".txt", ".csv", ".tsv", ".jsonl"})  # beside Parquet
 NOT_UTF8 = "a name that is not UTF-8"
 NAMELESS = "an empty name"  # folders: `a//b.png` in a store whose filesystem cannot list it
 
+_WEB_QUERY = re.compile(r"https?://[^?]*\?", re.IGNORECASE)
 _WEB_LOGIN = re.compile(r"^(https?://)[^/]*@", re.IGNORECASE)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 
@@ -115,16 +116,21 @@ def _nameable(fs: AbstractFileSystem, path: str) -> str:
 
 
 def split_list(text: str) -> list[str]:
-    """Splits a comma-list at the commas that stand outside braces."""
+    """Splits a comma-list at the commas that stand outside braces; in the query of a web address at
+    those before another location alone."""
     items, depth, paired = [""], 0, _paired_braces(text)
     for at, letter in enumerate(text):
         if at in paired:
             depth += 1 if letter == "{" else -1
-        if letter == "," and not depth:
+        if letter == "," and not depth and not _is_in_query(items[-1], text[at + 1 :]):
             items.append("")
         else:
             items[-1] += letter
     return items
+
+
+def _is_in_query(item: str, rest: str) -> bool:
+    return _WEB_QUERY.search(item) is not None and re.match(LOCATION, rest) is None
 
 
 def expand_braces(text: str) -> list[str]:

@@ -11,10 +11,10 @@ _SIGNATURE = rf"(?:[^\s'\"]|{_APOSTROPHE})+(?<![:;,])"
 # urllib3 leaves the host out: "Max retries exceeded with url: /image.png?..."
 _QUERY = re.compile(rf"((?:\w://|\burl: /){_PATH})\?{_SIGNATURE}")
 _WEB_QUERY = re.compile(rf"(https?://{_PATH})\?{_SIGNATURE}", re.IGNORECASE)
+# What begins another location behind a comma, and no more of a query (`?i=https://a,https://b&c=d`).
+LOCATION = r"\s*[\w+.\-]+:[/:][^?,&]*(?:[?,]|$)"
 # Of a location alone, whose path may hold spaces; in a list up to the next one.
-_LOCATION_QUERY = re.compile(
-    r"(https?://[^?]*)\?.*?(?=,[\w+.\-]+:(?://|:)|$)", re.IGNORECASE | re.DOTALL
-)
+_LOCATION_QUERY = re.compile(rf"(https?://[^?]*)\?.*?(?=,{LOCATION}|$)", re.IGNORECASE | re.DOTALL)
 _REDACTED_QUERY = re.compile(r"https?://[^?]*\?\*\*\*", re.IGNORECASE)
 # To the last @: a password may hold one. A name alone is no secret (`abfs://container@account`,
 # `sftp://me@host`), but for web addresses, where it may be a token.

@@ -52,6 +52,19 @@ def test_commas_within_braces_do_not_split():
     assert split_list("a{b.jpg,c,{d{1,2},e") == ["a{b.jpg", "c", "{d{1,2}", "e"]
 
 
+@pytest.mark.parametrize(
+    "items",
+    [
+        ["https://h/a.png?w=1,2&sig=S", "https://h/b.png?w=3,data/x&sig=T", "https://h/c.png"],
+        ["simplecache::https://h/a.png?i=https://a,https://b&sig=S", "simplecache::https://h/b"],
+        ["a?.png", "b&c.png", "s3://bucket/a?", "s3://bucket/b&c"],
+    ],
+)
+def test_commas_in_a_query_do_not_split(items):
+    """Past bug: what stood behind one was another location, shown with its signature."""
+    assert split_list(",".join(items)) == items
+
+
 def test_a_backslash_is_a_plain_character():
     assert expand_braces(r"a\{1,2}\n{") == [r"a\1\n{", r"a\2\n{"]
 

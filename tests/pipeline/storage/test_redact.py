@@ -62,6 +62,7 @@ def test_a_location_without_a_secret_is_kept_whole(location):
             "https://h/a.png?sig=SECRET,https://me:SECRET@h/b.png?x=1,SECRET",
             "https://h/a.png?***,https://***@h/b.png?***",
         ),
+        ("https://h/a.png?i=https://a,https://b&sig=SECRET", "https://h/a.png?***"),
         ("--input=https://h/a b.png?sig=SECRET", "--input=https://h/a b.png?***"),
         ("sftp://me:SECRET@h/what?.png", "sftp://***@h/what?.png"),
         ("s3://bucket/image-?.png,s3://bucket/b.png", "s3://bucket/image-?.png,s3://bucket/b.png"),
