@@ -1,7 +1,6 @@
 """Images at web addresses, fetched by threads: whole, or an error that says what came instead."""
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -11,6 +10,7 @@ import requests
 from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 
 from pipeline.readers.input_rows import STAGE, ReadOptions
+from pipeline.readers.web_session import WebSession, deadline
 from pipeline.rows import RowError
 from pipeline.shards import Shard, Tries
 from pipeline.storage.redact import redacted_line
@@ -47,13 +47,6 @@ class _Unanswered(ConnectionError):
         self.kind = kind
 
 
-class _Session(requests.Session):
-    """Follows no redirects: requests would read their bodies whole, whatever they hold."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
 @dataclass
 class Fetch:
     """Fetches images, and counts the addresses that no host has answered for."""
@@ -71,7 +64,7 @@ class Fetch:
             found = kind + separator if separator and kind.isalnum() else "something else"
             return RowError(STAGE, "BadAddress", f"expected http:// or https://, found {found}")
         try:
-            answer = with_retry(lambda: self._get(address), _PAUSES)
+            answer = with_retry(lambda: self._get_in_time(address), _PAUSES)
             self._n_answered += 1
         except _Status as error:
             self._n_answered += 1
@@ -85,14 +78,26 @@ class Fetch:
             return replace(answer, message=f"{answer.message}: {_shown(address)}")
         return answer
 
-    def _get(self, address: str) -> bytes | RowError:
+    def _get_in_time(self, address: str) -> bytes | RowError:
         """Raises _Status, _Unanswered, ValueError for what is no address, and faults of the
         machine."""
-        begun = time.monotonic()
+        too_late = _Unanswered("ReadTimeout", f"{_MOST_SECONDS} seconds were not enough")
+        with deadline(_MOST_SECONDS) as limit:
+            try:
+                answer = self._get(address)
+            except _Unanswered:
+                if limit.is_over:
+                    raise too_late from None
+                raise
+            if limit.is_over:
+                raise too_late
+            return answer
+
+    def _get(self, address: str) -> bytes | RowError:
         for _ in range(1 + _MOST_REDIRECTS):
             with self._ask(address) as answer:
                 if not answer.is_redirect:
-                    return self._body(answer, begun)
+                    return self._body(answer)
                 target = requests.Session.get_redirect_target(self._session(), answer)
             address = urljoin(address, target)
             if not _is_web(address):
@@ -106,7 +111,7 @@ class Fetch:
         except (requests.RequestException, HTTPError, OSError) as error:
             raise _failure(error) from None
 
-    def _body(self, answer: requests.Response, begun: float) -> bytes | RowError:
+    def _body(self, answer: requests.Response) -> bytes | RowError:
         if answer.status_code >= 300:
             raise _Status(answer.status_code)
         length = answer.headers.get("Content-Length", "")
@@ -117,8 +122,6 @@ class Fetch:
             image += chunk
             if refused := self.options.refused(len(image)):
                 return refused
-            if time.monotonic() - begun > _MOST_SECONDS:
-                raise _Unanswered("ReadTimeout", f"{_MOST_SECONDS} seconds were not enough")
         return bytes(image) or RowError(STAGE, "EmptyImage", "the answer is empty")
 
     def _session(self) -> requests.Session:
@@ -126,7 +129,7 @@ class Fetch:
         kept."""
         session: requests.Session | None = getattr(self._of_thread, "session", None)
         if session is None:
-            session = self._of_thread.session = _Session()
+            session = self._of_thread.session = WebSession()
             session.headers.update(_HEADERS)
         return session
 

@@ -1,8 +1,11 @@
 """Lists of web addresses: what comes of each answer of a host."""
 
+import datetime
 import errno
 import gzip
+import ipaddress
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +17,9 @@ from threading import Thread
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pictures import encoded, photo
 from pipeline.errors import UsageError
@@ -91,14 +97,38 @@ class Host(BaseHTTPRequestHandler):
         except OSError:
             pass
 
-    def _slow(self) -> None:
-        self._send(b"", Content_Length=1000)
+    def _trickle(self, letter: bytes = b"x") -> None:
+        self.close_connection = True
         try:
             for _ in range(60):
-                self.wfile.write(b"x")
+                self.wfile.write(letter)
                 time.sleep(0.1)
         except OSError:
             pass
+
+    def _slow(self) -> None:
+        self._send(b"", Content_Length=1000)
+        self._trickle()
+
+    def _slowstatus(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 ")
+        self._trickle()
+
+    def _slowheaders(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        self._trickle()
+
+    def _slowlines(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        self._trickle(b"X: y\r\n")
+
+    def _slowchunk(self) -> None:
+        self._send(b"5;", Content_Length=None, Transfer_Encoding="chunked")
+        self._trickle()
+
+    def _slowend(self) -> None:
+        self._send(b"", Content_Length=None)
+        self._trickle()
 
     def _cut(self) -> None:
         self.close_connection = True
@@ -125,6 +155,9 @@ def nobody() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+SLOW = ("", "status", "headers", "lines", "chunk", "end")
 
 
 def rows_of(input: Path, *, tries: Tries = Tries.MORE, **traits: object) -> list[tuple]:
@@ -162,7 +195,7 @@ def listed(folder: Path, *addresses: str) -> Path:
         ("inside", "BadRedirect", "no web address"),
         ("large", "ImageTooLarge", "found 5,000"),
         ("endless", "ImageTooLarge", "expected at most 4,000 bytes"),
-        ("slow", "ReadTimeout", "1 seconds were not enough"),
+        *((f"slow{what}", "ReadTimeout", "1 seconds were not enough") for what in SLOW),
         ("cut", "ConnectionError", ""),
     ],
 )
@@ -179,8 +212,47 @@ def test_an_answer_without_an_image_is_a_row_that_says_so(
     assert message in bad.message
     assert "http://127.0.0.1/" in bad.message
     assert "fake" not in bad.message
-    tried_again = path in ("500", "599", "slow", "cut")
+    tried_again = path in ("500", "599", "cut") or path.startswith("slow")
     assert host.asked[f"/{path}"] == (6 if path == "loop" else 1 + tried_again)
+
+
+@pytest.fixture
+def certificate(tmp_path, monkeypatch) -> Path:
+    """A certificate of 127.0.0.1 with its key, which clients trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
+    now = datetime.datetime.now(datetime.UTC)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(here, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "certificate.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    return path
+
+
+def test_time_is_limited_over_tls_too(tmp_path, host, monkeypatch, certificate):
+    monkeypatch.setattr(fetch, "_MOST_SECONDS", 1)
+    monkeypatch.setattr(fetch, "_PAUSES", ())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    host.socket = context.wrap_socket(host.socket, server_side=True)
+    url = host.url.replace("http:", "https:")
+    listing = listed(tmp_path, *(f"{url}/slow{what}" for what in SLOW), f"{url}/good")
+    *slow, (_, good, _) = rows_of(listing)
+    assert good == PICTURE
+    assert [bad.error for _, bad, _ in slow] == ["ReadTimeout"] * len(SLOW)
 
 
 @pytest.mark.parametrize(
