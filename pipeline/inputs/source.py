@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.inputs.class_folders import label_schema
 from pipeline.inputs.cutting import cut_rows, cut_tars
 from pipeline.inputs.files import (
     InputFile,
@@ -17,25 +16,10 @@ from pipeline.inputs.files import (
     find_files,
     has_broken_name,
 )
-from pipeline.inputs.image_metadata import (
-    WITHOUT_COLUMNS,
-    find_metadata,
-    has_metadata,
-    metadata_files,
-    split_metadata,
-)
-from pipeline.inputs.parquet_schema import (
-    choose_image_column,
-    choose_tokens_column,
-    count_positions,
-    holds_tokens,
-    passthrough_schema,
-    read_footers,
-)
+from pipeline.inputs.formats import Request
+from pipeline.inputs.image_metadata import metadata_files, split_metadata
 from pipeline.inputs.previous_run import find_run, part_files, without_other_files
-from pipeline.inputs.url_lists import count_addresses
-from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema, taking_all
-from pipeline.rows import ID, SAMPLES, TOKENS
+from pipeline.rows import SAMPLES, TOKENS
 from pipeline.shards import Plan, sum_if_known
 from pipeline.storage.redact import redacted
 
@@ -171,85 +155,42 @@ def find_source(
     `storage_options` are those of the input location alone. `shown` says how far it is, where it
     takes long. Raises UsageError.
     """
-    options = storage_options or {}
-    files = find_files(input, options)
-    of_tables = url_column is None and format in ("auto", "parquet", "tokens")
-    run = find_run(files, input, options) if of_tables else None
-    if prompt_column is not None:
-        format, image_column = "tokens", prompt_column
     if url_column is not None:
         _refuse_with_urls({"--format": format != "auto", "--image-column": image_column})
         format, image_column = "urls", url_column
+    if prompt_column is not None:
+        format, image_column = "tokens", prompt_column
+    request = Request(
+        input=input,
+        format=format,
+        image_column=image_column,
+        id_column=id_column,
+        keep_columns=keep_columns,
+        label_column=label_column,
+        label_from_folder=label_from_folder,
+        limit=limit,
+        options=storage_options or {},
+        shown=shown,
+    )
+    files = find_files(input, request.options)
+    of_tables = format in ("auto", "parquet", "tokens")
+    run = find_run(files, input, request.options) if of_tables else None
     if run is not None:
-        files = part_files(run, files)
-        id_column = id_column or ID
-        keep_columns = run.passthrough if keep_columns is None else keep_columns
-        if image_column is None and format != "parquet":
-            run.check_tokens()
-            image_column = TOKENS
-    samples = None if run is None or format == "parquet" else run.samples_in(image_column)
-    wanted = format
+        files, request = part_files(run, files), request.of_run(run)
     broken_names = [file.path for file in files if has_broken_name(file)]
-    files, metadata = split_metadata(files, wanted)
-    format, files, skipped = choose_format(files, wanted, input)
-    passthrough, positions = pa.schema([]), None
-    counted: Sequence[tuple[InputFile, int | None]]
-    if format == "images":
-        _refuse_columns({"--image-column": image_column, "--id-column": id_column}, input)
-        counted = [*((file, 1) for file in files), *((file, 0) for file in metadata)]
-        if label_from_folder:
-            _refuse_columns({"--keep-columns": keep_columns}, input)
-            passthrough = label_schema(files, label_column or "label")
-            left_out = {WITHOUT_COLUMNS: len(metadata)} if metadata else {}
-        else:
-            kept = _with(keep_columns, label_column)
-            passthrough, left_out = find_metadata(files, metadata, kept, options)
-            if not has_metadata(passthrough):
-                given = {"--keep-columns": keep_columns, "--label-column": label_column}
-                _refuse_columns(given, input)
-        skipped |= left_out
-    else:
-        if label_from_folder:
-            raise UsageError(
-                f"--label-from-folder is for image files, {input} holds tables or tars, whose "
-                "labels are a column; next: leave it out"
-            )
-        keep_columns = _with(keep_columns, label_column)
-        if format == "webdataset":
-            counted, fields = count_samples(
-                files, options, limit=limit, with_fields=keep_columns is None, shown=shown
-            )
-            columns = [*(keep_columns or []), *([id_column] if id_column else []), *fields]
-            schemas = [find_sample_schema(files, options, image=image_column, wanted=columns)]
-        elif url_column is not None:
-            counted, schemas = count_addresses(files, options, url_column, limit=limit, shown=shown)
-        else:
-            footers, schemas = read_footers(files, options, limit=limit, shown=shown)
-            if samples is not None:
-                format = "tokens"
-                positions = count_positions(schemas, SAMPLES)
-                footers = [(file._replace(samples=samples), n * samples) for file, n in footers]
-            elif wanted == "tokens" or (wanted == "auto" and holds_tokens(schemas, image_column)):
-                format = "tokens"
-                image_column, positions = choose_tokens_column(schemas, image_column)
-            else:
-                image_column = choose_image_column(schemas, image_column)
-            counted = footers
-        # Addresses may be signed: they are passed through where they are asked for.
-        apart = None if url_column in (keep_columns or ()) else image_column
-        passthrough = passthrough_schema(schemas, keep_columns, apart, id_column)
-        if format == "webdataset" and keep_columns is None:
-            passthrough = taking_all(passthrough)
+    files, metadata = split_metadata(files, format)
+    format, files, skipped = choose_format(files, format, input)
+    found = request.count(format, files, metadata)
     source = Source(
-        format,
-        counted,
+        found.format,
+        found.files,
         limit,
-        image_column,
-        id_column,
-        passthrough,
-        skipped,
-        positions=positions if prompt_column is None else None,
-        palette=run.palette if run and (samples or image_column == TOKENS) else None,
+        found.image_column,
+        request.id_column,
+        found.passthrough,
+        {**skipped, **found.left_out},
+        positions=found.positions if prompt_column is None else None,
+        palette=run.palette if run and found.image_column in (TOKENS, SAMPLES) else None,
         broken_names=broken_names,
     )
     if source.rows == 0:
@@ -274,29 +215,9 @@ def list_input(
     return found
 
 
-def _with(columns: Sequence[str] | None, label: str | None) -> Sequence[str] | None:
-    """Returns columns to keep, with the one of labels: that one alone where none are named."""
-    return columns if label is None else [*(columns or []), label]
-
-
 def _refuse_with_urls(given: Mapping[str, object]) -> None:
     wrong = [name for name, value in given.items() if value]
     if wrong:
         raise UsageError(
             f"--url-column and {wrong[0]} say differently where images come from; next: one of them"
-        )
-
-
-def _refuse_columns(given: Mapping[str, object], input: str) -> None:
-    wrong = [name for name, value in given.items() if value]
-    if wrong == ["--label-column"]:  # which has a default: nobody need have typed it
-        raise UsageError(
-            f"expected images with labels at {input}, found image files, which have none; next: "
-            "--label-from-folder where they lie in folders by class, or a table (Parquet) or tars "
-            "with a column of classes"
-        )
-    if wrong:
-        raise UsageError(
-            f"{wrong[0]} is for tables, {input} holds image files, which have no columns; "
-            "next: a table (Parquet), or leave it out"
         )
