@@ -14,6 +14,7 @@ from igpt_core.errors import NonFiniteError
 from igpt_core.generation.noise import uniform_noise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
+from igpt_core.model.attention import added_mask
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
@@ -90,7 +91,7 @@ def feed(
         model.config, batch_size=rows, capacity=n_given, device=weight.device, dtype=weight.dtype
     )
     positions = torch.arange(n_given, device=weight.device)
-    cache_slots = CacheSlots(cache, index=positions, span=n_given)
+    cache_slots = CacheSlots(cache, span=n_given)
     hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
     cache.length = n_given
     logits = _next_logits(model, hidden).repeat_interleave(n_samples, dim=0)
@@ -106,30 +107,33 @@ def _next_logits(model: CausalModel, hidden: Tensor) -> Tensor:
 def decode_step(
     model: CausalModel,
     tokens: Tensor,
-    position: Tensor,
+    position: Tensor | None,
     cache: KVCache,
     *,
     span: int,
 ) -> Tensor:
     """Feeds one token per row and returns the logits of the next pixel.
 
-    Of fixed shape for a given span: the position is a tensor, and where `span` reaches beyond it
-    the positions not yet filled are masked. So a captured step can be replayed for every position
-    below its span.
+    Of fixed shape for a given span, beyond whose filled positions the others are masked: where the
+    position is a tensor, a captured step can be replayed for every one below its span.
 
     Args:
-        tokens: (R,) int64, the pixels at `position` - 1.
-        position: (1,) int64, the input position; below `span`.
+        tokens: (R,) int64, the pixels before the input position.
+        position: (1,) int64, the input position, below `span`; cache.length where None, which
+            takes less time.
         cache: holds the positions before it and takes this one.
         span: positions of the cache to attend to. Where it is cache.length + 1 no mask is needed.
 
     Returns:
         (R, V) logits in the model's dtype.
     """
+    cache_slots = CacheSlots(cache, span, position)
+    if position is None:
+        position = torch.tensor([cache.length], device=tokens.device)
     mask = None
     if span > cache.length + 1:
-        mask = (torch.arange(span, device=tokens.device) <= position)[None]
-    cache_slots = CacheSlots(cache, index=position, span=span)
+        seen = (torch.arange(span, device=tokens.device) <= position)[None]
+        mask = added_mask(seen, model.transformer.wte.weight)
     hidden = model.transformer.hidden(tokens[:, None], position, cache_slots=cache_slots, mask=mask)
     return _next_logits(model, hidden)
 
@@ -173,11 +177,13 @@ def decode(
     positions = torch.arange(first, first + n_steps, device=noise.device)
     drawn[:, 0] = draw(logits, 0)
     for step in range(1, n_steps):
-        position = positions[step - 1 : step]
         span = cache.length + 1
+        position: Tensor | None = positions[step - 1 : step]
         if noise.device.type == "cpu":
+            position = None
             span = min(-(-span // SPAN_UNIT) * SPAN_UNIT, cache.capacity)
-            cache.repack(span)
+            if cache.by_channel:
+                cache.repack(span)
         logits = decode_step(model, drawn[:, step - 1], position, cache, span=span)
         cache.length += 1
         drawn[:, step] = draw(logits, step)

@@ -1,14 +1,21 @@
-"""Models whose matrix products read weights that are prepacked in oneDNN's own layout."""
+"""Models for inference on a CPU: products that read weights prepacked in oneDNN's own layout, and
+blocks that do little beside them."""
 
 import copy
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
-from igpt_core.model.layers import MLP, Conv1D
+from igpt_core.model.layers import (
+    NO_ATTENTION_OPTIONS,
+    AttentionOptions,
+    Block,
+    CacheSlots,
+    Conv1D,
+    Encoder,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -16,25 +23,113 @@ Model = TypeVar("Model", bound=nn.Module)
 OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 
 
-# The width of an MLP is brought to a multiple of this. torch computes activations in steps of two
-# vector registers, 32 numbers of float32 and 64 of bfloat16, and what is left over at the end, of
-# all or of each of two threads' halves, one by one and rounded otherwise: in the last row alone.
-WIDTH_UNIT = 128
+class _PostOperation(NamedTuple):
+    """What a product does to its result, by oneDNN's names."""
+
+    name: str = "none"
+    algorithm: str = ""
+    # The activation is this function of x * scale, divided by scale.
+    scale: float = 1.0
+
+
+_NOTHING = _PostOperation()
+# By the names of ACTIVATIONS.
+_POST_OPERATIONS = {
+    "quick_gelu": _PostOperation("swish", scale=1.702),
+    "gelu": _PostOperation("gelu", "none"),
+    "gelu_new": _PostOperation("gelu", "tanh"),
+    "relu": _PostOperation("relu"),
+    "silu": _PostOperation("swish"),
+    "swish": _PostOperation("swish"),
+    "tanh": _PostOperation("tanh"),
+}
 
 
 class PrepackedLinear(nn.Module):
     """x @ weight + bias for inference on a CPU, the weight prepacked when the module is made."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Prepacks a weight (out, in), of any strides; bias: (out,)."""
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, then: _PostOperation = _NOTHING
+    ) -> None:
+        """Prepacks a weight (out, in), of any strides; bias: (out,). `then`: see `forward`."""
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self.bias = None if bias is None else bias.detach()
+        self._then = then
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """Multiplies x (..., in); then applies the operation, or adds a tensor (..., out)."""
+        if added is not None:
+            product = torch.ops.mkldnn._linear_pointwise.binary
+            return product(x, added, self.weight, self.bias, "add")  # type: ignore[no-any-return]
+        name, algorithm, _ = self._then
+        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
+            x, self.weight, self.bias, name, [], algorithm
+        )
+
+
+class PackedBlock(nn.Module):
+    """A Block for inference on a CPU: four prepacked products, which take the norms' gains into
+    their weights, and activation and residual into themselves."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        attention, mlp = block.attn, block.mlp
+        then = _POST_OPERATIONS[mlp.activation_function]
+        self.heads = attention.heads
+        self.ln_1 = block.ln_1  # which is asked for by itself, for features
+        self.norm = _Norm(len(block.ln_1.weight), block.ln_1.eps)
+        self.into_heads = _packed(attention.c_attn, gain=block.ln_1.weight)
+        self.out_of_heads = _packed(attention.c_proj)
+        self.into_mlp = _packed(mlp.c_fc, gain=block.ln_2.weight, scale=then.scale, then=then)
+        self.out_of_mlp = _packed(mlp.c_proj, gain=1 / then.scale)
+        if hasattr(block, "crossattention"):
+            self.crossattention = block.crossattention
+            self.ln_cross_attn = block.ln_cross_attn
+
+    def forward(
+        self,
+        x: Tensor,
+        cache_slots: CacheSlots | None = None,
+        mask: Tensor | None = None,
+        options: AttentionOptions = NO_ATTENTION_OPTIONS,
+        encoder: Encoder | None = None,
+    ) -> Tensor:
+        """Computes what `Block` does."""
+        together = self.into_heads(self.norm(x))
+        x = self.out_of_heads(self.heads.of_all(together, cache_slots, mask, options), x)
+        if encoder is not None:
+            x = x + self.crossattention(self.ln_cross_attn(x), encoder)
+        return self.out_of_mlp(self.into_mlp(self.norm(x)), x)  # type: ignore[no-any-return]
+
+
+def _packed(
+    projection: Conv1D,
+    *,
+    gain: Tensor | float = 1.0,
+    scale: float = 1.0,
+    then: _PostOperation = _NOTHING,
+) -> PrepackedLinear:
+    """Prepacks (x * gain) @ weight + bias, all of it times `scale`."""
+    weight, bias = projection.weight.t(), projection.bias
+    folded = (weight.double() * gain * scale).to(weight.dtype)
+    return PrepackedLinear(folded, (bias.double() * scale).to(bias.dtype), then)
+
+
+class _Norm(nn.Module):
+    """LayerNorm without its gain, for inference, in fewer operations: on a CPU torch takes rms_norm
+    apart into ten and more."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self._per_channel = 1 / size
+        self._epsilon = torch.tensor([epsilon])
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
-            x, self.weight, self.bias, "none", [], ""
-        )
+        wide = x.float()
+        lengths = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        factors = torch.addcmul(self._epsilon, lengths, lengths, value=self._per_channel).rsqrt_()
+        return (wide * factors).to(x.dtype)
 
 
 def prepacked(model: Model) -> Model:
@@ -46,7 +141,7 @@ def prepacked(model: Model) -> Model:
     A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
     layout at every call, which doubles that; here it is done once. It also makes a row's result
     independent of its place among the rows, with one thread or two: MKL's float32 products are not
-    for every number of rows, nor activations for every width of an MLP.
+    for every number of rows, nor torch's activations for every width.
 
     The result shares all other parameters with the model and does not follow a later change of
     its weights.
@@ -58,24 +153,14 @@ def prepacked(model: Model) -> Model:
     shared = {id(parameter): parameter for parameter in model.parameters()}
     result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
     for parent in list(result.modules()):
-        if isinstance(parent, MLP):
-            _prepack_mlp(parent)
         for name, child in parent.named_children():
-            if isinstance(child, Conv1D):
+            if isinstance(child, Block):
+                setattr(parent, name, PackedBlock(child))
+            elif isinstance(child, Conv1D):
                 setattr(parent, name, PrepackedLinear(child.weight.t(), child.bias))
             elif isinstance(child, nn.Linear):
                 setattr(parent, name, PrepackedLinear(child.weight, child.bias))
     return result
-
-
-def _prepack_mlp(mlp: MLP) -> None:
-    """Replaces the projections, between them as many more channels as WIDTH_UNIT asks for: zeros,
-    which all activations keep and the second projection adds nothing for."""
-    into, out = mlp.c_fc, mlp.c_proj
-    more = -len(into.bias) % WIDTH_UNIT
-    into_weight, into_bias = F.pad(into.weight.t(), (0, 0, 0, more)), F.pad(into.bias, (0, more))
-    mlp.c_fc = PrepackedLinear(into_weight, into_bias)  # type: ignore[assignment]
-    mlp.c_proj = PrepackedLinear(F.pad(out.weight.t(), (0, more)), out.bias)  # type: ignore[assignment]
 
 
 def _is_customized(model: nn.Module) -> bool:

@@ -25,9 +25,9 @@ def attend(
         q: (B, H, Tq, D) queries. They are the last Tq of the Tk positions.
         k: (B, H, Tk, D) keys, Tk >= Tq.
         v: (B, H, Tk, D) values.
-        mask: boolean (..., Tq, Tk), true where a key may be seen; it broadcasts, and it takes the
-            place of the causal rule, so it must contain it. Keys and values that are not seen
-            must be finite.
+        mask: (..., Tq, Tk), boolean, true where a key may be seen, or as `added_mask` has it; it
+            broadcasts, and it takes the place of the causal rule, so it must contain it. Keys and
+            values that are not seen must be finite.
         padding: see `attend_with_weights`, which then computes the result.
         scale: factor on the scores; 1 / sqrt(D) unless given.
         dropout: share of the attention weights dropped, 0 outside training.
@@ -41,13 +41,13 @@ def attend(
         )[0]
     n_queries, n_keys = q.shape[2], k.shape[2]
     once = n_queries == 1 and not dropout and not torch.is_grad_enabled()
-    if once and q.device.type == "cpu":
+    if once and q.device.type == "cpu" and k.stride(3) != 1:
         return _attend_once(q, k, v, mask=mask, scale=scale)
     if mask is None and 1 < n_queries < n_keys:
         # The kernel's own causal flag aligns the first query with the first key.
         mask = _causal(n_queries, n_keys, q.device)
     if k.stride(3) != 1:
-        k = k.contiguous()  # keys of a cache on a CPU: the fused kernel would not take them
+        k = k.contiguous()  # keys by channel: the fused kernel would not take them
     with _without_cudnn():
         return F.scaled_dot_product_attention(
             q,
@@ -58,6 +58,24 @@ def attend(
             is_causal=mask is None and n_queries > 1,
             scale=scale,
         )
+
+
+def reads_by_channel(like: Tensor) -> bool:
+    """Returns whether keys of this dtype and device should lie by channel for `attend`.
+
+    With matrix tiles (AMX) the fused kernel is the faster one in bfloat16: 1.6 against 1.8 ms for a
+    layer of ImageGPT-small, 16 rows and 768 positions, 0.12 against 0.2 for one row.
+    """
+    if like.device.type != "cpu":
+        return False
+    return like.dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported()
+
+
+def added_mask(seen: Tensor, like: Tensor) -> Tensor:
+    """Makes a mask that is added to scores, 0 or -inf, of one that is true where a key may be seen:
+    once for all layers, where each would make its own. `like`: queries."""
+    dtype = torch.float32 if reads_by_channel(like) else like.dtype
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 @contextmanager
@@ -136,7 +154,7 @@ def _attend_once(
     scores = _weighted_sums(q.reshape(-1, head_size), k.transpose(2, 3).flatten(0, 1))
     bias = torch.zeros(1)
     if mask is not None:
-        bias = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        bias = added_mask(mask, q) if mask.dtype == torch.bool else mask
     scores = torch.add(
         bias,  # of float32, and so is the sum
         scores.view(batch, heads, 1, n_keys),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from igpt_core.model.attention import reads_by_channel
 from igpt_core.model.config import ImageGPTConfig
 
 
@@ -17,8 +18,9 @@ class KVCache:
 
     Attributes:
         keys, values: one tensor (B, H, S, D) per layer; S is `capacity` unless `repack` changed it.
-            On a CPU the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
-            there. Positions not yet filled hold finite numbers, as masked attention needs.
+            Positions not yet filled hold finite numbers, as masked attention needs.
+        by_channel: the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
+            on some processors.
         capacity: the most positions that it holds.
         length: positions filled so far.
     """
@@ -34,10 +36,10 @@ class KVCache:
     ) -> None:
         shape = (batch_size, config.n_head, capacity, config.head_size)
         memory = torch.empty(0, device=device, dtype=dtype)
-        self._keys_by_channel = memory.device.type == "cpu"
+        self.by_channel = reads_by_channel(memory)
         # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
         layers = range(config.n_layer)
-        self.keys = [_zeros(shape, self._keys_by_channel, like=memory) for _ in layers]
+        self.keys = [_zeros(shape, self.by_channel, like=memory) for _ in layers]
         self.values = [_zeros(shape, False, like=memory) for _ in layers]
         self.capacity = capacity
         self.length = 0
@@ -67,9 +69,8 @@ class KVCache:
             device=first.device,
             dtype=first.dtype,
         )
-        positions = torch.arange(length, device=first.device)
         for layer, (k, v) in enumerate(layers):
-            cache.write(layer, k, v, positions=positions, span=length)
+            cache.write(layer, k, v, span=length)
         cache.length = length
         return cache
 
@@ -111,22 +112,28 @@ class KVCache:
         return 2 * config.n_layer * config.n_embd * capacity * dtype.itemsize
 
     def write(
-        self, layer: int, k: Tensor, v: Tensor, *, positions: Tensor, span: int
+        self, layer: int, k: Tensor, v: Tensor, *, span: int, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Stores the keys and values of new positions; returns the first `span` of all.
 
         Args:
             layer: index of the layer.
             k, v: (B, H, T, D) of the new positions.
-            positions: (T,) int64, where they go. A tensor, so that a captured step can be replayed.
             span: how many positions to return, a host number.
+            positions: (T,) int64, where they go: a tensor, so that a captured step can be replayed.
+                Behind those that are filled unless given, which takes a fraction of the time.
 
         Returns:
             Two views (B, H, span, D) into the cache.
         """
         keys, values = self.keys[layer], self.values[layer]
-        keys.index_copy_(2, positions, k)
-        values.index_copy_(2, positions, v)
+        if positions is None:
+            end = self.length + k.shape[2]
+            keys[:, :, self.length : end] = k
+            values[:, :, self.length : end] = v
+        else:
+            keys.index_copy_(2, positions, k)
+            values.index_copy_(2, positions, v)
         return keys[:, :, :span], values[:, :, :span]
 
     def copy_rows(self, other: "KVCache", *, first: int) -> None:
@@ -140,9 +147,9 @@ class KVCache:
     def repack(self, span: int) -> None:
         """Puts the first `span` positions of all rows side by side, within the same memory.
 
-        The views that `write` returns for this span then have no gaps, which `attend` on a CPU
-        needs: it would copy them at each step. Takes as long as reading and writing what is filled
-        twice, so it is for a span that serves many steps.
+        The views that `write` returns for this span then have no gaps, which `attend` needs where
+        keys lie `by_channel`: it would copy them at each step. Takes as long as reading and writing
+        what is filled twice, so it is for a span that serves many steps.
 
         Args:
             span: from `length` to `capacity`.
@@ -153,13 +160,13 @@ class KVCache:
                 f"so it cannot be repacked for {span}"
             )
         if span != self.keys[0].shape[2]:
-            by_channel = self._keys_by_channel
+            by_channel = self.by_channel
             self.keys = [_repack(layer, span, self.length, by_channel) for layer in self.keys]
             self.values = [_repack(layer, span, self.length, False) for layer in self.values]
 
     def repeat(self, n: int, *, capacity: int) -> "KVCache":
         """Makes a cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
-        by_channel = self._keys_by_channel
+        by_channel = self.by_channel
         grown = copy.copy(self)
         grown.capacity = capacity
         grown.keys = [_repeat(each, n, capacity, self.length, by_channel) for each in self.keys]

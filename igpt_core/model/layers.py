@@ -61,8 +61,8 @@ class CacheSlots:
     """Where new positions' keys and values go in a cache, and how much of it they attend to."""
 
     cache: KVCache
-    index: Tensor  # (T,) int64
     span: int  # the first positions of the cache
+    index: Tensor | None = None  # (T,) int64; None: behind the positions that are filled
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,7 @@ class Attention(nn.Module):
         mask: Tensor | None,
         options: AttentionOptions,
     ) -> Tensor:
-        q, k, v = self.heads.split(self.c_attn(x), 3)
-        if cache_slots is not None:
-            index, span = cache_slots.index, cache_slots.span
-            held = cache_slots.cache.write(self.heads.layer, k, v, positions=index, span=span)
-            # Where all is new, k and v are the same numbers, and gradients need no cache.
-            k, v = held if span > k.shape[2] else (k, v)
-        y = self.heads(q, k, v, mask, options)
+        y = self.heads.of_all(self.c_attn(x), cache_slots, mask, options)
         return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
 
 
@@ -155,6 +149,23 @@ class Heads(nn.Module):
         by_head = x.view(batch, positions, n, self.n_head, width // n // self.n_head)
         return by_head.permute(2, 0, 3, 1, 4).unbind()
 
+    def of_all(
+        self,
+        x: Tensor,
+        cache_slots: CacheSlots | None,
+        mask: Tensor | None,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """Attends with queries, keys and values (B, T, 3 * C) to these positions and, with a cache,
+        to those that it holds: (B, T, C)."""
+        q, k, v = self.split(x, 3)
+        if cache_slots is not None:
+            index, span = cache_slots.index, cache_slots.span
+            held = cache_slots.cache.write(self.layer, k, v, positions=index, span=span)
+            # Where all is new, k and v are the same numbers, and gradients need no cache.
+            k, v = held if span > k.shape[2] else (k, v)
+        return self(q, k, v, mask, options)  # type: ignore[no-any-return]
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: AttentionOptions
     ) -> Tensor:
@@ -183,6 +194,7 @@ class MLP(nn.Module):
                 f"config: activation_function must be one of {list(ACTIVATIONS)}, found "
                 f"{config.activation_function!r}"
             )
+        self.activation_function = config.activation_function
         self.activation = ACTIVATIONS[config.activation_function]
         self.c_fc = Conv1D(config.n_embd, config.inner_size)
         self.c_proj = Conv1D(config.inner_size, config.n_embd)

@@ -117,7 +117,7 @@ class ImageGPTModel(PreTrained):
         positions = torch.arange(n_past, n_past + n_new, device=x.device)
         cache_slots = None
         if cache is not None:
-            cache_slots = CacheSlots(cache, index=positions, span=n_past + n_new)
+            cache_slots = CacheSlots(cache, span=n_past + n_new)
         if output_attentions is None:
             output_attentions = config.output_attentions
         options = AttentionOptions(

@@ -5,6 +5,8 @@ differently with it, but not on what the other rows are or on its place among th
 bit for bit.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -229,19 +231,20 @@ def test_a_step_of_fixed_shape_gives_the_logits_of_the_exact_one(dtype: torch.dt
     prompt = prompts(4, 20)
     tokens = prompts(4, 12, seed=5)
     logits = {}
-    for span in (None, 33, 64, 90):
+    for span, replayed in product((None, 33, 64, 90), (False, True)):
         _, cache = prefill(model, prompt, n_samples=1, capacity=90)
         steps = []
         for i in range(12):
-            position = torch.tensor([21 + i])
+            position = torch.tensor([21 + i]) if replayed else None
             wide = cache.length + 1 if span is None else span
             steps.append(decode_step(model, tokens[:, i], position, cache, span=wide))
             cache.length += 1
-        logits[span] = torch.stack(steps)
+        logits[span, replayed] = torch.stack(steps)
     expected = uncached(model, torch.cat([prompt, tokens, tokens[:, :1]], dim=1))[:, 21:]
-    assert_near(logits[None], expected.transpose(0, 1))
-    for span in (33, 64, 90):
-        assert_near(logits[span], logits[None])
+    assert_near(logits[None, False], expected.transpose(0, 1))
+    for (span, _), found in logits.items():
+        assert_near(found, logits[None, False])
+        assert torch.equal(found, logits[span, False])
 
 
 @torch.inference_mode()

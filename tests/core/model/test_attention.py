@@ -158,7 +158,11 @@ def test_keys_may_lie_in_either_order_and_both_may_have_gaps(
         keys = torch.full((2, 3, 96, 50), torch.nan, dtype=dtype).transpose(2, 3)
     keys, values = keys[:, :, :20], values[:, :, :20]
     keys[:], values[:] = k, v
+    if by_channel:
+        k = k.transpose(2, 3).contiguous().transpose(2, 3)
     assert torch.equal(attend(q, keys, values), attend(q, k, v))
+    seen = torch.ones(n_queries, 20, dtype=torch.bool).tril(20 - n_queries)
+    assert_near(attend(q, keys, values), plain(q, k, v, seen=seen, scale=96**-0.5))
 
 
 def test_dropout_drops_weights_and_keeps_their_mean() -> None:
