@@ -136,7 +136,8 @@ def prepacked(model: Model) -> Model:
     """Prepacks a model's weights for inference on a CPU.
 
     Returns the model itself where that does not apply, is done already, or would pass over what
-    the user has put into the model: hooks of a forward, or modules of other classes.
+    the user has put into the model: hooks of a forward, or modules of other classes; and one in
+    training, whose dropout is left out here.
 
     A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
     layout at every call, which doubles that; here it is done once. It also makes a row's result
@@ -148,7 +149,7 @@ def prepacked(model: Model) -> Model:
     """
     if not any(isinstance(module, Conv1D | nn.Linear) for module in model.modules()):
         return model  # prepacked already, or nothing to prepack
-    if _is_customized(model) or not _onednn_serves(next(model.parameters())):
+    if model.training or _is_customized(model) or not _onednn_serves(next(model.parameters())):
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
     result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied

@@ -23,7 +23,7 @@ SIZES = {"vocab_size": 17, "n_positions": 20, "n_embd": 32, "n_layer": 2, "n_hea
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 
 onednn = pytest.mark.skipif(
-    prepacked(torch.nn.Sequential(torch.nn.Linear(4, 4)))[0].__class__ is torch.nn.Linear,
+    prepacked(torch.nn.Sequential(torch.nn.Linear(4, 4)).eval())[0].__class__ is torch.nn.Linear,
     reason="this build of torch has no oneDNN products",
 )
 
@@ -89,6 +89,11 @@ def test_a_prepacked_model_gives_the_same_logits_and_leaves_the_model_alone(
 def test_a_prepacked_model_is_not_prepacked_again() -> None:
     twin = prepacked(model_of())
     assert prepacked(twin) is twin
+
+
+def test_a_model_in_training_keeps_its_dropout() -> None:
+    model = model_of().train()
+    assert prepacked(model) is model
 
 
 @onednn
