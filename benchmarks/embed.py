@@ -18,13 +18,14 @@ import transformers
 from torch import Tensor
 
 from igpt_core.files.model_files import resolve
+from igpt_core.generation.packed import prepacked
 from igpt_core.heads import load_model
 from igpt_core.learning.features import chosen_layers, pooled_features
 from igpt_core.learning.scoring import with_start
 
 
 def ways(model_folder: str, device: str) -> dict[str, Callable[[Tensor], object]]:
-    ours = load_model(model_folder, device=device, dtype=torch.float32, head=None)
+    ours = prepacked(load_model(model_folder, device=device, dtype=torch.float32, head=None))
     # Unless told, it computes in the dtype of the stored weights, and half is slow on CPUs.
     theirs = transformers.ImageGPTModel.from_pretrained(resolve(model_folder), dtype=torch.float32)
     theirs = theirs.to(device).eval()

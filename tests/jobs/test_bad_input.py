@@ -132,7 +132,7 @@ def test_a_web_server_that_refuses_is_one_line_without_secrets(
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         place = f"http://127.0.0.1:{server.server_port}/there"
         signed = f"{place}?sig=SECRET"
         of_input = refusal(capsys, "quantize", input=signed, output=tmp_path / "run")

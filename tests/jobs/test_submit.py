@@ -222,7 +222,7 @@ def server(monkeypatch, tmp_path):
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         found.url = f"http://127.0.0.1:{running.server_port}"
         found.body |= {"pythonVersion": "3.11.7"}
         for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_HEADERS"):

@@ -32,7 +32,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.store, self.share = store, share
         self.counts: Counter[str] = Counter()
         self._chance, self._lock = random.Random(seed), threading.Lock()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:

@@ -252,7 +252,7 @@ def test_https_that_refuses():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         with pytest.raises(CheckpointError, match=r"cannot be fetched \(403, .*\)$") as caught:
             model_files(f"http://127.0.0.1:{server.server_port}/model", ("a",))
         server.shutdown()

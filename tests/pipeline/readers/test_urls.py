@@ -144,7 +144,7 @@ def host() -> Iterator[ThreadingHTTPServer]:
     server.daemon_threads = True
     server.asked, server.agents = Counter(), set()
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
 
@@ -195,14 +195,14 @@ def listed(folder: Path, *addresses: str) -> Path:
         ("inside", "BadRedirect", "no web address"),
         ("large", "ImageTooLarge", "found 5,000"),
         ("endless", "ImageTooLarge", "expected at most 4,000 bytes"),
-        *((f"slow{what}", "ReadTimeout", "1 seconds were not enough") for what in SLOW),
+        *((f"slow{what}", "ReadTimeout", "0.3 seconds were not enough") for what in SLOW),
         ("cut", "ConnectionError", ""),
     ],
 )
 def test_an_answer_without_an_image_is_a_row_that_says_so(
     tmp_path, host, monkeypatch, path, error, message
 ):
-    monkeypatch.setattr(fetch, "_MOST_SECONDS", 1)
+    monkeypatch.setattr(fetch, "_MOST_SECONDS", 0.3)
     monkeypatch.setattr(fetch, "_PAUSES", (0.01,))
     listing = listed(tmp_path, f"{host.url}/{path}", f"{host.url}/good?{'x' * 9}")
     (_, bad, _), (_, good, _) = rows_of(listing, max_image_bytes=4000)
@@ -243,7 +243,7 @@ def certificate(tmp_path, monkeypatch) -> Path:
 
 
 def test_time_is_limited_over_tls_too(tmp_path, host, monkeypatch, certificate):
-    monkeypatch.setattr(fetch, "_MOST_SECONDS", 1)
+    monkeypatch.setattr(fetch, "_MOST_SECONDS", 0.3)
     monkeypatch.setattr(fetch, "_PAUSES", ())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

@@ -285,7 +285,7 @@ class CuttingHub(http.server.BaseHTTPRequestHandler):
 def test_a_body_of_the_hub_that_is_cut_fails_no_row():
     """Past bug: it was a failed row, and the run went on without the image."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CuttingHub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         store = {"endpoint": f"http://127.0.0.1:{server.server_port}"}
         options = ReadOptions(None, None, pa.schema([]), store, "images")
         shard = Shard(0, (FileSlice("hf://datasets/owner/name/a.png", "a.png", 0, 1),))
@@ -296,7 +296,7 @@ def test_a_body_of_the_hub_that_is_cut_fails_no_row():
 
 def test_a_body_of_a_web_server_that_is_cut_fails_no_row(pauses):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), CuttingHub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         options = ReadOptions(None, None, pa.schema([]), {}, "images")
         uri = f"http://127.0.0.1:{server.server_port}/resolve/a.png"
         with pytest.raises(aiohttp.ClientPayloadError) as caught:
