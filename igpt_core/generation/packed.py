@@ -82,7 +82,7 @@ class PackedBlock(nn.Module):
         self.into_heads = _packed(attention.c_attn, gain=block.ln_1.weight)
         self.out_of_heads = _packed(attention.c_proj)
         self.into_mlp = _packed(mlp.c_fc, gain=block.ln_2.weight, scale=then.scale, then=then)
-        self.out_of_mlp = _packed(mlp.c_proj, gain=1 / then.scale)
+        self.out_of_mlp = _packed(mlp.c_proj, scale=1 / then.scale)
         if hasattr(block, "crossattention"):
             self.crossattention = block.crossattention
             self.ln_cross_attn = block.ln_cross_attn
@@ -106,14 +106,17 @@ class PackedBlock(nn.Module):
 def _packed(
     projection: Conv1D,
     *,
-    gain: Tensor | float = 1.0,
+    gain: Tensor | None = None,
     scale: float = 1.0,
     then: _PostOperation = _NOTHING,
 ) -> PrepackedLinear:
-    """Prepacks (x * gain) @ weight + bias, all of it times `scale`."""
+    """Prepacks (x * gain * scale) @ weight + bias. What an activation asks for, a scale of all that
+    it gets, is one of the bias too."""
     weight, bias = projection.weight.t(), projection.bias
-    folded = (weight.double() * gain * scale).to(weight.dtype)
-    return PrepackedLinear(folded, (bias.double() * scale).to(bias.dtype), then)
+    factors = torch.tensor(scale) if gain is None else gain.float() * scale
+    if gain is not None or scale != 1:  # in float32, rounded once
+        weight = (weight.float() * factors).to(weight.dtype)
+    return PrepackedLinear(weight, (bias.float() * then.scale).to(bias.dtype), then)
 
 
 class _Norm(nn.Module):
