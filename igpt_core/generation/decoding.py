@@ -20,8 +20,8 @@ from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
 from igpt_core.model.transformer import ImageGPTModel
 
-# On a CPU a step attends to this many positions or a multiple: each change costs a copy of the
-# cache, each position beyond the filled ones is read for nothing.
+# On a CPU a step attends to this many positions or a multiple: each change costs a copy of a cache
+# that lies by channel, each position beyond the filled ones is read for nothing.
 SPAN_UNIT = 64
 
 
