@@ -1,5 +1,7 @@
 """The command line: `igpt JOB OPTIONS`."""
 
+import atexit
+import gc
 import importlib.metadata
 import signal
 import sys
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 failed, 2 a usage error, 3 over the error budget."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers end a run so
+    atexit.register(gc.freeze)  # else Python looks through all of Ray for half a second at the end
     try:
         igpt.main(words, prog_name="igpt", standalone_mode=False)
     except IgptError as error:

@@ -113,10 +113,17 @@ def allocate(
     share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_requesting)
     share = int(share * 1000) / 1000 if request_cpus else 0.0
     on_gpu = device == "cuda"
+    # Each process takes a second of a CPU to start: a lone reader writes what it has read.
+    joins = device is None and n_reading == 1
     return ResourcePlan(
         reading=Resources(n_reading, num_cpus=share, at_first=at_first),
         model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
-        writing=Resources(n_writing, num_cpus=share, at_first=at_first and max(1, at_first // 4)),
+        writing=Resources(
+            n_writing,
+            num_cpus=share,
+            at_first=at_first and max(1, at_first // 4),
+            joins=joins,
+        ),
     )
 
 

@@ -100,24 +100,28 @@ def _join_or_start(address: str | None) -> None:
 
 @contextmanager
 def _lean_node() -> Iterator[None]:
-    """Starts a private Ray without two processes that no job uses, the monitor of the autoscaler
-    and the one of log files, and with any free port for its agent: that waits for three seconds for
-    its usual one where another Ray of this machine has it. Ray 2.60 has no public option for these;
-    a Ray that keeps its own elsewhere starts as usual.
+    """Starts a private Ray without three processes that no job uses, the monitors of the autoscaler
+    and of log files and the server of the dashboard, for which it waits for a second; and with any
+    free port for its agent: it waits for three for its usual one where another Ray of this machine
+    has it. Ray 2.60 has no public option for these; a Ray that keeps its own elsewhere starts as
+    usual.
     """
-    parameter: Any = getattr(getattr(ray, "_private", None), "parameter", None)
-    params = getattr(parameter, "RayParams", None)
-    if params is None:
+    private: Any = getattr(ray, "_private", None)
+    parameter: Any = getattr(private, "parameter", None)
+    node: Any = getattr(getattr(private, "node", None), "Node", None)
+    if not (hasattr(parameter, "RayParams") and hasattr(node, "start_api_server")):
         yield
         return
+    params, start_server = parameter.RayParams, node.start_api_server
     known = inspect.signature(params).parameters
     lean = {"dashboard_agent_listen_port": 0, "no_monitor": True, "include_log_monitor": False}
     chosen = {name: value for name, value in lean.items() if name in known}
     parameter.RayParams = partial(params, **chosen)
+    node.start_api_server = lambda *_, **__: None
     try:
         yield
     finally:
-        parameter.RayParams = params
+        parameter.RayParams, node.start_api_server = params, start_server
 
 
 @contextmanager

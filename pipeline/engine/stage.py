@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 import ray
@@ -37,12 +37,14 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Resources:
     """What each actor of a stage takes, and how many there are: `actors` from the first to the last
-    shard or, where it is given, `at_first` and then as many of them as keep up with the others."""
+    shard or, where it is given, `at_first` and then as many of them as keep up with the others.
+    `joins` is for a stage that runs in the actors of the stage before it."""
 
     actors: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     at_first: int | None = None
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,23 @@ class _ReportingShards(_Reporting):
             return ShardResult(result.shard, failure=str(error), node=node)
 
 
+Wrapper = TypeVar("Wrapper", bound=_Reporting)
+
+
+class _InOneActor:
+    """Stages of shards, one after the other."""
+
+    steps: ClassVar[Sequence[type[_ReportingShards]]]
+
+    def __init__(self, arguments: Sequence[Mapping[str, Any]]) -> None:
+        self._steps = [step(**own) for step, own in zip(self.steps, arguments, strict=True)]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        for step in self._steps:
+            table = step(table)
+        return table
+
+
 def chain(
     blocks: Mapping[int, pa.Table],
     stages: Sequence[Stage],
@@ -222,19 +241,50 @@ def chain(
     # from_arrow would have a task look at each block: an autoscaler would bring nodes for them.
     results = serialize(ShardResult(*item) for item in blocks.items()).to_pylist()
     dataset: Dataset = ray.data.from_items(results, override_num_blocks=len(results))
-    n_actors = [min(stage.resources.actors, len(blocks)) for stage in stages]
+    most_actors = max(min(stage.resources.actors, len(blocks)) for stage in stages)
     # A lone actor that cannot start has nobody to leave the work to.
-    backoff = _START_BACKOFF_SECONDS if proven or max(n_actors) > 1 else 0.0
-    for stage, actors in zip(stages, n_actors, strict=True):
-        # What a model has done is written also by a run that stops; what was only read is left.
-        lent = None if stage is stages[-1] else lease
-        traits = {"stage": stage.cls, "lease": lent, "start_backoff": backoff}
+    backoff = _START_BACKOFF_SECONDS if proven or most_actors > 1 else 0.0
+    for together in _by_actor(stages):
+        steps = []
+        for stage in together:
+            # What a model has done is written also by a run that stops; what was only read is left.
+            lent = None if stage is stages[-1] else lease
+            steps.append(_wrapped(stage, _ReportingShards, lease=lent, start_backoff=backoff))
+        cls, arguments = _in_one_actor(steps, [stage.arguments for stage in together])
+        resources = together[0].resources
+        actors = min(resources.actors, len(blocks))
         dataset = _mapped(
-            dataset, stage, _ReportingShards, traits, batch_size=1, actors=actors, avoided=avoided
+            dataset, cls, arguments, resources, batch_size=1, actors=actors, avoided=avoided
         )
     starts = _FAILED_STARTS_LATER if proven else _FAILED_STARTS
-    dataset.context.max_consecutive_actor_init_deaths = starts * max(n_actors)
+    dataset.context.max_consecutive_actor_init_deaths = starts * most_actors
     return dataset
+
+
+def _by_actor(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Groups the stages that share their actors."""
+    groups: list[list[Stage]] = []
+    for stage in stages:
+        if stage.resources.joins:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _wrapped(stage: Stage, wrapper: type[Wrapper], **traits: Any) -> type[Wrapper]:
+    """Returns a class of the stage's name."""
+    return type(stage.cls.__name__, (wrapper,), {"stage": stage.cls, **traits})
+
+
+def _in_one_actor(
+    steps: Sequence[type[_ReportingShards]], arguments: Sequence[dict[str, Any]]
+) -> tuple[type[Callable[[pa.Table], pa.Table]], dict[str, Any]]:
+    """Returns the class of actors that do one or more steps, and its arguments."""
+    if len(steps) == 1:
+        return steps[0], arguments[0]
+    name = "And".join(step.__name__ for step in steps)
+    return type(name, (_InOneActor,), {"steps": steps}), {"arguments": arguments}
 
 
 def _elsewhere(avoided: Collection[str]) -> dict[str, Any]:
@@ -250,28 +300,34 @@ def over(dataset: Dataset, stages: Sequence[Stage], *, batch_rows: int) -> Datas
     """Chains the stages over a user's dataset, of which they get about `batch_rows` rows at a
     time; lazy."""
     for stage in stages:
-        traits, actors = {"stage": stage.cls}, stage.resources.actors
-        dataset = _mapped(dataset, stage, _Reporting, traits, batch_size=batch_rows, actors=actors)
+        cls, resources = _wrapped(stage, _Reporting), stage.resources
+        dataset = _mapped(
+            dataset,
+            cls,
+            stage.arguments,
+            resources,
+            batch_size=batch_rows,
+            actors=resources.actors,
+        )
     return dataset
 
 
 def _mapped(
     dataset: Dataset,
-    stage: Stage,
-    wrapper: type[_Reporting],
-    traits: dict[str, Any],
+    cls: type[Callable[[pa.Table], pa.Table]],
+    arguments: dict[str, Any],
+    resources: Resources,
     *,
     batch_size: int,
     actors: int,
     avoided: Collection[str] = (),
 ) -> Dataset:
-    resources = stage.resources
     with warnings.catch_warnings():
         # Ray 2.60 has no other way yet to pass the limits than the one that it warns about.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
-            type(stage.cls.__name__, (wrapper,), traits),
-            fn_constructor_kwargs=stage.arguments,
+            cls,
+            fn_constructor_kwargs=arguments,
             batch_size=batch_size,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(

@@ -189,8 +189,12 @@ def test_without_a_model_no_reader_starts_for_a_handful_of_rows(machine, rows, m
     plan = plan_of(rows, megabytes)
     shares = allocate(device=None, cpu_actors=None, model_actors=None, plan=plan)
     assert (shares.reading.actors, shares.writing.actors) == (readers, max(1, readers // 4))
+    assert shares.writing.joins == (readers == 1)
     asked = allocate(device=None, cpu_actors=8, model_actors=None, plan=plan)
     assert asked.reading.actors == 8
+    for device in ("cpu", "cuda"):  # a model computes while others read and write
+        beside = allocate(device=device, cpu_actors=1, model_actors=1, grows=True, plan=plan)
+        assert not beside.writing.joins
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,14 @@ class DieOnce:
         return block
 
 
+class NameProcess:
+    """Adds its process to those that a block names."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        before = block["processes"][0].as_py() if "processes" in block.column_names else []
+        return pa.Table.from_pylist([{"processes": [*before, os.getpid()]}])
+
+
 class WidenSlowly(Widen):
     """Takes a while for a shard's rows, and names its process in each."""
 
@@ -217,6 +225,22 @@ def test_shards_that_a_stage_cannot_do_are_named_and_the_others_go_on(connected,
     because = [f"{i} because of {GONE_LINE}" for i in (1, 3)]
     assert message in [f"2 of 4 shards failed: 1, 3; {line}" for line in because]
     assert capsys.readouterr().out == ""
+
+
+def test_a_stage_that_joins_the_one_before_it_runs_in_its_process(connected):
+    """Past bug: 100 photographs waited a second for a process that wrote what another had read.
+    Which of the two could not do a shard is told as ever."""
+    joining = replace(RESOURCES, joins=True)
+    refusing = Stage(Refuse, {"error": GONE, "at": (1,)}, joining)
+    found, message = dispatched(plan_of(1, 2, 3), [stage(Widen), refusing, stage(Count)])
+    assert found == [(0, 1), (2, 3)]
+    assert message == f"1 of 3 shards failed: 1; 1 because of {GONE_LINE}"
+    processes = [Stage(NameProcess, {}, each) for each in (RESOURCES, RESOURCES, joining)]
+    plan = plan_of(1, 1)
+    (first, *others) = dispatch_shards(plan, plan.shards, processes)
+    a, b, c = first["processes"]
+    assert a != b == c
+    assert others == [first]
 
 
 @pytest.mark.slow
