@@ -20,7 +20,7 @@ from pipeline.inputs.parquet_schema import (
     read_footers,
 )
 from pipeline.inputs.url_lists import count_addresses
-from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema, taking_all
+from pipeline.inputs.webdataset_schema import count_samples, find_sample_schema
 from pipeline.rows import ID, SAMPLES, TOKENS
 from pipeline.run_directory.finished import FinishedRun
 
@@ -119,7 +119,6 @@ class Request:
         wanted = [*(kept or []), *([self.id_column] if self.id_column else []), *fields]
         first = find_sample_schema(files, self.options, image=self.image_column, wanted=wanted)
         columns = passthrough_schema([first], kept, self.image_column, self.id_column)
-        columns = taking_all(columns) if kept is None else columns
         return Counted("webdataset", counted, self.image_column, columns)
 
     def _count_lists(self, files: Sequence[InputFile]) -> Counted:

@@ -5,6 +5,7 @@ Only headers are read, and nothing is ever extracted under a name that stands in
 """
 
 import gzip
+import io
 import tarfile
 import zlib
 from array import array
@@ -18,6 +19,7 @@ from pipeline.storage.filesystem import is_local, open_location
 MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in memory
 _MOST_TAR_BYTES = 1 << 42  # beyond what filesystems hold in a file
 _ZEROS_AT_ONCE = 8 << 10  # bytes read behind the end of a tar; whole blocks
+_STEP_BACK_BYTES = 64 << 10  # more than are read before the reading goes back
 
 _GZIP = b"\x1f\x8b"
 # What tarfile raises over a header that is damaged, or made to do harm (names that nest).
@@ -70,20 +72,29 @@ class Samples(NamedTuple):
     Attributes:
         rows: how many rows it gives: its samples, and one more for an error of the tar itself.
         starts: the byte where each sample begins, where they lie one after the other, so that the
-            tar can be cut between them; None where members of a sample lie apart.
+            tar can be cut between them; None where members of a sample lie apart, and of a
+            compressed tar.
         fields: those that any of them has, in the order in which they come.
+        is_exact: false of a compressed tar that is cut or damaged: its bytes may give more rows.
     """
 
     rows: int
     starts: Sequence[int] | None
     fields: tuple[str, ...] = ()
+    is_exact: bool = True
 
 
-def find_samples(file: IO[bytes]) -> Samples | None:
-    """Reads the headers of a tar, all of them; None for a compressed one, which would have to be
-    read whole. Raises as the store does."""
-    if isinstance(file, gzip.GzipFile):
-        return None
+def is_compressed(file: IO[bytes]) -> bool:
+    """Returns whether `open_tar` decompresses what it opened."""
+    return isinstance(file, gzip.GzipFile)
+
+
+def find_samples(file: IO[bytes]) -> Samples:
+    """Reads the headers of a tar, all of them; a compressed one is decompressed for that. Raises as
+    the store does."""
+    compressed = is_compressed(file)
+    if compressed:  # else each step back over a header would begin again at the first byte
+        file = cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, file), _STEP_BACK_BYTES))
     keys: set[str] = set()
     fields: dict[str, None] = {}
     starts = array("q")
@@ -97,10 +108,15 @@ def find_samples(file: IO[bytes]) -> Samples | None:
             keys.add(key)
             starts.append(member.start)
             before = key
-    except DamagedTar:
+    except DAMAGE_ERRORS:
         is_damaged = True
     rows = len(keys) + (is_damaged or not keys)
-    return Samples(rows, None if are_apart else starts, tuple(fields))
+    return Samples(
+        rows,
+        None if are_apart or compressed else starts,
+        tuple(fields),
+        is_exact=not (compressed and is_damaged),
+    )
 
 
 def read_members(

@@ -1,10 +1,12 @@
 """What planning must know of tars (WebDataset): the fields of the first samples, how many samples
-there are and where they begin. Of tars that are not compressed only headers are read."""
+there are and where they begin. Only headers are read; compressed tars are decompressed for them."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
+from math import inf
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from pipeline.inputs.tar_index import (
     MOST_BYTES,
     Samples,
     find_samples,
+    is_compressed,
     open_tar,
     read_members,
 )
@@ -32,8 +35,6 @@ _FIRST_TARS = 16
 _MOST_NAMED = 20  # in a line
 _MOST_FIELDS = 1000  # of all samples; where names hold dots, each may seem to have its own
 _THREADS = 32
-# In the metadata of the schema of columns: nobody has chosen them.
-_ALL_KEY = b"igpt_all_fields"
 
 
 def image_fields(fields: Iterable[str]) -> list[str]:
@@ -91,23 +92,6 @@ def find_sample_schema(
     return file, pa.schema([column for column in columns if column[1] is not None])
 
 
-def taking_all(schema: pa.Schema) -> pa.Schema:
-    """Notes that all fields are wanted, of which some may show only when the tars are read."""
-    return schema.with_metadata({**(schema.metadata or {}), _ALL_KEY: b""})
-
-
-def takes_all(schema: pa.Schema) -> bool:
-    """Returns whether `taking_all` noted so."""
-    return _ALL_KEY in (schema.metadata or {})
-
-
-def late_field(field: str) -> str:
-    """Says, in the words of `Plan.skipped`, that a field is no column as planning did not see it;
-    by its extension, of which there are few."""
-    kind = field.rpartition(".")[2]
-    return f"a field of .{kind} that no first sample has, and --keep-columns takes"
-
-
 def _named(fields: Sequence[str]) -> str:
     """Names fields, the first of them where there are many."""
     named = [field or "without extension" for field in fields[:_MOST_NAMED]]
@@ -159,38 +143,45 @@ def count_samples(
     shown: bool = False,
 ) -> tuple[list[tuple[InputFile, int | None]], list[str]]:
     """Returns files with their rows and `sample_starts`: without a limit all of them, with one the
-    first that make it up; and the fields of their samples that can be columns, but for those of
-    compressed tars. The rows of a compressed tar are counted (not None) for a limit alone, and only
-    where it is whole. `with_fields`: whether anybody wants them. `shown`: see `counting`. Raises
-    UsageError for too many fields."""
+    first that make it up; and the fields of their samples that can be columns.
+
+    Compressed tars are decompressed for that, where there is a limit or somebody wants the fields
+    (`with_fields`). Otherwise nobody knows their rows (None), nor those of one that is cut or
+    damaged. `shown`: see `counting`. Raises UsageError for too many fields.
+    """
+    find = partial(samples_in, options=options, decompress=with_fields or limit is not None)
     counted: list[tuple[InputFile, int | None]] = []
     fields: dict[str, None] = {}
-    if limit is None:
-        with (
-            counting(len(files), "tars", shown=shown) as count,
-            ThreadPoolExecutor(_THREADS) as pool,
-        ):
-            found = pool.map(lambda file: samples_in(file, options), files)
-            for file, samples in zip(files, found, strict=True):
-                counted.append(_counted(file, samples) if samples else (file, None))
-                _add_fields(fields, samples if with_fields else None, file)
-                count()
-        return counted, list(fields)
-    left = limit
-    for file in files:
-        if left <= 0:
-            break
-        samples = samples_in(file, options)
-        if samples:
+    left = inf if limit is None else limit
+    with closing(_find_each(files, find, ahead=limit is None, shown=shown)) as found:
+        for file, samples in found:
+            if with_fields:
+                _add_fields(fields, samples, file)
             counted.append(_counted(file, samples, most=left))
-            _add_fields(fields, samples if with_fields else None, file)
-            left -= samples.rows
-            continue
-        keys, is_whole = _read_keys(file, options, most=left)
-        # A tar without samples is an error, and that is a row.
-        counted.append((file, max(len(keys), 1) if is_whole else None))
-        left -= max(len(keys), 1) if is_whole else len(keys) + 1
+            left -= samples.rows if samples else 0
+            if left <= 0:
+                break
     return counted, list(fields)
+
+
+def _find_each(
+    files: Sequence[InputFile],
+    find: Callable[[InputFile], Samples | None],
+    *,
+    ahead: bool,
+    shown: bool,
+) -> Generator[tuple[InputFile, Samples | None], None, None]:
+    """Yields files with what is found in them; `ahead`: all will be asked for."""
+    if not ahead:
+        yield from ((file, find(file)) for file in files)
+        return
+    with (
+        counting(len(files), "tars", shown=shown) as count,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        for file, samples in zip(files, pool.map(find, files), strict=True):
+            yield file, samples
+            count()
 
 
 def _add_fields(fields: dict[str, None], samples: Samples | None, file: InputFile) -> None:
@@ -205,28 +196,18 @@ def _add_fields(fields: dict[str, None], samples: Samples | None, file: InputFil
 
 
 def _counted(
-    file: InputFile, samples: Samples, *, most: int | None = None
-) -> tuple[InputFile, int]:
-    rows = samples.rows if most is None else min(samples.rows, most)
-    return file._replace(sample_starts=samples.starts), rows
+    file: InputFile, samples: Samples | None, *, most: float
+) -> tuple[InputFile, int | None]:
+    """Returns a file with its rows, `most` at most: None where nobody knows them."""
+    if samples is None or not (samples.is_exact or samples.rows > most):
+        return file, None
+    return file._replace(sample_starts=samples.starts), int(min(samples.rows, most))
 
 
-def samples_in(file: InputFile, options: Mapping[str, Any]) -> Samples | None:
-    """Reads where the samples of a tar begin, as `find_samples` does. Raises UsageError where the
-    store refuses."""
+def samples_in(
+    file: InputFile, options: Mapping[str, Any], *, decompress: bool = False
+) -> Samples | None:
+    """Reads the samples of a tar, as `find_samples` does; None of a compressed one that is not to
+    be decompressed. Raises UsageError where the store refuses."""
     with _refusing(file), open_tar(file.path, options) as opened:
-        return find_samples(opened)
-
-
-def _read_keys(file: InputFile, options: Mapping[str, Any], *, most: int) -> tuple[set[str], bool]:
-    """Reads the keys of the first samples of a tar; false: it is cut or damaged before there are
-    `most` of them."""
-    keys: set[str] = set()
-    try:
-        for key, _, _ in _read_headers(file, options):
-            keys.add(key)
-            if len(keys) == most:
-                break
-    except DAMAGE_ERRORS:
-        return keys, False
-    return keys, True
+        return find_samples(opened) if decompress or not is_compressed(opened) else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,13 @@ class InputRows:
     """Consecutive rows of a shard; the first four fields have one element or row for each.
 
     `sources` says where the row lies, for error reports, without logins and signatures; `columns`
-    are the columns passed through, null where a row could not be read. `left_out` counts what of
-    the rows is not read, in the words of `Plan.skipped`.
+    are the columns passed through, null where a row could not be read.
     """
 
     ids: list[str]
     sources: list[str]
     images: list[RowContent]
     columns: pa.Table
-    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import gzip
 import io
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import islice
@@ -21,7 +20,7 @@ from pipeline.inputs.tar_index import (
     open_tar,
     read_members,
 )
-from pipeline.inputs.webdataset_schema import field_type, image_fields, late_field, takes_all
+from pipeline.inputs.webdataset_schema import field_type, image_fields
 from pipeline.readers.input_rows import (
     READ_BYTES,
     STAGE,
@@ -49,7 +48,6 @@ class _Row(NamedTuple):
     source: str
     image: bytes | RowError
     values: Values
-    late: Sequence[str] = ()  # fields that would be columns, had planning seen them
 
 
 class FailedSample(Exception):
@@ -112,9 +110,8 @@ def _together(rows: Iterator[_Row], options: ReadOptions) -> Iterator[InputRows]
 def _input_rows(rows: list[_Row], schema: pa.Schema) -> InputRows:
     arrays = [pa.array([row.values.get(f.name) for row in rows], f.type) for f in schema]
     columns = pa.table(arrays, schema=schema) if arrays else null_table(schema, len(rows))
-    ids, sources, images, _, late = zip(*rows, strict=True)
-    left_out = Counter(late_field(field) for fields in late for field in fields)
-    return InputRows(list(ids), list(sources), list(images), columns, left_out)
+    ids, sources, images, _ = zip(*rows, strict=True)
+    return InputRows(list(ids), list(sources), list(images), columns)
 
 
 def _read_tar(tar: FileSlice, options: ReadOptions) -> Iterator[_Row]:
@@ -293,13 +290,7 @@ def _row(
         image = failure.row_error
     id_ = str(values[id_column]) if id_column and id_column in values else None
     source = f"{redacted_location(tar.path)}#{key}"
-    late = _late_fields(contents, options) if takes_all(options.passthrough) else ()
-    return _Row(id_ or f"{tar.name}#{key}", source, image, values, late)
-
-
-def _late_fields(contents: Mapping[str, Content], options: ReadOptions) -> list[str]:
-    known = {*options.passthrough.names, options.id_column, options.image_column}
-    return [f for f in contents if f not in known and field_type(f) is not None]
+    return _Row(id_ or f"{tar.name}#{key}", source, image, values)
 
 
 def _value(field: str, contents: Mapping[str, Content]) -> int | str:

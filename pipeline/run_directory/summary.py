@@ -21,15 +21,14 @@ class Figures:
     """Sums over the finished shards.
 
     `rows` have a result, `errors` failed; `squashed` counts images far from square that were
-    squashed to squares, `left_out` what of the rows was not read. `speed` is that of the shards
-    with stats. `stage_seconds` add up over all actors.
+    squashed to squares. `speed` is that of the shards with stats. `stage_seconds` add up over all
+    actors.
     """
 
     rows: int
     errors: int
     tokens: int
     squashed: int
-    left_out: Mapping[str, int]
     speed: Speed
     stage_seconds: Mapping[str, float]
     hosts: int
@@ -112,7 +111,7 @@ def read_summary(directory: RunDirectory) -> RunSummary:
         figures=figures,
         errors=totals.kinds,
         nll=totals.nll if totals.nll.n else None,
-        skipped={**directory.skipped(), **figures.left_out},
+        skipped=directory.skipped(),
     )
 
 
@@ -157,7 +156,6 @@ class _Totals:
         self._rows = self._errors = self._squashed = 0
         self._work = Work()
         self._stage_seconds: Counter[str] = Counter()
-        self._left_out: Counter[str] = Counter()
         self._hosts: set[str] = set()
 
     def add(self, part: _Part) -> None:
@@ -172,7 +170,6 @@ class _Totals:
             self._stage_seconds.update(part.stats["seconds"])
             self._hosts.add(part.stats["host"])
             self._squashed += int(part.stats.get("squashed", 0))
-            self._left_out.update(part.stats.get("left_out", {}))
         if "nats" in part.stats:
             self.nll += NLLHistogram.from_json(part.stats["nats"])
 
@@ -182,7 +179,6 @@ class _Totals:
             errors=self._errors,
             tokens=self._work.tokens,
             squashed=self._squashed,
-            left_out=dict(self._left_out),
             speed=self._work.speed,
             stage_seconds=dict(self._stage_seconds),
             hosts=len(self._hosts),

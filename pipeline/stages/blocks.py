@@ -24,14 +24,12 @@ class ShardMetadata:
         rows: that the whole shard has, failed ones included.
         seconds: that each stage has spent on it so far.
         squashed: images far from square that were squashed to squares.
-        left_out: what of its rows is not read, in the words of `Plan.skipped`.
     """
 
     index: int
     rows: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     squashed: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def with_shard_metadata(block: pa.Table, shard: ShardMetadata) -> pa.Table:

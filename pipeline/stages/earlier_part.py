@@ -94,7 +94,6 @@ _COUNTED = {
     "bytes",
     "nats",
     "squashed",
-    "left_out",
 }  # what the merged part has of its own
 
 

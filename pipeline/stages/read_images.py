@@ -1,7 +1,6 @@
 """CPU stages that read a shard's images: into rows of tokens, or into counts of colors."""
 
 import time
-from collections import Counter
 from collections.abc import Collection, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -110,12 +109,10 @@ class ReadImages:
         decode_seconds, squashed = 0.0, 0
         tables = []
         sources: dict[str, str] = {}  # by id
-        left_out: Counter[str] = Counter()
         kept = self._kept(shard)
         for read in self._read_shard(shard, kept=kept):
             _refuse_duplicates(read, sources)
             _keep(read, kept)
-            left_out.update(read.left_out)
             decode_begun = time.perf_counter()
             tables.append(self._quantize(read))
             squashed += _count_far_from_square(read, tables[-1]) if self._squashes else 0
@@ -124,7 +121,7 @@ class ReadImages:
         expected = table.num_rows if shard.rows is None else shard.rows
         read_seconds = time.perf_counter() - begun - decode_seconds
         seconds = {"read": read_seconds, "decode": decode_seconds}
-        metadata = ShardMetadata(shard.index, expected, seconds, squashed, dict(left_out))
+        metadata = ShardMetadata(shard.index, expected, seconds, squashed)
         return with_shard_metadata(table, metadata)
 
     def _kept(self, shard: Shard) -> frozenset[str]:

@@ -123,7 +123,6 @@ class WriteParts:
             "seconds": {**metadata.seconds, "write": time.perf_counter() - begun},
         }
         figures |= {"squashed": squashed} if squashed else {}
-        figures |= {"left_out": metadata.left_out} if metadata.left_out else {}
         self._check_lease(shard)  # no sooner: all that takes seconds
         if earlier is None:
             self._write_errors(shard, failed)

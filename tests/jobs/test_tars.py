@@ -120,35 +120,6 @@ def test_the_budget_is_judged_by_all_rows_once_they_are_known(
     assert json.loads((output / "report.json").read_text())["errors"] == 4
 
 
-def test_fields_of_compressed_tars_that_planning_did_not_see_are_told(
-    ray_session, tiny_model, tmp_path, capsys
-):
-    """Past bug: a caption that the first 32 samples lack was in no column, without a word."""
-    members = {f"{i:02}.png": encoded(photo(i)) for i in range(40)}
-    late = {f"{i:02}.txt": b"late" for i in range(35, 40)} | {"39.a.cls": b"7"}
-    pack(tmp_path / "a-000.tar", dict(sorted((members | late).items())))
-    packed = tmp_path / "a-000.tar.gz"
-    packed.write_bytes(gzip.compress((tmp_path / "a-000.tar").read_bytes()))
-    run = partial(quantize, tmp_path, tiny_model, names=packed.name)
-    run(tmp_path / "run")
-    told = (
-        "5 with a field of .txt that no first sample has, and --keep-columns takes, "
-        "1 with a field of .cls that no first sample has, and --keep-columns takes"
-    )
-    assert f"left out of the input: {told}\n" in capsys.readouterr().err
-    assert told in (tmp_path / "run" / "report.html").read_text()
-    main(["status", str(tmp_path / "run")])
-    assert told in capsys.readouterr().out
-    counts = json.loads((tmp_path / "run" / "report.json").read_text())["skipped_files"]
-    assert list(counts.values()) == [5, 1]
-
-    for columns in ("txt", ""):  # who chooses columns knows what he leaves out
-        run(tmp_path / f"kept{columns}", "--keep-columns", columns)
-        assert "left out" not in capsys.readouterr().err
-    rows = duckdb.sql(f"select txt from '{tmp_path}/kepttxt/data/*.parquet' order by id").fetchall()
-    assert rows == [(None,)] * 35 + [("late",)] * 5
-
-
 @pytest.mark.slow
 def test_a_tar_that_is_gone_fails_its_shard_and_the_others_are_done(
     ray_session, tars, tiny_model, tmp_path, capsys

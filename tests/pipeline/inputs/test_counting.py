@@ -36,9 +36,9 @@ def test_a_line_says_how_much_of_a_large_input_is_counted(
     module, name, what = make(tmp_path)
     read = getattr(module, name)
 
-    def slowly(file, options):
-        time.sleep(0.3 if file.name.startswith("2") else 0)
-        return read(file, options)
+    def slowly(file, *args, **named):
+        time.sleep(0.25 if file.name.startswith("2") else 0)
+        return read(file, *args, **named)
 
     monkeypatch.setattr(module, name, slowly)
     monkeypatch.setattr(counting, "_SECONDS", 0.1)
