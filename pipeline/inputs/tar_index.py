@@ -17,6 +17,7 @@ from pipeline.storage.block_reader import BlockReader
 from pipeline.storage.filesystem import is_local, open_location
 
 MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in memory
+MOST_DECOMPRESSED = 16 << 30  # of a .tar.gz, which may be made to fill the disk
 _MOST_TAR_BYTES = 1 << 42  # beyond what filesystems hold in a file
 _ZEROS_AT_ONCE = 8 << 10  # bytes read behind the end of a tar; whole blocks
 _STEP_BACK_BYTES = 64 << 10  # more than are read before the reading goes back
@@ -38,6 +39,10 @@ class BytesBehind(DamagedTar):
     """A tar that is whole, with bytes behind its end marker that are no tar."""
 
 
+class TarTooLarge(DamagedTar):
+    """A compressed tar of more bytes than are decompressed."""
+
+
 # What is raised over bytes that are damaged or cut short, as none of a store's own errors is.
 DAMAGE_ERRORS = (DamagedTar, EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -52,6 +57,26 @@ class Member(NamedTuple):
     fault: tuple[str, str] | None
 
 
+class DecompressedTar(gzip.GzipFile):
+    """The bytes of a compressed tar. Raises TarTooLarge behind MOST_DECOMPRESSED."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._check(self.tell())
+        return super().read(size)
+
+    def read1(self, size: int = -1) -> bytes:
+        self._check(self.tell())
+        return super().read1(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check(offset)  # on the way there all is decompressed
+        return super().seek(offset, whence)
+
+    def _check(self, position: int) -> None:
+        if position > MOST_DECOMPRESSED:
+            raise TarTooLarge(f"expected at most {MOST_DECOMPRESSED} bytes in it")
+
+
 @contextmanager
 def open_tar(
     path: str, options: Mapping[str, Any], *, stop: int | None = None
@@ -63,7 +88,7 @@ def open_tar(
         file = raw if is_local(fs) else cast(IO[bytes], BlockReader(fs, raw, stop=stop))
         compressed = file.read(len(_GZIP)) == _GZIP
         file.seek(0)
-        yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if compressed else file
+        yield cast(IO[bytes], DecompressedTar(fileobj=file)) if compressed else file
 
 
 class Samples(NamedTuple):
@@ -84,17 +109,22 @@ class Samples(NamedTuple):
     is_exact: bool = True
 
 
-def is_compressed(file: IO[bytes]) -> bool:
-    """Returns whether `open_tar` decompresses what it opened."""
-    return isinstance(file, gzip.GzipFile)
-
-
 def find_samples(file: IO[bytes]) -> Samples:
     """Reads the headers of a tar, all of them; a compressed one is decompressed for that. Raises as
     the store does."""
-    compressed = is_compressed(file)
-    if compressed:  # else each step back over a header would begin again at the first byte
-        file = cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, file), _STEP_BACK_BYTES))
+    if not isinstance(file, DecompressedTar):
+        return _read_samples(file)[0]
+    # Else each step back over a header would begin again at the first byte.
+    buffered = io.BufferedReader(cast(io.RawIOBase, file), _STEP_BACK_BYTES)
+    try:
+        samples, is_damaged = _read_samples(buffered)
+    finally:
+        buffered.detach()
+    return samples._replace(starts=None, is_exact=not is_damaged)
+
+
+def _read_samples(file: IO[bytes]) -> tuple[Samples, bool]:
+    """Returns the samples of a tar, and whether it is cut or damaged."""
     keys: set[str] = set()
     fields: dict[str, None] = {}
     starts = array("q")
@@ -111,12 +141,7 @@ def find_samples(file: IO[bytes]) -> Samples:
     except DAMAGE_ERRORS:
         is_damaged = True
     rows = len(keys) + (is_damaged or not keys)
-    return Samples(
-        rows,
-        None if are_apart or compressed else starts,
-        tuple(fields),
-        is_exact=not (compressed and is_damaged),
-    )
+    return Samples(rows, None if are_apart else starts, tuple(fields)), is_damaged
 
 
 def read_members(

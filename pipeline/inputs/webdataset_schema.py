@@ -17,9 +17,9 @@ from pipeline.inputs.files import InputFile, format_extensions
 from pipeline.inputs.tar_index import (
     DAMAGE_ERRORS,
     MOST_BYTES,
+    DecompressedTar,
     Samples,
     find_samples,
-    is_compressed,
     open_tar,
     read_members,
 )
@@ -210,4 +210,5 @@ def samples_in(
     """Reads the samples of a tar, as `find_samples` does; None of a compressed one that is not to
     be decompressed. Raises UsageError where the store refuses."""
     with _refusing(file), open_tar(file.path, options) as opened:
-        return find_samples(opened) if decompress or not is_compressed(opened) else None
+        is_read = decompress or not isinstance(opened, DecompressedTar)
+        return find_samples(opened) if is_read else None

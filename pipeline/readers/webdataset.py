@@ -1,6 +1,5 @@
 """Reader of tars (WebDataset): a sample, the members of one basename, is a row."""
 
-import gzip
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pipeline.inputs.tar_index import (
     DAMAGE_ERRORS,
     BytesBehind,
     DamagedTar,
+    DecompressedTar,
     Member,
     TruncatedTar,
     open_tar,
@@ -34,8 +34,6 @@ from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage.filesystem import store_errors
 from pipeline.storage.redact import redacted, redacted_error, redacted_line, redacted_location
-
-MOST_DECOMPRESSED = 16 << 30  # of a .tar.gz, which may be made to fill the disk
 
 _MOST_ROWS = 256  # that are handed on together
 _COPY_BYTES = 1 << 20
@@ -248,9 +246,8 @@ def _local_copy(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]
 
 def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
     """Copies all bytes; returns what is wrong with them where it ended early."""
-    compressed = isinstance(stream, gzip.GzipFile)
     # read would lose what it has got before an error
-    read = stream.read1 if isinstance(stream, gzip.GzipFile) else stream.read
+    read = stream.read1 if isinstance(stream, DecompressedTar) else stream.read
     while True:
         try:
             some = read(_COPY_BYTES)
@@ -261,10 +258,6 @@ def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
         if not some:
             return None
         copy.write(some)
-        if compressed and copy.tell() > MOST_DECOMPRESSED:
-            return RowError(
-                STAGE, "TarTooLarge", f"expected at most {MOST_DECOMPRESSED} bytes in it"
-            )
 
 
 def _row(

@@ -493,7 +493,7 @@ def test_a_packed_tar_is_planned_in_one_pass(tmp_path):
     members = [(f"{i}.jpg", noise.randbytes(20_000 + i)) for i in range(200)]
     halves = (make_tar(members[:100]), bytes(40_000 // 512 * 512), make_tar(members[100:]))
     file = Counted(gzip.compress(b"".join(halves)))
-    found = find_samples(gzip.GzipFile(fileobj=file))
+    found = find_samples(tar_index.DecompressedTar(fileobj=file))
     assert (found.rows, found.starts, found.is_exact) == (200, None, True)
     assert file.n_read <= file.getbuffer().nbytes + (1 << 20)
 
@@ -631,12 +631,24 @@ def test_a_name_that_climbs_out_is_a_label_and_no_path(tmp_path):
 
 
 def test_a_packed_tar_that_would_fill_the_disk_ends_at_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "MOST_DECOMPRESSED", 3 << 20)
+    monkeypatch.setattr(tar_index, "MOST_DECOMPRESSED", 3 << 20)
     members = [("1.jpg", b"1"), ("2.jpg", bytes(50 << 20)), ("3.jpg", b"3")]
     (tmp_path / "t.tar.gz").write_bytes(gzip.compress(make_tar(members)))
-    rows = rows_of(plan_of(tmp_path / "t.tar.gz"))
-    assert good(rows) == {"t.tar.gz#1": b"1"}
-    assert errors(rows) == {"t.tar.gz#2": "TruncatedTar", "t.tar.gz": "TarTooLarge"}
+    for options in ({}, {"keep_columns": []}):  # all of it is read by planning, or only then
+        rows = rows_of(plan_of(tmp_path / "t.tar.gz", **options))
+        assert good(rows) == {"t.tar.gz#1": b"1"}
+        assert errors(rows) == {"t.tar.gz#2": "TruncatedTar", "t.tar.gz": "TarTooLarge"}
+
+
+@pytest.mark.parametrize("behind", [50 << 20, 1 << 20])
+def test_planning_ends_at_the_limit_of_a_packed_tar_too(tmp_path, monkeypatch, behind):
+    """Past bug: zeros behind its end, a thousandth as large on the disk, had no limit."""
+    monkeypatch.setattr(tar_index, "MOST_DECOMPRESSED", 3 << 20)
+    payload = make_tar([("1.jpg", b"1")]) + bytes(behind)
+    (tmp_path / "t.tar.gz").write_bytes(gzip.compress(payload))
+    with tar_index.open_tar(str(tmp_path / "t.tar.gz"), {}) as opened:
+        assert find_samples(opened).is_exact == (behind < 3 << 20)
+        assert opened.tell() <= (3 << 20) + (1 << 17)
 
 
 # --- tars that are cut or damaged -----------------------------------------------------------------
