@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_core.errors import NonFiniteError
-from igpt_core.generation.noise import uniform_noise
+from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
 from igpt_core.model.attention import added_mask
@@ -23,6 +23,7 @@ from igpt_core.model.transformer import ImageGPTModel
 # On a CPU a step attends to this many positions or a multiple: each change costs a copy of a cache
 # that lies by channel, each position beyond the filled ones is read for nothing.
 SPAN_UNIT = 64
+_NOISE_AT_ONCE = 1 << 18  # numbers, which stay in the processor's cache while they are made
 
 
 class CausalModel(nn.Module):
@@ -142,44 +143,50 @@ def decode(
     model: CausalModel,
     logits: Tensor,
     cache: KVCache,
-    noise: Tensor,
+    noise: GumbelNoise,
     sampling: SamplingConfig,
     *,
+    n_new: int,
     pinned: Pinned | None = None,
     on_logits: Callable[[Tensor, KVCache], None] | None = None,
 ) -> Tensor:
-    """Draws one token for each column of the noise, from `prefill`'s logits and cache on.
+    """Draws one token after the other, from `prefill`'s logits and cache on.
 
     Args:
         logits: (R, V) of the first pixel to draw.
-        noise: (R, N) float64 in [0, 1), N >= 1.
-        pinned: (R, N), known pixels, which take the place of those drawn.
+        noise: of the R sequences.
+        n_new: tokens to draw, 1 or more.
+        pinned: (R, n_new), known pixels, which take the place of those drawn.
         on_logits: is called before each draw with the logits of pixel cache.length - 1 and the
             cache, and may change rows of both in place.
 
     Returns:
-        (R, N) int64.
+        (R, n_new) int64.
 
     Raises:
         NonFiniteError: logits that are no distribution: NaN, +inf, or all of them -inf.
     """
-    highest = torch.empty(noise.shape, dtype=logits.dtype, device=noise.device)
+    rows, n_colors = logits.shape
+    device, first = logits.device, cache.length
+    # Positions (cache.length) of what is fed; pixels are counted from 0, behind the start token.
+    positions = torch.arange(first, first + n_new, device=device)
+    noise_of = _noise_ahead(noise, positions - 1, n_colors)
+    highest = torch.empty(rows, n_new, dtype=logits.dtype, device=device)
 
     def draw(logits: Tensor, column: int) -> Tensor:
         if on_logits is not None:
             on_logits(logits, cache)
         highest[:, column] = logits.amax(dim=-1)  # NaN where there is one
-        tokens = sample_tokens(logits, noise[:, column], sampling)
+        own = None if sampling.greedy else noise_of(column)
+        tokens = sample_tokens(logits, own, sampling)
         return tokens if pinned is None else pinned.over(tokens, column)
 
-    first, n_steps = cache.length, noise.shape[1]
-    drawn = torch.empty(noise.shape, dtype=torch.int64, device=noise.device)
-    positions = torch.arange(first, first + n_steps, device=noise.device)
+    drawn = torch.empty(rows, n_new, dtype=torch.int64, device=device)
     drawn[:, 0] = draw(logits, 0)
-    for step in range(1, n_steps):
+    for step in range(1, n_new):
         span = cache.length + 1
         position: Tensor | None = positions[step - 1 : step]
-        if noise.device.type == "cpu":
+        if device.type == "cpu":
             position = None
             span = min(-(-span // SPAN_UNIT) * SPAN_UNIT, cache.capacity)
             if cache.by_channel:
@@ -190,6 +197,22 @@ def decode(
     if not highest.isfinite().all():  # looked at once: a GPU would be waited for at each step
         raise NonFiniteError.of("logits", logits.dtype)
     return drawn
+
+
+def _noise_ahead(noise: GumbelNoise, pixels: Tensor, n_colors: int) -> Callable[[int], Tensor]:
+    """Returns what gives the noise (R, V) of pixels (N,), by their place among them, in order: it
+    is made for several at once, which takes a fraction of the calls."""
+    at_once = max(_NOISE_AT_ONCE // (len(noise.seeds) * n_colors), 1)
+    made: dict[int, Tensor] = {}
+
+    def noise_of(column: int) -> Tensor:
+        begin = column - column % at_once
+        if begin not in made:
+            made.clear()
+            made[begin] = noise.at(pixels[begin : begin + at_once], n_colors)
+        return made[begin][:, column - begin]
+
+    return noise_of
 
 
 @torch.inference_mode()
@@ -249,8 +272,8 @@ def complete(
     given = prompt[:, None].expand(rows, n_samples, n_given)
     if n_given == n_positions:
         return given.clone()
-    noise = uniform_noise(seeds, n_samples, range(n_given, n_positions)).flatten(0, 1)
+    noise, n_new = GumbelNoise(seeds, n_samples), n_positions - n_given
     model = prepacked(model)
     logits, cache = prefill(model, prompt, n_samples=n_samples, capacity=n_positions)
-    drawn = decode(model, logits, cache, noise, sampling, pinned=pinned)
+    drawn = decode(model, logits, cache, noise, sampling, n_new=n_new, pinned=pinned)
     return torch.cat([given, drawn.view(rows, n_samples, -1)], dim=2)

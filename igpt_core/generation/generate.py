@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from igpt_core.generation.decoding import CausalModel, decode, feed
-from igpt_core.generation.noise import uniform_noise
+from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 
@@ -71,13 +71,11 @@ class GenerationMixin(CausalModel):
         if seeds.shape != (rows,):
             raise ValueError(f"generate: expected one seed per row, ({rows},), found {seeds.shape}")
         with torch.inference_mode():
-            noise = uniform_noise(
-                seeds.to(input_ids.device), num_return_sequences, range(n_given - 1, max_length - 1)
-            )
+            noise = GumbelNoise(seeds.to(input_ids.device), num_return_sequences)
             model = prepacked(self)
             logits, cache = feed(
                 model, input_ids, n_samples=num_return_sequences, capacity=max_length - 1
             )
-            drawn = decode(model, logits, cache, noise.flatten(0, 1), sampling)
+            drawn = decode(model, logits, cache, noise, sampling, n_new=max_length - n_given)
         given = input_ids.repeat_interleave(num_return_sequences, dim=0)
         return torch.cat([given, drawn], dim=1)  # made here, so that it may enter a training step

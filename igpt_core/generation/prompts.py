@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from igpt_core.generation.decoding import CausalModel, Pinned, decode, prefill
-from igpt_core.generation.noise import uniform_noise
+from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.model.kv_cache import KVCache
@@ -78,9 +78,18 @@ def complete_prompts(
     else:
         logits, cache = _nothing_yet(model, len(images), length=first + 1, capacity=n_positions)
     is_prompt = torch.arange(n_positions, device=image.device) < lengths[:, None]
-    noise = uniform_noise(seeds, n_samples, range(first, n_positions)).flatten(0, 1)
+    noise = GumbelNoise(seeds, n_samples)
     pinned = Pinned(images[:, first:], is_prompt[:, first:].repeat_interleave(n_samples, dim=0))
-    images[:, first:] = decode(model, logits, cache, noise, sampling, pinned=pinned, on_logits=join)
+    images[:, first:] = decode(
+        model,
+        logits,
+        cache,
+        noise,
+        sampling,
+        n_new=n_positions - first,
+        pinned=pinned,
+        on_logits=join,
+    )
     return images.view(rows, n_samples, -1)
 
 

@@ -9,6 +9,11 @@ if TYPE_CHECKING:  # for names alone: options are checked without torch, which t
     from torch import Tensor
 
 
+# Of the noise, which decides what a seed draws. 1 was one number for each pixel, at which the
+# distribution was inverted.
+NOISE_VERSION = 2
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """Options of sampling, applied as in transformers: temperature, then top-k, then top-p.
@@ -50,31 +55,29 @@ def filter_logits(logits: "Tensor", sampling: SamplingConfig) -> "Tensor":
         logits = logits.masked_fill(logits < smallest, -math.inf)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probabilities = ordered.softmax(dim=-1)
+        probabilities = ordered.double().softmax(dim=-1)  # summed up below
         # A color stays while those before it have not reached p: the most probable always does.
         excluded = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
         logits = logits.masked_fill(excluded.scatter(-1, order, excluded), -math.inf)
     return logits
 
 
-def sample_tokens(logits: "Tensor", noise: "Tensor", sampling: SamplingConfig) -> "Tensor":
-    """Draws one token per row by inverting the cumulative distribution at the noise.
+def sample_tokens(logits: "Tensor", noise: "Tensor | None", sampling: SamplingConfig) -> "Tensor":
+    """Draws the token with the highest sum of filtered logit and Gumbel noise: one of the softmax
+    of the filtered logits (see `GumbelNoise`).
 
-    Everything is computed in float64: a float32 sum over 512 colors would round away what the
-    32 bits of noise can tell apart.
+    Distributions that are a little different mostly draw the same token with the same noise.
 
     Args:
-        logits: (R, V), any float dtype.
-        noise: (R,) float64 in [0, 1), see `uniform_noise`.
+        logits: (..., V), any float dtype.
+        noise: (..., V) float32, see `GumbelNoise.at`; not looked at where it is greedy.
         sampling: temperature, top_k, top_p, greedy.
 
     Returns:
-        (R,) int64 in [0, V). A color of probability zero is never drawn.
+        (...) int64 in [0, V). A color of probability zero is never drawn.
     """
     if sampling.greedy:
         return logits.argmax(dim=-1)
-    probabilities = filter_logits(logits.double(), sampling).softmax(dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    # noise <= 1 - 2^-32, so the product stays below the total and a token is always found.
-    target = noise.unsqueeze(-1) * cumulative[:, -1:]
-    return (cumulative <= target).sum(dim=-1)
+    assert noise is not None
+    wide = logits if logits.itemsize >= noise.itemsize else logits.float()
+    return (filter_logits(wide, sampling) + noise).argmax(dim=-1)

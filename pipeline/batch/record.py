@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from igpt_core.generation.sampling import NOISE_VERSION
 from pipeline import rows
 from pipeline.batch.job import Job, JobSpec
 from pipeline.inputs.files import absolute_input
@@ -37,6 +38,7 @@ def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]
     if compute is not None:
         found |= {"batch_size": compute.images * compute.sequences}
     found |= spec.results
+    found |= {"noise": NOISE_VERSION} if spec.generates else {}
     found |= {"model": model and model.fingerprint}
     return found | {"device": compute and compute.device, "dtype": compute and compute.dtype}
 

@@ -19,7 +19,7 @@ from pipeline.options import ImageJobOptions, ModelOptions, RunOptions, note_def
 from pipeline.report.write import write_report
 from pipeline.run_directory.directory import RunDirectory
 from pipeline.run_directory.lease import Lease
-from pipeline.run_directory.record import refuse_other_run, resuming
+from pipeline.run_directory.record import refuse_other_noise, refuse_other_run, resuming
 from pipeline.shards import Plan
 from pipeline.storage.filesystem import absolute, options_for
 from pipeline.storage.redact import redacted
@@ -113,6 +113,7 @@ def _shard_size(
         return options.shard_size
     # Where the size is not given it is found, so it is what was found then.
     asked = {} if options.shard_size is None else {"shard_size": options.shard_size}
+    refuse_other_noise(directory.location, resumed["results"], wanted)
     refuse_other_run(directory.location, resumed["results"], {**wanted, **asked})
     return int(resumed["results"]["shard_size"])
 

@@ -59,6 +59,19 @@ def known_job(location: str, record: Mapping[str, Any]) -> str:
     return str(record["job"])
 
 
+def refuse_other_noise(
+    location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Raises UsageError where the same seed drew other images than it does now."""
+    there, now = recorded.get("noise", 1), wanted.get("noise")  # 1 was not written down
+    if now is not None and there != now:
+        raise UsageError(
+            f"{location} was drawn with noise version {there}, this igpt draws with version {now}: "
+            "the same seed gives other images; next: the version of igpt that began it, or "
+            "--overwrite to draw all of it anew, or another --output"
+        )
+
+
 def refuse_other_run(
     location: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any], *, kind: str = "run"
 ) -> None:

@@ -1,7 +1,9 @@
 """`igpt sample` from end to end: held against the core and transformers, resumed, refused."""
 
 import io
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,24 @@ def test_a_lost_part_is_done_again_and_another_seed_or_count_refused(sampled, ti
     assert "seed: 7 there, 8 now" in refusal(capsys, "sample", **options | {"seed": 8})
     assert "count: 9 there, 12 now" in refusal(capsys, "sample", **options | {"count": 12})
     assert parts(sampled) == before
+
+
+def test_a_run_with_the_noise_of_before_is_not_resumed(sampled, tiny_model, tmp_path, capsys):
+    """It would hold the images of two kinds of noise."""
+    output = tmp_path / "run"
+    shutil.copytree(sampled, output)
+    record = json.loads((output / "run.json").read_text())
+    assert record["results"].pop("noise") == 2
+    (output / "run.json").write_text(json.dumps(record))
+    next((output / "data").iterdir()).unlink()
+    before = sorted(path.name for path in output.rglob("*"))
+    options = {"count": COUNT, "model": tiny_model, "output": output, "score": True, **COMMON}
+    assert refusal(capsys, "sample", **options) == (
+        f"igpt: {output} was drawn with noise version 1, this igpt draws with version 2: the same "
+        "seed gives other images; next: the version of igpt that began it, or --overwrite to draw "
+        "all of it anew, or another --output\n"
+    )
+    assert sorted(path.name for path in output.rglob("*")) == before
 
 
 def test_scores_of_the_run_are_those_that_it_gave_itself(sampled, tiny_model, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from igpt_core.errors import NonFiniteError
 from igpt_core.generation import decoding
 from igpt_core.generation.decoding import complete, decode, decode_step, prefill
-from igpt_core.generation.noise import uniform_noise
+from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
@@ -96,7 +96,7 @@ def test_each_step_gives_the_logits_of_the_uncached_pass(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("n_given", [0, 1, 40, N_POSITIONS - 2, N_POSITIONS - 1])
-def test_a_token_is_where_its_noise_falls_in_the_uncached_distribution(n_given: int) -> None:
+def test_a_token_has_the_highest_sum_of_uncached_logit_and_noise(n_given: int) -> None:
     model = model_of()
     images = complete(
         model,
@@ -108,13 +108,11 @@ def test_a_token_is_where_its_noise_falls_in_the_uncached_distribution(n_given: 
     )
     assert images.shape == (4, 2, N_POSITIONS)
     logits = uncached(model, images.flatten(0, 1)).view(4, 2, N_POSITIONS, -1)
-    upper = logits.double().softmax(-1).cumsum(-1)
-    lower = torch.nn.functional.pad(upper[..., :-1], (1, 0))
-    noise = uniform_noise(seeds(4), 2, range(N_POSITIONS))
+    noise = GumbelNoise(seeds(4), 2).at(torch.arange(N_POSITIONS), logits.shape[-1])
+    sums = logits + noise.view_as(logits)
     slack = 1e-4  # ten times what the two ways to the logits differ by
-    above = noise >= lower.gather(-1, images[..., None]).squeeze(-1) - slack
-    below = noise <= upper.gather(-1, images[..., None]).squeeze(-1) + slack
-    assert (above & below)[:, :, n_given:].all()
+    drawn = sums.gather(-1, images[..., None]).squeeze(-1)
+    assert (drawn >= sums.amax(-1) - slack)[:, :, n_given:].all()
 
 
 @torch.inference_mode()
@@ -281,15 +279,15 @@ def test_decoding_gives_attention_keys_and_values_without_gaps(
 @torch.inference_mode()
 def test_decode_goes_on_from_a_cache_that_was_filled_step_by_step() -> None:
     model = prepacked(model_of())
-    noise = uniform_noise(seeds(3), 1, range(4, 90)).flatten(0, 1)
+    noise = GumbelNoise(seeds(3), 1)
     logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
-    at_once = decode(model, logits, cache, noise, SAMPLING)
+    at_once = decode(model, logits, cache, noise, SAMPLING, n_new=86)
     logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
-    first = decode(model, logits, cache, noise[:, :50], SAMPLING)
+    first = decode(model, logits, cache, noise, SAMPLING, n_new=50)
     position = torch.tensor([cache.length])
     logits = decode_step(model, first[:, -1], position, cache, span=cache.length + 1)
     cache.length += 1
-    rest = decode(model, logits, cache, noise[:, 50:], SAMPLING)
+    rest = decode(model, logits, cache, noise, SAMPLING, n_new=36)
     assert torch.equal(torch.cat([first, rest], dim=1), at_once)
 
 
