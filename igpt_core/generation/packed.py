@@ -156,15 +156,21 @@ def prepacked(model: Model) -> Model:
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
     result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
-    for parent in list(result.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, Block):
-                setattr(parent, name, PackedBlock(child))
-            elif isinstance(child, Conv1D):
-                setattr(parent, name, PrepackedLinear(child.weight.t(), child.bias))
-            elif isinstance(child, nn.Linear):
-                setattr(parent, name, PrepackedLinear(child.weight, child.bias))
+    _pack_below(result)
     return result
+
+
+def _pack_below(parent: nn.Module) -> None:
+    for name, child in parent.named_children():
+        if isinstance(child, Block):
+            setattr(parent, name, packed := PackedBlock(child))
+            _pack_below(packed)  # attention to an encoder
+        elif isinstance(child, Conv1D):
+            setattr(parent, name, PrepackedLinear(child.weight.t(), child.bias))
+        elif isinstance(child, nn.Linear):
+            setattr(parent, name, PrepackedLinear(child.weight, child.bias))
+        else:
+            _pack_below(child)
 
 
 def _is_customized(model: nn.Module) -> bool:

@@ -12,10 +12,11 @@ from igpt_core.images.raster_formats import ImageError
 
 @dataclass(frozen=True)
 class TiffLayout:
-    """What a TIFF says of its gray levels that its PIL mode does not."""
+    """What a TIFF says of its samples that its PIL mode does not."""
 
     bits: int
     zero_is_white: bool
+    in_planes: bool
 
 
 def tiff_layout(image: Image.Image) -> TiffLayout | None:
@@ -35,7 +36,7 @@ def tiff_layout(image: Image.Image) -> TiffLayout | None:
             f"expected a TIFF of 8 bits or of interleaved samples, found {n_samples} planes of "
             f"{bits} bits, with opacity, of inks or not compressed"
         )
-    return TiffLayout(bits, zero_is_white=tags.get(262) == 0)
+    return TiffLayout(bits, zero_is_white=tags.get(262) == 0, in_planes=in_planes)
 
 
 def check_jpeg2000(image: Image.Image) -> None:

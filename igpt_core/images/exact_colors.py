@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from igpt_core.images.raster_formats import open_raster
+from igpt_core.images.raster_formats import damaged_xmp_aside, open_raster
 
 Floats = NDArray[np.float64]
 
@@ -32,9 +32,15 @@ _TO_SRGB = np.array(
 )
 
 
-def lab_to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of mode LAB to RGB; colors outside sRGB are cut channel by channel."""
-    return _by_bands(_lab_shares, np.asarray(image))
+def lab_to_rgb(image: Image.Image, *, in_planes: bool = False) -> Image.Image:
+    """Converts an image of mode LAB to RGB; colors outside sRGB are cut channel by channel.
+
+    Of a TIFF `in_planes` Pillow leaves a and b as they are stored, signed; elsewhere it adds 128.
+    """
+    stored = np.asarray(image)
+    if in_planes:
+        stored = stored ^ np.array([0, 128, 128], np.uint8)
+    return _by_bands(_lab_shares, stored)
 
 
 def _lab_shares(stored: NDArray[np.uint8]) -> Floats:
@@ -88,7 +94,8 @@ def _read(data: bytes, raw_mode: str) -> Image.Image:
     for i, tile in enumerate(image.tile):
         args = (raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode
         image.tile[i] = tile._replace(args=args)
-    image.load()
+    with damaged_xmp_aside(image):
+        image.load()
     return image
 
 

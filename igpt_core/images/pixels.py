@@ -33,7 +33,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from igpt_core.images.depths import TiffLayout, check_jpeg2000, tiff_layout
 from igpt_core.images.exact_colors import deep_kind, deep_to_rgb, lab_to_rgb
-from igpt_core.images.raster_formats import ImageError, check_format, one_line, open_raster
+from igpt_core.images.raster_formats import (
+    ImageError,
+    check_format,
+    damaged_xmp_aside,
+    one_line,
+    open_raster,
+)
 
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; beyond it Pillow itself suspects a decompression bomb
 
@@ -177,20 +183,8 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
         found = f"{source.format or source.mode} image of {width} x {height}"
         if not 0 < width * height <= MAX_PIXELS:
             raise ImageError(f"expected 1 to {MAX_PIXELS} pixels, found a {found}")
-        tiff = tiff_layout(source)
-        check_jpeg2000(source)
-        draft = None
-        if draft_side and isinstance(image, bytes) and isinstance(source, JpegImageFile):
-            draft = source.draft(None, (draft_side, draft_side))
-        if isinstance(image, bytes) and (kind := deep_kind(source)):
-            source, decoded = deep_to_rgb(image, kind)
-        else:
-            source.load()
-            decoded = _to_rgb(source, tiff)
-        box: Box = draft[1] if draft else (0, 0, *source.size)
-        shrink = round(width / box[2]) if draft else 1
-        rgb, box = _turn(decoded, box, _orientation(source))
-        return _Decoded(rgb, box, shrink)
+        with damaged_xmp_aside(source):
+            return _decode_opened(source, image, draft_side)
     except ImageError:
         raise
     except Exception as error:
@@ -200,6 +194,25 @@ def _decode(image: bytes | Image.Image, *, draft_side: int | None) -> _Decoded:
             f"expected a whole {found}, found truncated or damaged data: "
             f"{type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+def _decode_opened(
+    source: Image.Image, image: bytes | Image.Image, draft_side: int | None
+) -> _Decoded:
+    width, tiff = source.width, tiff_layout(source)
+    check_jpeg2000(source)
+    draft = None
+    if draft_side and isinstance(image, bytes) and isinstance(source, JpegImageFile):
+        draft = source.draft(None, (draft_side, draft_side))
+    if isinstance(image, bytes) and (kind := deep_kind(source)):
+        source, decoded = deep_to_rgb(image, kind)
+    else:
+        source.load()
+        decoded = _to_rgb(source, tiff)
+    box: Box = draft[1] if draft else (0, 0, *source.size)
+    shrink = round(width / box[2]) if draft else 1
+    rgb, box = _turn(decoded, box, _orientation(source))
+    return _Decoded(rgb, box, shrink)
 
 
 def _open(image: bytes | Image.Image) -> Image.Image:
@@ -218,7 +231,7 @@ def _to_rgb(image: Image.Image, tiff: TiffLayout | None) -> Image.Image:
     if mode == "F" or mode.startswith("I"):
         return _gray_to_rgb(image, tiff)
     if mode == "LAB":
-        return lab_to_rgb(image)
+        return lab_to_rgb(image, in_planes=tiff is not None and tiff.in_planes)
     if not image.has_transparency_data:
         return image if mode == "RGB" else image.convert("RGB")
     rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")

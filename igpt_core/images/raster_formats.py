@@ -8,6 +8,8 @@ format; FITS and MCIDAS hold measurements whose scale Pillow does not read.
 import functools
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -52,12 +54,12 @@ def open_raster(source: bytes | str | os.PathLike[str]) -> Image.Image:
     its limit and for files that cannot be opened.
     """
     if not isinstance(source, bytes):
-        return _without_damaged_xmp(Image.open(source, formats=raster_formats()))
+        return Image.open(source, formats=raster_formats())
     if not source:
         raise ImageError("expected an encoded image, found zero bytes")
     data = png_metadata.without_metadata(source)
     try:
-        return _without_damaged_xmp(_identify(data))
+        return _identify(data)
     except UnidentifiedImageError as error:
         raise ImageError(
             f"expected an encoded image, found {len(source)} bytes starting with {source[:12]!r}: "
@@ -83,14 +85,21 @@ def check_format(image: Image.Image) -> None:
             f"expected an image of a raster format that is read, found {image.format}; "
             "next: image.convert('RGB')"
         )
-    _without_damaged_xmp(image)
 
 
-def _without_damaged_xmp(image: Image.Image) -> Image.Image:
-    """Removes what is no XMP from where Pillow would look for the orientation."""
-    if not isinstance(image.info.get("xmp", b""), bytes):
-        del image.info["xmp"]
-    return image
+@contextmanager
+def damaged_xmp_aside(image: Image.Image) -> Iterator[None]:
+    """Leaves what is no XMP out of where Pillow looks for the orientation, as long as the image is
+    decoded."""
+    xmp = image.info.get("xmp", b"")
+    if isinstance(xmp, bytes):
+        yield
+        return
+    del image.info["xmp"]
+    try:
+        yield
+    finally:
+        image.info["xmp"] = xmp
 
 
 def _reason(data: bytes) -> str:

@@ -114,7 +114,7 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
         job = Job(spec, NOWHERE, plan, compute, resources)
         actors = job.resources.reading.actors if compute is None else job.resources.model.actors
         size = _TRIAL_ROWS if compute is None else compute.images
-        if source.rows is None:  # compressed tars: the first rows, which a limit counts
+        if source.rows is None:  # of compressed tars: the first, which a limit counts
             limit = size * actors * _TRIALS_PER_ACTOR
             first = define(options.model_copy(update={"limit": limit}))
             trial = first.find_source().cut(size)
@@ -132,7 +132,17 @@ def _trial_plan(source: Source, size: int, actors: int) -> Plan:
     """Shards of one model batch each, evenly spread over the input, a few for each actor."""
     plan = source.cut(size)
     chosen = [plan.shards[i] for i in spread(len(plan.shards), actors * _TRIALS_PER_ACTOR)]
-    return replace(plan, shards=tuple(Shard(i, shard.slices) for i, shard in enumerate(chosen)))
+    return replace(
+        plan, shards=tuple(_first_rows(i, shard, size) for i, shard in enumerate(chosen))
+    )
+
+
+def _first_rows(index: int, shard: Shard, n: int) -> Shard:
+    """Returns a shard of the first rows of one: of a tar that is not cut, which is one shard."""
+    if (shard.rows or 0) <= n:
+        return Shard(index, shard.slices)
+    (tar,) = shard.slices
+    return Shard(index, (replace(tar, stop=tar.start + n),))
 
 
 def _estimate(
@@ -192,10 +202,11 @@ def _speeds(
         ]
         if spent:
             seconds[stage] = max(statistics.median(spent), 1e-9)
-    reading = seconds.get("read", 0) + seconds.get("decode", 0)
+    together = ["read", "decode", *(["write"] if resources.writing.joins else [])]
+    by_readers = sum(seconds.get(stage, 0) for stage in together)
     for stage, each in seconds.items():
-        # The same actors read and decode: each gets its part of their time.
-        share = each / reading if stage in ("read", "decode") and reading else 1
+        # The same actors do these: each gets its part of their time.
+        share = each / by_readers if stage in together else 1
         yield StageSpeed(stage, each, actors[stage] * share)
     on_cpus = sum(each for stage, each in seconds.items() if not (on_gpus and stage == "model"))
     yield StageSpeed("all CPUs", on_cpus, cpus)

@@ -101,7 +101,8 @@ def allocate(
         )
     n_cpus = cpus()
     n_model = 0 if device is None else (model_actors or auto_model_actors(device))
-    by_cpus = {None: _readers(plan, n_cpus), "cuda": n_cpus - 1, "cpu": n_cpus // 4}[device]
+    wanted = None if device else _readers_for(plan, n_cpus)
+    by_cpus = {None: min(n_cpus, wanted or n_cpus), "cuda": n_cpus - 1, "cpu": n_cpus // 4}[device]
     awaits_gpus = device == "cuda" and n_model > gpus() and (cpu_actors or n_model) > by_cpus
     awaits = is_empty() or awaits_gpus
     n_reading = cpu_actors or max(1, n_model if awaits else by_cpus)
@@ -113,8 +114,8 @@ def allocate(
     share = 1.0 if awaits else min(1.0, _SHARE_OF_CPUS * n_cpus / n_requesting)
     share = int(share * 1000) / 1000 if request_cpus else 0.0
     on_gpu = device == "cuda"
-    # Each process takes a second of a CPU to start: a lone reader writes what it has read.
-    joins = device is None and n_reading == 1
+    # Each process takes a second of a CPU to start, in which one reader has read a small plan.
+    joins = device is None and n_reading == 1 == wanted
     return ResourcePlan(
         reading=Resources(n_reading, num_cpus=share, at_first=at_first),
         model=Resources(n_model, num_cpus=0.0 if on_gpu else share, num_gpus=float(on_gpu)),
@@ -127,15 +128,17 @@ def allocate(
     )
 
 
-def _readers(plan: Plan | None, n_cpus: int) -> int:
-    """Counts the readers of a job without a model: as many as there are CPUs, but for a plan that
-    one reader has read before others have started."""
-    if plan is None or not plan.rows or plan.rows > _ROWS_PER_READER * n_cpus:
-        return n_cpus
+def _readers_for(plan: Plan | None, n_cpus: int) -> int | None:
+    """Counts the readers that take as long to start as a plan takes to read; None where nobody
+    knows its rows."""
+    if plan is None or not plan.rows:
+        return None
+    by_rows = ceil(plan.rows / _ROWS_PER_READER)
+    if by_rows >= n_cpus:  # to sum up the sizes of a large plan takes a second
+        return by_rows
     slices = (each for shard in plan.shards for each in shard.slices)
     sizes = {each.path: size_in(each.identity) or 0 for each in slices}  # as far as they are told
-    readers = max(plan.rows / _ROWS_PER_READER, sum(sizes.values()) / _BYTES_PER_READER)
-    return min(n_cpus, ceil(readers))
+    return max(by_rows, ceil(sum(sizes.values()) / _BYTES_PER_READER))
 
 
 def away_from(
@@ -160,7 +163,7 @@ def away_from(
         return stages, []
     left = [resources for node, resources in nodes.items() if node not in found]
     wanted = [min(stage.resources.actors, n_shards) for stage in stages]
-    while not _hold(left, [s.resources for s in stages], wanted):
+    while not _hold(left, [stage.resources for stage in stages], wanted):
         if max(wanted) == 1:
             return stages, []
         wanted = [max(actors // 2, 1) for actors in wanted]
@@ -176,11 +179,12 @@ def _hold(
 ) -> bool:
     """Tells whether nodes hold so many actors of each stage. Those that ask for CPUs ask for the
     same share, those that ask for GPUs for one."""
+    own = [each for each in zip(stages, actors, strict=True) if not each[0].joins]
     for name, shares in (
-        ("CPU", [stage.num_cpus for stage in stages]),
-        ("GPU", [stage.num_gpus for stage in stages]),
+        ("CPU", [stage.num_cpus for stage, _ in own]),
+        ("GPU", [stage.num_gpus for stage, _ in own]),
     ):
-        wanted = sum(n for n, share in zip(actors, shares, strict=True) if share)
+        wanted = sum(n for (_, n), share in zip(own, shares, strict=True) if share)
         # Whole CPUs are asked for where machines have to come: there each has its own.
         room = _SHARE_OF_CPUS if name == "CPU" and max(shares) < 1 else 1.0
         if wanted and sum(node.get(name, 0) * room // max(shares) for node in nodes) < wanted:

@@ -31,6 +31,7 @@ URL_LISTS = frozenset({".txt", ".csv", ".tsv", ".jsonl"})  # beside Parquet
 NOT_UTF8 = "a name that is not UTF-8"
 NAMELESS = "an empty name"  # folders: `a//b.png` in a store whose filesystem cannot list it
 
+_LOCATION = re.compile(LOCATION)
 _WEB_QUERY = re.compile(r"https?://[^?]*\?", re.IGNORECASE)
 _WEB_LOGIN = re.compile(r"^(https?://)[^/]*@", re.IGNORECASE)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
@@ -122,15 +123,16 @@ def split_list(text: str) -> list[str]:
     for at, letter in enumerate(text):
         if at in paired:
             depth += 1 if letter == "{" else -1
-        if letter == "," and not depth and not _is_in_query(items[-1], text[at + 1 :]):
+        if letter == "," and not depth and not _is_in_query(items[-1], text, at + 1):
             items.append("")
         else:
             items[-1] += letter
     return items
 
 
-def _is_in_query(item: str, rest: str) -> bool:
-    return _WEB_QUERY.search(item) is not None and re.match(LOCATION, rest) is None
+def _is_in_query(item: str, text: str, rest: int) -> bool:
+    """Tells whether what follows an item, from the place `rest` of the text on, is of its query."""
+    return _WEB_QUERY.search(item) is not None and _LOCATION.match(text, rest) is None
 
 
 def expand_braces(text: str) -> list[str]:

@@ -5,7 +5,6 @@ Only headers are read, and nothing is ever extracted under a name that stands in
 """
 
 import gzip
-import io
 import tarfile
 import zlib
 from array import array
@@ -20,7 +19,8 @@ MOST_BYTES = 512 << 20  # of a member; twice what the largest image takes in mem
 MOST_DECOMPRESSED = 16 << 30  # of a .tar.gz, which may be made to fill the disk
 _MOST_TAR_BYTES = 1 << 42  # beyond what filesystems hold in a file
 _ZEROS_AT_ONCE = 8 << 10  # bytes read behind the end of a tar; whole blocks
-_STEP_BACK_BYTES = 64 << 10  # more than are read before the reading goes back
+_STEP_BACK_BYTES = 64 << 10  # that are held of a compressed tar behind what is read
+_DECOMPRESSED_BYTES = 256 << 10  # at once
 
 _GZIP = b"\x1f\x8b"
 # What tarfile raises over a header that is damaged, or made to do harm (names that nest).
@@ -57,24 +57,74 @@ class Member(NamedTuple):
     fault: tuple[str, str] | None
 
 
-class DecompressedTar(gzip.GzipFile):
-    """The bytes of a compressed tar. Raises TarTooLarge behind MOST_DECOMPRESSED."""
+class DecompressedTar:
+    """The bytes of a compressed tar, for reading forwards; steps back of a header or two are free.
 
-    def read(self, size: int | None = -1) -> bytes:
-        self._check(self.tell())
-        return super().read(size)
+    What can be decompressed of a damaged file is read before the error is raised: one of
+    DAMAGE_ERRORS, TarTooLarge behind MOST_DECOMPRESSED bytes.
+    """
 
-    def read1(self, size: int = -1) -> bytes:
-        self._check(self.tell())
-        return super().read1(size)
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._begin()
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._check(offset)  # on the way there all is decompressed
-        return super().seek(offset, whence)
+    def _begin(self) -> None:
+        self._file.seek(0)
+        self._gzip = gzip.GzipFile(fileobj=self._file)
+        self._at = self._first = 0  # the byte to be read next, and the first that is held
+        self._held = b""
+        self._failure: Exception | None = None
 
-    def _check(self, position: int) -> None:
-        if position > MOST_DECOMPRESSED:
-            raise TarTooLarge(f"expected at most {MOST_DECOMPRESSED} bytes in it")
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int) -> None:
+        if offset < self._first:
+            self._begin()
+        self._at = offset
+
+    def read(self, size: int) -> bytes:
+        """Reads fewer bytes at the end alone, and before what is damaged."""
+        some = self._some(size)
+        if len(some) == size or not size:
+            return some
+        parts = []
+        while some:
+            parts.append(some)
+            size -= len(some)
+            some = self._some(size)
+        if not parts and self._failure is not None:
+            raise self._failure
+        return b"".join(parts)
+
+    def _some(self, size: int) -> bytes:
+        """Reads at most `size` bytes of those that are held next."""
+        while self._at >= self._first + len(self._held) and self._decompress():
+            pass
+        begin = self._at - self._first
+        some = self._held[begin : begin + size]
+        self._at += len(some)
+        return some
+
+    def _decompress(self) -> bool:
+        """Decompresses some more bytes; returns whether there were any."""
+        if self._failure is not None:
+            return False
+        end = self._first + len(self._held)
+        try:  # read would lose what it has got before an error
+            more = self._gzip.read1(_DECOMPRESSED_BYTES)
+        except EOFError as failure:
+            self._failure = TruncatedTar(f"the tar is cut short: {failure}")
+            return False
+        except DAMAGE_ERRORS as failure:
+            self._failure = failure
+            return False
+        if end + len(more) > MOST_DECOMPRESSED:
+            self._failure = TarTooLarge(f"expected at most {MOST_DECOMPRESSED} bytes in it")
+            more = more[: MOST_DECOMPRESSED - end]
+        kept = self._held[-_STEP_BACK_BYTES:]
+        self._first, self._held = end - len(kept), kept + more
+        return bool(more)
 
 
 @contextmanager
@@ -88,7 +138,7 @@ def open_tar(
         file = raw if is_local(fs) else cast(IO[bytes], BlockReader(fs, raw, stop=stop))
         compressed = file.read(len(_GZIP)) == _GZIP
         file.seek(0)
-        yield cast(IO[bytes], DecompressedTar(fileobj=file)) if compressed else file
+        yield cast(IO[bytes], DecompressedTar(file)) if compressed else file
 
 
 class Samples(NamedTuple):
@@ -100,31 +150,21 @@ class Samples(NamedTuple):
             tar can be cut between them; None where members of a sample lie apart, and of a
             compressed tar.
         fields: those that any of them has, in the order in which they come.
-        is_exact: false of a compressed tar that is cut or damaged: its bytes may give more rows.
     """
 
     rows: int
     starts: Sequence[int] | None
     fields: tuple[str, ...] = ()
-    is_exact: bool = True
 
 
-def find_samples(file: IO[bytes]) -> Samples:
-    """Reads the headers of a tar, all of them; a compressed one is decompressed for that. Raises as
-    the store does."""
-    if not isinstance(file, DecompressedTar):
-        return _read_samples(file)[0]
-    # Else each step back over a header would begin again at the first byte.
-    buffered = io.BufferedReader(cast(io.RawIOBase, file), _STEP_BACK_BYTES)
-    try:
-        samples, is_damaged = _read_samples(buffered)
-    finally:
-        buffered.detach()
-    return samples._replace(starts=None, is_exact=not is_damaged)
+def find_samples(file: IO[bytes], *, enough: int | None = None) -> Samples:
+    """Reads the headers of a tar; a compressed one is decompressed for that.
 
+    Args:
+        enough: no more is read once the tar has more samples than these; None: all of it.
 
-def _read_samples(file: IO[bytes]) -> tuple[Samples, bool]:
-    """Returns the samples of a tar, and whether it is cut or damaged."""
+    Raises as the store does.
+    """
     keys: set[str] = set()
     fields: dict[str, None] = {}
     starts = array("q")
@@ -138,10 +178,13 @@ def _read_samples(file: IO[bytes]) -> tuple[Samples, bool]:
             keys.add(key)
             starts.append(member.start)
             before = key
+            if enough is not None and len(keys) > enough:
+                break
     except DAMAGE_ERRORS:
         is_damaged = True
     rows = len(keys) + (is_damaged or not keys)
-    return Samples(rows, None if are_apart else starts, tuple(fields)), is_damaged
+    is_cut = not are_apart and not isinstance(file, DecompressedTar)
+    return Samples(rows, starts if is_cut else None, tuple(fields))
 
 
 def read_members(

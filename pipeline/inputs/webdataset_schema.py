@@ -2,11 +2,10 @@
 there are and where they begin. Only headers are read; compressed tars are decompressed for them."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from math import inf
 from typing import Any
 
 import pyarrow as pa
@@ -145,43 +144,59 @@ def count_samples(
     """Returns files with their rows and `sample_starts`: without a limit all of them, with one the
     first that make it up; and the fields of their samples that can be columns.
 
-    Compressed tars are decompressed for that, where there is a limit or somebody wants the fields
-    (`with_fields`). Otherwise nobody knows their rows (None), nor those of one that is cut or
-    damaged. `shown`: see `counting`. Raises UsageError for too many fields.
+    Compressed tars are decompressed for that. Where there is no limit, and nobody wants the fields
+    (`with_fields`), they are not, and nobody knows their rows (None). `shown`: see `counting`.
+    Raises UsageError for too many fields.
     """
-    find = partial(samples_in, options=options, decompress=with_fields or limit is not None)
     counted: list[tuple[InputFile, int | None]] = []
     fields: dict[str, None] = {}
-    left = inf if limit is None else limit
-    with closing(_find_each(files, find, ahead=limit is None, shown=shown)) as found:
-        for file, samples in found:
+    found = (
+        _find_all(files, options, decompress=with_fields, shown=shown)
+        if limit is None
+        else _find_first(files, options, limit=limit, with_fields=with_fields)
+    )
+    with closing(found):
+        for file, samples, rows in found:
+            if samples is None:
+                counted.append((file, None))
+                continue
             if with_fields:
                 _add_fields(fields, samples, file)
-            counted.append(_counted(file, samples, most=left))
-            left -= samples.rows if samples else 0
-            if left <= 0:
-                break
+            counted.append((file._replace(sample_starts=samples.starts), rows))
     return counted, list(fields)
 
 
-def _find_each(
-    files: Sequence[InputFile],
-    find: Callable[[InputFile], Samples | None],
-    *,
-    ahead: bool,
-    shown: bool,
-) -> Generator[tuple[InputFile, Samples | None], None, None]:
-    """Yields files with what is found in them; `ahead`: all will be asked for."""
-    if not ahead:
-        yield from ((file, find(file)) for file in files)
-        return
+Found = Generator[tuple[InputFile, Samples | None, int | None], None, None]
+
+
+def _find_all(
+    files: Sequence[InputFile], options: Mapping[str, Any], *, decompress: bool, shown: bool
+) -> Found:
+    """Yields tars with their samples, and how many rows they give."""
+    find = partial(samples_in, options=options, decompress=decompress)
     with (
         counting(len(files), "tars", shown=shown) as count,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
         for file, samples in zip(files, pool.map(find, files), strict=True):
-            yield file, samples
+            yield file, samples, samples and samples.rows
             count()
+
+
+def _find_first(
+    files: Sequence[InputFile], options: Mapping[str, Any], *, limit: int, with_fields: bool
+) -> Found:
+    """Yields the first tars with their samples, and how many rows of them make up the limit. Where
+    nobody wants all fields, no more of a compressed tar is read than gives these."""
+    left = limit
+    for file in files:
+        if left <= 0:
+            return
+        enough = None if with_fields else left
+        samples = samples_in(file, options, decompress=True, enough=enough)
+        assert samples is not None
+        yield file, samples, min(samples.rows, left)
+        left -= samples.rows
 
 
 def _add_fields(fields: dict[str, None], samples: Samples | None, file: InputFile) -> None:
@@ -195,20 +210,21 @@ def _add_fields(fields: dict[str, None], samples: Samples | None, file: InputFil
         )
 
 
-def _counted(
-    file: InputFile, samples: Samples | None, *, most: float
-) -> tuple[InputFile, int | None]:
-    """Returns a file with its rows, `most` at most: None where nobody knows them."""
-    if samples is None or not (samples.is_exact or samples.rows > most):
-        return file, None
-    return file._replace(sample_starts=samples.starts), int(min(samples.rows, most))
-
-
 def samples_in(
-    file: InputFile, options: Mapping[str, Any], *, decompress: bool = False
+    file: InputFile,
+    options: Mapping[str, Any],
+    *,
+    decompress: bool = False,
+    enough: int | None = None,
 ) -> Samples | None:
-    """Reads the samples of a tar, as `find_samples` does; None of a compressed one that is not to
-    be decompressed. Raises UsageError where the store refuses."""
+    """Reads the samples of a tar; None of a compressed one that is not to be decompressed.
+
+    Args:
+        enough: of a compressed tar no more is read once it has more samples than these.
+
+    Raises UsageError where the store refuses.
+    """
     with _refusing(file), open_tar(file.path, options) as opened:
-        is_read = decompress or not isinstance(opened, DecompressedTar)
-        return find_samples(opened) if is_read else None
+        if not isinstance(opened, DecompressedTar):
+            return find_samples(opened)
+        return find_samples(opened, enough=enough) if decompress else None

@@ -24,7 +24,7 @@ RowContent = bytes | NDArray[np.integer[Any]] | RowError
 
 @dataclass(frozen=True)
 class InputRows:
-    """Consecutive rows of a shard; the first four fields have one element or row for each.
+    """Consecutive rows of a shard; each field has one element or row for each.
 
     `sources` says where the row lies, for error reports, without logins and signatures; `columns`
     are the columns passed through, null where a row could not be read.

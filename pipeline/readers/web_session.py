@@ -58,13 +58,21 @@ def deadline(seconds: float) -> Iterator[Deadline]:
 
 
 class _Watched:
-    """A connection whose socket the deadline knows while an answer comes."""
+    """A connection whose socket the deadline knows while something is to come: an answer, or that
+    of a proxy to being asked for a tunnel."""
 
     sock: socket.socket | None
 
-    def getresponse(self) -> Any:
+    def _watch(self) -> None:
         if (limit := _deadline.get()) is not None:
             limit.watch(self.sock)
+
+    def _tunnel(self) -> None:
+        self._watch()
+        super()._tunnel()  # type: ignore[misc]
+
+    def getresponse(self) -> Any:
+        self._watch()
         return super().getresponse()  # type: ignore[misc]
 
 
@@ -84,10 +92,18 @@ class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
 
 
+_POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
 
 
 class WebSession(requests.Session):

@@ -14,9 +14,7 @@ from pipeline.inputs.tar_index import (
     DAMAGE_ERRORS,
     BytesBehind,
     DamagedTar,
-    DecompressedTar,
     Member,
-    TruncatedTar,
     open_tar,
     read_members,
 )
@@ -246,13 +244,9 @@ def _local_copy(stream: IO[bytes]) -> Iterator[tuple[IO[bytes], RowError | None]
 
 def _copy(stream: IO[bytes], copy: IO[bytes]) -> RowError | None:
     """Copies all bytes; returns what is wrong with them where it ended early."""
-    # read would lose what it has got before an error
-    read = stream.read1 if isinstance(stream, DecompressedTar) else stream.read
     while True:
         try:
-            some = read(_COPY_BYTES)
-        except EOFError as failure:
-            return RowError.of(STAGE, TruncatedTar(f"the tar is cut short: {failure}"))
+            some = stream.read(_COPY_BYTES)
         except DAMAGE_ERRORS as failure:
             return RowError.of(STAGE, failure)
         if not some:

@@ -101,14 +101,13 @@ def read_summary(directory: RunDirectory) -> RunSummary:
     totals = _Totals()
     for part in map_in_threads(lambda shard: _read_part(directory, shard), shards):
         totals.add(part)
-    figures = totals.figures()
     return RunSummary(
         run=run,
         report=report,
         done=len(shards),
         filled=totals.filled,
         planned=_planned(directory, report),
-        figures=figures,
+        figures=totals.figures(),
         errors=totals.kinds,
         nll=totals.nll if totals.nll.n else None,
         skipped=directory.skipped(),

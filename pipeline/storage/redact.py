@@ -11,8 +11,9 @@ _SIGNATURE = rf"(?:[^\s'\"]|{_APOSTROPHE})+(?<![:;,])"
 # urllib3 leaves the host out: "Max retries exceeded with url: /image.png?..."
 _QUERY = re.compile(rf"((?:\w://|\burl: /){_PATH})\?{_SIGNATURE}")
 _WEB_QUERY = re.compile(rf"(https?://{_PATH})\?{_SIGNATURE}", re.IGNORECASE)
-# What begins another location behind a comma, and no more of a query (`?i=https://a,https://b&c=d`).
-LOCATION = r"\s*[\w+.\-]+:[/:][^?,&]*(?:[?,]|$)"
+# What begins another location behind a comma, and no more of a query (`?i=https://a,https://b&c=d`):
+# up to its own query no parameter follows.
+LOCATION = r"\s*[\w+.\-]+:(?://|:)(?:[^?,&]|&(?![^=?,&/\s]+=))*(?:[?,]|$)"
 # Of a location alone, whose path may hold spaces; in a list up to the next one.
 _LOCATION_QUERY = re.compile(rf"(https?://[^?]*)\?.*?(?=,{LOCATION}|$)", re.IGNORECASE | re.DOTALL)
 _REDACTED_QUERY = re.compile(r"https?://[^?]*\?\*\*\*", re.IGNORECASE)

@@ -9,6 +9,8 @@ from jobs.__main__ import main
 from pictures import BAD, GOOD, encoded, photo
 from pipeline.batch import estimate as estimates
 from pipeline.batch.estimate import Estimate, StageSpeed
+from pipeline.engine.stage import Resources
+from pipeline.inputs.source import find_source
 
 
 def plan(capsys, *words: object) -> dict:
@@ -56,9 +58,23 @@ def test_the_rows_of_compressed_tars_are_estimated_by_their_bytes(
                 tar.add(tmp_path / "x.png", f"{i:03d}.png")
     words = ["--input", tmp_path / "*.tar.gz", "--model", tiny_model]
     found = plan(capsys, "quantize", *words)
+    assert found["rows_counted"]
+    assert found["rows"] == 60
+    found = plan(capsys, "quantize", *words, "--keep-columns", "")
     assert not found["rows_counted"]
     assert found["shards"] == 2
     assert found["rows"] == pytest.approx(60, rel=0.3)
+
+
+def test_of_a_tar_that_is_not_cut_the_first_rows_are_tried(tmp_path):
+    """Past bug: all of them, since their number is known."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        (tmp_path / "x.png").write_bytes(encoded(photo(0)))
+        for i in range(40):
+            tar.add(tmp_path / "x.png", f"{i:03d}.png")
+    source = find_source(str(tmp_path / "a.tar.gz"))
+    assert source.rows == 40
+    assert estimates._trial_plan(source, 16, 2).rows == 16
 
 
 def speeds(**rates: float) -> tuple[StageSpeed, ...]:
@@ -87,11 +103,8 @@ def test_gpu_hours_are_the_gpus_times_the_time_of_the_slowest_stage():
 
 
 def test_reading_and_decoding_share_their_actors():
-    class Two:
-        actors = 2
-
     class Shares:
-        reading = model = writing = Two
+        reading = model = writing = Resources(2)
 
     part = {"rows": 9, "errors": 1, "seconds": {"read": 10.0, "decode": 30.0, "model": None}}
     part["seconds"]["write"] = 1.0
@@ -102,6 +115,10 @@ def test_reading_and_decoding_share_their_actors():
     assert found["write"].rows_per_second == pytest.approx(20)
     assert found["all CPUs"].rows_per_second == pytest.approx(8 / 4.1)
     assert "model" not in found
+    Shares.writing = Resources(2, joins=True)  # the same actors write
+    found = {s.stage: s for s in estimates._speeds(Shares, [part], on_gpus=False, cpus=8)}
+    rates = [found[stage].rows_per_second for stage in ("read", "decode", "write")]
+    assert rates == pytest.approx([2 / 4.1] * 3)
 
 
 def test_a_wrong_input_is_one_line(ray_session, tmp_path, capsys):

@@ -86,6 +86,18 @@ def test_a_prepacked_model_gives_the_same_logits_and_leaves_the_model_alone(
 
 
 @onednn
+def test_each_weight_is_prepacked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past bug: those of blocks twice, the second time in vain."""
+    made = []
+    init = PrepackedLinear.__init__
+    monkeypatch.setattr(
+        PrepackedLinear, "__init__", lambda *args, **named: made.append(init(*args, **named))
+    )
+    prepacked(model_of(add_cross_attention=True))
+    assert len(made) == 2 * (4 + 3) + 1  # those of attention to an encoder, and the head
+
+
+@onednn
 def test_a_prepacked_model_is_not_prepacked_again() -> None:
     twin = prepacked(model_of())
     assert prepacked(twin) is twin
@@ -98,8 +110,8 @@ def test_a_model_in_training_keeps_its_dropout() -> None:
 
 @onednn
 def test_without_onednn_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 68 draws with noise of 32 bits: logits that differ by 1e-5 change one with odds of 1e-3 over
-    # random weights; these are fixed.
+    # Logits that differ by 1e-5 change one of 68 draws with odds of 1e-3 over random weights; these
+    # are fixed.
     model = model_of()
     expected = draw(model)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from igpt_core.images.pixels import open_rgb
+from igpt_core.images.pixels import load_pixels, open_rgb
 from igpt_core.images.raster_formats import ImageError, raster_extensions, raster_formats
 
 H, W = 33, 34
@@ -181,6 +181,23 @@ def test_a_damaged_tag_of_xmp_does_not_cost_a_tiff() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
     data = tiff(pixels, photometric="rgb", extratags=[(700, 3, 1, 7, True)])
     assert np.array_equal(np.asarray(open_rgb(data)), pixels)
+
+
+def test_an_image_that_is_open_keeps_what_its_file_said() -> None:
+    image = Image.new("RGB", (W, H), "red")
+    image.info["xmp"] = "<x/>"
+    load_pixels(image, 2)
+    assert image.info["xmp"] == "<x/>"
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_cielab_in_planes(compression: str | None) -> None:
+    """Past bug: its colors a and b were off by half their range."""
+    found = levels(8, H, W, 3)
+    options = {"photometric": "cielab", "compression": compression}
+    whole = np.asarray(open_rgb(tiff(found, **options)))
+    planes = tiff(np.moveaxis(found, 2, 0), planarconfig="separate", **options)
+    assert np.array_equal(np.asarray(open_rgb(planes)), whole)
 
 
 # --- depths: the levels that a second reader finds, scaled from the file's full range

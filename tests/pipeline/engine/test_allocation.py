@@ -192,6 +192,8 @@ def test_without_a_model_no_reader_starts_for_a_handful_of_rows(machine, rows, m
     assert shares.writing.joins == (readers == 1)
     asked = allocate(device=None, cpu_actors=8, model_actors=None, plan=plan)
     assert asked.reading.actors == 8
+    alone = allocate(device=None, cpu_actors=1, model_actors=None, plan=plan_of(10_000, 320))
+    assert not alone.writing.joins  # a store may be slow
     for device in ("cpu", "cuda"):  # a model computes while others read and write
         beside = allocate(device=device, cpu_actors=1, model_actors=1, grows=True, plan=plan)
         assert not beside.writing.joins
@@ -272,6 +274,13 @@ def test_more_nodes_than_one_may_stand_out(monkeypatch):
     stages = [Stage(object, {}, Resources(3, num_cpus=1.0))]
     (fewer,), avoided = away_from({"a": 9, "b": 9}, stages, n_shards=9)
     assert (fewer.resources.actors, avoided) == (3, ["a", "b"])
+
+
+def test_a_stage_that_joins_another_needs_no_room(monkeypatch):
+    """Past bug: a lone reader that writes was held for two actors, and stayed on a bad node."""
+    nodes_of(monkeypatch, a={"CPU": 1.0}, b={"CPU": 1.0})
+    stages = [Stage(object, {}, Resources(1, num_cpus=0.9, joins=joins)) for joins in (False, True)]
+    assert away_from({"a": 9}, stages, n_shards=9) == (stages, ["a"])
 
 
 def test_whole_cpus_are_those_of_a_node(monkeypatch):

@@ -57,6 +57,8 @@ def test_commas_within_braces_do_not_split():
     [
         ["https://h/a.png?w=1,2&sig=S", "https://h/b.png?w=3,data/x&sig=T", "https://h/c.png"],
         ["simplecache::https://h/a.png?i=https://a,https://b&sig=S", "simplecache::https://h/b"],
+        ["http://h/a.tar?sig=1", "http://h/R&D/b.tar", "http://h/a&b.tar?sig=2", "http://h/c&d"],
+        ["https://h/a.png?t=1,key:/S"],
         ["a?.png", "b&c.png", "s3://bucket/a?", "s3://bucket/b&c"],
     ],
 )

@@ -4,6 +4,7 @@ import datetime
 import errno
 import gzip
 import ipaddress
+import re
 import socket
 import ssl
 import time
@@ -38,7 +39,8 @@ class Host(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked[self.path] += 1
         self.server.agents.add(self.headers["User-Agent"])
-        kind = self.path.strip("/").partition("/")[0].partition("?")[0]
+        path = re.sub("^http://[^/]*", "", self.path)  # as a proxy is asked
+        kind = path.strip("/").partition("/")[0].partition("?")[0]
         getattr(self, f"_{kind}", self._status)()
 
     def _send(self, content: bytes, *, status: int = 200, **headers: object) -> None:
@@ -96,6 +98,9 @@ class Host(BaseHTTPRequestHandler):
                 self.wfile.write(b"x" * 1000)
         except OSError:
             pass
+
+    def do_CONNECT(self) -> None:
+        self._slowlines()
 
     def _trickle(self, letter: bytes = b"x") -> None:
         self.close_connection = True
@@ -253,6 +258,23 @@ def test_time_is_limited_over_tls_too(tmp_path, host, monkeypatch, certificate):
     *slow, (_, good, _) = rows_of(listing)
     assert good == PICTURE
     assert [bad.error for _, bad, _ in slow] == ["ReadTimeout"] * len(SLOW)
+
+
+@pytest.mark.parametrize("tunnel", [False, True])
+def test_time_is_limited_behind_a_proxy_too(tmp_path, host, monkeypatch, tunnel):
+    """Past bug: through one an answer had no limit. For https it is asked for a tunnel first."""
+    monkeypatch.setattr(fetch, "_MOST_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "_PAUSES", ())
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy" if tunnel else "http_proxy", host.url)
+    slow = [f"http://example.test/slow{what}" for what in SLOW]
+    addresses = ["https://example.test/image.png"] if tunnel else slow
+    begun = time.monotonic()
+    *rows, (_, good, _) = rows_of(listed(tmp_path, *addresses, f"{host.url}/good"))
+    assert good == PICTURE
+    assert [bad.error for _, bad, _ in rows] == ["ReadTimeout"] * len(addresses)
+    assert time.monotonic() - begun < 5  # the host trickles for six seconds
 
 
 @pytest.mark.parametrize(

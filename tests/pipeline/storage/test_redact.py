@@ -63,6 +63,8 @@ def test_a_location_without_a_secret_is_kept_whole(location):
             "https://h/a.png?***,https://***@h/b.png?***",
         ),
         ("https://h/a.png?i=https://a,https://b&sig=SECRET", "https://h/a.png?***"),
+        ("https://h/a.png?sig=A,key:/SECRET", "https://h/a.png?***"),
+        ("https://h/a?s=SECRET,https://h/R&D/b", "https://h/a?***,https://h/R&D/b"),
         ("--input=https://h/a b.png?sig=SECRET", "--input=https://h/a b.png?***"),
         ("sftp://me:SECRET@h/what?.png", "sftp://***@h/what?.png"),
         ("s3://bucket/image-?.png,s3://bucket/b.png", "s3://bucket/image-?.png,s3://bucket/b.png"),
