@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from igpt_core.generation.decoding import decode_step, feed
+from igpt_core.generation.decoding import decode_window, feed
 from igpt_core.generation.packed import PackedBlock, prepacked
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.attention import attend
@@ -61,7 +61,7 @@ def measure(model, rows: int, filled: int) -> dict[str, float]:
     gapless = [v.contiguous() for v in values]
 
     def step() -> None:
-        decode_step(model, tokens, None, cache, span=filled)
+        decode_window(model, tokens[:, None], None, cache, span=filled)
 
     def products() -> None:
         for block in blocks:

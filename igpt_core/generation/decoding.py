@@ -1,10 +1,9 @@
-"""Lockstep decoding of a batch: prefill, one step, n steps, whole images.
+"""Decoding of a batch: prefill, a pass over a window, passes until all is drawn, whole images.
 
-All rows stand at the same position. Input position i holds the start token (i = 0) or pixel i - 1,
-and its logits are those of pixel i; the last pixel is never fed.
+Input position i holds the start token (i = 0) or pixel i - 1, and its logits are those of pixel i;
+the last pixel is never fed. See `speculation` for windows; one pixel at a time is a window of one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,17 +12,18 @@ from torch import Tensor, nn
 from igpt_core.errors import NonFiniteError
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.sampling import SamplingConfig, sample_tokens
+from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.generation.speculation import Windows
 from igpt_core.model.attention import added_mask
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
 from igpt_core.model.transformer import ImageGPTModel
 
-# On a CPU a step attends to this many positions or a multiple: each change costs a copy of a cache
-# that lies by channel, each position beyond the filled ones is read for nothing.
+# A pass attends to this many positions or a multiple. Where rows stand apart it is as many as the
+# furthest needs, and the bits of the others are the same with any multiple alone. On a CPU a change
+# costs a copy of a cache that lies by channel.
 SPAN_UNIT = 64
-_NOISE_AT_ONCE = 1 << 18  # numbers, which stay in the processor's cache while they are made
 
 
 class CausalModel(nn.Module):
@@ -48,10 +48,6 @@ class Pinned:
     image: Tensor
     given: Tensor
 
-    def over(self, tokens: Tensor, positions: slice | int) -> Tensor:
-        """Replaces the known ones of the tokens of these positions by the image's."""
-        return torch.where(self.given[:, positions], self.image[:, positions], tokens)
-
     def check(self, shape: tuple[int, int]) -> None:
         """Raises ValueError for tensors of another shape or dtype."""
         parts = {"image": (self.image, torch.int64), "given": (self.given, torch.bool)}
@@ -64,7 +60,7 @@ class Pinned:
 
 
 def prefill(
-    model: CausalModel, prompt: Tensor, *, n_samples: int, capacity: int
+    model: CausalModel, prompt: Tensor, *, n_samples: int, capacity: int, window: int = 1
 ) -> tuple[Tensor, KVCache]:
     """Runs the start token and the prompt once, then shares the result among the samples.
 
@@ -72,6 +68,7 @@ def prefill(
         prompt: (B, P) int64 colors; P = 0 for the start token alone.
         n_samples: sequences that go on from each prompt.
         capacity: positions of the cache that is returned, more than P.
+        window: positions that later passes feed at once.
 
     Returns:
         Logits of pixel P, (B * n_samples, V), and the cache; row r of the batch is rows
@@ -79,140 +76,118 @@ def prefill(
     """
     start = prompt.new_full((prompt.shape[0], 1), model.config.start_token)
     tokens = torch.cat([start, prompt], dim=1)
-    return feed(model, tokens, n_samples=n_samples, capacity=capacity)
+    return feed(model, tokens, n_samples=n_samples, capacity=capacity, window=window)
 
 
 def feed(
-    model: CausalModel, tokens: Tensor, *, n_samples: int, capacity: int
+    model: CausalModel, tokens: Tensor, *, n_samples: int, capacity: int, window: int = 1
 ) -> tuple[Tensor, KVCache]:
     """Runs tokens (B, T) as they are, the start token among them if it is to be fed: `prefill`."""
-    rows, n_given = tokens.shape
-    weight = model.transformer.wte.weight
-    cache = KVCache(
-        model.config, batch_size=rows, capacity=n_given, device=weight.device, dtype=weight.dtype
-    )
-    positions = torch.arange(n_given, device=weight.device)
+    n_given = tokens.shape[1]
+    cache = new_cache(model, len(tokens), capacity=n_given, window=window)
+    positions = torch.arange(n_given, device=tokens.device)
     cache_slots = CacheSlots(cache, span=n_given)
     hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
     cache.length = n_given
-    logits = _next_logits(model, hidden).repeat_interleave(n_samples, dim=0)
+    logits = _next_logits(model, hidden[:, -1:])[:, 0].repeat_interleave(n_samples, dim=0)
     return logits, cache.repeat(n_samples, capacity=capacity)
 
 
+def new_cache(model: CausalModel, rows: int, *, capacity: int, window: int = 1) -> KVCache:
+    """Makes an empty cache for a model's passes over windows of this size."""
+    weight = model.transformer.wte.weight
+    return KVCache(
+        model.config,
+        batch_size=rows,
+        capacity=capacity,
+        device=weight.device,
+        dtype=weight.dtype,
+        n_queries=window,
+    )
+
+
 def _next_logits(model: CausalModel, hidden: Tensor) -> Tensor:
-    """Computes logits (R, n_colors) after the last position. A head tied to the input embedding has
-    a row for the start token too, which is no pixel."""
-    return model.lm_head(hidden[:, -1])[:, : model.config.n_colors]  # type: ignore[no-any-return]
+    """Computes logits (R, T, n_colors) after positions. A head tied to the input embedding has a
+    row for the start token too, which is no pixel."""
+    return model.lm_head(hidden)[..., : model.config.n_colors]  # type: ignore[no-any-return]
 
 
-def decode_step(
+def decode_window(
     model: CausalModel,
     tokens: Tensor,
-    position: Tensor | None,
+    positions: Tensor | None,
     cache: KVCache,
     *,
     span: int,
 ) -> Tensor:
-    """Feeds one token per row and returns the logits of the next pixel.
+    """Feeds a window of tokens per row, and returns the logits of the pixels behind each.
 
-    Of fixed shape for a given span, beyond whose filled positions the others are masked: where the
-    position is a tensor, a captured step can be replayed for every one below its span.
+    Of fixed shape for a given span, beyond whose seen positions the others are masked: where the
+    positions are a tensor, a captured pass can be replayed for every one below its span.
 
     Args:
-        tokens: (R,) int64, the pixels before the input position.
-        position: (1,) int64, the input position, below `span`; cache.length where None, which
-            takes less time.
-        cache: holds the positions before it and takes this one.
-        span: positions of the cache to attend to. Where it is cache.length + 1 no mask is needed.
+        tokens: (R, W) int64, one after the other.
+        positions: int64, the input positions of the tokens: (W,), or (R, W) of each row its own;
+            those from cache.length on where None, which takes less time.
+        cache: holds the positions before them and takes these.
+        span: positions of the cache to attend to. Where it is cache.length + 1, of a window of one,
+            no mask is needed.
 
     Returns:
-        (R, V) logits in the model's dtype.
+        (R, W, V) logits in the model's dtype.
     """
-    cache_slots = CacheSlots(cache, span, position)
-    if position is None:
-        position = torch.tensor([cache.length], device=tokens.device)
+    window = tokens.shape[1]
+    cache_slots = CacheSlots(cache, span, positions)
+    if positions is None:
+        positions = torch.arange(cache.length, cache.length + window, device=tokens.device)
     mask = None
-    if span > cache.length + 1:
-        seen = (torch.arange(span, device=tokens.device) <= position)[None]
-        mask = added_mask(seen, model.transformer.wte.weight)
-    hidden = model.transformer.hidden(tokens[:, None], position, cache_slots=cache_slots, mask=mask)
+    if window > 1 or positions.dim() > 1 or span > cache.length + 1:
+        seen = torch.arange(span, device=tokens.device) <= positions[..., None]
+        seen = seen[:, None] if positions.dim() > 1 else seen  # all heads alike
+        dtype = model.transformer.wte.weight.dtype
+        mask = added_mask(seen, torch.float32 if cache.by_channel else dtype)
+    hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=mask)
     return _next_logits(model, hidden)
 
 
-def decode(
-    model: CausalModel,
-    logits: Tensor,
-    cache: KVCache,
-    noise: GumbelNoise,
-    sampling: SamplingConfig,
-    *,
-    n_new: int,
-    pinned: Pinned | None = None,
-    on_logits: Callable[[Tensor, KVCache], None] | None = None,
-) -> Tensor:
-    """Draws one token after the other, from `prefill`'s logits and cache on.
+def decode(model: CausalModel, logits: Tensor, cache: KVCache, windows: Windows) -> Tensor:
+    """Draws all tokens that are not known, one pass over a window after the other.
 
     Args:
-        logits: (R, V) of the first pixel to draw.
-        noise: of the R sequences.
-        n_new: tokens to draw, 1 or more.
-        pinned: (R, n_new), known pixels, which take the place of those drawn.
-        on_logits: is called before each draw with the logits of pixel cache.length - 1 and the
-            cache, and may change rows of both in place.
+        logits: (R, V) of the first token to draw of each row.
+        cache: holds the tokens before these.
+        windows: the tokens of the rows, of which nothing was drawn yet.
 
     Returns:
-        (R, n_new) int64.
+        (R, L) int64, the tokens by input position.
 
     Raises:
         NonFiniteError: logits that are no distribution: NaN, +inf, or all of them -inf.
     """
-    rows, n_colors = logits.shape
-    device, first = logits.device, cache.length
-    # Positions (cache.length) of what is fed; pixels are counted from 0, behind the start token.
-    positions = torch.arange(first, first + n_new, device=device)
-    noise_of = _noise_ahead(noise, positions - 1, n_colors)
-    highest = torch.empty(rows, n_new, dtype=logits.dtype, device=device)
-
-    def draw(logits: Tensor, column: int) -> Tensor:
-        if on_logits is not None:
-            on_logits(logits, cache)
-        highest[:, column] = logits.amax(dim=-1)  # NaN where there is one
-        own = None if sampling.greedy else noise_of(column)
-        tokens = sample_tokens(logits, own, sampling)
-        return tokens if pinned is None else pinned.over(tokens, column)
-
-    drawn = torch.empty(rows, n_new, dtype=torch.int64, device=device)
-    drawn[:, 0] = draw(logits, 0)
-    for step in range(1, n_new):
-        span = cache.length + 1
-        position: Tensor | None = positions[step - 1 : step]
-        if device.type == "cpu":
-            position = None
+    on_cpu = logits.device.type == "cpu"
+    highest = [logits[:, None].amax(dim=-1)]  # NaN where there is one
+    windows.draw_first(logits)
+    while not windows.is_done:
+        starts = windows.starts
+        at = windows.positions(starts)
+        are_together = min(starts) == max(starts)
+        positions: Tensor | None = at[0] if are_together else at
+        cache.length = max(starts)
+        span = cache.length + windows.size
+        if on_cpu or windows.size > 1 or not are_together:
             span = min(-(-span // SPAN_UNIT) * SPAN_UNIT, cache.capacity)
+        if on_cpu:
+            positions = None if are_together else at
             if cache.by_channel:
                 cache.repack(span)
-        logits = decode_step(model, drawn[:, step - 1], position, cache, span=span)
-        cache.length += 1
-        drawn[:, step] = draw(logits, step)
-    if not highest.isfinite().all():  # looked at once: a GPU would be waited for at each step
+        logits = decode_window(model, windows.fed(at), positions, cache, span=span)
+        cache.length += windows.size
+        highest.append(logits.amax(dim=-1))
+        windows.draw(logits, starts)
+    # Looked at once: a GPU would be waited for at each pass.
+    if not torch.cat(highest, dim=1).isfinite().all():
         raise NonFiniteError.of("logits", logits.dtype)
-    return drawn
-
-
-def _noise_ahead(noise: GumbelNoise, pixels: Tensor, n_colors: int) -> Callable[[int], Tensor]:
-    """Returns what gives the noise (R, V) of pixels (N,), by their place among them, in order: it
-    is made for several at once, which takes a fraction of the calls."""
-    at_once = max(_NOISE_AT_ONCE // (len(noise.seeds) * n_colors), 1)
-    made: dict[int, Tensor] = {}
-
-    def noise_of(column: int) -> Tensor:
-        begin = column - column % at_once
-        if begin not in made:
-            made.clear()
-            made[begin] = noise.at(pixels[begin : begin + at_once], n_colors)
-        return made[begin][:, column - begin]
-
-    return noise_of
+    return windows.tokens
 
 
 @torch.inference_mode()
@@ -224,6 +199,7 @@ def complete(
     seeds: Tensor,
     sampling: SamplingConfig,
     n_samples: int = 1,
+    window: int = 1,
     pinned: Pinned | None = None,
 ) -> Tensor:
     """Finishes images from their first pixels, and from others that are known.
@@ -240,6 +216,8 @@ def complete(
         seeds: (B,) of any integer dtype, one per row; see `row_seed`.
         sampling: how tokens are drawn.
         n_samples: images for each prompt.
+        window: pixels of each image that a pass of the model is fed at once, of which all but the
+            first are guesses: part of the compute shape, which changes no token but by rounding.
         pinned: (B, n_positions), known pixels, which all samples of a row share. Others are drawn
             with the same noise as without it. It overrides the prompt too.
 
@@ -262,18 +240,29 @@ def complete(
         raise ValueError(f"complete: expected one seed per row, ({rows},), found {seeds.shape}")
     if n_samples < 1:
         raise ValueError(f"complete: n_samples must be 1 or more, found {n_samples}")
+    if window < 1:
+        raise ValueError(f"complete: window must be 1 or more, found {window}")
+    image = torch.nn.functional.pad(prompt, (0, n_positions - n_given))
+    known = torch.arange(n_positions, device=prompt.device).expand(rows, -1) < n_given
     if pinned is not None:
         pinned.check((rows, n_positions))
-        prompt = pinned.over(prompt, slice(n_given))
-        pinned = Pinned(
-            pinned.image[:, n_given:].repeat_interleave(n_samples, dim=0),
-            pinned.given[:, n_given:].repeat_interleave(n_samples, dim=0),
-        )
-    given = prompt[:, None].expand(rows, n_samples, n_given)
+        image = torch.where(pinned.given, pinned.image, image)
+        known = known | pinned.given
     if n_given == n_positions:
-        return given.clone()
-    noise, n_new = GumbelNoise(seeds, n_samples), n_positions - n_given
+        return image[:, None].repeat(1, n_samples, 1)
+    window = min(window, n_positions)
     model = prepacked(model)
-    logits, cache = prefill(model, prompt, n_samples=n_samples, capacity=n_positions)
-    drawn = decode(model, logits, cache, noise, sampling, n_new=n_new, pinned=pinned)
-    return torch.cat([given, drawn.view(rows, n_samples, -1)], dim=2)
+    logits, cache = prefill(
+        model, image[:, :n_given], n_samples=n_samples, capacity=n_positions, window=window
+    )
+    windows = Windows.of_images(
+        image.repeat_interleave(n_samples, dim=0),
+        known.repeat_interleave(n_samples, dim=0),
+        [n_given] * rows * n_samples,
+        size=window,
+        start_token=model.config.start_token,
+        noise=GumbelNoise(seeds, n_samples),
+        sampling=sampling,
+        n_colors=model.config.n_colors,
+    )
+    return decode(model, logits, cache, windows)[:, 1:].view(rows, n_samples, n_positions)

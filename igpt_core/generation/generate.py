@@ -2,11 +2,13 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from igpt_core.generation.decoding import CausalModel, decode, feed
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.generation.speculation import Windows
 
 
 class GenerationMixin(CausalModel):
@@ -72,10 +74,21 @@ class GenerationMixin(CausalModel):
             raise ValueError(f"generate: expected one seed per row, ({rows},), found {seeds.shape}")
         with torch.inference_mode():
             noise = GumbelNoise(seeds.to(input_ids.device), num_return_sequences)
+            given = input_ids.repeat_interleave(num_return_sequences, dim=0)
+            tokens = pad(given, (0, max_length - n_given))
+            known = torch.arange(max_length, device=given.device).expand_as(tokens) < n_given
+            windows = Windows(
+                tokens,
+                known,
+                [n_given] * len(tokens),
+                size=1,
+                noise=noise,
+                sampling=sampling,
+                n_colors=self.config.n_colors,
+            )
             model = prepacked(self)
             logits, cache = feed(
                 model, input_ids, n_samples=num_return_sequences, capacity=max_length - 1
             )
-            drawn = decode(model, logits, cache, noise, sampling, n_new=max_length - n_given)
-        given = input_ids.repeat_interleave(num_return_sequences, dim=0)
-        return torch.cat([given, drawn], dim=1)  # made here, so that it may enter a training step
+            tokens = decode(model, logits, cache, windows)
+        return tokens.clone()  # made here, so that it may enter a training step

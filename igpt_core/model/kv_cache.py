@@ -33,10 +33,12 @@ class KVCache:
         capacity: int,
         device: torch.device | str,
         dtype: torch.dtype,
+        n_queries: int = 1,
     ) -> None:
+        """`n_queries`: positions that are fed at once, once it is filled with a prompt."""
         shape = (batch_size, config.n_head, capacity, config.head_size)
         memory = torch.empty(0, device=device, dtype=dtype)
-        self.by_channel = reads_by_channel(memory)
+        self.by_channel = n_queries == 1 and reads_by_channel(memory)
         # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
         layers = range(config.n_layer)
         self.keys = [_zeros(shape, self.by_channel, like=memory) for _ in layers]
@@ -120,8 +122,9 @@ class KVCache:
             layer: index of the layer.
             k, v: (B, H, T, D) of the new positions.
             span: how many positions to return, a host number.
-            positions: (T,) int64, where they go: a tensor, so that a captured step can be replayed.
-                Behind those that are filled unless given, which takes a fraction of the time.
+            positions: (T,) int64, where they go, or (B, T) of each row its own: a tensor, so that a
+                captured step can be replayed. Behind those that are filled unless given, which
+                takes a fraction of the time.
 
         Returns:
             Two views (B, H, span, D) into the cache.
@@ -131,6 +134,10 @@ class KVCache:
             end = self.length + k.shape[2]
             keys[:, :, self.length : end] = k
             values[:, :, self.length : end] = v
+        elif positions.dim() == 2:
+            rows = torch.arange(len(k), device=k.device)[:, None]
+            keys[rows, :, positions] = k.transpose(1, 2)
+            values[rows, :, positions] = v.transpose(1, 2)
         else:
             keys.index_copy_(2, positions, k)
             values.index_copy_(2, positions, v)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from igpt_core import VARIANTS, ImageGPTConfig, SamplingConfig, complete, random_model, token_nll
-from igpt_core.generation.decoding import decode_step, prefill
+from igpt_core.generation.decoding import decode_window, prefill
 from parity import (
     SHAPES,
     assert_equal_up_to_rounding,
@@ -60,13 +60,13 @@ def test_cached_steps_equal_the_full_forward(shape):
             for position in range(2, n_positions):
                 assert_equal_up_to_rounding(logits, expected[:, position])
                 if position + 1 < n_positions:
-                    logits = decode_step(
+                    logits = decode_window(
                         ours,
-                        tokens[:, position],
+                        tokens[:, position, None],
                         torch.tensor([position + 1]),
                         cache,
                         span=n_positions if whole else cache.length + 1,
-                    )
+                    )[:, 0]
                     cache.length += 1
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from igpt_core.generation.decoding import decode_step, prefill
+from igpt_core.generation.decoding import decode_window, prefill
 from igpt_core.generation.packed import prepacked
 from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from igpt_core.learning.features import pooled_features
@@ -71,7 +71,8 @@ def _logits_of_steps(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> T
     found = [logits]
     for position in range(GIVEN, POSITIONS - 1):
         place = torch.tensor([position + 1])
-        found.append(decode_step(model, tokens[:, position], place, cache, span=POSITIONS))
+        fed = tokens[:, position, None]
+        found.append(decode_window(model, fed, place, cache, span=POSITIONS)[:, 0])
         cache.length += 1
     return torch.stack(found, dim=1)
 

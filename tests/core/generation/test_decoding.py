@@ -13,10 +13,11 @@ from torch import Tensor
 
 from igpt_core.errors import NonFiniteError
 from igpt_core.generation import decoding
-from igpt_core.generation.decoding import complete, decode, decode_step, prefill
+from igpt_core.generation.decoding import complete, decode, decode_window, prefill
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.generation.speculation import Windows
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import layers
 from igpt_core.model.config import ImageGPTConfig
@@ -66,14 +67,15 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 @pytest.fixture
 def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The logits of each `decode_step` that `decode` makes from here on."""
+    """The logits of each `decode_window` that `decode` makes from here on."""
     seen: list[Tensor] = []
 
     def recorded(*arguments: object, **options: object) -> Tensor:
-        seen.append(decode_step(*arguments, **options))
-        return seen[-1]
+        found = decode_window(*arguments, **options)
+        seen.append(found[:, 0])
+        return found
 
-    monkeypatch.setattr(decoding, "decode_step", recorded)
+    monkeypatch.setattr(decoding, "decode_window", recorded)
     return seen
 
 
@@ -235,7 +237,8 @@ def test_a_step_of_fixed_shape_gives_the_logits_of_the_exact_one(dtype: torch.dt
         for i in range(12):
             position = torch.tensor([21 + i]) if replayed else None
             wide = cache.length + 1 if span is None else span
-            steps.append(decode_step(model, tokens[:, i], position, cache, span=wide))
+            fed = tokens[:, i, None]
+            steps.append(decode_window(model, fed, position, cache, span=wide)[:, 0])
             cache.length += 1
         logits[span, replayed] = torch.stack(steps)
     expected = uncached(model, torch.cat([prompt, tokens, tokens[:, :1]], dim=1))[:, 21:]
@@ -252,7 +255,8 @@ def test_a_step_may_be_repeated_for_any_position_below_its_span() -> None:
     prompt, tokens = prompts(2, 3), prompts(2, 6, seed=5)
     _, cache = prefill(model, prompt, n_samples=1, capacity=16)
     for i in range(6):
-        logits = decode_step(model, tokens[:, i], torch.tensor([4 + i]), cache, span=16)
+        position = torch.tensor([4 + i])
+        logits = decode_window(model, tokens[:, i, None], position, cache, span=16)[:, 0]
     assert cache.length == 4
     expected = uncached(model, torch.cat([prompt, tokens, tokens[:, :1]], dim=1))[:, -1]
     assert_near(logits, expected)
@@ -277,18 +281,34 @@ def test_decoding_gives_attention_keys_and_values_without_gaps(
 
 
 @torch.inference_mode()
-def test_decode_goes_on_from_a_cache_that_was_filled_step_by_step() -> None:
+def test_decode_goes_on_from_a_cache_that_was_filled_before() -> None:
     model = prepacked(model_of())
-    noise = GumbelNoise(seeds(3), 1)
-    logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
-    at_once = decode(model, logits, cache, noise, SAMPLING, n_new=86)
-    logits, cache = prefill(model, prompts(3, 4), n_samples=1, capacity=90)
-    first = decode(model, logits, cache, noise, SAMPLING, n_new=50)
-    position = torch.tensor([cache.length])
-    logits = decode_step(model, first[:, -1], position, cache, span=cache.length + 1)
-    cache.length += 1
-    rest = decode(model, logits, cache, noise, SAMPLING, n_new=36)
-    assert torch.equal(torch.cat([first, rest], dim=1), at_once)
+
+    def windows(image: Tensor, n_known: int) -> Windows:
+        """All of an image, of which so many pixels are known."""
+        known = torch.arange(image.shape[1]).expand_as(image) < n_known
+        return Windows.of_images(
+            image,
+            known,
+            [n_known] * len(image),
+            size=1,
+            start_token=model.config.start_token,
+            noise=GumbelNoise(seeds(3), 1),
+            sampling=SAMPLING,
+            n_colors=model.config.n_colors,
+        )
+
+    image = torch.zeros(3, 90, dtype=torch.int64)
+    image[:, :4] = prompts(3, 4)
+    logits, cache = prefill(model, image[:, :4], n_samples=1, capacity=90)
+    at_once = decode(model, logits, cache, windows(image, 4))
+    logits, cache = prefill(model, image[:, :4], n_samples=1, capacity=90)
+    first = decode(model, logits, cache, windows(image[:, :54], 4))
+    image[:, :54] = first[:, 1:]
+    cache.length = 54
+    logits = decode_window(model, first[:, -1:], None, cache, span=55)[:, 0]
+    cache.length = 55
+    assert torch.equal(decode(model, logits, cache, windows(image, 54)), at_once)
 
 
 def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +394,7 @@ def test_one_logit_of_one_step_is_enough(
     def spoiled(*arguments: object) -> Tensor:
         logits = next_logits(*arguments)
         if len(steps) == step:
-            logits[1, 5] = value
+            logits[1, 0, 5] = value
         steps.append(None)
         return logits
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from igpt_core import ImageGPTConfig, SamplingConfig, complete, complete_prompts
-from igpt_core.generation import decoding
+from igpt_core.generation import decoding, speculation
 from models import make_model
 from parity import one_thread  # noqa: F401
 
@@ -55,18 +55,18 @@ def test_the_logits_are_those_of_prompts_of_one_length_bit_for_bit(model, image,
     seen: list[Tensor] = []
 
     def record(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
-        seen.append(logits.clone())
-        return logits.argmax(dim=1)
+        seen.append(logits[:, 0].clone())
+        return logits.argmax(dim=-1)
 
-    monkeypatch.setattr(decoding, "sample_tokens", record)
+    monkeypatch.setattr(speculation, "sample_tokens", record)
     run(model, image, list(range(ROWS)), n_samples=1)
-    mixed = torch.stack(seen, dim=1)  # (ROWS, N, V): the shortest prompt is of no pixel
+    mixed = torch.stack(seen, dim=1)  # (ROWS, N, V), each from its prompt's end on
     for row, length in enumerate(LENGTHS):
         if length == N:
             continue
         seen.clear()
         by_complete(model, image, row, n_samples=1)
-        assert torch.equal(mixed[row, length:], torch.stack(seen, dim=1)[0]), length
+        assert torch.equal(mixed[row, : N - length], torch.stack(seen, dim=1)[0]), length
 
 
 def test_a_row_does_not_depend_on_its_neighbors(model, image):
@@ -82,7 +82,7 @@ def test_steps_are_those_of_the_shortest_prompt_and_each_prompt_is_read_once(
 
     def step(model, tokens: Tensor, *rest, **options) -> Tensor:
         steps.append(len(tokens))
-        return torch.zeros(len(tokens), N_COLORS)
+        return torch.zeros(len(tokens), 1, N_COLORS)
 
     real = decoding.feed
 
@@ -90,7 +90,7 @@ def test_steps_are_those_of_the_shortest_prompt_and_each_prompt_is_read_once(
         read.append(tokens.numel())
         return real(model, tokens, **options)
 
-    monkeypatch.setattr(decoding, "decode_step", step)
+    monkeypatch.setattr(decoding, "decode_window", step)
     monkeypatch.setattr(decoding, "feed", feed)
     rows = [0, 4, 6, 2, 5]
     run(model, image, rows, n_samples=2)

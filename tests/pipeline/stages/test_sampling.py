@@ -30,7 +30,7 @@ def test_prompts_of_any_length_cost_little_more_than_those_of_one(sampler, monke
 
     def step(model, tokens, position, cache, *, span):
         fed["steps"] += len(tokens)
-        return torch.zeros(len(tokens), N_COLORS)
+        return torch.zeros(len(tokens), 1, N_COLORS)
 
     real = decoding.feed
 
@@ -38,7 +38,7 @@ def test_prompts_of_any_length_cost_little_more_than_those_of_one(sampler, monke
         fed["prompts"] += tokens.numel()
         return real(model, tokens, **options)
 
-    monkeypatch.setattr(decoding, "decode_step", step)
+    monkeypatch.setattr(decoding, "decode_window", step)
     monkeypatch.setattr(decoding, "feed", feed)
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, N, ROWS).astype(np.int32)
