@@ -252,7 +252,11 @@ def _option(key: str, field: FieldInfo) -> click.Option:
     if kind is bool:
         return click.Option([flag, key], is_flag=True, **settings)
     if typing.get_origin(kind) is Literal:
-        return click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **settings)
+        choices = typing.get_args(kind)
+        # One line where it can be: in the description, where that has them all.
+        named = all(choice in str(field.description) for choice in choices)
+        metavar = "NAME" if named else None
+        return click.Option([flag, key], type=click.Choice(choices), metavar=metavar, **settings)
     metavar = {int: "N", float: "X"}.get(kind, "TEXT")
     if AUTO in field.metadata:
         kind = _NumberOrAuto()

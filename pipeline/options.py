@@ -51,7 +51,7 @@ class PixelOptions(Options):
     heading: ClassVar[str] = "Input"
     input: str = Field(description="file, folder, glob or comma-list, local or a URI")
     format: Literal["auto", "images", "parquet", "webdataset", "tokens"] = Field(
-        "auto", description="format of the input"
+        "auto", description="images, parquet, webdataset or tokens; auto: as found"
     )
     image_column: str | None = Field(
         None, description="column or extension of images; else the only one or img"
@@ -160,6 +160,9 @@ class SamplingOptions(Options):
     top_k: int | None = Field(None, ge=1, description="top-k sampling")
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus (top-p) sampling")
     seed: int = Field(0, description="seed of the random draws")
+    window: AutoInt = Field(
+        None, ge=1, le=32, description="pixels guessed at once; auto: 8 in float32 on cpu, else 1"
+    )
     score: bool = Field(False, description="add nats per generated pixel, column nll")
     best_of: int | None = Field(
         None, ge=1, description="draw N of each, keep those with the lowest NLL; implies --score"

@@ -13,7 +13,7 @@ from pipeline.engine import allocation
 from pipeline.engine.stage import Stage
 from pipeline.errors import UsageError
 from pipeline.inputs.source import Source, find_source
-from pipeline.options import ImageJobOptions, ModelOptions, RunOptions
+from pipeline.options import ImageJobOptions, ModelOptions, RunOptions, SamplingOptions
 from pipeline.report.examples import MAX_EXAMPLES
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan
@@ -73,7 +73,16 @@ class JobSpec:
             self.images_per_batch(device, dtype),
             self.sequences,
             options_for(self.options.storage_options, "model"),
+            self._window(device, dtype),
         )
+
+    def _window(self, device: str, dtype: str) -> int:
+        from igpt_core.generation.speculation import best_window
+
+        options = self.options
+        if not isinstance(options, SamplingOptions):
+            return 1
+        return options.window or best_window(device, dtype)
 
     def find_compute(self) -> "ComputePlan | None":
         """Returns how the model computes on the cluster that is joined. Raises UsageError."""

@@ -38,7 +38,8 @@ def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]
     if compute is not None:
         found |= {"batch_size": compute.images * compute.sequences}
     found |= spec.results
-    found |= {"noise": NOISE_VERSION} if spec.generates else {}
+    if spec.generates and compute is not None:
+        found |= {"noise": NOISE_VERSION, "window": compute.window}
     found |= {"model": model and model.fingerprint}
     return found | {"device": compute and compute.device, "dtype": compute and compute.dtype}
 

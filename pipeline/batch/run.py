@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # it imports torch
 
 # Options that are found on the cluster where they are not given. Results depend on them, and at a
 # resume the cluster may be another, or not have its GPUs yet.
-FOUND = ("device", "dtype", "batch_size")
+FOUND = ("device", "dtype", "batch_size", "window")
 
 
 Options = TypeVar("Options", bound=RunOptions)
@@ -95,8 +95,9 @@ def run_job(
 
 def _as_recorded(options: Options, results: Mapping[str, Any]) -> Options:
     """Fills in the options that a cluster decides where they are not given, as it did at first."""
-    found = {name: results.get(name) for name in FOUND}
-    given = {name: getattr(options, name) for name in FOUND}
+    names = [name for name in FOUND if name in type(options).model_fields]
+    found = {name: results.get(name) for name in names}
+    given = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
     return options.model_copy(update=found | given)
 

@@ -31,6 +31,7 @@ class ComputePlan:
         images: computed together; a batch of fewer is padded.
         sequences: of each image in a batch.
         model_options: fsspec options of the model's location.
+        window: pixels of a sequence that a pass is fed at once, of jobs that sample them.
     """
 
     model: str
@@ -39,6 +40,7 @@ class ComputePlan:
     images: int
     sequences: int = 1
     model_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    window: int = 1
 
     def load(self, head: Literal["causal", "classification"] | None) -> Any:
         """Loads the model for inference, as `load_model` does; on a CPU its weights are prepacked.

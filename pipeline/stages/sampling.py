@@ -134,6 +134,7 @@ class Sampler:
                 seeds=seeds,
                 sampling=how.sampling,
                 n_samples=how.n_drawn,
+                window=self._compute_plan.window,
                 pinned=None if prompt.known is None else Pinned(image, ~unknown),
             )
         else:
@@ -144,6 +145,7 @@ class Sampler:
                 seeds=seeds,
                 sampling=how.sampling,
                 n_samples=how.n_drawn,
+                window=self._compute_plan.window,
             )
         return tokens, self._mean_nll(tokens, unknown) if how.scored else None
 

@@ -156,6 +156,25 @@ def test_a_finished_run_is_not_done_again_and_lost_parts_are(completed, photos, 
     assert changed == {lost}
 
 
+def test_a_window_changes_no_byte_in_float32_and_belongs_to_the_run(
+    completed, photos, tiny_model, tmp_path, capsys
+):
+    record = json.loads((completed / "run.json").read_text())
+    assert (record["options"]["window"], record["results"]["window"]) == (None, 8)
+    output = tmp_path / "other"
+    igpt(*command(photos, tiny_model, output, window=1))
+    assert json.loads((output / "run.json").read_text())["results"]["window"] == 1
+    assert parts(output) == parts(completed)
+    (output / "data" / "part-000001.parquet").unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        igpt(*command(photos, tiny_model, output, window=4))
+    assert stopped.value.code == 2
+    assert "window: 1 there, 4 now" in capsys.readouterr().err
+    igpt(*command(photos, tiny_model, output))  # as it was, not as it would be found
+    assert parts(output) == parts(completed)
+
+
 @pytest.mark.slow
 def test_another_seed_is_refused_and_overwrite_starts_anew(
     ray_session, photos, tiny_model, tmp_path, capsys
