@@ -64,25 +64,21 @@ class JobSpec:
         None for a job without a model."""
         if self.model is None or self.images_per_batch is None:
             return None
+        from igpt_core.generation.speculation import best_window
         from pipeline.stages.model_batches import ComputePlan
 
+        images, window = self.images_per_batch(device, dtype), 1
+        if isinstance(self.options, SamplingOptions):
+            window = self.options.window or best_window(device, images * self.sequences)
         return ComputePlan(
             self.model.location,
             device,
             dtype,
-            self.images_per_batch(device, dtype),
+            images,
             self.sequences,
             options_for(self.options.storage_options, "model"),
-            self._window(device, dtype),
+            window,
         )
-
-    def _window(self, device: str, dtype: str) -> int:
-        from igpt_core.generation.speculation import best_window
-
-        options = self.options
-        if not isinstance(options, SamplingOptions):
-            return 1
-        return options.window or best_window(device, dtype)
 
     def find_compute(self) -> "ComputePlan | None":
         """Returns how the model computes on the cluster that is joined. Raises UsageError."""

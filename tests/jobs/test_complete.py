@@ -160,17 +160,17 @@ def test_a_window_changes_no_byte_in_float32_and_belongs_to_the_run(
     completed, photos, tiny_model, tmp_path, capsys
 ):
     record = json.loads((completed / "run.json").read_text())
-    assert (record["options"]["window"], record["results"]["window"]) == (None, 8)
+    assert (record["options"]["window"], record["results"]["window"]) == (None, 1)
     output = tmp_path / "other"
-    igpt(*command(photos, tiny_model, output, window=1))
-    assert json.loads((output / "run.json").read_text())["results"]["window"] == 1
+    igpt(*command(photos, tiny_model, output, window=8))
+    assert json.loads((output / "run.json").read_text())["results"]["window"] == 8
     assert parts(output) == parts(completed)
     (output / "data" / "part-000001.parquet").unlink()
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         igpt(*command(photos, tiny_model, output, window=4))
     assert stopped.value.code == 2
-    assert "window: 1 there, 4 now" in capsys.readouterr().err
+    assert "window: 8 there, 4 now" in capsys.readouterr().err
     igpt(*command(photos, tiny_model, output))  # as it was, not as it would be found
     assert parts(output) == parts(completed)
 
