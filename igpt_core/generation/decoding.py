@@ -240,8 +240,6 @@ def complete(
         raise ValueError(f"complete: expected one seed per row, ({rows},), found {seeds.shape}")
     if n_samples < 1:
         raise ValueError(f"complete: n_samples must be 1 or more, found {n_samples}")
-    if window < 1:
-        raise ValueError(f"complete: window must be 1 or more, found {window}")
     image = torch.nn.functional.pad(prompt, (0, n_positions - n_given))
     known = torch.arange(n_positions, device=prompt.device).expand(rows, -1) < n_given
     if pinned is not None:

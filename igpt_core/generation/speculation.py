@@ -58,7 +58,11 @@ class Windows:
             starts: R positions of the first token to draw, from 1 to L - 1.
             size: the window, from 1 to L - 1.
             noise: of the R sequences; that of pixel i is for the token i + 1.
+
+        Raises ValueError for a window of nothing.
         """
+        if size < 1:
+            raise ValueError(f"window must be 1 or more, found {size}")
         self._n_rows, self._length = tokens.shape
         self.size, self.passes = size, 0
         beyond = (0, 2 * size)  # where the guesses of the last window lie, which are never fed

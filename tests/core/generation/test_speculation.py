@@ -179,3 +179,12 @@ def test_whole_images_come_as_often_as_their_probability(window):
 def test_a_window_of_nothing_is_refused(model):
     with pytest.raises(ValueError, match="window must be 1 or more, found 0"):
         run(model, window=0)
+    with pytest.raises(ValueError, match="window must be 1 or more, found -1"):
+        complete_prompts(
+            model,
+            draw_image(1),
+            torch.full((ROWS,), 7),
+            seeds=SEEDS,
+            sampling=SAMPLINGS[0],
+            window=-1,
+        )
