@@ -83,8 +83,8 @@ def allocate(
     that asked for them might wait in vain.
 
     Where a model computes there is one reader for each GPU at first, and on CPUs one in all, and
-    Ray starts more while shards wait for them; all from the start where `cpu_actors` are asked for,
-    or machines have to come.
+    more start while it waits for them; all from the start where `cpu_actors` are asked for, or
+    machines have to come.
 
     Args:
         device: of the model stage, None where the job has none.

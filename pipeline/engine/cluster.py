@@ -19,6 +19,7 @@ import ray
 from ray.data import DataContext
 from ray.job_config import JobConfig
 
+from pipeline.engine.demand import grow_by_demand
 from pipeline.errors import UsageError
 from pipeline.storage.redact import redacted, redacted_line
 
@@ -65,6 +66,7 @@ def _data_context() -> DataContext:
     context.target_max_block_size = None  # a task's output stays one block: a shard stays whole
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = STALLED_SECONDS
+    grow_by_demand(context)
     return context
 
 

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Resources:
     """What each actor of a stage takes, and how many there are: `actors` from the first to the last
-    shard or, where it is given, `at_first` and then as many of them as keep up with the others.
+    shard or, where it is given, `at_first` and then as many of them as the next stage needs.
     `joins` is for a stage that runs in the actors of the stage before it."""
 
     actors: int = 1

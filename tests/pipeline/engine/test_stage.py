@@ -70,6 +70,18 @@ class WidenSlowly(Widen):
         return rows.append_column("process", pa.array([os.getpid()] * rows.num_rows))
 
 
+class Started:
+    """Passes blocks on, each after some seconds; leaves a file in a folder for each process."""
+
+    def __init__(self, *, folder: str, seconds: float) -> None:
+        (Path(folder) / str(os.getpid())).touch()
+        self._seconds = seconds
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        time.sleep(self._seconds)
+        return block
+
+
 class CountBy:
     """Blocks of rows -> a row for each shard: how many rows, made by which process."""
 
@@ -200,6 +212,25 @@ def test_readers_become_more_where_they_are_what_limits(connected):
     assert sorted((row["shard"], row["rows"]) for row in found) == [(i, 7) for i in range(40)]
     assert found[0]["process"] == found[1]["process"]
     assert len({row["process"] for row in found}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reading", "model", "fewest", "most"), [(0.02, 0.5, 1, 3), (1, 0.1, 6, 8)]
+)
+def test_readers_are_as_many_as_the_model_needs(connected, tmp_path, reading, model, fewest, most):
+    """Past bug: Ray went by the backlog of the readers alone, and started all at once."""
+    plan = plan_of(*[1] * 30)
+    grows = Resources(actors=8, num_cpus=0.1, at_first=1)
+    readers, models = tmp_path / "readers", tmp_path / "models"
+    readers.mkdir()
+    models.mkdir()
+    stages = [
+        Stage(Started, {"folder": str(readers), "seconds": reading}, grows),
+        Stage(Started, {"folder": str(models), "seconds": model}, Resources(num_cpus=0.1)),
+    ]
+    assert len(list(dispatch_shards(plan, plan.shards, stages))) == 30
+    assert fewest <= len(list(readers.iterdir())) <= most
 
 
 def dispatched(plan: Plan, stages: list[Stage]) -> tuple[list[tuple[int, int]], str]:
