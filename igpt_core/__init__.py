@@ -24,6 +24,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "KVCache",
     "LinearProbe",
     "ModelOutput",
+    "NeighborTables",
     "NonFiniteError",
     "Palette",
     "Pinned",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from igpt_core.conversion.convert import convert_checkpoint
     from igpt_core.errors import CheckpointError, NonFiniteError
     from igpt_core.generation.decoding import Pinned, complete
+    from igpt_core.generation.drafts import NeighborTables
     from igpt_core.generation.prompts import complete_prompts
     from igpt_core.generation.sampling import SamplingConfig, row_seed
     from igpt_core.heads import (
@@ -95,6 +97,7 @@ else:
         "KVCache": "model.kv_cache",
         "LinearProbe": "learning.probe",
         "ModelOutput": "model.outputs",
+        "NeighborTables": "generation.drafts",
         "NonFiniteError": "errors",
         "Palette": "images.palette",
         "Pinned": "generation.decoding",

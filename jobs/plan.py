@@ -48,6 +48,7 @@ def _facts(found: "Estimate", price: float | None) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "working_seconds": round(found.working_seconds, 1),
         "images_per_second": round(found.images_per_second, 3),
+        "tokens_per_pass": found.tokens_per_pass,
         "gpus": found.gpus,
         "gpu_hours": round(found.gpu_hours, 3),
         "price": None if price is None else round(price * found.gpu_hours, 2),
@@ -73,9 +74,10 @@ def _lines(found: "Estimate", price: float | None) -> list[str]:
         mark = "  <- limits" if speed is found.limit else ""
         fast = rate(speed.rows_per_second)
         lines.append(f"  {speed.stage:10}{speed.seconds * 1000:8.2f}  {fast:>15}{mark}")
+    fast = speed_text(found.images_per_second, found.seconds, found.tokens_per_pass)
     lines += [
         f"to change   {found.advice}",
-        f"speed       about {speed_text(found.images_per_second, found.seconds)}",
+        f"speed       about {fast}",
         f"GPU-hours   {found.gpu_hours:.2f} on {found.gpus} GPUs",
     ]
     if price is not None:

@@ -64,7 +64,8 @@ def _lines(status: "Status", location: str) -> dict[str, str]:
     if status.images_per_second is not None:
         sampled = "images_per_second" in status.estimated
         latest = f", of the latest {SAMPLE} parts" if sampled else ""
-        lines["speed"] = speed_text(status.images_per_second, status.seconds) + latest
+        speed = speed_text(status.images_per_second, status.seconds, status.tokens_per_pass)
+        lines["speed"] = speed + latest
     if status.last_part is not None:
         ago = max(time.time() - status.last_part, 0)
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.last_part))

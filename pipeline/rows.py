@@ -170,6 +170,7 @@ SOURCE = PREFIX + "source"  # string: file (and row) that it came from, for erro
 ROW_TOKENS = PREFIX + "tokens"  # `tokens_type`, null in a failed row
 KNOWN_PIXELS = PREFIX + "known_pixels"  # fixed-size list of bool: known beyond the prompt
 SAMPLED_TOKENS = PREFIX + "sampled_tokens"  # int32: tokens that the model sampled for the row
+PASSES = PREFIX + "passes"  # int32: passes of the model from which these were drawn
 ERROR_STAGE = PREFIX + "error_stage"  # string, null in a good row; so are the next two
 ERROR_CLASS = PREFIX + "error"
 ERROR_MESSAGE = PREFIX + "error_message"

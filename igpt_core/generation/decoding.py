@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_core.errors import NonFiniteError
+from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
@@ -150,13 +151,21 @@ def decode_window(
     return _next_logits(model, hidden)
 
 
-def decode(model: CausalModel, logits: Tensor, cache: KVCache, windows: Windows) -> Tensor:
+def decode(
+    model: CausalModel,
+    logits: Tensor,
+    cache: KVCache,
+    windows: Windows,
+    *,
+    passes: list[int] | None = None,
+) -> Tensor:
     """Draws all tokens that are not known, one pass over a window after the other.
 
     Args:
         logits: (R, V) of the first token to draw of each row.
         cache: holds the tokens before these.
         windows: the tokens of the rows, of which nothing was drawn yet.
+        passes: as of `complete`.
 
     Returns:
         (R, L) int64, the tokens by input position.
@@ -187,6 +196,8 @@ def decode(model: CausalModel, logits: Tensor, cache: KVCache, windows: Windows)
     # Looked at once: a GPU would be waited for at each pass.
     if not torch.cat(highest, dim=1).isfinite().all():
         raise NonFiniteError.of("logits", logits.dtype)
+    if passes is not None:
+        passes += windows.passes
     return windows.tokens
 
 
@@ -200,7 +211,9 @@ def complete(
     sampling: SamplingConfig,
     n_samples: int = 1,
     window: int = 1,
+    draft: NeighborTables | None = None,
     pinned: Pinned | None = None,
+    passes: list[int] | None = None,
 ) -> Tensor:
     """Finishes images from their first pixels, and from others that are known.
 
@@ -218,8 +231,11 @@ def complete(
         n_samples: images for each prompt.
         window: pixels of each image that a pass of the model is fed at once, of which all but the
             first are guesses: part of the compute shape, which changes no token but by rounding.
+        draft: on the prompt's device, what helps to guess; it changes no token.
         pinned: (B, n_positions), known pixels, which all samples of a row share. Others are drawn
             with the same noise as without it. It overrides the prompt too.
+        passes: where it is given, it is extended by the passes that each sequence took, the
+            prompt's among them: B * n_samples numbers, those of a row side by side.
 
     Returns:
         (B, n_samples, n_positions) int64: the prompt and what is drawn, with the known pixels in
@@ -247,6 +263,8 @@ def complete(
         image = torch.where(pinned.given, pinned.image, image)
         known = known | pinned.given
     if n_given == n_positions:
+        if passes is not None:
+            passes += [0] * rows * n_samples
         return image[:, None].repeat(1, n_samples, 1)
     window = min(window, n_positions)
     model = prepacked(model)
@@ -262,5 +280,7 @@ def complete(
         noise=GumbelNoise(seeds, n_samples),
         sampling=sampling,
         n_colors=model.config.n_colors,
+        draft=draft,
     )
-    return decode(model, logits, cache, windows)[:, 1:].view(rows, n_samples, n_positions)
+    tokens = decode(model, logits, cache, windows, passes=passes)
+    return tokens[:, 1:].view(rows, n_samples, n_positions)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from igpt_core.generation.decoding import CausalModel, decode, new_cache, prefill
+from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
@@ -20,6 +21,8 @@ def complete_prompts(
     sampling: SamplingConfig,
     n_samples: int = 1,
     window: int = 1,
+    draft: NeighborTables | None = None,
+    passes: list[int] | None = None,
 ) -> Tensor:
     """Finishes images each from a prompt of its own length.
 
@@ -33,7 +36,7 @@ def complete_prompts(
         image: (B, N) int64 colors in [0, n_colors), of which the first `lengths` are the prompt and
             the others any; N is at most the model's positions.
         lengths: (B,) int64 in [0, N]. A row with N has nothing to draw and costs nothing.
-        seeds, sampling, n_samples, window: as of `complete`.
+        seeds, sampling, n_samples, window, draft, passes: as of `complete`.
 
     Returns:
         (B, n_samples, N) int64: the prompts and what is drawn.
@@ -58,6 +61,8 @@ def complete_prompts(
         )
     images = image.repeat_interleave(n_samples, dim=0)
     if shortest == n_positions:
+        if passes is not None:
+            passes += [0] * len(images)
         return images.view(rows, n_samples, -1)
     model, window = prepacked(model), min(window, n_positions)
     cache = new_cache(model, len(images), capacity=n_positions, window=window)
@@ -84,5 +89,7 @@ def complete_prompts(
         noise=GumbelNoise(seeds, n_samples),
         sampling=sampling,
         n_colors=model.config.n_colors,
+        draft=draft,
     )
-    return decode(model, logits, cache, windows)[:, 1:].view(rows, n_samples, -1)
+    tokens = decode(model, logits, cache, windows, passes=passes)
+    return tokens[:, 1:].view(rows, n_samples, -1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from igpt_core.generation.drafts import Neighbors, NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
 
@@ -36,7 +37,7 @@ class Windows:
 
     Attributes:
         size: tokens of each sequence that a pass is fed.
-        passes: that were drawn from.
+        passes: of each sequence, those from which its tokens were drawn, the prompt's among them.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Windows:
         noise: GumbelNoise,
         sampling: SamplingConfig,
         n_colors: int,
+        draft: NeighborTables | None = None,
     ) -> None:
         """Begins with the tokens that are known.
 
@@ -58,21 +60,26 @@ class Windows:
             starts: R positions of the first token to draw, from 1 to L - 1.
             size: the window, from 1 to L - 1.
             noise: of the R sequences; that of pixel i is for the token i + 1.
+            draft: what guesses are made of, besides what was drawn; it changes no token.
 
         Raises ValueError for a window of nothing.
         """
         if size < 1:
             raise ValueError(f"window must be 1 or more, found {size}")
         self._n_rows, self._length = tokens.shape
-        self.size, self.passes = size, 0
+        self.size = size
         beyond = (0, 2 * size)  # where the guesses of the last window lie, which are never fed
         self._tokens, self._known = pad(tokens, beyond), pad(known, beyond)
         self._decided = list(starts)  # tokens of each sequence, from its first on
         last_unknown = self._length - 1 - (~known).flip(1).long().argmax(dim=1)
         self._ends = torch.where(known.all(dim=1), 0, last_unknown + 1).tolist()
+        self.passes = [int(end > start) for start, end in zip(starts, self._ends, strict=True)]
         self._width = max(math.isqrt(self._length - 1), 1)  # of an image
-        self._noise = _NoiseAhead(noise, n_colors, at_least=size)
+        self._noise = _NoiseAhead(noise, n_colors, at_least=2 * size)
         self._sampling = sampling
+        self._draft = draft if size > 1 else None
+        if draft is not None:
+            self._neighbors = Neighbors(draft, self._length - 1, beyond=beyond[1])
 
     @classmethod
     def of_images(
@@ -126,7 +133,8 @@ class Windows:
     def draw(self, logits: Tensor, starts: list[int]) -> None:
         """Draws the tokens behind those of a pass that began at `starts`, from its logits
         (R, W, V)."""
-        self.passes += 1
+        goes_on = map(int.__lt__, self._decided, self._ends)
+        self.passes = [n + more for n, more in zip(self.passes, goes_on, strict=True)]
         firsts = [start + 1 for start in starts]
         at = self.positions(firsts)
         before = self.fed(at)
@@ -134,6 +142,7 @@ class Windows:
         if any(map(int.__lt__, firsts, self._decided)):
             is_known = is_known | (at < torch.tensor(self._decided, device=at.device)[:, None])
         drawn = torch.where(is_known, before, self._draw(logits, firsts))
+        seen = self._tokens.clone() if self._draft else self._tokens
         self._tokens.scatter_(1, at, drawn)
         if self.size == 1:
             self._decided = [first + 1 for first in firsts]
@@ -141,7 +150,10 @@ class Windows:
         was_right = (drawn == before)[:, :-1].long()
         n_right = was_right.cumprod(dim=1).sum(dim=1).tolist()
         self._decided = [first + 1 + n for first, n in zip(firsts, n_right, strict=True)]
-        self._guess(at + self.size)
+        if self._draft is None:
+            self._guess(at + self.size)
+        else:
+            self._guess_by_draft(self._draft, logits, firsts, seen)
 
     def _draw(self, logits: Tensor, firsts: list[int]) -> Tensor:
         if self._sampling.greedy:
@@ -154,6 +166,28 @@ class Windows:
         above = self.fed((at - self._width).clamp(min=1))
         guesses = torch.where(self._known.gather(1, at), self.fed(at), above)
         self._tokens.scatter_(1, at, guesses)
+
+    def _guess_by_draft(
+        self, draft: NeighborTables, logits: Tensor, firsts: list[int], seen: Tensor
+    ) -> None:
+        """Guesses the tokens behind the decided ones, each of those before it: with its own noise,
+        by the logits (R, W, V) of the last pass, which began at `firsts` and saw the tokens `seen`,
+        corrected for neighbors that are others now."""
+        at = self.positions(self._decided)[:, : self.size - 1]
+        place = at - torch.tensor(firsts, device=at.device)[:, None]
+        last = logits.float().take_along_dim(place.clamp(max=self.size - 1)[..., None], dim=1)
+        last -= self._neighbors.sum(seen, at)
+        last = torch.where((place < self.size)[..., None], last, draft.frequencies)
+        noise = None
+        if not self._sampling.greedy:
+            noise = self._noise.of([position - 1 for position in self._decided], at.shape[1])
+        is_known, known = self._known.gather(1, at), self.fed(at)
+        for i in range(at.shape[1]):
+            here = slice(i, i + 1)
+            likely = last[:, here] + self._neighbors.sum(self._tokens, at[:, here])
+            guess = sample_tokens(likely, None if noise is None else noise[:, here], self._sampling)
+            guess = torch.where(is_known[:, here], known[:, here], guess)
+            self._tokens.scatter_(1, at[:, here], guess)
 
 
 class _NoiseAhead:

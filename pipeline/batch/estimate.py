@@ -53,8 +53,8 @@ class StageSpeed:
 class Estimate:
     """A job before it is run. Rows, and what depends on them, are about so where `counted` is
     false: the input does not say how many it has. `skipped` counts its files left out, by
-    extension. `startup_seconds` are those of the trial: what it
-    took beside the work."""
+    extension. `startup_seconds` are those of the trial: what it took beside the work;
+    `tokens_per_pass` is as of `Speed`."""
 
     shards: int
     shard_size: int
@@ -68,6 +68,7 @@ class Estimate:
     speeds: tuple[StageSpeed, ...]
     gpus: int
     startup_seconds: float
+    tokens_per_pass: float | None
 
     @property
     def limit(self) -> StageSpeed:
@@ -125,7 +126,7 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
         for part in tried:
             work.add(part)
         startup = max(time.perf_counter() - begun - work.working_seconds, 0.0)
-        return _estimate(job, source, trial, tried, startup)
+        return _estimate(job, source, trial, tried, startup, work.tokens_per_pass)
 
 
 def _trial_plan(source: Source, size: int, actors: int) -> Plan:
@@ -146,7 +147,12 @@ def _first_rows(index: int, shard: Shard, n: int) -> Shard:
 
 
 def _estimate(
-    job: Job, source: Source, trial: Plan, tried: Sequence[Mapping[str, Any]], startup: float
+    job: Job,
+    source: Source,
+    trial: Plan,
+    tried: Sequence[Mapping[str, Any]],
+    startup: float,
+    tokens_per_pass: float | None,
 ) -> Estimate:
     options = job.spec.options
     input_options = options_for(options.storage_options, "input")
@@ -173,6 +179,7 @@ def _estimate(
         speeds=tuple(_speeds(job.resources, tried, on_gpus=on_gpus, cpus=allocation.cpus())),
         gpus=job.resources.model.actors if on_gpus else 0,
         startup_seconds=startup,
+        tokens_per_pass=tokens_per_pass,
     )
 
 

@@ -96,8 +96,9 @@ def execute(
         report = _report(run, plan, resumed_shards=resumed_shards)
         directory.write_json(REPORT_FILE, report)
         run = replace(run, report=report)
-    images_per_second, seconds = run.speed.images_per_second, run.speed.seconds
-    clock.finish(images_per_second, speed_text(images_per_second, seconds))
+    speed = run.speed
+    said = speed_text(speed.images_per_second, speed.seconds, speed.tokens_per_pass)
+    clock.finish(speed.images_per_second, said)
     _print_notices(run, left, progress)
     return run
 

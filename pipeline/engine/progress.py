@@ -46,16 +46,19 @@ class Progress:
         self.done, self.errors = done, errors
         self._mode = mode
         self._images, self._working = 0, WorkingTime()  # since this start
+        self._tokens = self._passes = 0
         self._final: tuple[float, str] | None = None
         self._shown_at, self._shown_images = 0.0, -1
         self._open = False  # whether a line on the terminal has no end yet
         self._on_terminal = mode == "text" and sys.stderr.isatty()
 
     def add(self, summary: dict[str, Any]) -> None:
-        """Counts a shard that was finished just now: its rows, errors and seconds."""
+        """Counts a shard that was finished just now: its rows, errors, tokens, passes, seconds."""
         now = time.monotonic()
         self._working.add(now - summary["seconds"], now)
         self._images += summary["rows"]
+        self._tokens += summary["tokens"]
+        self._passes += summary["passes"]
         self.done += summary["rows"] + summary["errors"]
         self.errors += summary["errors"]
         self._shards_done += 1
@@ -114,8 +117,14 @@ class Progress:
             "total_shards": self._shards,
             "errors": self.errors,
             "images_per_second": round(self.rate, 3),
+            "tokens_per_pass": self._tokens_per_pass,
             "seconds_left": None if (left := self._left()) is None else round(left, 1),
         }
+
+    @property
+    def _tokens_per_pass(self) -> float | None:
+        """See `Speed`; since this start."""
+        return round(self._tokens / self._passes, 2) if self._passes else None
 
     def _left(self) -> float | None:
         """Estimates the seconds until all is done; None before a shard is."""
@@ -144,6 +153,8 @@ class Progress:
         left = self._left()
         if self._shards_done > self._shards_before:
             text += f", {self.rate:.1f} images/s"
+            if (self._tokens_per_pass or 0) > 1:
+                text += f", {self._tokens_per_pass:.2f} tokens per pass"
         if self._shards_done == self._shards:
             return text
         return f"{text}, starting" if left is None else f"{text}, about {duration(left)} left"

@@ -136,6 +136,7 @@ the lowest {nll.lowest[0][1]:.2f}, the highest {nll.highest[0][1]:.2f}.
 def _origin(summary: RunSummary) -> str:
     run, speed = summary.run, summary.speed
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    said = speed_text(speed.images_per_second, speed.seconds, speed.tokens_per_pass)
     lines = [
         ("model", (run.get("model") or {}).get("location")),
         ("model fingerprint", (run.get("model") or {}).get("fingerprint")),
@@ -144,7 +145,7 @@ def _origin(summary: RunSummary) -> str:
         ("image size", f"{run['image_size']} x {run['image_size']}"),
         ("seed", run.get("seed")),
         ("created", run["created"]),
-        ("speed", speed_text(speed.images_per_second, speed.seconds) if summary.done else None),
+        ("speed", said if summary.done else None),
         ("versions", versions),
     ]
     return "\n".join(f"- {name}: {_code(str(value))}" for name, value in lines if value is not None)

@@ -176,6 +176,9 @@ def _tiles(summary: RunSummary) -> list[Tile]:
     ]
     if figures.tokens:
         tiles.append(Tile("Tokens per second", tokens, rate(tokens), "while working"))
+    if speed.tokens_per_pass is not None:
+        each = speed.tokens_per_pass
+        tiles.append(Tile("Tokens per pass", each, rate(each), "of each image, on average"))
     working = speed.working_seconds
     tiles.append(Tile("Working time", working, duration(working), "a shard or more in work"))
     if speed.seconds is not None:

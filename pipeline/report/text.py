@@ -42,12 +42,19 @@ def _kind_text(kind: str, n: int) -> str:
     return f"{n:,} of {printable(shortened(kind, 40))}" if is_extension else f"{n:,} with {kind}"
 
 
-def speed_text(images_per_second: float, seconds: float | None) -> str:
-    """Says two figures of a run's `Speed`, in the words that stand for them everywhere."""
+def speed_text(
+    images_per_second: float, seconds: float | None, tokens_per_pass: float | None = None
+) -> str:
+    """Says figures of a run's `Speed`, in the words that stand for them everywhere; tokens per
+    pass where windows draw several."""
     from pipeline.engine.progress import duration  # with pyarrow, which other words do without
 
     text = f"{rate(images_per_second)} images/s while working"
-    return text if seconds is None else f"{text}, {duration(seconds)} with start-up"
+    if seconds is not None:
+        text += f", {duration(seconds)} with start-up"
+    if tokens_per_pass is not None and tokens_per_pass > 1:
+        text += f", {tokens_per_pass:.2f} tokens per pass"
+    return text
 
 
 def amount(n_bytes: int) -> str:

@@ -87,18 +87,22 @@ class Speed:
         working_seconds: time in which at least one shard was in work.
         images_per_second: images with a result, while working.
         tokens_per_second: tokens that the model sampled, while working.
+        tokens_per_pass: of a sequence, drawn from each pass of the model: below 1 where passes go
+            over known pixels, above 1 by windows; None where none was drawn.
     """
 
     seconds: float | None
     working_seconds: float
     images_per_second: float
     tokens_per_second: float
+    tokens_per_pass: float | None = None
 
     @classmethod
     def recorded(cls, report: Mapping[str, Any]) -> "Speed | None":
         """Reads it from report.json; None where an earlier version wrote that."""
         names = [field.name for field in fields(cls)]
-        return cls(**{name: report[name] for name in names}) if names[1] in report else None
+        found = {name: report[name] for name in names if name in report}
+        return cls(**found) if names[1] in report else None
 
 
 class Work:
@@ -108,11 +112,12 @@ class Work:
         rows: those with a result.
         errors: those that failed.
         tokens: sampled by the model.
+        passes: of the model, from which these were drawn, added up over the sequences.
         last: when the last shard was done, in unix seconds; None before one is.
     """
 
     def __init__(self) -> None:
-        self.rows = self.errors = self.tokens = 0
+        self.rows = self.errors = self.tokens = self.passes = 0
         self.last: float | None = None
         self._working = WorkingTime()
         self._ends: dict[float, float] = {}  # of each start of the run: its last part
@@ -123,6 +128,7 @@ class Work:
         self.rows += int(stats["rows"])
         self.errors += int(stats["errors"])
         self.tokens += int(stats["tokens"])
+        self.passes += int(stats.get("passes", 0))  # earlier versions counted none
         self.last = finished if self.last is None else max(self.last, finished)
         self._working.add(finished - sum(filter(None, stats["seconds"].values())), finished)
         if "started" in stats:
@@ -134,6 +140,10 @@ class Work:
         return self._working.seconds
 
     @property
+    def tokens_per_pass(self) -> float | None:
+        return round(self.tokens / self.passes, 2) if self.passes else None
+
+    @property
     def speed(self) -> Speed:
         working = self.working_seconds
         seconds = sum(end - started for started, end in self._ends.items())
@@ -142,4 +152,5 @@ class Work:
             working_seconds=round(working, 2),
             images_per_second=round(self.rows / working, 3) if working else 0.0,
             tokens_per_second=round(self.tokens / working, 1) if working else 0.0,
+            tokens_per_pass=self.tokens_per_pass,
         )

@@ -25,10 +25,10 @@ class Status:
     `images` are those with a result, `errors` the rows that failed; `total` is the number of rows,
     which both make up in the end. `total` and `total_shards` are None where nobody knows them yet,
     `images_per_second`, `seconds_left` and `last_part` (unix seconds) before a part is there.
-    `images_per_second` and `seconds` are those of `Speed`; `seconds` is None where not all parts
-    were read. `skipped_files` counts the files of the input left out, by extension. `resume` is the
-    command that goes on, None at the end. `estimated` names the fields that are no counts but come
-    from a sample of the parts.
+    `images_per_second`, `tokens_per_pass` and `seconds` are those of `Speed`; `seconds` is None
+    where not all parts were read. `skipped_files` counts the files of the input left out, by
+    extension. `resume` is the command that goes on, None at the end. `estimated` names the fields
+    that are no counts but come from a sample of the parts.
     """
 
     job: str
@@ -40,6 +40,7 @@ class Status:
     errors: int
     errors_by_kind: Mapping[str, int]
     images_per_second: float | None
+    tokens_per_pass: float | None
     seconds: float | None
     seconds_left: float | None
     last_part: float | None
@@ -90,6 +91,7 @@ def read_status(directory: RunDirectory) -> Status:
         errors=errors,
         errors_by_kind=errors_by_kind,
         images_per_second=speed.images_per_second if speed.working_seconds else None,
+        tokens_per_pass=speed.tokens_per_pass,
         seconds=None if sampled else speed.seconds,
         seconds_left=left,
         last_part=work.last,

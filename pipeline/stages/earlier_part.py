@@ -51,7 +51,7 @@ class EarlierPart:
 
     def kept_count(self, name: str, block: pa.Table) -> int:
         """Returns what the stats count of the rows that a block keeps: `tokens` that the model
-        sampled for them, `squashed` images."""
+        sampled for them, its `passes`, `squashed` images."""
         return int(self.stats.get(name, 0)) if _is_kept(block).any() else 0
 
     def merged(self, block: pa.Table, results: pa.Table) -> pa.Table:

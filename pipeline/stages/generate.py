@@ -51,6 +51,7 @@ class Complete:
             rows.SAMPLED_TOKENS: pa.array(
                 prompt.unknown.sum(axis=1, dtype=np.int32) * self._n_drawn
             ),
+            rows.PASSES: pa.array(samples.passes),
         }
         if samples.nll is not None and samples.index is not None:
             columns[rows.NLL] = _lists(pa.array(samples.nll.ravel()), n_samples)
@@ -111,6 +112,7 @@ class Sample:
         columns = {
             rows.ROW_TOKENS: tokens_array(samples.tokens, n_positions),
             rows.SAMPLED_TOKENS: pa.array(np.full(n, n_positions * self._n_drawn, np.int32)),
+            rows.PASSES: pa.array(samples.passes),
         }
         if samples.nll is not None and samples.index is not None:
             columns |= score_arrays(samples.nll[:, 0])

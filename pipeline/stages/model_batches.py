@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from igpt_core.errors import NonFiniteError
+from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.packed import prepacked
 from igpt_core.heads import load_model, random_model
 from pipeline.errors import EndOfRun
@@ -65,6 +66,18 @@ class ComputePlan:
             storage_options=self.model_options,
         )
         return prepacked(model)
+
+    def load_draft(self, n_colors: int) -> NeighborTables | None:
+        """Loads the tables that lie beside the model, of this number of colors; None where there
+        are none, or windows need none."""
+        if self.window == 1 or self.model.startswith(RANDOM):
+            return None
+        return NeighborTables.load(
+            self.model,
+            n_colors=n_colors,
+            device=self.device,
+            storage_options=self.model_options,
+        )
 
     def in_batches(
         self, compute: Callable[..., Result], *arrays: NDArray[Any]

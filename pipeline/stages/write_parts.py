@@ -36,6 +36,7 @@ SUMMARY = pa.schema(
         pa.field("rows", pa.int32()),
         pa.field("errors", pa.int32()),
         pa.field("tokens", pa.int64()),  # sampled by the model
+        pa.field("passes", pa.int64()),  # of the model, from which each sequence's were drawn
         pa.field("bytes", pa.int64()),  # of the results as Parquet
         pa.field("seconds", pa.struct([(stage, pa.float64()) for stage in STAGES])),
         pa.field("finished", pa.float64()),  # unix seconds
@@ -104,13 +105,14 @@ class WriteParts:
         results = self.results(good)
         earlier = self._earlier(shard)
         figures, squashed = self._figures(good, results), metadata.squashed
-        tokens = _sampled_tokens(good)
+        tokens, passes = _sum(good, rows.SAMPLED_TOKENS), _sum(good, rows.PASSES)
         if earlier is not None:
             results = earlier.merged(block, results)
             if not earlier.is_as_good(block, results):
                 return self._left(shard, earlier, found=results.num_rows)
             figures |= self._likelihoods(results) | earlier.figures(block, results)
             tokens += earlier.kept_count("tokens", block)
+            passes += earlier.kept_count("passes", block)
             squashed += earlier.kept_count("squashed", block)
         payload = parquet_bytes(results)
         summary = {
@@ -118,6 +120,7 @@ class WriteParts:
             "rows": results.num_rows,
             "errors": failed.num_rows,
             "tokens": tokens,
+            "passes": passes,
             "bytes": len(payload),
             "finished": time.time(),
             "seconds": {**metadata.seconds, "write": time.perf_counter() - begun},
@@ -153,6 +156,7 @@ class WriteParts:
             "rows": earlier.results.num_rows,
             "errors": 0 if errors is None else parquet_file(errors).metadata.num_rows,
             "tokens": 0,
+            "passes": 0,
             "bytes": 0,
             "finished": time.time(),
             "seconds": {},
@@ -253,8 +257,6 @@ def _errors_payload(failed: pa.Table) -> bytes | None:
     return parquet_bytes(pa.table([failed[name] for name in _ERROR_COLUMNS], schema=rows.ERRORS))
 
 
-def _sampled_tokens(good: pa.Table) -> int:
-    """Counts the tokens that the model sampled for the good rows."""
-    if rows.SAMPLED_TOKENS not in good.column_names:
-        return 0
-    return int(pc.sum(good[rows.SAMPLED_TOKENS]).as_py() or 0)
+def _sum(good: pa.Table, column: str) -> int:
+    """Sums a column of counts of the good rows; 0 where they have none."""
+    return int(pc.sum(good[column]).as_py() or 0) if column in good.column_names else 0

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from igpt_core.generation.drafts import NeighborTables
 from igpt_core.images.palette import Palette
 from igpt_core.learning.objectives import JointClassification, NextPixel
 from igpt_core.learning.training import TrainingConfig, TrainingState, make_optimizer, train
@@ -163,9 +164,20 @@ def run_training(
     )
     objective.model.to(getattr(torch, options.save_dtype))
     save_checkpoint(objective.model, str(folder), palette=palette, image_size=image_size)
+    _save_draft(images, objective.model.config.n_colors, folder)
     (folder / STATE_FILE).unlink(missing_ok=True)
     objective.model.float()
     return objective, state
+
+
+def _save_draft(images: TrainingImages, n_colors: int, folder: Path) -> None:
+    """Writes beside a model what helps to guess its pixels."""
+    tokens = torch.from_numpy(images.tokens.copy())  # it may be read-only
+    draft = NeighborTables.counted(
+        tokens, torch.ones_like(tokens, dtype=torch.bool), n_colors=n_colors
+    )
+    if draft is not None:
+        draft.save(folder)
 
 
 def _acquire(folder: Path, options: Mapping[str, Any]) -> None:

@@ -165,6 +165,11 @@ def test_a_window_changes_no_byte_in_float32_and_belongs_to_the_run(
     igpt(*command(photos, tiny_model, output, window=8))
     assert json.loads((output / "run.json").read_text())["results"]["window"] == 8
     assert parts(output) == parts(completed)
+    several = json.loads((output / "report.json").read_text())["tokens_per_pass"]
+    assert json.loads((completed / "report.json").read_text())["tokens_per_pass"] == 1 < several
+    capsys.readouterr()
+    igpt("status", output)
+    assert f", {several:.2f} tokens per pass\n" in capsys.readouterr().out
     (output / "data" / "part-000001.parquet").unlink()
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:

@@ -95,6 +95,7 @@ def test_gpu_hours_are_the_gpus_times_the_time_of_the_slowest_stage():
         speeds=speeds(read=50, decode=4, model=2, write=100),
         gpus=4,
         startup_seconds=30,
+        tokens_per_pass=None,
     )
     assert found.limit.stage == "model"
     assert (found.working_seconds, found.seconds) == (3600, 3630)

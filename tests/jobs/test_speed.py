@@ -12,6 +12,7 @@ from pictures import encoded, photo
 from runs import igpt
 
 FIGURES = ("seconds", "working_seconds", "images_per_second", "tokens_per_second")
+FIGURES += ("tokens_per_pass",)
 IMAGES, ERRORS = 9, 2  # an image that is cut, and its tar, which is none
 
 
@@ -70,10 +71,15 @@ def test_every_place_says_the_same_figures(command, capsys):
     tokens = sum(part["tokens"] for part in parts)
     assert tokens > 0
     assert report["tokens_per_second"] == pytest.approx(tokens / working, rel=0.001)
+    passes = sum(part["passes"] for part in parts)
+    assert report["tokens_per_pass"] == pytest.approx(tokens / passes, abs=0.005)
+    assert report["tokens_per_pass"] > 1
     assert report["seconds"] == pytest.approx(ends - parts[0]["started"], abs=0.011)
     assert report["seconds"] >= report["working_seconds"]
 
-    (speed,) = re.findall(r"\S+ images/s while working, .* with start-up", err.splitlines()[-1])
+    (speed,) = re.findall(
+        r"\S+ images/s while working, .* with start-up, .* tokens per pass", err.splitlines()[-1]
+    )
     assert err.splitlines()[-1] == f"{IMAGES}/{IMAGES + ERRORS} images (100 %), 2 errors, {speed}"
     number = float(speed.split()[0].replace(",", ""))
     assert number == pytest.approx(report["images_per_second"], rel=0.01)  # three digits
@@ -89,6 +95,7 @@ def test_every_place_says_the_same_figures(command, capsys):
     for _ in range(2):  # as the run wrote it, and written again
         page = Page((output / "report.html").read_text()).figures()
         shown = ("Wall time", "Working time", "Images per second", "Tokens per second")
+        shown += ("Tokens per pass",)
         assert [page[name] for name in shown] == [report[name] for name in FIGURES]
         assert (page["Images"], page["Failed rows"]) == (IMAGES, ERRORS)
         said(capsys, "report", output)
@@ -124,7 +131,7 @@ def test_the_speed_of_a_resumed_run_is_that_of_all_its_starts(command, capsys):
     seconds = sum(end - started for started, end in ends.items())
     assert report["seconds"] == pytest.approx(seconds, abs=0.011)
     assert report != first
-    assert " with start-up\n" in err
+    assert " with start-up, " in err
     page = Page((output / "report.html").read_text()).figures()
     assert page["Images per second"] == report["images_per_second"]
 
@@ -142,5 +149,6 @@ def test_a_run_that_is_done_again_in_part_keeps_its_speed(command, capsys):
     assert report_of(output) == first | speed | {"resumed_shards": first["shards"] - 1}
     total = IMAGES + ERRORS
     line = f"{IMAGES}/{total} images (100 %), 2 errors, 0.10 images/s while working, "
-    assert err.splitlines()[-1] == line + "16 min 40 s with start-up"
+    each = first["tokens_per_pass"]
+    assert err.splitlines()[-1] == line + f"16 min 40 s with start-up, {each:.2f} tokens per pass"
     assert "0.10 images/s while working" in said(capsys, "status", output)[0]

@@ -211,7 +211,7 @@ class Page(HTMLParser):
     def figures(self) -> dict[str, float]:
         """Reads the key figures: name to exact value."""
         names = ("Images", "Failed rows", "Images per second", "Tokens per second")
-        names = (*names, "Working time", "Wall time", "Nats per pixel")
+        names = (*names, "Tokens per pass", "Working time", "Wall time", "Nats per pixel")
         shown = [text for tag, text in self.text if tag == "span" and text in names]
         values = [float(a["value"]) for tag, a in self.tags if tag == "data"]
         return dict(zip(shown, values, strict=False))

@@ -19,8 +19,11 @@ def clock(monkeypatch):
     return clock
 
 
-def shard(rows: int, *, seconds: float, errors: int = 0) -> dict[str, float]:
-    return {"shard": 0, "rows": rows, "errors": errors, "seconds": seconds}
+def shard(
+    rows: int, *, seconds: float, errors: int = 0, tokens: int = 0, passes: int = 0
+) -> dict[str, float]:
+    counts = {"rows": rows, "errors": errors, "tokens": tokens, "passes": passes}
+    return {"shard": 0, **counts, "seconds": seconds}
 
 
 def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
@@ -39,6 +42,7 @@ def test_the_estimate_is_what_is_left_at_the_rate_of_this_run(clock, capsys):
         "total_shards": 10,
         "errors": 3,
         "images_per_second": 0.45,  # 9 images in 20 seconds
+        "tokens_per_pass": None,
         "seconds_left": 100.0,  # for 50 more rows, 10 of which took 20 seconds
     }
 
@@ -77,6 +81,23 @@ def test_words_for_people(clock, capsys):
         "98/400 images (25 %), 2 errors, 2.0 images/s, about 2 min 30 s left",
         "398/400 images (100 %), 2 errors, 2.0 images/s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("passes", "said", "number"),
+    [
+        (300, "100/200 images (50 %), 10.0 images/s, 3.33 tokens per pass, about 10 s left", 3.33),
+        (1000, "100/200 images (50 %), 10.0 images/s, about 10 s left", 1.0),
+    ],
+)
+def test_tokens_per_pass_are_said_where_windows_draw_several(clock, capsys, passes, said, number):
+    for mode in ("text", "json"):
+        run = Progress(total=200, done=0, errors=0, shards=2, shards_done=0, mode=mode)
+        clock.now += 50
+        run.add(shard(100, seconds=10, tokens=1000, passes=passes))
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [said]
+    assert json.loads(captured.out)["tokens_per_pass"] == number
 
 
 def test_without_a_total_the_shards_tell_how_far_it_is(clock, capsys):

@@ -1,6 +1,7 @@
 """The time in which shards were in work, against counting in many small steps; speeds of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +62,23 @@ def test_speed_is_what_was_made_while_working_and_the_wall_time_of_all_starts():
         working_seconds=20 + 10,
         images_per_second=round(24 / 30, 3),
         tokens_per_second=10.0,
+        tokens_per_pass=None,
     )
+
+
+def test_tokens_per_pass_are_those_of_all_shards():
+    work = Work()
+    work.add(stats(0, 10, passes=100))
+    work.add(stats(0, 10, passes=20))
+    assert work.speed.tokens_per_pass == round(200 / 120, 2)
+
+
+def test_a_report_of_an_earlier_version_has_no_tokens_per_pass():
+    work = Work()
+    work.add(stats(0, 10, passes=50))
+    report = dict(vars(work.speed))
+    del report["tokens_per_pass"]
+    assert Speed.recorded(report) == replace(work.speed, tokens_per_pass=None)
 
 
 def test_stats_of_an_earlier_version_tell_no_wall_time():

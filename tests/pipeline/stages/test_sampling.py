@@ -1,10 +1,10 @@
-"""What prompts of any length cost, counted in steps of the model."""
+"""What prompts of any length cost, counted in steps of the model; passes and drafts of windows."""
 
 import numpy as np
 import pytest
 import torch
 
-from igpt_core import ImageGPTConfig, SamplingConfig, save_checkpoint
+from igpt_core import ImageGPTConfig, NeighborTables, SamplingConfig, save_checkpoint
 from igpt_core.generation import decoding
 from igpt_core.images.palette import Palette
 from models import make_model
@@ -52,3 +52,47 @@ def test_prompts_of_any_length_cost_little_more_than_those_of_one(sampler, monke
     sampler.sample(Prompt(tokens, round(lengths.mean())), ids)
     assert any_length["steps"] < 1.3 * fed["steps"]
     assert any_length["prompts"] < 1.3 * fed["prompts"]
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("lengths", ["one", "any"])
+def test_passes_are_those_of_each_row_and_drafts_are_counted_in_the_prompts(
+    tmp_path, window, lengths, monkeypatch
+):
+    config = ImageGPTConfig(vocab_size=N_COLORS + 1, n_positions=N, n_embd=8, n_layer=1, n_head=1)
+    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (N_COLORS, 3)))
+    save_checkpoint(make_model(config, std=0.1), tmp_path, palette=palette, image_size=SIDE)
+    drafts = []
+    real = NeighborTables.counted.__func__
+
+    def counted(cls, images, known, **options):
+        drafts.append(known.sum().item())
+        return real(cls, images, known, **options)
+
+    monkeypatch.setattr(NeighborTables, "counted", classmethod(counted))
+
+    def sampler() -> Sampler:
+        plan = ComputePlan(str(tmp_path), "cpu", "float32", 8, 2, window=window)
+        return Sampler(plan, Drawing(2, 2, False, 0, SamplingConfig()))
+
+    rng = np.random.default_rng(0)
+    given = np.array([0, 5, N, N - 1, N // 2], np.int32)
+    tokens = rng.integers(0, N_COLORS, (5, N)).astype(np.uint16)
+    prompt = Prompt(tokens, given if lengths == "any" else N // 2)
+    ids = [str(i) for i in range(5)]
+    samples = sampler().sample(prompt, ids)
+    drawn = 2 * (N - np.broadcast_to(given if lengths == "any" else N // 2, 5))
+    if window == 1:
+        assert samples.passes.tolist() == drawn.tolist()
+        assert not drafts
+        return
+    assert (samples.passes <= drawn).all()
+    assert samples.passes.sum() < drawn.sum()
+    assert drafts == [5 * N - drawn.sum() // 2]
+    shipped = NeighborTables.counted(
+        torch.from_numpy(tokens), torch.ones(5, N, dtype=torch.bool), n_colors=N_COLORS
+    )
+    shipped.save(tmp_path)
+    drafts.clear()
+    assert np.array_equal(sampler().sample(prompt, ids).tokens, samples.tokens)
+    assert not drafts, "the tables beside the model were not taken"

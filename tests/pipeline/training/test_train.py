@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from igpt_core import NeighborTables
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.images.model_palette import load_image_size, load_palette
 from igpt_core.images.palette import Palette
@@ -107,9 +108,18 @@ def test_the_end_is_a_model_folder(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.json",
         "model.safetensors",
+        "neighbor_tables.safetensors",
         "preprocessor_config.json",
         "training_options.json",
     }
+
+
+def test_the_tables_of_neighbors_are_those_of_the_images(finished):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 8, (10, 16)))
+    expected = NeighborTables.counted(images, torch.ones(10, 16).bool(), n_colors=8)
+    found = NeighborTables.load(str(finished), n_colors=8)
+    assert found.tables.any()
+    assert torch.allclose(found.tables, expected.tables, rtol=1e-3, atol=1e-6)
 
 
 def test_the_log_has_a_line_for_each_time_of_reporting(tmp_path, monkeypatch):
