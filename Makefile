@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-slow chaos check docs dist clean
+.PHONY: install demo test test-slow chaos bench check docs dist clean
 
 install: $(VENV)/installed
 
@@ -22,6 +22,12 @@ test-slow: install
 
 chaos: install
 	$(BIN)/pytest -m 'slow or chaos' tests/chaos
+
+bench: install
+	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/decode.py --device cpu --images 4 --pixels 200
+	$(BIN)/python benchmarks/pipeline.py
 
 check: install
 	$(BIN)/ruff check .
