@@ -12,7 +12,8 @@ os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".ca
 from models import save_tiny
 from pictures import encoded, photo
 from pipeline.engine import dispatch, stage
-from pipeline.engine.stage import ShardResult, _ReportingShards, serialize
+from pipeline.engine.shard_result import ShardResult, serialize
+from pipeline.engine.stage import _ReportingShards
 from pipeline.storage.filesystem import open_location
 
 

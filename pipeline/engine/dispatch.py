@@ -15,7 +15,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.engine.allocation import away_from
 from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
-from pipeline.engine.stage import NOT_BEGUN, ShardResult, Stage, StageError, chain, deserialize
+from pipeline.engine.shard_result import NOT_BEGUN, ShardResult, deserialize
+from pipeline.engine.stage import Stage, StageError, chain
 from pipeline.errors import RunFailed, StageGaveUp
 from pipeline.run_directory.lease import Lease
 from pipeline.shards import Plan, Shard, for_last_try

@@ -11,7 +11,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.engine import dispatch
 from pipeline.engine.dispatch import _likely_culprits_last, dispatch_shards
-from pipeline.engine.stage import Resources, ShardResult, Stage
+from pipeline.engine.shard_result import ShardResult
+from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import RunFailed
 from pipeline.shards import FileSlice, Plan, Shard, Tries, shard_in
 

@@ -21,7 +21,8 @@ from ray.data import DataContext
 
 from pipeline.engine import cluster, dispatch
 from pipeline.engine.dispatch import dispatch_shards
-from pipeline.engine.stage import Resources, ShardResult, Stage, _ReportingShards, serialize
+from pipeline.engine.shard_result import ShardResult, serialize
+from pipeline.engine.stage import Resources, Stage, _ReportingShards
 from pipeline.errors import EndOfRun, RunFailed
 from pipeline.shards import FileSlice, Plan, Shard, shard_in
 

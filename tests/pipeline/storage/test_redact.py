@@ -9,7 +9,8 @@ import pytest
 from yarl import URL
 
 from pipeline.engine import stage
-from pipeline.engine.stage import ShardResult, StageError, deserialize, serialize
+from pipeline.engine.shard_result import ShardResult, deserialize, serialize
+from pipeline.engine.stage import StageError
 from pipeline.storage.redact import is_redacted, redacted, redacted_line, redacted_location
 
 ADDRESS = "https://user:pa@ss@store/a.png?sig=SECRET"
