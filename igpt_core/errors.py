@@ -21,6 +21,10 @@ class CheckpointError(ValueError):
     """A model folder that cannot be read or written; the message is one line."""
 
 
+class NoFileError(CheckpointError):
+    """A model folder that lacks a file, as far as can be told; others are there."""
+
+
 class NoHeadError(CheckpointError):
     """A model folder that lacks nothing but the head that was asked for."""
 

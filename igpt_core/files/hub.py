@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from igpt_core.errors import CheckpointError, fetch_errors, one_of
+from igpt_core.errors import CheckpointError, NoFileError, fetch_errors, one_of
 
 _ID = re.compile(r"(\w[\w.\-]*/\w[\w.\-]*)(?:@(\w[\w.\-/]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -76,11 +76,11 @@ def _first(location: str, repository: str, revision: str | None, group: Sequence
             raise CheckpointError(_reason(location, repository, error)) from error
     wanted = one_of(group)
     if unreachable is not None:
-        raise CheckpointError(
+        raise NoFileError(
             f"there is no local folder {location}, {wanted} of that model is not in the cache of "
             f"huggingface_hub, and the Hub {_why_unreachable(unreachable)}"
         ) from unreachable
-    raise CheckpointError(f"{location}: expected {wanted}, the model on the Hub has none of these")
+    raise NoFileError(f"{location}: expected {wanted}, the model on the Hub has none of these")
 
 
 def _why_unreachable(error: Exception) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt_core.errors import CheckpointError, fetch_errors, one_of
+from igpt_core.errors import CheckpointError, NoFileError, fetch_errors, one_of
 from igpt_core.files.cache import models_folder
 from igpt_core.files.hub import hub_files, is_commit, split_id
 
@@ -96,7 +96,8 @@ def model_files(
         storage_options: for the URI's filesystem.
 
     Raises:
-        CheckpointError: no such folder, nothing of a group in it, or a failure to fetch.
+        NoFileError: nothing of a group in the folder.
+        CheckpointError: no such folder, or a failure to fetch.
     """
     where = resolve(os.fspath(path_or_uri))
     if is_remote(where):
@@ -123,7 +124,7 @@ def _choose(group: Sequence[str], names: Sequence[str], where: str) -> str:
         if name in names:
             return name
     found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    raise CheckpointError(f"{where}: expected {one_of(group)}, found {found or 'nothing'}")
+    raise NoFileError(f"{where}: expected {one_of(group)}, found {found or 'nothing'}")
 
 
 def _fetch(

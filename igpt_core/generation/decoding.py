@@ -4,6 +4,7 @@ Input position i holds the start token (i = 0) or pixel i - 1, and its logits ar
 the last pixel is never fed. See `speculation` for windows; one pixel at a time is a window of one.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +16,11 @@ from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import Windows
-from igpt_core.model.attention import added_mask
+from igpt_core.model.attention import SPAN_UNIT, added_mask, steady_spans
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
 from igpt_core.model.transformer import ImageGPTModel
-
-# A pass attends to this many positions or a multiple. Where rows stand apart it is as many as the
-# furthest needs, and the bits of the others are the same with any multiple alone. On a CPU a change
-# costs a copy of a cache that lies by channel.
-SPAN_UNIT = 64
 
 
 class CausalModel(nn.Module):
@@ -83,7 +79,10 @@ def prefill(
 def feed(
     model: CausalModel, tokens: Tensor, *, n_samples: int, capacity: int, window: int = 1
 ) -> tuple[Tensor, KVCache]:
-    """Runs tokens (B, T) as they are, the start token among them if it is to be fed: `prefill`."""
+    """Runs tokens (B, T) as they are, the start token among them if it is to be fed: `prefill`.
+
+    The cache has room for a multiple of SPAN_UNIT.
+    """
     n_given = tokens.shape[1]
     cache = new_cache(model, len(tokens), capacity=n_given, window=window)
     positions = torch.arange(n_given, device=tokens.device)
@@ -91,7 +90,12 @@ def feed(
     hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
     cache.length = n_given
     logits = _next_logits(model, hidden[:, -1:])[:, 0].repeat_interleave(n_samples, dim=0)
-    return logits, cache.repeat(n_samples, capacity=capacity)
+    return logits, cache.repeat(n_samples, capacity=whole_units(capacity))
+
+
+def whole_units(n_positions: int) -> int:
+    """Rounds up to a multiple of SPAN_UNIT."""
+    return -(-n_positions // SPAN_UNIT) * SPAN_UNIT
 
 
 def new_cache(model: CausalModel, rows: int, *, capacity: int, window: int = 1) -> KVCache:
@@ -157,6 +161,7 @@ def decode(
     cache: KVCache,
     windows: Windows,
     *,
+    apart: bool = False,
     passes: list[int] | None = None,
 ) -> Tensor:
     """Draws all tokens that are not known, one pass over a window after the other.
@@ -165,6 +170,9 @@ def decode(
         logits: (R, V) of the first token to draw of each row.
         cache: holds the tokens before these.
         windows: the tokens of the rows, of which nothing was drawn yet.
+        apart: whether the rows may stand at different positions, which they do not in windows of
+            one pixel that begin at one position. Not found from where they stand: a row is
+            computed in the same way whatever stands beside it.
         passes: as of `complete`.
 
     Returns:
@@ -173,26 +181,36 @@ def decode(
     Raises:
         NonFiniteError: logits that are no distribution: NaN, +inf, or all of them -inf.
     """
-    on_cpu = logits.device.type == "cpu"
+    on_cpu, apart = logits.device.type == "cpu", apart or windows.size > 1
+    # As many positions as the furthest row needs. On a CPU a change of them costs a copy of a cache
+    # that lies by channel, so it has few there always.
+    weight = model.transformer.wte.weight
+    spans = steady_spans(
+        cache.capacity,
+        n_queries=windows.size,
+        head_size=model.config.head_size,
+        dtype=weight.dtype,
+        device=weight.device,
+    )
     highest = [logits[:, None].amax(dim=-1)]  # NaN where there is one
     windows.draw_first(logits)
     while not windows.is_done:
         starts = windows.starts
         at = windows.positions(starts)
-        are_together = min(starts) == max(starts)
-        positions: Tensor | None = at[0] if are_together else at
         cache.length = max(starts)
         span = cache.length + windows.size
-        if on_cpu or windows.size > 1 or not are_together:
-            span = min(-(-span // SPAN_UNIT) * SPAN_UNIT, cache.capacity)
-        if on_cpu:
-            positions = None if are_together else at
-            if cache.by_channel:
-                cache.repack(span)
+        if on_cpu or apart:
+            span = spans[bisect_left(spans, span)]
+        if on_cpu and cache.by_channel:
+            cache.repack(span)
+        positions = at if apart else None if on_cpu else at[0]
         logits = decode_window(model, windows.fed(at), positions, cache, span=span)
         cache.length += windows.size
-        highest.append(logits.amax(dim=-1))
         windows.draw(logits, starts)
+        most = logits.amax(dim=-1)
+        if windows.size > 1:  # what the model makes of a wrong guess does not count
+            most = most.where(windows.is_decided(at + 1), 0)
+        highest.append(most)
     # Looked at once: a GPU would be waited for at each pass.
     if not torch.cat(highest, dim=1).isfinite().all():
         raise NonFiniteError.of("logits", logits.dtype)
@@ -201,7 +219,6 @@ def decode(
     return windows.tokens
 
 
-@torch.inference_mode()
 def complete(
     model: CausalModel,
     prompt: Tensor,
@@ -245,42 +262,79 @@ def complete(
         ValueError: sizes that do not fit together, or a dtype of `seeds` or `pinned`.
         NonFiniteError: a model that overflows in its dtype.
     """
-    rows, n_given = prompt.shape
+    rows, n_given = checked_sizes(
+        prompt, model, seeds, n_samples=n_samples, window=window, draft=draft
+    )
     limit = model.config.n_positions
     if not n_given <= n_positions <= limit:
         raise ValueError(
             f"complete: expected prompt <= n_positions <= the model's {limit} positions, "
             f"found a prompt of {n_given} and n_positions {n_positions}"
         )
-    if seeds.shape != (rows,):
-        raise ValueError(f"complete: expected one seed per row, ({rows},), found {seeds.shape}")
-    if n_samples < 1:
-        raise ValueError(f"complete: n_samples must be 1 or more, found {n_samples}")
     image = torch.nn.functional.pad(prompt, (0, n_positions - n_given))
     known = torch.arange(n_positions, device=prompt.device).expand(rows, -1) < n_given
     if pinned is not None:
         pinned.check((rows, n_positions))
         image = torch.where(pinned.given, pinned.image, image)
         known = known | pinned.given
-    if n_given == n_positions:
+    noise = GumbelNoise(seeds, n_samples)
+    if n_given == n_positions or not rows:
         if passes is not None:
             passes += [0] * rows * n_samples
         return image[:, None].repeat(1, n_samples, 1)
-    window = min(window, n_positions)
+    window = min(window, n_positions - n_given)  # of which there are no more
     model = prepacked(model)
-    logits, cache = prefill(
-        model, image[:, :n_given], n_samples=n_samples, capacity=n_positions, window=window
-    )
-    windows = Windows.of_images(
-        image.repeat_interleave(n_samples, dim=0),
-        known.repeat_interleave(n_samples, dim=0),
-        [n_given] * rows * n_samples,
-        size=window,
-        start_token=model.config.start_token,
-        noise=GumbelNoise(seeds, n_samples),
-        sampling=sampling,
-        n_colors=model.config.n_colors,
-        draft=draft,
-    )
-    tokens = decode(model, logits, cache, windows, passes=passes)
-    return tokens[:, 1:].view(rows, n_samples, n_positions)
+    with torch.inference_mode():
+        logits, cache = prefill(
+            model, image[:, :n_given], n_samples=n_samples, capacity=n_positions, window=window
+        )
+        windows = Windows.of_images(
+            image.repeat_interleave(n_samples, dim=0),
+            known.repeat_interleave(n_samples, dim=0),
+            [n_given] * rows * n_samples,
+            size=window,
+            start_token=model.config.start_token,
+            noise=noise,
+            sampling=sampling,
+            n_colors=model.config.n_colors,
+            draft=draft,
+        )
+        tokens = decode(model, logits, cache, windows, passes=passes)
+    return drawn_images(tokens, n_samples)
+
+
+def checked_sizes(
+    image: Tensor,
+    model: CausalModel,
+    seeds: Tensor,
+    *,
+    n_samples: int,
+    window: int,
+    draft: NeighborTables | None,
+) -> tuple[int, int]:
+    """Returns the sizes (B, N) of images or prompts. Raises ValueError for what does not fit them,
+    each other or the model."""
+    if image.dim() != 2 or image.dtype != torch.int64:
+        raise ValueError(
+            f"expected colors (B, N) of int64, found {image.dtype} of {tuple(image.shape)}"
+        )
+    rows, length = image.shape
+    if seeds.shape != (rows,):
+        raise ValueError(f"expected one seed per row, ({rows},), found {tuple(seeds.shape)}")
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be 1 or more, found {n_samples}")
+    if window < 1:
+        raise ValueError(f"window must be 1 or more, found {window}")
+    n_colors = model.config.n_colors
+    if draft is not None and draft.frequencies.shape != (n_colors,):
+        raise ValueError(
+            f"expected a draft of the model's {n_colors} colors, found one of "
+            f"{len(draft.frequencies)}"
+        )
+    return rows, length
+
+
+def drawn_images(tokens: Tensor, n_samples: int) -> Tensor:
+    """Makes images (B, n_samples, N) of sequences (B * n_samples, N + 1), for use beyond inference:
+    in a training step, or to be edited."""
+    return tokens[:, 1:].clone().view(-1, n_samples, tokens.shape[1] - 1)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from igpt_core.errors import CheckpointError
+from igpt_core.errors import CheckpointError, NoFileError
 from igpt_core.files.model_files import model_files
 
 TABLES_FILE = "neighbor_tables.safetensors"  # in a model's folder
@@ -26,7 +26,6 @@ _WEIGHT = 0.65
 # As many pairs by chance are added to those that were seen.
 _PRIOR = 100.0
 _MOST_COLORS = 1024  # a table has the square of it
-_MOST_IMAGES = 10_000  # more teach little
 
 
 class NeighborTables:
@@ -53,17 +52,28 @@ class NeighborTables:
         device: torch.device | str = "cpu",
         storage_options: Mapping[str, Any] | None = None,
     ) -> "NeighborTables | None":
-        """Loads those that lie beside a model's weights; None where there are none, or none for
-        its number of colors: it can do without."""
+        """Loads those that lie beside a model's weights; None where there are none.
+
+        Raises CheckpointError where they cannot be fetched or are no such tables.
+        """
         try:
             (path,) = model_files(path_or_uri, [TABLES_FILE], storage_options=storage_options)
+        except NoFileError:
+            return None
+        try:
             found = load_file(path, device=str(device))
             tables, frequencies = found["tables"].float(), found["frequencies"].float()
-        except (CheckpointError, SafetensorError, OSError, KeyError):
-            return None
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: expected tables of neighboring pixels, found {type(error).__name__}; "
+                "next: remove it, the model can do without"
+            ) from error
         shapes = (len(OFFSETS), n_colors + 1, n_colors), (n_colors,)
         if (tables.shape, frequencies.shape) != shapes:
-            return None
+            raise CheckpointError(
+                f"{path}: expected tables of {n_colors} colors, found {tuple(tables.shape)}; "
+                "next: remove it, the model can do without"
+            )
         return cls(frequencies, tables)
 
     def to(self, device: torch.device | str) -> "NeighborTables":
@@ -79,7 +89,7 @@ class NeighborTables:
 
     @classmethod
     def counted(cls, images: Tensor, known: Tensor, *, n_colors: int) -> "NeighborTables | None":
-        """Counts the pairs of neighbors in the first images, on their device.
+        """Counts the pairs of neighbors in images, on their device.
 
         Args:
             images: (B, N) of any integer dtype, colors in [0, n_colors), squares in raster order.
@@ -93,8 +103,8 @@ class NeighborTables:
             return None
         side = math.isqrt(images.shape[1])
         square = (-1, side, side)
-        image = images[:_MOST_IMAGES, : side * side].long().view(square)
-        given = known[:_MOST_IMAGES, : side * side].view(square)
+        image = images[:, : side * side].long().view(square)
+        given = known[:, : side * side].view(square)
         shares = torch.bincount(image[given], minlength=n_colors) + 1.0
         shares = shares / shares.sum()
         tables = image.new_zeros((len(OFFSETS), n_colors + 1, n_colors), dtype=torch.float32)

@@ -3,7 +3,7 @@ position and the color."""
 
 import itertools
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -168,4 +168,5 @@ def _table(device: torch.device) -> tuple[Tensor, Tensor]:
         values += side
         slopes += [(b - a) / (1 << _FRACTION_BITS) for a, b in itertools.pairwise(side)]
         slopes.append(0.0)
-    return torch.tensor(values, device=device), torch.tensor(slopes, device=device)
+    make = partial(torch.tensor, dtype=torch.float32, device=device)  # whatever torch's default
+    return make(values), make(slopes)

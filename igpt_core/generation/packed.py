@@ -126,7 +126,7 @@ class _Norm(nn.Module):
     def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
         self._per_channel = 1 / size
-        self._epsilon = torch.tensor([epsilon])
+        self._epsilon = torch.tensor([epsilon], dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()

@@ -3,15 +3,23 @@
 import torch
 from torch import Tensor
 
-from igpt_core.generation.decoding import CausalModel, decode, new_cache, prefill
+from igpt_core.generation.decoding import (
+    CausalModel,
+    checked_sizes,
+    decode,
+    drawn_images,
+    new_cache,
+    prefill,
+    whole_units,
+)
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import Windows
+from igpt_core.model.kv_cache import KVCache
 
 
-@torch.inference_mode()
 def complete_prompts(
     model: CausalModel,
     image: Tensor,
@@ -28,8 +36,8 @@ def complete_prompts(
 
     Each prompt is prefilled by itself, and each row stands at its own position. So sample k of a
     row depends on (model, prompt, row seed, k) and the compute shape alone, as that of `complete`
-    does, and on a CPU in float32 it is the same. A batch takes as many passes as its shortest
-    prompt, so rows of like lengths belong together.
+    does, and on a CPU in float32 it is the same. A batch takes as many passes as the row that needs
+    the most, so rows of like lengths belong together.
 
     Args:
         model: in eval mode, on the image's device.
@@ -44,13 +52,14 @@ def complete_prompts(
     Raises:
         ValueError: sizes that do not fit together, or lengths beyond the image.
     """
-    rows, n_positions = image.shape
+    rows, n_positions = checked_sizes(
+        image, model, seeds, n_samples=n_samples, window=window, draft=draft
+    )
     limit = model.config.n_positions
-    if n_positions > limit or lengths.shape != (rows,) or seeds.shape != (rows,):
+    if n_positions > limit or lengths.shape != (rows,):
         raise ValueError(
-            f"complete_prompts: expected images of at most {limit} positions, and a length and a "
-            f"seed of each, found images {tuple(image.shape)}, lengths {tuple(lengths.shape)} and "
-            f"seeds {tuple(seeds.shape)}"
+            f"complete_prompts: expected images of at most {limit} positions and a length of each, "
+            f"found images {tuple(image.shape)} and lengths {tuple(lengths.shape)}"
         )
     by_row = lengths.tolist()
     shortest, longest = min(by_row, default=n_positions), max(by_row, default=0)
@@ -59,15 +68,40 @@ def complete_prompts(
             f"complete_prompts: expected lengths from 0 to {n_positions}, found {shortest} to "
             f"{longest}"
         )
-    images = image.repeat_interleave(n_samples, dim=0)
+    is_prompt = torch.arange(n_positions, device=image.device) < lengths[:, None]
+    images = torch.where(is_prompt, image, 0).repeat_interleave(n_samples, dim=0)
+    noise = GumbelNoise(seeds, n_samples)
     if shortest == n_positions:
         if passes is not None:
             passes += [0] * len(images)
-        return images.view(rows, n_samples, -1)
+        return images.view(rows, n_samples, n_positions)
     model, window = prepacked(model), min(window, n_positions)
-    cache = new_cache(model, len(images), capacity=n_positions, window=window)
-    logits = model.transformer.wte.weight.new_zeros(len(images), model.config.n_colors)
-    for row, length in enumerate(by_row):
+    with torch.inference_mode():
+        logits, cache = _prefilled(model, image, by_row, n_samples=n_samples, window=window)
+        windows = Windows.of_images(
+            images,
+            is_prompt.repeat_interleave(n_samples, dim=0),
+            [min(length, n_positions - 1) for length in by_row for _ in range(n_samples)],
+            size=window,
+            start_token=model.config.start_token,
+            noise=noise,
+            sampling=sampling,
+            n_colors=model.config.n_colors,
+            draft=draft,
+        )
+        tokens = decode(model, logits, cache, windows, apart=True, passes=passes)
+    return drawn_images(tokens, n_samples)
+
+
+def _prefilled(
+    model: CausalModel, image: Tensor, lengths: list[int], *, n_samples: int, window: int
+) -> tuple[Tensor, KVCache]:
+    """Runs each row's prompt by itself; returns logits (B * n_samples, V) of the pixels behind
+    them, zeros where nothing is to be drawn, and one cache of all."""
+    rows, n_positions = len(image) * n_samples, image.shape[1]
+    cache = new_cache(model, rows, capacity=whole_units(n_positions), window=window)
+    logits = model.transformer.wte.weight.new_zeros(rows, model.config.n_colors)
+    for row, length in enumerate(lengths):
         if length == n_positions:
             continue
         first = row * n_samples
@@ -79,17 +113,4 @@ def complete_prompts(
             window=window,
         )
         cache.copy_rows(own, first=first)
-    is_prompt = torch.arange(n_positions, device=image.device) < lengths[:, None]
-    windows = Windows.of_images(
-        images,
-        is_prompt.repeat_interleave(n_samples, dim=0),
-        [min(length, n_positions - 1) for length in by_row for _ in range(n_samples)],
-        size=window,
-        start_token=model.config.start_token,
-        noise=GumbelNoise(seeds, n_samples),
-        sampling=sampling,
-        n_colors=model.config.n_colors,
-        draft=draft,
-    )
-    tokens = decode(model, logits, cache, windows, passes=passes)
-    return tokens[:, 1:].view(rows, n_samples, -1)
+    return logits, cache

@@ -19,7 +19,8 @@ class SamplingConfig:
     """Options of sampling, applied as in transformers: temperature, then top-k, then top-p.
 
     Attributes:
-        temperature: softmax temperature, by which the logits are divided; > 0.
+        temperature: softmax temperature, by which the logits are divided; from 1e-30 to 1e30, where
+            float32 holds what comes of it.
         top_k: top-k sampling, from the k most probable colors (ties with the k-th are kept); from
             all where None.
         top_p: nucleus sampling, from the fewest most probable colors whose probabilities reach p,
@@ -35,7 +36,12 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, found {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
+        if not 1e-30 <= self.temperature <= 1e30:
+            raise ValueError(
+                f"temperature must be from 1e-30 to 1e30, found {self.temperature}; next: greedy "
+                "for the most probable color"
+            )
+        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
             raise ValueError(f"top_k must be 1 or more, found {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], found {self.top_p}")

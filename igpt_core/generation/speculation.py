@@ -19,7 +19,9 @@ from igpt_core.generation.drafts import Neighbors, NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
 
-_NOISE_AT_ONCE = 1 << 18  # numbers, which stay in the processor's cache while they are made
+# Numbers of noise: a CPU keeps so many in its cache while they are made, and on a GPU each making
+# launches some hundred kernels.
+_NOISE_AT_ONCE, _NOISE_AT_ONCE_ON_GPU = 1 << 18, 1 << 24
 
 
 def best_window(device: str, rows: int) -> int:
@@ -106,6 +108,10 @@ class Windows:
         last = self._length - 1 - self.size
         return [min(decided - 1, last) for decided in self._decided]
 
+    def is_decided(self, at: Tensor) -> Tensor:
+        """Tells which tokens at positions (R, W) are known or drawn for good, (R, W) bool."""
+        return at < torch.tensor(self._decided, device=at.device)[:, None]
+
     def positions(self, starts: list[int]) -> Tensor:
         """Returns those of windows that begin at `starts`, (R, W) int64."""
         device = self._tokens.device
@@ -140,7 +146,7 @@ class Windows:
         before = self.fed(at)
         is_known = self._known.gather(1, at)
         if any(map(int.__lt__, firsts, self._decided)):
-            is_known = is_known | (at < torch.tensor(self._decided, device=at.device)[:, None])
+            is_known = is_known | self.is_decided(at)
         drawn = torch.where(is_known, before, self._draw(logits, firsts))
         seen = self._tokens.clone() if self._draft else self._tokens
         self._tokens.scatter_(1, at, drawn)
@@ -197,7 +203,8 @@ class _NoiseAhead:
     def __init__(self, noise: GumbelNoise, n_colors: int, *, at_least: int) -> None:
         rows = len(noise.seeds)
         self._noise, self._n_colors = noise, n_colors
-        self._n_pixels = max(_NOISE_AT_ONCE // (rows * n_colors), at_least)
+        at_once = _NOISE_AT_ONCE_ON_GPU if noise.seeds.is_cuda else _NOISE_AT_ONCE
+        self._n_pixels = max(at_once // (rows * n_colors), at_least)
         self._first: list[int] = []  # pixel of each sequence
         self._made = noise.seeds.new_empty(0)
 

@@ -18,7 +18,10 @@ except ImportError:  # another Ray than 2.60 may keep them elsewhere
     _Policy: Any = object
 else:
     _NEEDED = {
-        AutoscalingActorPool: ("min_size", "max_size", "current_size", "num_tasks_in_flight"),
+        AutoscalingActorPool: (
+            *("min_size", "max_size", "current_size"),
+            *("num_tasks_in_flight", "max_tasks_in_flight_per_actor"),
+        ),
         PhysicalOperator: ("get_autoscaling_actor_pools", "output_dependencies"),
         OpState: ("total_enqueued_input_blocks",),
         backpressure_policy: (
@@ -28,41 +31,38 @@ else:
     }
     _Policy = getattr(backpressure_policy, "BackpressurePolicy", object)
 
-# Ray gives an actor so many shards: one to work at and one that waits.
-_IN_FLIGHT = 2
-
 
 def grow_by_demand(context: DataContext) -> None:
-    """Has the pools of a job begin one actor after the other, each as the stage after them waits
-    for shards, and keep those that they have.
+    """Has the pools of a job begin a few actors at a time, as the stage after them waits for
+    shards, and keep those that they have.
 
-    A pool grows where all its actors have `_IN_FLIGHT` shards, which `_Demand` lets them have only
-    while less than as many wait for the actors of the next stage. A Ray that keeps its own policies
-    elsewhere goes by the backlog.
+    A pool grows while the shards in its hands are 1.75 times its actors or more, those that start
+    among them; `_Demand` lets it have so many only while few wait for the actors of the next stage.
+    A Ray that keeps its own policies elsewhere goes by the backlog.
     """
     scaling = context.autoscaling_config
-    # By one while another starts: what that one does is seen before the next is asked for.
+    # One at a time, until those that start make the shards in hand too few: a seventh of the pool.
     scaling.actor_pool_max_upscaling_delta = 1
     # An actor takes seconds to start, and the readers' results come in waves.
     scaling.actor_pool_util_downscaling_threshold = -1.0
     if _NEEDED and all(hasattr(owner, name) for owner, names in _NEEDED.items() for name in names):
         policies: Any = backpressure_policy
-        context.set_config(
-            policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
-            [*policies.ENABLED_BACKPRESSURE_POLICIES, _Demand],
-        )
+        key = policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
+        others = context.get_config(key, policies.ENABLED_BACKPRESSURE_POLICIES)
+        context.set_config(key, [*(each for each in others if each is not _Demand), _Demand])
 
 
 class _Demand(_Policy):  # type: ignore[misc]
-    """Limits the shards that a pool which may grow is ahead of the next stage's, those that it has
-    in hand among them, to `_IN_FLIGHT` for each actor of both."""
+    """Limits the shards that a pool which may grow is ahead of the next stage's, those in its hands
+    among them, to as many as the actors of both may be given at once."""
 
     def can_add_input(self, op: Any) -> bool:
         """Tells whether another shard may be given to this operator."""
         growing = [p for p in op.get_autoscaling_actor_pools() if p.min_size() < p.max_size()]
         return all(
             self._topology[after].total_enqueued_input_blocks() + own.num_tasks_in_flight()
-            < _IN_FLIGHT * (own.current_size() + next_pool.current_size())
+            < own.max_tasks_in_flight_per_actor() * own.current_size()
+            + next_pool.max_tasks_in_flight_per_actor() * next_pool.current_size()
             for own in growing
             for after in op.output_dependencies
             for next_pool in after.get_autoscaling_actor_pools()

@@ -239,7 +239,7 @@ def _elsewhere(avoided: Collection[str]) -> dict[str, Any]:
 
 def over(dataset: Dataset, stages: Sequence[Stage], *, batch_rows: int) -> Dataset:
     """Chains the stages over a user's dataset, of which they get about `batch_rows` rows at a
-    time; lazy."""
+    time; lazy. How its pools grow is up to the context of the dataset, which is the user's."""
     for stage in stages:
         cls, resources = _wrapped(stage, _Reporting), stage.resources
         dataset = _mapped(

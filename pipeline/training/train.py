@@ -30,6 +30,7 @@ OPTIONS_FILE = "training_options.json"
 LOG_FILE = "training_log.jsonl"
 LOG_SECONDS = 15
 SAVE_SECONDS = 60
+DRAFT_IMAGES = 10_000  # more teach its tables little
 # Options that change no result, or stand in the record in another form.
 _NOT_RECORDED = {"quiet", "debug", "storage_options", "output", "palette", "model", "eval_input"}
 _NOT_RECORDED |= {"max_error_fraction", "max_image_bytes"}
@@ -164,18 +165,20 @@ def run_training(
     )
     objective.model.to(getattr(torch, options.save_dtype))
     save_checkpoint(objective.model, str(folder), palette=palette, image_size=image_size)
-    _save_draft(images, objective.model.config.n_colors, folder)
+    if isinstance(objective, NextPixel):
+        _save_draft(images, objective.model.config.n_colors, folder)
     (folder / STATE_FILE).unlink(missing_ok=True)
     objective.model.float()
     return objective, state
 
 
 def _save_draft(images: TrainingImages, n_colors: int, folder: Path) -> None:
-    """Writes beside a model what helps to guess its pixels."""
-    tokens = torch.from_numpy(images.tokens.copy())  # it may be read-only
-    draft = NeighborTables.counted(
-        tokens, torch.ones_like(tokens, dtype=torch.bool), n_colors=n_colors
-    )
+    """Writes beside a model what helps to guess its pixels, counted on images of all parts of the
+    input: neighbors in file order may be of one class."""
+    step = -(-len(images.tokens) // DRAFT_IMAGES)
+    tokens = torch.from_numpy(images.tokens[::step].copy())  # it may be read-only
+    known = torch.ones_like(tokens, dtype=torch.bool)
+    draft = NeighborTables.counted(tokens, known, n_colors=n_colors)
     if draft is not None:
         draft.save(folder)
 

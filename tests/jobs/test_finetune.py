@@ -112,7 +112,6 @@ def test_the_folder_is_a_model_with_its_palette_and_nothing_of_the_training(tune
     assert {path.name for path in tuned.iterdir()} - {train.LOG_FILE} == {
         "config.json",
         "model.safetensors",
-        "neighbor_tables.safetensors",
         "preprocessor_config.json",
         "training_options.json",
     }

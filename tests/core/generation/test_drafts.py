@@ -9,7 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import igpt_core
-from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
+from igpt_core import (
+    CheckpointError,
+    ImageGPTConfig,
+    NeighborTables,
+    Pinned,
+    SamplingConfig,
+    complete,
+)
 from igpt_core.generation.drafts import OFFSETS, TABLES_FILE, Neighbors
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.prompts import complete_prompts
@@ -107,8 +114,13 @@ def test_they_are_saved_beside_a_model(tmp_path):
     assert torch.allclose(found.frequencies, counted().frequencies, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["none", "no folder", "cut", "other names", "other colors"])
-def test_a_model_can_do_without(tmp_path, kind):
+def test_a_model_can_do_without(tmp_path):
+    (tmp_path / "config.json").touch()
+    assert NeighborTables.load(str(tmp_path), n_colors=N_COLORS) is None
+
+
+@pytest.mark.parametrize("kind", ["no folder", "cut", "other names", "other colors"])
+def test_what_is_no_table_is_refused_in_one_line(tmp_path, kind):
     path = tmp_path / TABLES_FILE
     if kind == "cut":
         counted().save(tmp_path)
@@ -119,7 +131,11 @@ def test_a_model_can_do_without(tmp_path, kind):
         counted().save(tmp_path)
     folder = str(tmp_path / "gone") if kind == "no folder" else str(tmp_path)
     n_colors = N_COLORS + 1 if kind == "other colors" else N_COLORS
-    assert NeighborTables.load(folder, n_colors=n_colors) is None
+    with pytest.raises(CheckpointError) as raised:
+        NeighborTables.load(folder, n_colors=n_colors)
+    assert "\n" not in str(raised.value)
+    if kind != "no folder":
+        assert "next: remove it" in str(raised.value)
 
 
 @pytest.fixture(scope="module")
