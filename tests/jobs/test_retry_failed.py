@@ -138,7 +138,7 @@ JOBS = {
     "quantize": [],
     "embed": ["--layers=1,2", "--batch-size=8"],
     "score": ["--map", "--batch-size=8"],
-    "complete": ["--best-of=3", "--samples=2", "--score", "--batch-size=9", "--seed=3"],
+    "complete": ["--best-of=3", "--samples=2", "--batch-size=9", "--seed=3", "--window=8"],
 }
 
 
