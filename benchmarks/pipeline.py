@@ -54,7 +54,9 @@ def bare_loop(folder: Path, output: Path) -> None:
 
 def seconds(*command: str | Path) -> float:
     begun = time.perf_counter()
-    subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
     return time.perf_counter() - begun
 
 

@@ -161,7 +161,7 @@ class SamplingOptions(Options):
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus (top-p) sampling")
     seed: int = Field(0, description="seed of the random draws")
     window: AutoInt = Field(
-        None, ge=1, le=32, description="pixels guessed per pass; auto: 1, on CPUs 16 to batch 4"
+        None, ge=1, le=32, description="pixels guessed per pass; auto: more than 1 for few rows"
     )
     score: bool = Field(False, description="add nats per generated pixel, column nll")
     best_of: int | None = Field(

@@ -27,11 +27,15 @@ _NOISE_AT_ONCE, _NOISE_AT_ONCE_ON_GPU = 1 << 18, 1 << 24
 def best_window(device: str, rows: int) -> int:
     """Returns the window that decodes fastest with so many rows, on "cpu" or "cuda".
 
-    Measured with the shipped model on lower halves of CIFAR-10 (benchmarks/window.py), float32 and
-    bfloat16: with 1 row 16 is 2.2 to 2.5 times as fast as 1, with 4 rows 1.5 to 1.8 times; with 16
-    no window gains. On GPUs it was not measured.
+    Measured with the shipped model and its tables on lower halves of CIFAR-10
+    (benchmarks/window.py): one row is 1.55 to 1.87 times as fast with 16 on Zen 5, and 2.2 to 2.5
+    times on a Xeon with matrix tiles even without tables. Four rows are with 8 1.17 (float32) and
+    0.96 (bfloat16) times as fast on the one, 1.4 to 1.5 times on the other. With 16 rows no window
+    gains. On GPUs it was not measured.
     """
-    return 16 if device == "cpu" and rows <= 4 else 1
+    if device != "cpu" or rows > 4:
+        return 1
+    return 16 if rows <= 2 else 8
 
 
 class Windows:
