@@ -211,3 +211,39 @@ def test_good_tables_take_fewer_passes_and_random_ones_more():
         found, passes[name] = drawn_in_rows(likely, draft, window=8, rows=8)
         assert torch.equal(found, images[:8])
     assert passes["good"] < 0.9 * passes["none"] < passes["none"] < passes["random"] < N
+
+
+def test_pixels_that_no_pass_has_seen_are_guessed_by_what_is_frequent():
+    """A color that is likely anywhere: a draft that knows it takes fewer passes."""
+    likely = torch.zeros(N_COLORS + 1, N_COLORS)
+    likely[:, 4] = 9.0
+    images, _ = drawn_in_rows(likely, None, window=1, rows=100)
+    draft = NeighborTables.counted(images, torch.ones_like(images).bool(), n_colors=N_COLORS)
+    draft.tables.zero_()
+    unaware = NeighborTables(torch.zeros(N_COLORS), draft.tables)
+    _, aware_passes = drawn_in_rows(likely, draft, window=8, rows=8)
+    _, passes = drawn_in_rows(likely, unaware, window=8, rows=8)
+    assert aware_passes == -(-(N - 1) // 8) + 1 < passes
+
+
+def test_without_a_draft_the_first_guess_is_the_pixel_above():
+    """Images whose rows are all alike take the fewest passes from the second row on."""
+    row = torch.randint(0, N_COLORS, (SIDE,), generator=torch.Generator().manual_seed(2))
+    image = row.repeat(SIDE)
+    windows = Windows.of_images(
+        image.where(torch.arange(N) < SIDE, 0)[None],
+        (torch.arange(N) < SIDE)[None],
+        [SIDE],
+        start_token=N_COLORS,
+        size=SIDE,
+        noise=GumbelNoise(torch.arange(1), 1),
+        sampling=SamplingConfig(greedy=True),
+        n_colors=N_COLORS,
+    )
+    right = torch.nn.functional.one_hot(torch.nn.functional.pad(image, (0, 1)), N_COLORS).float()
+    windows.draw_first(right[None, SIDE])
+    while not windows.is_done:
+        starts = windows.starts
+        windows.draw(right[windows.positions(starts)], starts)
+    assert torch.equal(windows.tokens[0, 1:], image)
+    assert windows.passes == [SIDE]
