@@ -53,12 +53,13 @@ class Progress:
         self._on_terminal = mode == "text" and sys.stderr.isatty()
 
     def add(self, summary: dict[str, Any]) -> None:
-        """Counts a shard that was finished just now: its rows, errors, tokens, passes, seconds."""
+        """Counts a shard that was finished just now: its rows, errors and seconds; and tokens and
+        passes where a model samples."""
         now = time.monotonic()
         self._working.add(now - summary["seconds"], now)
         self._images += summary["rows"]
-        self._tokens += summary["tokens"]
-        self._passes += summary["passes"]
+        self._tokens += summary.get("tokens", 0)
+        self._passes += summary.get("passes", 0)
         self.done += summary["rows"] + summary["errors"]
         self.errors += summary["errors"]
         self._shards_done += 1
