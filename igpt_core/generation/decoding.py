@@ -6,6 +6,7 @@ the last pixel is never fed. See `speculation` for windows; one pixel at a time 
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -288,19 +289,8 @@ def complete(
         logits, cache = prefill(
             model, image[:, :n_given], n_samples=n_samples, capacity=n_positions, window=window
         )
-        windows = Windows.of_images(
-            image.repeat_interleave(n_samples, dim=0),
-            known.repeat_interleave(n_samples, dim=0),
-            [n_given] * rows * n_samples,
-            size=window,
-            start_token=model.config.start_token,
-            noise=noise,
-            sampling=sampling,
-            n_colors=model.config.n_colors,
-            draft=draft,
-        )
-        tokens = decode(model, logits, cache, windows, passes=passes)
-    return drawn_images(tokens, n_samples)
+    how: dict[str, Any] = {"size": window, "noise": noise, "sampling": sampling, "draft": draft}
+    return draw_images(model, logits, cache, image, known, [n_given] * rows, passes=passes, **how)
 
 
 def checked_sizes(
@@ -334,7 +324,33 @@ def checked_sizes(
     return rows, length
 
 
-def drawn_images(tokens: Tensor, n_samples: int) -> Tensor:
-    """Makes images (B, n_samples, N) of sequences (B * n_samples, N + 1), for use beyond inference:
-    in a training step, or to be edited."""
-    return tokens[:, 1:].clone().view(-1, n_samples, tokens.shape[1] - 1)
+def draw_images(
+    model: CausalModel,
+    logits: Tensor,
+    cache: KVCache,
+    image: Tensor,
+    known: Tensor,
+    lengths: list[int],
+    *,
+    apart: bool = False,
+    passes: list[int] | None = None,
+    **how: Any,
+) -> Tensor:
+    """Draws what is not `known` (B, N) of images (B, N) behind their first `lengths` pixels.
+
+    `logits` and `cache` are of all samples, those of an image side by side; `apart` and `passes` as
+    of `decode`, `how` as of `Windows`. Returns images (B, n_samples, N) for use beyond inference:
+    in a training step, or to be edited.
+    """
+    n_samples = len(logits) // len(image)
+    with torch.inference_mode():
+        windows = Windows.of_images(
+            image.repeat_interleave(n_samples, dim=0),
+            known.repeat_interleave(n_samples, dim=0),
+            [length for length in lengths for _ in range(n_samples)],
+            start_token=model.config.start_token,
+            n_colors=model.config.n_colors,
+            **how,
+        )
+        tokens = decode(model, logits, cache, windows, apart=apart, passes=passes)
+    return tokens[:, 1:].clone().view(len(image), n_samples, -1)

@@ -1,13 +1,14 @@
 """Completion of prompts of different lengths in one batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from igpt_core.generation.decoding import (
     CausalModel,
     checked_sizes,
-    decode,
-    drawn_images,
+    draw_images,
     new_cache,
     prefill,
     whole_units,
@@ -16,7 +17,6 @@ from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
-from igpt_core.generation.speculation import Windows
 from igpt_core.model.kv_cache import KVCache
 
 
@@ -69,28 +69,20 @@ def complete_prompts(
             f"{longest}"
         )
     is_prompt = torch.arange(n_positions, device=image.device) < lengths[:, None]
-    images = torch.where(is_prompt, image, 0).repeat_interleave(n_samples, dim=0)
+    prompts = torch.where(is_prompt, image, 0)
     noise = GumbelNoise(seeds, n_samples)
     if shortest == n_positions:
         if passes is not None:
-            passes += [0] * len(images)
-        return images.view(rows, n_samples, n_positions)
+            passes += [0] * rows * n_samples
+        return prompts[:, None].repeat(1, n_samples, 1)
     model, window = prepacked(model), min(window, n_positions)
     with torch.inference_mode():
         logits, cache = _prefilled(model, image, by_row, n_samples=n_samples, window=window)
-        windows = Windows.of_images(
-            images,
-            is_prompt.repeat_interleave(n_samples, dim=0),
-            [min(length, n_positions - 1) for length in by_row for _ in range(n_samples)],
-            size=window,
-            start_token=model.config.start_token,
-            noise=noise,
-            sampling=sampling,
-            n_colors=model.config.n_colors,
-            draft=draft,
-        )
-        tokens = decode(model, logits, cache, windows, apart=True, passes=passes)
-    return drawn_images(tokens, n_samples)
+    starts = [min(length, n_positions - 1) for length in by_row]
+    how: dict[str, Any] = {"size": window, "noise": noise, "sampling": sampling, "draft": draft}
+    return draw_images(
+        model, logits, cache, prompts, is_prompt, starts, apart=True, passes=passes, **how
+    )
 
 
 def _prefilled(
