@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import fsspec
@@ -18,7 +19,7 @@ from igpt_core.errors import library_errors
 from igpt_core.files.model_files import EMBEDDED, is_hub_id
 from pipeline.errors import UsageError
 from pipeline.storage.redact import redacted, redacted_line
-from pipeline.storage.retry import with_retry
+from pipeline.storage.retry import is_server_fault, with_retry
 
 Result = TypeVar("Result")
 Role = Literal["input", "output", "model"]
@@ -98,6 +99,7 @@ def open_location(
         else:
             fs, path = fsspec.core.url_to_fs(uri, **dict(options or {}))
         if "s3" in protocols(fs):
+            _retry_server_faults()
             fs.connect()  # without a request: s3fs looks at its options no sooner
     except store_errors(TypeError, ValueError, ImportError) as error:
         raise UsageError(
@@ -105,6 +107,16 @@ def open_location(
             f"{redacted_line(error)}"
         ) from error
     return fs, path.rstrip("/")
+
+
+@lru_cache(maxsize=1)
+def _retry_server_faults() -> None:
+    """Has s3fs retry what a store answers with a fault of its own: it leaves that to botocore,
+    whose five tries one request in some ten thousand fails on a bad day."""
+    import s3fs.core
+
+    others = s3fs.core.CUSTOM_ERROR_HANDLER
+    s3fs.core.set_custom_error_handler(lambda error: is_server_fault(error) or others(error))
 
 
 def _class_of(uri: str) -> type[AbstractFileSystem]:

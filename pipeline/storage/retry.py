@@ -107,6 +107,11 @@ def is_of_the_node(error: BaseException) -> bool:
     )
 
 
+def is_server_fault(error: BaseException) -> bool:
+    """Returns whether a store has answered that the fault is its own: 500, 503 and such."""
+    return (_http_status(error) or 0) >= 500
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     # Not what an error was raised beside (__context__): that a store refuses a thing is permanent,
     # whatever had been the reason to ask for it.

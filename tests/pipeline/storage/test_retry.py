@@ -30,6 +30,7 @@ from pipeline.readers.input_rows import ReadOptions
 from pipeline.rows import RowError
 from pipeline.shards import FileSlice, Shard
 from pipeline.storage import retry
+from pipeline.storage.filesystem import open_location, read_bytes
 from pipeline.storage.retry import is_transient, with_retry
 
 # The HTTP library of huggingface_hub: httpx or httpx2.
@@ -304,6 +305,40 @@ def test_a_body_of_a_web_server_that_is_cut_fails_no_row(pauses):
         server.shutdown()
     assert caught.value.__cause__ is not None, "an error over what is left of the body"
     assert len(pauses) == 3
+
+
+class SickStore(http.server.BaseHTTPRequestHandler):
+    """An S3 that answers its first three requests with a fault of its own."""
+
+    answered = 0
+
+    def do_GET(self):
+        type(self).answered += 1
+        is_sick = self.answered <= 3
+        error = b"<Error><Code>InternalError</Code><Message>InternalError</Message></Error>"
+        content = error if is_sick else b"content"
+        self.send_response(500 if is_sick else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format, *args):
+        pass
+
+
+def test_faults_of_a_store_of_its_own_are_retried_beyond_what_botocore_does(monkeypatch):
+    """Past bug: five in a row, as botocore tries, ended a run where its driver met them."""
+    monkeypatch.setattr(SickStore, "answered", 0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SickStore) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        options = {
+            "endpoint_url": f"http://127.0.0.1:{server.server_port}",
+            **{"key": "fake-key-id", "secret": "fake-secret"},
+            "config_kwargs": {"retries": {"max_attempts": 0}},  # of botocore
+        }
+        assert read_bytes(*open_location("s3://bucket/file", options)) == b"content"
+        server.shutdown()
+    assert SickStore.answered == 4
 
 
 def test_an_image_that_is_damaged_fails_its_row():
