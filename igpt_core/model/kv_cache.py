@@ -38,7 +38,7 @@ class KVCache:
         """`n_queries`: positions that are fed at once, once it is filled with a prompt."""
         shape = (batch_size, config.n_head, capacity, config.head_size)
         memory = torch.empty(0, device=device, dtype=dtype)
-        self.by_channel = n_queries == 1 and reads_by_channel(memory)
+        self.by_channel = reads_by_channel(memory, n_queries)
         # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
         layers = range(config.n_layer)
         self.keys = [_zeros(shape, self.by_channel, like=memory) for _ in layers]
