@@ -283,7 +283,7 @@ def complete(
         if passes is not None:
             passes += [0] * rows * n_samples
         return image[:, None].repeat(1, n_samples, 1)
-    window = min(window, n_positions - n_given)  # of which there are no more
+    window = min(window, max(n_positions - n_given - 1, 1))  # of which no more are fed
     model = prepacked(model)
     with torch.inference_mode():
         logits, cache = prefill(

@@ -97,12 +97,9 @@ def _prefilled(
         if length == n_positions:
             continue
         first = row * n_samples
+        prompt = image[row : row + 1, :length]
         logits[first : first + n_samples], own = prefill(
-            model,
-            image[row : row + 1, :length],
-            n_samples=n_samples,
-            capacity=length + 1,
-            window=window,
+            model, prompt, n_samples=1, capacity=length + 1, window=window
         )
-        cache.copy_rows(own, first=first)
+        cache.copy_rows(own, slice(first, first + n_samples))
     return logits, cache

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,21 @@ SPAN_UNIT = 64
 _FEW_QUERIES = 8
 
 
+class Prefix(NamedTuple):
+    """Keys and values (B / n, H, P, D) before those of B rows, n of which share each."""
+
+    k: Tensor
+    v: Tensor
+
+    def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values (B, H, P + T, D) of all positions, for each row."""
+        n = len(k) // len(self.k)
+        return (
+            torch.cat([self.k.repeat_interleave(n, dim=0), k], dim=2),
+            torch.cat([self.v.repeat_interleave(n, dim=0), v], dim=2),
+        )
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -23,6 +39,7 @@ def attend(
     padding: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """Computes softmax(q k^T * scale + mask) v, causal where the queries are several.
 
@@ -36,10 +53,23 @@ def attend(
         padding: see `attend_with_weights`, which then computes the result.
         scale: factor on the scores; 1 / sqrt(D) unless given.
         dropout: share of the attention weights dropped, 0 outside training.
+        prefix: keys and values before these, which count among the Tk positions. Where keys lie by
+            channel they are read once for all rows that share them, and a result has the bits that
+            it would have without.
 
     Returns:
         (B, H, Tq, D), the dtype of q.
     """
+    by_sums = (
+        k.device.type == "cpu"
+        and k.stride(3) != 1
+        and q.shape[2] <= _FEW_QUERIES
+        and not (dropout or torch.is_grad_enabled() or padding is not None)
+    )
+    if by_sums and (mask is not None or q.shape[2] == 1):
+        return _attend_by_sums(q, k, v, mask=mask, scale=scale, prefix=prefix)
+    if prefix is not None:
+        k, v = prefix.before(k, v)
     if padding is not None:
         return attend_with_weights(
             q, k, v, mask=mask, padding=padding, scale=scale, dropout=dropout
@@ -48,13 +78,6 @@ def attend(
     if mask is None and 1 < n_queries < n_keys:
         # The kernel's own causal flag aligns the first query with the first key.
         mask = _causal(n_queries, n_keys, q.device)
-    if (
-        (n_queries == 1 or (n_queries <= _FEW_QUERIES and mask is not None))
-        and q.device.type == "cpu"
-        and k.stride(3) != 1
-        and not (dropout or torch.is_grad_enabled())
-    ):
-        return _attend_by_sums(q, k, v, mask=mask, scale=scale)
     if k.stride(3) != 1:
         k = k.contiguous()  # keys by channel: the fused kernel would not take them
     with _without_cudnn():
@@ -189,7 +212,13 @@ def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
 
 
 def _attend_by_sums(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None,
+    scale: float | None,
+    prefix: Prefix | None,
 ) -> Tensor:
     """Computes `attend` for few queries per row on a CPU, for inference.
 
@@ -197,40 +226,71 @@ def _attend_by_sums(
     by the query, the result is the rows of values weighted by the softmax. With few queries the
     time goes into reading keys and values; these sums read them as they lie at 30 GB/s a core,
     where the fused kernel and batched matrix products, which rearrange them first, come to 3 and 13
-    (bfloat16 on a processor without matrix tiles). Each further query of a row finds them in the
+    (bfloat16 on a processor without matrix tiles). Sums over the same rows, of the queries of one
+    row or of rows that share a prefix, come one after the other: all but the first find them in the
     processor's cache. No sum depends on the others.
     """
-    batch, heads, n_queries, head_size = q.shape
-    n_keys = k.shape[2]
-    scores = _weighted_sums(q.reshape(-1, head_size), k.transpose(2, 3).flatten(0, 1))
+    rows, heads, n_queries, head_size = q.shape
+    n_groups = rows if prefix is None else len(prefix.k)
+    n_each, n_own = rows // n_groups, k.shape[2]
+    scale = head_size**-0.5 if scale is None else scale
+
+    def in_order(x: Tensor) -> Tensor:  # (rows, heads, ...) to (groups, heads, rows of each, ...)
+        return x.view(n_groups, n_each, *x.shape[1:]).transpose(1, 2)
+
     bias = torch.zeros(1, dtype=torch.float32)
     if mask is not None:
         bias = added_mask(mask, torch.float32) if mask.dtype == torch.bool else mask
-    scores = torch.add(
-        bias,  # of float32, and so is the sum
-        scores.view(batch, heads, n_queries, n_keys),
-        alpha=head_size**-0.5 if scale is None else scale,
-    )
-    weights = scores.softmax(dim=-1).to(q.dtype)
-    return _weighted_sums(weights.view(-1, n_keys), v.flatten(0, 1)).view(q.shape)
+        bias = in_order(bias.expand(rows, -1, -1, -1)) if bias.dim() == 4 else bias
+    queries = in_order(q).reshape(-1, head_size)
+    shape = (n_groups, heads, n_each, n_queries)
+    own = _weighted_sums(queries, k.transpose(2, 3), _bags(*shape, head_size))
+    own = own.view(*shape, n_own)
+    if prefix is None:
+        scores = torch.add(bias, own, alpha=scale)  # of float32, as the bias is
+        weights = scores.softmax(dim=-1).to(q.dtype)
+        sums = _weighted_sums(weights.view(-1, n_own), v, _bags(*shape, n_own))
+    else:
+        n_shared = prefix.k.shape[2]
+        bags = _bags(n_groups, heads, 1, n_each * n_queries, head_size)
+        shared = _weighted_sums(queries, prefix.k.transpose(2, 3), bags).view(*shape, n_shared)
+        scores = torch.cat([shared, own], dim=-1)
+        weights = torch.add(bias, scores, alpha=scale).softmax(dim=-1).to(q.dtype)
+        bags = _bags(*shape, n_own, n_shared)
+        sums = _weighted_sums(weights.view(-1, n_shared + n_own), _side_by_side(prefix.v, v), bags)
+    return sums.view(*shape, head_size).transpose(1, 2).reshape(q.shape)
 
 
-def _weighted_sums(weights: Tensor, rows: Tensor) -> Tensor:
-    """Sums rows (G, N, W) by weights (G * Q, N), Q sums of each, to (G * Q, W), in float32 and
-    rounded once.
+def _weighted_sums(weights: Tensor, rows: Tensor, bags: Tensor) -> Tensor:
+    """Sums rows (..., W) by weights (R, N), those that `bags` (R, N) names by number, to (R, W), in
+    float32 and rounded once.
 
     Rows that have gaps between them are copied first.
     """
-    n_groups, n_rows, width = rows.shape
     return F.embedding_bag(
-        _consecutive(n_groups, n_rows, len(weights) // n_groups),
-        rows.reshape(-1, width),
-        mode="sum",
-        per_sample_weights=weights,
+        bags, rows.reshape(-1, rows.shape[-1]), mode="sum", per_sample_weights=weights
     )
 
 
-@lru_cache(maxsize=4)  # the two of each step
-def _consecutive(n_groups: int, n_rows: int, n_sums: int) -> Tensor:
-    rows = torch.arange(n_groups * n_rows, dtype=torch.int32).view(n_groups, n_rows)
-    return rows.repeat_interleave(n_sums, dim=0)
+@lru_cache(maxsize=8)  # up to four of each step
+def _bags(
+    n_groups: int, n_heads: int, n_each: int, n_queries: int, n_own: int, n_shared: int = 0
+) -> Tensor:
+    """Numbers the rows of each sum (groups * heads * each * queries, n_shared + n_own): those of
+    (groups, heads, n_shared), then behind all of these those of (groups, each, heads, n_own)."""
+    own = torch.arange(n_groups * n_each * n_heads).view(n_groups, n_each, n_heads).transpose(1, 2)
+    behind = n_groups * n_heads * n_shared
+    rows = behind + own.reshape(-1, 1) * n_own + torch.arange(n_own)
+    if n_shared:
+        shared = torch.arange(behind).view(-1, n_shared).repeat_interleave(n_each, dim=0)
+        rows = torch.cat([shared, rows], dim=1)
+    return rows.int().repeat_interleave(n_queries, dim=0)
+
+
+def _side_by_side(first: Tensor, then: Tensor) -> Tensor:
+    """Returns all rows of two tensors (..., D), (N, D): without a copy where they lie so."""
+    width, end = first.shape[-1], first.storage_offset() + first.numel()
+    shares = first.untyped_storage().data_ptr() == then.untyped_storage().data_ptr()
+    if shares and then.storage_offset() == end and then.is_contiguous():
+        return first.as_strided(((first.numel() + then.numel()) // width, width), (width, 1))
+    return torch.cat([first.reshape(-1, width), then.reshape(-1, width)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from igpt_core.model.attention import reads_by_channel
+from igpt_core.model.attention import SPAN_UNIT, Prefix, reads_by_channel
 from igpt_core.model.config import ImageGPTConfig
 
 
@@ -17,8 +17,12 @@ class KVCache:
     It reads as transformers' past_key_values: a pair of keys and values for each layer.
 
     Attributes:
-        keys, values: one tensor (B, H, S, D) per layer; S is `capacity` unless `repack` changed it.
-            Positions not yet filled hold finite numbers, as masked attention needs.
+        keys, values: one tensor (B, H, S, D) per layer, of the positions from `n_shared` on; with
+            these S is `capacity` unless `repack` changed it. Positions not yet filled hold finite
+            numbers, as masked attention needs.
+        prefixes: per layer, what `n_shared` first positions hold, which rows of one prompt share;
+            None for each where they share nothing.
+        n_shared: how many positions these are.
         by_channel: the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
             on some processors.
         capacity: the most positions that it holds.
@@ -43,6 +47,8 @@ class KVCache:
         layers = range(config.n_layer)
         self.keys = [_zeros(shape, self.by_channel, like=memory) for _ in layers]
         self.values = [_zeros(shape, False, like=memory) for _ in layers]
+        self.prefixes: list[Prefix | None] = [None for _ in layers]
+        self.n_shared = 0
         self.capacity = capacity
         self.length = 0
 
@@ -81,9 +87,12 @@ class KVCache:
         return len(self.keys)
 
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Returns a layer's keys and values at filled positions, two views (B, H, length, D)."""
-        filled = slice(self.length)
-        return self.keys[layer][:, :, filled], self.values[layer][:, :, filled]
+        """Returns a layer's keys and values at filled positions, (B, H, length, D): two views where
+        nothing is shared."""
+        filled = slice(self.length - self.n_shared)
+        k, v = self.keys[layer][:, :, filled], self.values[layer][:, :, filled]
+        prefix = self.prefixes[layer]
+        return (k, v) if prefix is None else prefix.before(k, v)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self[layer] for layer in range(len(self)))
@@ -127,14 +136,18 @@ class KVCache:
                 takes a fraction of the time.
 
         Returns:
-            Two views (B, H, span, D) into the cache.
+            Two views (B, H, span, D) into the cache; without the positions that are shared.
         """
-        keys, values = self.keys[layer], self.values[layer]
+        keys, values, span = self.keys[layer], self.values[layer], span - self.n_shared
         if positions is None:
-            end = self.length + k.shape[2]
-            keys[:, :, self.length : end] = k
-            values[:, :, self.length : end] = v
-        elif positions.dim() == 2:
+            start = self.length - self.n_shared
+            new = slice(start, start + k.shape[2])
+            keys[:, :, new] = k
+            values[:, :, new] = v
+            return keys[:, :, :span], values[:, :, :span]
+        if self.n_shared:
+            positions = positions - self.n_shared
+        if positions.dim() == 2:
             rows = torch.arange(len(k), device=k.device)[:, None]
             keys[rows, :, positions] = k.transpose(1, 2)
             values[rows, :, positions] = v.transpose(1, 2)
@@ -143,13 +156,13 @@ class KVCache:
             values.index_copy_(2, positions, v)
         return keys[:, :, :span], values[:, :, :span]
 
-    def copy_rows(self, other: "KVCache", *, first: int) -> None:
-        """Copies what another cache holds, of at most this one's length, to the rows from `first`
-        on."""
-        rows, filled = slice(first, first + other.keys[0].shape[0]), slice(other.length)
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            for layer, copied in zip(mine, theirs, strict=True):
-                layer[rows, :, filled] = copied[:, :, filled]
+    def copy_rows(self, other: "KVCache", rows: slice) -> None:
+        """Copies what another cache holds, of at most this one's length, to as many rows, or that
+        of one row to each."""
+        filled = slice(other.length)
+        for keys, values, (k, v) in zip(self.keys, self.values, other, strict=True):
+            keys[rows, :, filled] = k
+            values[rows, :, filled] = v
 
     def repack(self, span: int) -> None:
         """Puts the first `span` positions of all rows side by side, within the same memory.
@@ -166,18 +179,33 @@ class KVCache:
                 f"the cache holds {self.length} positions and has room for {self.capacity}, "
                 f"so it cannot be repacked for {span}"
             )
+        span, length, by_channel = (
+            span - self.n_shared,
+            self.length - self.n_shared,
+            self.by_channel,
+        )
         if span != self.keys[0].shape[2]:
-            by_channel = self.by_channel
-            self.keys = [_repack(layer, span, self.length, by_channel) for layer in self.keys]
-            self.values = [_repack(layer, span, self.length, False) for layer in self.values]
+            self.keys = [_repack(layer, span, length, by_channel) for layer in self.keys]
+            self.values = [_repack(layer, span, length, False) for layer in self.values]
 
     def repeat(self, n: int, *, capacity: int) -> "KVCache":
-        """Makes a cache of another capacity in which row r becomes rows r*n ... r*n + n-1."""
-        by_channel = self.by_channel
+        """Makes a cache of another capacity in which row r becomes rows r*n ... r*n + n-1.
+
+        Where keys lie `by_channel` these share whole units of the positions that are filled, but
+        for the last position, which may be written again.
+        """
+        shared = 0
+        if n > 1 and self.by_channel:
+            shared = max(self.length - 1, 0) // SPAN_UNIT * SPAN_UNIT
         grown = copy.copy(self)
-        grown.capacity = capacity
-        grown.keys = [_repeat(each, n, capacity, self.length, by_channel) for each in self.keys]
-        grown.values = [_repeat(each, n, capacity, self.length, False) for each in self.values]
+        grown.capacity, grown.n_shared = capacity, shared
+        sizes = {"n": n, "shared": shared, "length": self.length, "capacity": capacity}
+        keys = [_repeat(each, by_channel=self.by_channel, **sizes) for each in self.keys]
+        values = [_repeat(each, by_channel=False, **sizes) for each in self.values]
+        grown.keys, grown.values = [own for _, own in keys], [own for _, own in values]
+        if shared:
+            pairs = zip(keys, values, strict=True)
+            grown.prefixes = [Prefix(k, v) for (k, _), (v, _) in pairs]
         return grown
 
 
@@ -192,22 +220,35 @@ def _strides(shape: Shape, by_channel: bool) -> Shape:
 
 
 def _zeros(shape: Shape, by_channel: bool, *, like: Tensor) -> Tensor:
-    return like.new_zeros(math.prod(shape)).as_strided(shape, _strides(shape, by_channel))
+    return _laid_out(like.new_zeros(math.prod(shape)), shape, by_channel)
+
+
+def _laid_out(memory: Tensor, shape: Shape, by_channel: bool) -> Tensor:
+    """Views memory, from its first number on, as a tensor of this shape."""
+    return memory.as_strided(shape, _strides(shape, by_channel))
 
 
 def _repack(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
     """Views the layer's memory as (B, H, span, D), its filled positions moved to their places."""
     batch, heads, _, head_size = layer.shape
     filled = layer[:, :, :length].clone()  # its old and new places overlap
-    shape = (batch, heads, span, head_size)
-    layer = layer.as_strided(shape, _strides(shape, by_channel))
+    layer = _laid_out(layer, (batch, heads, span, head_size), by_channel)
     layer[:, :, :length] = filled
     return layer
 
 
-def _repeat(layer: Tensor, n: int, capacity: int, length: int, by_channel: bool) -> Tensor:
+def _repeat(
+    layer: Tensor, *, n: int, shared: int, length: int, capacity: int, by_channel: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns the first `shared` positions of each row, and behind them in the same memory the
+    others for each of its n copies."""
     rows, heads, _, head_size = layer.shape
-    grown = _zeros((rows * n, heads, capacity, head_size), by_channel, like=layer)
-    by_row = grown.view(rows, n, heads, capacity, head_size)
-    by_row[:, :, :, :length] = layer[:, None, :, :length]
-    return grown
+    first: Shape = (rows, heads, shared, head_size)
+    own: Shape = (rows * n, heads, capacity - shared, head_size)
+    memory = layer.new_zeros(math.prod(first) + math.prod(own))
+    prefix = _laid_out(memory, first, by_channel)
+    prefix[:] = layer[:, :, :shared]
+    repeated = _laid_out(memory[prefix.numel() :], own, by_channel)
+    by_row = repeated.view(rows, n, heads, -1, head_size)
+    by_row[:, :, :, : length - shared] = layer[:, None, :, shared:length]
+    return prefix, repeated

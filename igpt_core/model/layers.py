@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igpt_core.model.attention import attend, attend_with_weights
+from igpt_core.model.attention import Prefix, attend, attend_with_weights
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 
@@ -159,15 +159,22 @@ class Heads(nn.Module):
         """Attends with queries, keys and values (B, T, 3 * C) to these positions and, with a cache,
         to those that it holds: (B, T, C)."""
         q, k, v = self.split(x, 3)
-        if cache_slots is not None:
-            index, span = cache_slots.index, cache_slots.span
-            held = cache_slots.cache.write(self.layer, k, v, positions=index, span=span)
-            # Where all is new, k and v are the same numbers, and gradients need no cache.
-            k, v = held if span > k.shape[2] else (k, v)
-        return self(q, k, v, mask, options)  # type: ignore[no-any-return]
+        if cache_slots is None:
+            return self(q, k, v, mask, options)  # type: ignore[no-any-return]
+        cache, index, span = cache_slots.cache, cache_slots.index, cache_slots.span
+        held = cache.write(self.layer, k, v, positions=index, span=span)
+        # Where all is new, k and v are the same numbers, and gradients need no cache.
+        k, v = held if span > k.shape[2] else (k, v)
+        return self(q, k, v, mask, options, cache.prefixes[self.layer])  # type: ignore[no-any-return]
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: AttentionOptions
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        options: AttentionOptions,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """Attends with each head and puts their outputs side by side, (B, T, C)."""
         dropout = self.dropout if self.training else 0.0
@@ -175,7 +182,7 @@ class Heads(nn.Module):
         head_mask = options.head_mask
         factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
         if options.weights is None:
-            y = attend(q, k, v, **seen, scale=self.scale, dropout=dropout)
+            y = attend(q, k, v, **seen, scale=self.scale, dropout=dropout, prefix=prefix)
         else:
             y, weights = attend_with_weights(q, k, v, **seen, scale=self.scale, dropout=dropout)
             options.weights.append(weights if factors is None else weights * factors)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from igpt_core.errors import NonFiniteError
 from igpt_core.generation import decoding
-from igpt_core.generation.decoding import complete, decode, decode_window, prefill
+from igpt_core.generation.decoding import complete, decode, decode_window, new_cache, prefill
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
@@ -188,7 +188,7 @@ def test_equal_rows_with_equal_seeds_are_equal_at_every_place(
         assert (logits == logits[:1]).all()
 
 
-@pytest.mark.parametrize("n_given", [0, 17])
+@pytest.mark.parametrize("n_given", [0, 17, 100])
 def test_a_sample_does_not_change_with_the_number_of_samples(n_given: int) -> None:
     # Other numbers of rows round differently; the odds that it changes one of 4000 draws are about
     # 1e-2 over random weights; these are fixed.
@@ -206,6 +206,28 @@ def test_a_sample_does_not_change_with_the_number_of_samples(n_given: int) -> No
     )
     assert torch.equal(few, many[:, :2])
     assert many.flatten(0, 1).unique(dim=0).shape[0] == 20  # and samples differ
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("window", [1, 4, 16])
+def test_a_prompt_that_samples_share_gives_the_bits_of_a_copy_for_each(
+    dtype: torch.dtype, window: int
+) -> None:
+    model = prepacked(model_of(dtype=dtype))
+    _, shared = prefill(model, prompts(2, 100), n_samples=3, capacity=150, window=window)
+    copies = new_cache(model, 6, capacity=shared.capacity, window=window)
+    copies.copy_rows(shared, slice(6))
+    copies.length = shared.length
+    assert (shared.n_shared, copies.n_shared) == (64 if shared.by_channel else 0, 0)
+    for step in range(2):
+        positions = torch.tensor([101, 105, 110, 101, 120, 119])[:, None] + torch.arange(window)
+        tokens = prompts(6, window, seed=step)
+        found, expected = (
+            decode_window(model, tokens, positions + step, cache, span=192)
+            for cache in (shared, copies)
+        )
+        assert torch.equal(found, expected)
 
 
 @torch.inference_mode()

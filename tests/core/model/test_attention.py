@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from igpt_core.model.attention import (
+    Prefix,
     added_mask,
     attend,
     attend_with_weights,
@@ -181,6 +182,37 @@ def test_few_queries_have_the_bits_of_each_alone(dtype: torch.dtype) -> None:
         together = attend(q, k, v, mask=mask)
         alone = [attend(q[:, :, i : i + 1], k, v, mask=mask[i : i + 1]) for i in range(8)]
     assert torch.equal(together, torch.cat(alone, dim=2))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("n_queries", [1, 4, 9])
+@pytest.mark.parametrize("by_channel", [True, False])
+@pytest.mark.parametrize("in_one_memory", [True, False])
+def test_a_shared_prefix_gives_what_a_repeated_one_does(
+    in_one_memory: bool, by_channel: bool, n_queries: int, dtype: torch.dtype
+) -> None:
+    """Two prompts of 64 positions, and three samples of each, at positions of their own."""
+    generator = torch.Generator().manual_seed(n_queries)
+    memory = torch.randn(2 * 2 * 3 * 64 * 32 * 4, generator=generator).to(dtype)
+    shared = memory[: 2 * 2 * 3 * 64 * 32].view(2, 2, 3, 64, 32)
+    k, v = memory[shared.numel() :].view(2, 6, 3, 64, 32)
+    prefix = Prefix(shared[0], shared[1])
+    if in_one_memory:  # as in a cache, whose values follow their prefix
+        together = torch.cat([prefix.v.flatten(), v.flatten()])
+        prefix = prefix._replace(v=together[: prefix.v.numel()].view(2, 3, 64, 32))
+        v = together[prefix.v.numel() :].view(6, 3, 64, 32)
+    q = torch.randn(6, 3, n_queries, 32, generator=generator).to(dtype) / 4  # scores round too
+    starts = torch.tensor([64, 70, 119, 64, 90, 80])[:, None] + torch.arange(n_queries)
+    seen = (torch.arange(128) <= starts[..., None])[:, None]
+    keys, values = prefix.before(k, v)
+    if by_channel:
+        k, keys = (each.transpose(2, 3).contiguous().transpose(2, 3) for each in (k, keys))
+        prefix = prefix._replace(k=prefix.k.transpose(2, 3).contiguous().transpose(2, 3))
+    found = attend(q, k, v, mask=seen, prefix=prefix)
+    assert torch.equal(found, attend(q, keys, values, mask=seen))
+    for row in range(6):
+        alone = (part[row : row + 1] for part in (q, keys, values))
+        assert_near(found[row : row + 1], plain(*alone, seen=seen[row, 0], scale=32**-0.5))
 
 
 def test_dropout_drops_weights_and_keeps_their_mean() -> None:

@@ -75,6 +75,46 @@ def test_repeat_repeats_each_row_and_leaves_the_first_cache_alone() -> None:
     assert_holds([(cache.keys[i], cache.values[i]) for i in range(2)], range(3))
 
 
+@pytest.mark.parametrize(("length", "shared"), [(1, 0), (64, 0), (65, 64), (130, 128)])
+def test_copies_of_a_row_share_whole_units_but_for_the_last_position(length, shared) -> None:
+    cache = make_cache(capacity=150)
+    write(cache, *range(length), span=length)
+    cache.length = length
+    grown = cache.repeat(3, capacity=192)
+    assert (grown.n_shared, grown.capacity) == (shared, 192)
+    assert grown.keys[0].shape == (6, 3, 192 - shared, 4)
+    grown.repack(160)
+    write_rows = [torch.cat([part] * 3) for part in vectors(length)]
+    for layer in range(2):
+        grown.write(layer, *(part * (layer + 1) for part in write_rows), span=160)
+    grown.length += 1
+    again = torch.full((6, 1), length - 1)  # written a second time: a window that goes back
+    for layer in range(2):
+        grown.write(layer, *(part * 7.0 for part in write_rows), positions=again, span=160)
+    for layer, found in enumerate(grown):
+        for parts, expected in zip(found, cache[layer], strict=True):
+            assert parts.shape == (6, 3, length + 1, 4)
+            kept = expected[:, :, : length - 1].repeat_interleave(3, dim=0)
+            assert torch.equal(parts[:, :, : length - 1], kept)
+        for part, expected in zip(found, write_rows, strict=True):
+            assert torch.equal(part[:, :, length - 1 : length], expected * 7.0)
+            assert torch.equal(part[:, :, length:], expected * (layer + 1))
+    other = make_cache(batch_size=8, capacity=150)
+    other.copy_rows(grown, slice(1, 7))
+    for layer, (k, v) in enumerate(grown):
+        assert torch.equal(other.keys[layer][1:7, :, : length + 1], k)
+        assert torch.equal(other.values[layer][1:7, :, : length + 1], v)
+
+
+def test_eight_samples_of_half_an_image_take_under_65_percent_of_eight_rows() -> None:
+    half = KVCache(VARIANTS["small"], batch_size=1, capacity=513, device="cpu", dtype=torch.float32)
+    half.length = 513
+    grown = half.repeat(8, capacity=1024)
+    taken = sum(layer.untyped_storage().nbytes() for layer in [*grown.keys, *grown.values])
+    whole = KVCache.bytes_per_row(VARIANTS["small"], 1024, torch.float32)
+    assert taken == (512 + 8 * 512) / 1024 * whole < 0.65 * 8 * whole
+
+
 def test_repack_keeps_what_was_written_through_any_spans() -> None:
     cache = make_cache(capacity=20)
     filled = 0
