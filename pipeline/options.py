@@ -127,7 +127,7 @@ class ModelOptions(ProgressOptions, StorageOptions):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model computes")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on cuda, float32 on cpu"
+        "auto", description="float32, bfloat16, float16; auto: bfloat16 if native"
     )
     batch_size: AutoInt = Field(
         None, ge=1, description="sequences per batch; auto: 16, on GPUs what fits"

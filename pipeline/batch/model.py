@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from igpt_core.errors import NoHeadError
 from igpt_core.files.model_files import EMBEDDED, resolve_revision
 from igpt_core.generation.sampling import SamplingConfig
@@ -102,8 +104,15 @@ def find_device(options: ModelOptions, *, grows: bool = False) -> tuple[str, str
         raise UsageError(f"expected a GPU for --device cuda, found none; next: {more}--device cpu")
     dtype = options.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+        dtype = "bfloat16" if device == "cuda" or _multiplies_bfloat16() else "float32"
     return device, dtype
+
+
+def _multiplies_bfloat16() -> bool:
+    """Tells whether this machine's processor, for which those of the nodes are taken, multiplies
+    bfloat16 itself; others widen it to float32 first."""
+    # Written for torch 2.6 and later, which have no public names for these.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str], int]:

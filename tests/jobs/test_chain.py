@@ -70,7 +70,7 @@ def test_tokens_that_do_not_fit_the_job_are_refused(quantized, tiny_model, tmp_p
     assert not output.exists()
 
 
-COMPUTE = ("device", "batch_size")  # options that quantize does not have
+COMPUTE = ("device", "dtype", "batch_size")  # options that quantize does not have
 
 # --- a run of complete, whose rows hold several pictures ------------------------------------------
 
@@ -112,7 +112,8 @@ def test_with_the_column_of_samples_each_sample_is_a_row(
     """Shards begin and end within rows of the run; ids, columns and tokens are those of its rows,
     as transformers scores them."""
     options = {"input": completed, "model": tiny_model, "image_column": "samples",
-               "shard_size": shard_size, "device": "cpu", "batch_size": 4}  # fmt: skip
+               "shard_size": shard_size, "device": "cpu", "dtype": "float32",
+               "batch_size": 4}  # fmt: skip
     options |= {} if limit is None else {"limit": limit}
     given = [
         (f"{row['id']}#{k}", row["label"], sample)

@@ -29,6 +29,7 @@ def classify(input: str, model: str, output: Path, *words: str) -> None:
         "model": model,
         "output": output,
         "device": "cpu",
+        "dtype": "float32",
         "max-error-fraction": 0.5,
     }
     flags = [f"--{name}={value}" for name, value in options.items()]

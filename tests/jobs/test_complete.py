@@ -42,6 +42,7 @@ def command(photos: str, model: str, output: Path, **changes: object) -> list[st
         "max-error-fraction": 0.5,
         "seed": 7,
         "device": "cpu",
+        "dtype": "float32",
     } | changes
     return ["complete", "--quiet"] + [f"--{name}={value}" for name, value in options.items()]
 

@@ -20,7 +20,7 @@ from pictures import SIDE, photo
 from runs import columns, errors, igpt, parts, refusal, results, tokens_of_files
 
 N = SIDE**2
-COMMON = {"seed": 7, "samples": 2, "batch_size": 8, "device": "cpu"}
+COMMON = {"seed": 7, "samples": 2, "batch_size": 8, "device": "cpu", "dtype": "float32"}
 
 
 def opened(image: dict) -> np.ndarray:

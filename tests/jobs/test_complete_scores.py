@@ -17,7 +17,14 @@ from pipeline.stages.sampling import Drawing, Prompt, Sampler
 from runs import columns, igpt, nats_by_transformers, refusal, results
 
 GIVEN = 20
-COMMON = {"keep": "20pixels", "seed": 7, "batch_size": 16, "limit": 5, "device": "cpu"}
+COMMON = {
+    "keep": "20pixels",
+    "seed": 7,
+    "batch_size": 16,
+    "limit": 5,
+    "device": "cpu",
+    "dtype": "float32",
+}
 
 
 @pytest.fixture(scope="module")

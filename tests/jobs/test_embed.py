@@ -14,7 +14,13 @@ from datasets import load_dataset
 from pictures import BAD, GOOD
 from runs import columns, errors, igpt, parts, reference, refusal, results, started, tokens_of_files
 
-COMMON = {"batch_size": 8, "shard_size": 16, "max_error_fraction": 0.5, "device": "cpu"}
+COMMON = {
+    "batch_size": 8,
+    "shard_size": 16,
+    "max_error_fraction": 0.5,
+    "device": "cpu",
+    "dtype": "float32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +134,7 @@ def test_embeddings_of_tokens_are_those_of_their_images(embedded, photos, tiny_m
     options = {"model": tiny_model, "max_error_fraction": 0.5}
     igpt("quantize", input=photos, output=tmp_path / "tokens", **options)
     igpt("embed", input=tmp_path / "tokens", output=tmp_path / "of-tokens", layers="all",
-         batch_size=8, device="cpu", **options)  # fmt: skip
+         batch_size=8, device="cpu", dtype="float32", **options)  # fmt: skip
     assert pq.read_table(tmp_path / "of-tokens/data") == pq.read_table(embedded / "data")
 
 

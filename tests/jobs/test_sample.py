@@ -22,7 +22,14 @@ from pictures import SIDE
 from runs import columns, igpt, nats_by_transformers, parts, refusal, results
 
 COUNT = 9
-COMMON = {"seed": 7, "batch_size": 4, "shard_size": 4, "top_k": 20, "device": "cpu"}
+COMMON = {
+    "seed": 7,
+    "batch_size": 4,
+    "shard_size": 4,
+    "top_k": 20,
+    "device": "cpu",
+    "dtype": "float32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +128,8 @@ def test_a_run_with_the_noise_of_before_is_not_resumed(sampled, tiny_model, tmp_
 
 
 def test_scores_of_the_run_are_those_that_it_gave_itself(sampled, tiny_model, tmp_path):
-    igpt("score", input=sampled, model=tiny_model, output=tmp_path / "scores", device="cpu")
+    igpt("score", input=sampled, model=tiny_model, output=tmp_path / "scores", device="cpu",
+         dtype="float32")  # fmt: skip
     found = pq.read_table(tmp_path / "scores/data")
     expected = pq.read_table(sampled / "data")
     assert found.column_names == ["id", "nll", "bits_per_pixel"]

@@ -27,7 +27,13 @@ from runs import (
     tokens_of_files,
 )
 
-COMMON = {"batch_size": 8, "shard_size": 16, "max_error_fraction": 0.5, "device": "cpu"}
+COMMON = {
+    "batch_size": 8,
+    "shard_size": 16,
+    "max_error_fraction": 0.5,
+    "device": "cpu",
+    "dtype": "float32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +114,7 @@ def test_scores_of_tokens_are_those_of_their_images(scored, photos, tiny_model, 
     options = {"model": tiny_model, "max_error_fraction": 0.5}
     igpt("quantize", input=photos, output=tmp_path / "tokens", **options)
     igpt("score", input=tmp_path / "tokens", output=tmp_path / "scores", map=True,
-         batch_size=8, **options)  # fmt: skip
+         batch_size=8, dtype="float32", **options)  # fmt: skip
     assert pq.read_table(tmp_path / "scores/data") == pq.read_table(scored / "data")
 
 

@@ -1,6 +1,7 @@
 """Allocation of a cluster to the stages, and the sizes of shards."""
 
 import pytest
+import torch
 
 from pipeline.batch.model import find_device
 from pipeline.engine import allocation
@@ -130,6 +131,17 @@ def test_where_a_model_computes(machine, cpus, gpus, options, grows, found):
     else:
         with pytest.raises(UsageError, match=found):
             find_device(ModelOptions(**options), grows=grows)
+
+
+@pytest.mark.parametrize(("bf16", "tiles"), [(False, False), (True, False), (False, True)])
+def test_a_processor_that_multiplies_bfloat16_is_used_so(machine, monkeypatch, bf16, tiles):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    machine(cpus=4, gpus=0)
+    assert find_device(ModelOptions())[1] == ("bfloat16" if bf16 or tiles else "float32")
+    assert find_device(ModelOptions(dtype="float32"))[1] == "float32"
+    machine(cpus=4, gpus=1)
+    assert find_device(ModelOptions())[1] == "bfloat16"
 
 
 @pytest.mark.parametrize(
