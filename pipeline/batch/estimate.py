@@ -109,7 +109,7 @@ def estimate(define: Callable[[Options], JobSpec], options: Options) -> Estimate
     source = spec.find_source()
     note_default_model(options)
     with cluster.connected(options.address):
-        compute = spec.find_compute()
+        compute = spec.find_compute(source.rows)
         plan = cut(spec, source, compute, options.shard_size)
         resources = spec.resources(compute, plan)
         job = Job(spec, NOWHERE, plan, compute, resources)

@@ -41,7 +41,8 @@ class JobSpec:
         find_source: finds its input; raises UsageError.
         stages: from source to sink, of the job with its plan.
         model: None for a job without one.
-        images_per_batch: images that the model computes together, by device and dtype.
+        images_per_batch: images that the model computes together, by device, dtype, and the rows of
+            the input where these are counted.
         sequences: that each of them makes in a batch.
         generates: whether it samples pixels one by one, so that a shard takes long.
         results: what results depend on beside the input, the quantizer, the model and the batch.
@@ -54,20 +55,20 @@ class JobSpec:
     find_source: Callable[[], Source]
     stages: Callable[["Job"], list[Stage]]
     model: "Model | None" = None
-    images_per_batch: Callable[[str, str], int] | None = None
+    images_per_batch: Callable[[str, str, int | None], int] | None = None
     sequences: int = 1
     generates: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
 
-    def compute_plan(self, device: str, dtype: str) -> "ComputePlan | None":
-        """Returns how the model computes on a device ("cpu" or "cuda") in a dtype, by its name;
-        None for a job without a model."""
+    def compute_plan(self, device: str, dtype: str, n_rows: int | None) -> "ComputePlan | None":
+        """Returns how the model computes so many rows, None where nobody has counted them, on a
+        device ("cpu" or "cuda") in a dtype, by its name; None for a job without a model."""
         if self.model is None or self.images_per_batch is None:
             return None
         from igpt_core.generation.speculation import best_window
         from pipeline.stages.model_batches import ComputePlan
 
-        images, window = self.images_per_batch(device, dtype), 1
+        images, window = self.images_per_batch(device, dtype, n_rows), 1
         if isinstance(self.options, SamplingOptions):
             window = self.options.window or best_window(device, images * self.sequences)
         return ComputePlan(
@@ -80,8 +81,9 @@ class JobSpec:
             window,
         )
 
-    def find_compute(self) -> "ComputePlan | None":
-        """Returns how the model computes on the cluster that is joined. Raises UsageError."""
+    def find_compute(self, n_rows: int | None) -> "ComputePlan | None":
+        """Returns how the model computes so many rows on the cluster that is joined; see
+        `compute_plan`. Raises UsageError."""
         if self.images_per_batch is None:
             return None
         from pipeline.batch.model import find_device
@@ -89,7 +91,7 @@ class JobSpec:
         options = self.options
         assert isinstance(options, ModelOptions)
         device, dtype = find_device(options, grows=allocation.may_grow(options.address))
-        return self.compute_plan(device, dtype)
+        return self.compute_plan(device, dtype, n_rows)
 
     def shard_size(self, compute: "ComputePlan | None", n_rows: int) -> int:
         """Returns the rows of a shard where the options give none."""

@@ -115,11 +115,11 @@ def _multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str], int]:
-    """Returns how many images are looked at together, by device and dtype: as the options say, or
-    what memory holds."""
+def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str, int | None], int]:
+    """Returns how many images are looked at together, by device, dtype and rows: as the options
+    say, or what memory holds."""
 
-    def images(device: str, dtype: str) -> int:
+    def images(device: str, dtype: str, n_rows: int | None) -> int:
         return options.batch_size or forward_images(
             model.config,
             model.quantizer.image_size**2,
@@ -132,9 +132,9 @@ def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str],
 
 def sampling_batches(
     model: Model, options: ModelOptions, n_drawn: int
-) -> Callable[[str, str], int]:
-    """Returns how many images are decoded together, by device and dtype, each with the samples
-    that are drawn of it.
+) -> Callable[[str, str, int | None], int]:
+    """Returns how many images are decoded together, by device, dtype and rows, each with the
+    samples that are drawn of it.
 
     Raises UsageError where a batch as the options give it does not hold one image.
     """
@@ -145,10 +145,12 @@ def sampling_batches(
             "(--samples, --best-of): they are computed together"
         )
 
-    def images(device: str, dtype: str) -> int:
+    def images(device: str, dtype: str, n_rows: int | None) -> int:
         if given is not None:
             return given // n_drawn
         positions, room = model.quantizer.image_size**2, memory(device, options.progress)
+        if device == "cpu" and n_rows is not None:
+            room = room.shared_by(n_rows * n_drawn, allocation.auto_model_actors(device))
         return sampling_images(model.config, positions, n=n_drawn, dtype=dtype, memory=room)
 
     return images

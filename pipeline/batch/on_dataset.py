@@ -38,7 +38,7 @@ def map_images(
         )
     if spec.generates and id_column is None:
         raise UsageError(f"{spec.name} needs id_column: what it draws for a row depends on its id")
-    compute = spec.find_compute()
+    compute = spec.find_compute(None)
     # No CPUs are requested: whoever made the dataset may chain any number of stages, whose tasks
     # would wait for ever for what actors hold.
     resources = spec.resources(compute, request_cpus=False)

@@ -62,7 +62,7 @@ def run_job(
     note_default_model(options)
     with cluster.connected(options.address):
         _say_what_must_come(options)
-        compute = spec.find_compute()
+        compute = spec.find_compute(None if source is None else source.rows)
         wanted = dependencies(spec, compute)
         size = _shard_size(directory, options, resumed, wanted)
         if planned is None:

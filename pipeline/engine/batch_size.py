@@ -1,7 +1,7 @@
 """Batch sizes: how many images the memory of a device holds, and what a GPU has free."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import torch
@@ -32,9 +32,17 @@ class Memory:
         """Returns that of a GPU with so many free bytes."""
         return cls(int(_SHARE * free), most_images=256, most_sequences=512)
 
+    def shared_by(self, n_sequences: int, n_actors: int) -> "Memory":
+        """Returns the same with fewer sequences together where otherwise the actors would not have
+        two batches each."""
+        most = max(n_sequences // (2 * max(n_actors, 1)), _FEWER_SEQUENCES)
+        return replace(self, most_sequences=min(most, self.most_sequences))
+
 
 # A core gains nothing from larger batches, and every actor of a machine has such a share of it.
-CPU = Memory(1 << 30, most_images=16, most_sequences=16)
+# 32 sequences of the shipped model in bfloat16 are decoded 1.2 times as fast as 16, and so are 64.
+CPU = Memory(1 << 30, most_images=16, most_sequences=32)
+_FEWER_SEQUENCES = 16
 
 
 def forward_images(config: ImageGPTConfig, n_positions: int, *, dtype: str, memory: Memory) -> int:

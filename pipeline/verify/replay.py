@@ -123,7 +123,7 @@ def _job(
         spec = define(options)
     except (UsageError, CheckpointError) as error:
         raise NotReplayed(redacted_line(error)) from error
-    compute = spec.compute_plan(recorded["device"], recorded["dtype"])
+    compute = spec.compute_plan(recorded["device"], recorded["dtype"], plan.rows)
     other = differences(recorded, dependencies(spec, compute))
     if other:
         raise NotReplayed(f"expected what the run was made with, found other: {'; '.join(other)}")

@@ -11,7 +11,7 @@ import torch
 from ray import cloudpickle
 
 from igpt_core.heads import random_model
-from igpt_core.model.config import VARIANTS
+from igpt_core.model.config import VARIANTS, ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from pipeline.engine import batch_size
 from pipeline.engine.batch_size import (
@@ -62,6 +62,24 @@ def test_batches_grow_with_memory_up_to_a_bound_and_hold_one_image_at_least():
         tight = Memory.of_gpu(1 << 20)
         assert size(VARIANTS["large"], 1024, dtype="bfloat16", memory=tight, **more) == 1
         assert 1 <= size(VARIANTS["large"], 1024, dtype="float32", memory=CPU, **more) <= 16
+
+
+@pytest.mark.parametrize(
+    ("rows", "samples", "actors", "expected"),
+    [
+        (1000, 1, 2, 32),
+        (128, 1, 2, 32),
+        (100, 1, 2, 25),  # two batches for each actor
+        (40, 1, 2, 16),
+        (0, 1, 0, 16),  # a cluster without machines as yet
+        (30, 4, 2, 7),
+        (1000, 40, 2, 1),
+    ],
+)
+def test_on_cpus_a_small_input_has_smaller_batches(rows, samples, actors, expected):
+    memory = CPU.shared_by(rows * samples, actors)
+    config = ImageGPTConfig(vocab_size=33, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    assert sampling_images(config, 64, n=samples, dtype="float32", memory=memory) == expected
 
 
 class Device:
