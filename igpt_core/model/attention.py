@@ -13,6 +13,8 @@ from torch.nn import functional as F
 SPAN_UNIT = 64
 # Up to so many queries per row weighted sums are faster than the fused kernel; see _attend_by_sums.
 _FEW_QUERIES = 8
+# Of queries and keys alike, from so many on products by blocks are; see _attend_in_blocks.
+_BLOCK = 128
 
 
 class Prefix(NamedTuple):
@@ -60,21 +62,19 @@ def attend(
     Returns:
         (B, H, Tq, D), the dtype of q.
     """
-    by_sums = (
-        k.device.type == "cpu"
-        and k.stride(3) != 1
-        and q.shape[2] <= _FEW_QUERIES
-        and not (dropout or torch.is_grad_enabled() or padding is not None)
-    )
-    if by_sums and (mask is not None or q.shape[2] == 1):
-        return _attend_by_sums(q, k, v, mask=mask, scale=scale, prefix=prefix)
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    if q.device.type == "cpu" and not (dropout or torch.is_grad_enabled() or padding is not None):
+        by_channel = k.stride(3) != 1
+        if by_channel and (n_queries == 1 or (mask is not None and n_queries <= _FEW_QUERIES)):
+            return _attend_by_sums(q, k, v, mask=mask, scale=scale, prefix=prefix)
+        if mask is None and n_queries == n_keys and _blocks_pay(q):
+            return _attend_in_blocks(q, k, v, scale=scale)
     if prefix is not None:
         k, v = prefix.before(k, v)
     if padding is not None:
         return attend_with_weights(
             q, k, v, mask=mask, padding=padding, scale=scale, dropout=dropout
         )[0]
-    n_queries, n_keys = q.shape[2], k.shape[2]
     if mask is None and 1 < n_queries < n_keys:
         # The kernel's own causal flag aligns the first query with the first key.
         mask = _causal(n_queries, n_keys, q.device)
@@ -101,7 +101,23 @@ def reads_by_channel(like: Tensor, n_queries: int) -> bool:
     """
     if like.device.type != "cpu" or n_queries > _FEW_QUERIES:
         return False
-    return like.dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported()
+    return like.dtype != torch.bfloat16 or not _has_tiles()
+
+
+def multiplies_bfloat16() -> bool:
+    """Returns whether the processor multiplies bfloat16 itself; others widen it first."""
+    return torch.cpu._is_avx512_bf16_supported() or _has_tiles()
+
+
+def _blocks_pay(q: Tensor) -> bool:
+    """Returns whether `_attend_in_blocks` is faster than the fused kernel."""
+    is_long = q.dtype == torch.bfloat16 and q.shape[2] >= _BLOCK
+    return is_long and multiplies_bfloat16() and not _has_tiles()
+
+
+def _has_tiles() -> bool:
+    """Returns whether the processor has matrix tiles (AMX)."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 @lru_cache(maxsize=64)
@@ -259,6 +275,36 @@ def _attend_by_sums(
         bags = _bags(*shape, n_own, n_shared)
         sums = _weighted_sums(weights.view(-1, n_shared + n_own), _side_by_side(prefix.v, v), bags)
     return sums.view(*shape, head_size).transpose(1, 2).reshape(q.shape)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None) -> Tensor:
+    """Computes `attend` of all positions to those up to themselves on a CPU, for inference.
+
+    A block of queries after the other: batched products take half the time of the fused kernel in
+    bfloat16 on a processor that multiplies it but has no matrix tiles (Zen 5: 32 against 63 ms for
+    8 images of 1,024 positions and 6 heads of 32). Scores are rounded to the dtype, as those of few
+    queries are. Each row is multiplied by itself, so that its result depends on no other.
+    """
+    n_positions = q.shape[2]
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    bias = _causal_bias(n_positions)
+    result = torch.empty_like(q)
+    for q_row, k_row, v_row, result_row in zip(q, k.transpose(2, 3), v, result, strict=True):
+        for start in range(0, n_positions, _BLOCK):
+            end = min(start + _BLOCK, n_positions)
+            seen = bias[: end - start, n_positions - start : n_positions - start + end]
+            scores = torch.bmm(q_row[:, start:end], k_row[..., :end])
+            weights = torch.add(seen, scores, alpha=scale).softmax(dim=-1).to(q.dtype)
+            result_row[:, start:end] = torch.bmm(weights, v_row[:, :end])
+    return result
+
+
+@lru_cache(maxsize=2)
+def _causal_bias(n: int) -> Tensor:
+    """Makes what is added to scores, (_BLOCK, n + _BLOCK): for a block that begins at position s
+    those of keys 0, 1, ... stand from column n - s on."""
+    ahead = torch.arange(n + _BLOCK) - n > torch.arange(_BLOCK)[:, None]
+    return added_mask(~ahead, torch.float32)
 
 
 def _weighted_sums(weights: Tensor, rows: Tensor, bags: Tensor) -> Tensor:

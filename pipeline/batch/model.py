@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from igpt_core.errors import NoHeadError
 from igpt_core.files.model_files import EMBEDDED, resolve_revision
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import HEADS
+from igpt_core.model.attention import multiplies_bfloat16
 from igpt_core.model.checkpoint import model_fingerprint
 from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from pipeline.batch.quantizer import Quantizer, find_quantizer
@@ -104,15 +103,9 @@ def find_device(options: ModelOptions, *, grows: bool = False) -> tuple[str, str
         raise UsageError(f"expected a GPU for --device cuda, found none; next: {more}--device cpu")
     dtype = options.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" or _multiplies_bfloat16() else "float32"
+        # On CPUs by this machine's, for which those of the nodes are taken.
+        dtype = "bfloat16" if device == "cuda" or multiplies_bfloat16() else "float32"
     return device, dtype
-
-
-def _multiplies_bfloat16() -> bool:
-    """Tells whether this machine's processor, for which those of the nodes are taken, multiplies
-    bfloat16 itself; others widen it to float32 first."""
-    # Written for torch 2.6 and later, which have no public names for these.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str, int | None], int]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from igpt_core.model import attention
 from igpt_core.model.attention import (
     Prefix,
     added_mask,
@@ -213,6 +214,21 @@ def test_a_shared_prefix_gives_what_a_repeated_one_does(
     for row in range(6):
         alone = (part[row : row + 1] for part in (q, keys, values))
         assert_near(found[row : row + 1], plain(*alone, seen=seen[row, 0], scale=32**-0.5))
+
+
+@pytest.mark.parametrize("head_size", [32, 192])
+@pytest.mark.parametrize("n_positions", [128, 300])
+def test_products_by_blocks_are_causal_and_of_each_row_alone(n_positions, head_size) -> None:
+    """Whatever the processor, of which some use the fused kernel for it."""
+    with torch.inference_mode():
+        q, k, v = inputs(n_positions, n_positions, head_size, torch.bfloat16)
+        q = q.transpose(1, 2).contiguous().transpose(1, 2) / 4  # as heads are split; scores round
+        found = attention._attend_in_blocks(q, k, v, scale=0.3)
+        seen = causal(n_positions, n_positions)
+        assert_near(found, attend(q.double(), k.double(), v.double(), mask=seen, scale=0.3))
+        for rows in ([1], [1, 0, 1], [0] * 9 + [1]):
+            several = attention._attend_in_blocks(q[rows], k[rows], v[rows], scale=0.3)
+            assert torch.equal(several, found[rows])
 
 
 def test_dropout_drops_weights_and_keeps_their_mean() -> None:
