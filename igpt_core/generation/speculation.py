@@ -18,24 +18,27 @@ from torch.nn.functional import pad
 from igpt_core.generation.drafts import Neighbors, NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
+from igpt_core.model.attention import has_tiles
 
 # Numbers of noise: a CPU keeps so many in its cache while they are made, and on a GPU each making
 # launches some hundred kernels.
 _NOISE_AT_ONCE, _NOISE_AT_ONCE_ON_GPU = 1 << 18, 1 << 24
 
 
-def best_window(device: str, rows: int) -> int:
+def best_window(device: str, rows: int, dtype: torch.dtype) -> int:
     """Returns the window that decodes fastest with so many rows, on "cpu" or "cuda".
 
     Measured with the shipped model and its tables on lower halves of CIFAR-10
-    (benchmarks/window.py): one row is 1.55 to 1.87 times as fast with 16 on Zen 5, and 2.2 to 2.5
-    times on a Xeon with matrix tiles even without tables. Four rows are with 8 1.17 (float32) and
-    0.96 (bfloat16) times as fast on the one, 1.4 to 1.5 times on the other. With 16 rows no window
-    gains. On GPUs it was not measured.
+    (benchmarks/window.py). On Zen 5 the windows below are 1.7, 1.4, 1.2 and 1.07 times as fast as
+    one pixel at a time with 1, 2, 4 and 8 rows. In bfloat16 on a Xeon with matrix tiles 16 is 2.2
+    to 2.5 times as fast with one row, and 8 1.4 to 1.5 times with four, even without tables. With
+    16 rows no window gains more than 6 %. On GPUs it was not measured.
     """
-    if device != "cpu" or rows > 4:
+    if device != "cpu":
         return 1
-    return 16 if rows <= 2 else 8
+    tiles = dtype == torch.bfloat16 and has_tiles()
+    best = {2: 16, 4: 8} if tiles else {1: 16, 2: 8, 8: 4}
+    return next((window for most, window in best.items() if rows <= most), 1)
 
 
 class Windows:

@@ -14,7 +14,7 @@ SPAN_UNIT = 64
 # Up to so many queries per row weighted sums are faster than the fused kernel; see _attend_by_sums.
 _FEW_QUERIES = 8
 # Of queries and keys alike, from so many on products by blocks are; see _attend_in_blocks.
-_BLOCK = 128
+_BLOCK = 128  # queries of one product; see _attend_in_blocks
 
 
 class Prefix(NamedTuple):
@@ -101,21 +101,21 @@ def reads_by_channel(like: Tensor, n_queries: int) -> bool:
     """
     if like.device.type != "cpu" or n_queries > _FEW_QUERIES:
         return False
-    return like.dtype != torch.bfloat16 or not _has_tiles()
+    return like.dtype != torch.bfloat16 or not has_tiles()
 
 
 def multiplies_bfloat16() -> bool:
     """Returns whether the processor multiplies bfloat16 itself; others widen it first."""
-    return torch.cpu._is_avx512_bf16_supported() or _has_tiles()
+    return torch.cpu._is_avx512_bf16_supported() or has_tiles()
 
 
 def _blocks_pay(q: Tensor) -> bool:
     """Returns whether `_attend_in_blocks` is faster than the fused kernel."""
     is_long = q.dtype == torch.bfloat16 and q.shape[2] >= _BLOCK
-    return is_long and multiplies_bfloat16() and not _has_tiles()
+    return is_long and multiplies_bfloat16() and not has_tiles()
 
 
-def _has_tiles() -> bool:
+def has_tiles() -> bool:
     """Returns whether the processor has matrix tiles (AMX)."""
     return torch.cpu._is_amx_tile_supported()
 
@@ -285,26 +285,25 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None) -
     8 images of 1,024 positions and 6 heads of 32). Scores are rounded to the dtype, as those of few
     queries are. Each row is multiplied by itself, so that its result depends on no other.
     """
-    n_positions = q.shape[2]
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    bias = _causal_bias(n_positions)
+    n_positions, head_size = q.shape[2:]
+    q = q * (head_size**-0.5 if scale is None else scale)
+    unseen = _unseen_in_block()
     result = torch.empty_like(q)
-    for q_row, k_row, v_row, result_row in zip(q, k.transpose(2, 3), v, result, strict=True):
+    for row, keys in enumerate(k.transpose(2, 3)):
         for start in range(0, n_positions, _BLOCK):
             end = min(start + _BLOCK, n_positions)
-            seen = bias[: end - start, n_positions - start : n_positions - start + end]
-            scores = torch.bmm(q_row[:, start:end], k_row[..., :end])
-            weights = torch.add(seen, scores, alpha=scale).softmax(dim=-1).to(q.dtype)
-            result_row[:, start:end] = torch.bmm(weights, v_row[:, :end])
+            scores = torch.bmm(q[row, :, start:end], keys[..., :end])
+            own = end - start
+            scores[..., start:].masked_fill_(unseen[:own, :own], -torch.inf)
+            weights = scores.softmax(dim=-1)  # in float32, and rounded
+            result[row, :, start:end] = torch.bmm(weights, v[row, :, :end])
     return result
 
 
-@lru_cache(maxsize=2)
-def _causal_bias(n: int) -> Tensor:
-    """Makes what is added to scores, (_BLOCK, n + _BLOCK): for a block that begins at position s
-    those of keys 0, 1, ... stand from column n - s on."""
-    ahead = torch.arange(n + _BLOCK) - n > torch.arange(_BLOCK)[:, None]
-    return added_mask(~ahead, torch.float32)
+@lru_cache(maxsize=1)
+def _unseen_in_block() -> Tensor:
+    """Makes a mask (_BLOCK, _BLOCK), true where a key of a block is behind a query of it."""
+    return ~_causal(_BLOCK, _BLOCK, torch.device("cpu"))
 
 
 def _weighted_sums(weights: Tensor, rows: Tensor, bags: Tensor) -> Tensor:

@@ -65,12 +65,17 @@ class JobSpec:
         device ("cpu" or "cuda") in a dtype, by its name; None for a job without a model."""
         if self.model is None or self.images_per_batch is None:
             return None
+        import torch
+
         from igpt_core.generation.speculation import best_window
         from pipeline.stages.model_batches import ComputePlan
 
         images, window = self.images_per_batch(device, dtype, n_rows), 1
         if isinstance(self.options, SamplingOptions):
-            window = self.options.window or best_window(device, images * self.sequences)
+            together = min(filter(None, (images, n_rows, self.options.shard_size)))
+            window = self.options.window or best_window(
+                device, together * self.sequences, getattr(torch, dtype)
+            )
         return ComputePlan(
             self.model.location,
             device,

@@ -161,24 +161,37 @@ def test_a_window_changes_no_byte_in_float32_and_belongs_to_the_run(
     completed, photos, tiny_model, tmp_path, capsys
 ):
     record = json.loads((completed / "run.json").read_text())
-    assert (record["options"]["window"], record["results"]["window"]) == (None, 1)
+    assert (record["options"]["window"], record["results"]["window"]) == (None, 4)
     output = tmp_path / "other"
-    igpt(*command(photos, tiny_model, output, window=8))
-    assert json.loads((output / "run.json").read_text())["results"]["window"] == 8
+    igpt(*command(photos, tiny_model, output, window=1))
+    assert json.loads((output / "run.json").read_text())["results"]["window"] == 1
     assert parts(output) == parts(completed)
-    several = json.loads((output / "report.json").read_text())["tokens_per_pass"]
-    assert json.loads((completed / "report.json").read_text())["tokens_per_pass"] == 1 < several
+    several = json.loads((completed / "report.json").read_text())["tokens_per_pass"]
+    assert json.loads((output / "report.json").read_text())["tokens_per_pass"] == 1 < several
     capsys.readouterr()
-    igpt("status", output)
+    igpt("status", completed)
     assert f", {several:.2f} tokens per pass\n" in capsys.readouterr().out
     (output / "data" / "part-000001.parquet").unlink()
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         igpt(*command(photos, tiny_model, output, window=4))
     assert stopped.value.code == 2
-    assert "window: 8 there, 4 now" in capsys.readouterr().err
+    assert "window: 1 there, 4 now" in capsys.readouterr().err
     igpt(*command(photos, tiny_model, output))  # as it was, not as it would be found
     assert parts(output) == parts(completed)
+
+
+@pytest.mark.parametrize("fewer", [{"limit": 2}, {"shard-size": 2}])
+def test_few_images_are_decoded_in_windows(
+    in_process, completed, photos, tiny_model, tmp_path, fewer
+):
+    """Of two samples each: four sequences."""
+    output = tmp_path / "run"
+    igpt(*command(photos, tiny_model, output, **fewer))
+    assert json.loads((output / "run.json").read_text())["results"]["window"] == 4
+    every = {row["id"]: row for row in pq.read_table(completed / "data").to_pylist()}
+    for row in pq.read_table(output / "data").to_pylist():
+        assert row == every[row["id"]]
 
 
 @pytest.mark.slow

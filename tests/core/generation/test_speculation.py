@@ -9,9 +9,9 @@ from torch import Tensor
 
 import igpt_core
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
-from igpt_core.generation import decoding
+from igpt_core.generation import decoding, speculation
 from igpt_core.generation.prompts import complete_prompts
-from igpt_core.generation.speculation import Windows
+from igpt_core.generation.speculation import Windows, best_window
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from parity import CAUSAL, draw_weights, one_thread  # noqa: F401
 
@@ -61,6 +61,22 @@ def passes(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(decoding, "decode_window", counted)
     return made
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tiles", "windows"),
+    [
+        (torch.float32, False, {1: 16, 2: 8, 3: 4, 8: 4, 9: 1, 64: 1}),
+        (torch.bfloat16, False, {1: 16, 2: 8, 3: 4, 8: 4, 9: 1}),
+        (torch.float32, True, {1: 16, 2: 8, 3: 4, 8: 4, 9: 1}),
+        (torch.bfloat16, True, {1: 16, 2: 16, 3: 8, 4: 8, 5: 1}),
+    ],
+    ids=str,
+)
+def test_the_best_window_goes_by_rows_and_processor(monkeypatch, dtype, tiles, windows):
+    monkeypatch.setattr(speculation, "has_tiles", lambda: tiles)
+    assert {rows: best_window("cpu", rows, dtype) for rows in windows} == windows
+    assert best_window("cuda", 1, dtype) == 1
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
