@@ -61,7 +61,7 @@ def main() -> None:
     prompt = new_cache(model, 1, capacity=prompts.shape[1] + 1)
     prompt.length = prompts.shape[1] + 1  # the start token before it
     memory = {
-        "samples": taken(prompt.repeat(n, capacity=n_positions)),
+        "samples": taken(prompt.repeat(n, capacity=n_positions, shares=True)),
         "prompts": taken(prompt.repeat(1, capacity=n_positions)) * n,
     }
     result = {

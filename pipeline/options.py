@@ -130,7 +130,7 @@ class ModelOptions(ProgressOptions, StorageOptions):
         "auto", description="float32, bfloat16, float16; auto: bfloat16 if native"
     )
     batch_size: AutoInt = Field(
-        None, ge=1, description="sequences per batch; auto: 16 or 32, on GPUs what fits"
+        None, ge=1, description="sequences per batch; auto: 16 to 32, on GPUs what fits"
     )
     model_actors: AutoInt = Field(
         None, ge=1, description="actors with a model; auto: one per GPU or core"

@@ -91,7 +91,7 @@ def feed(
     hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
     cache.length = n_given
     logits = _next_logits(model, hidden[:, -1:])[:, 0].repeat_interleave(n_samples, dim=0)
-    return logits, cache.repeat(n_samples, capacity=whole_units(capacity))
+    return logits, cache.repeat(n_samples, capacity=whole_units(capacity), shares=True)
 
 
 def whole_units(n_positions: int) -> int:
@@ -192,6 +192,7 @@ def decode(
         head_size=model.config.head_size,
         dtype=weight.dtype,
         device=weight.device,
+        by_channel=cache.by_channel,
     )
     highest = [logits[:, None].amax(dim=-1)]  # NaN where there is one
     windows.draw_first(logits)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 SPAN_UNIT = 64
 # Up to so many queries per row weighted sums are faster than the fused kernel; see _attend_by_sums.
 _FEW_QUERIES = 8
-# Of queries and keys alike, from so many on products by blocks are; see _attend_in_blocks.
 _BLOCK = 128  # queries of one product; see _attend_in_blocks
 
 
@@ -25,7 +24,7 @@ class Prefix(NamedTuple):
 
     def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the keys and values (B, H, P + T, D) of all positions, for each row."""
-        n = len(k) // len(self.k)
+        n = len(k) // max(len(self.k), 1)
         return (
             torch.cat([self.k.repeat_interleave(n, dim=0), k], dim=2),
             torch.cat([self.v.repeat_interleave(n, dim=0), v], dim=2),
@@ -62,15 +61,17 @@ def attend(
     Returns:
         (B, H, Tq, D), the dtype of q.
     """
-    n_queries, n_keys = q.shape[2], k.shape[2]
+    n_queries = q.shape[2]
     if q.device.type == "cpu" and not (dropout or torch.is_grad_enabled() or padding is not None):
         by_channel = k.stride(3) != 1
         if by_channel and (n_queries == 1 or (mask is not None and n_queries <= _FEW_QUERIES)):
             return _attend_by_sums(q, k, v, mask=mask, scale=scale, prefix=prefix)
-        if mask is None and n_queries == n_keys and _blocks_pay(q):
+        is_whole = mask is None and prefix is None and n_queries == k.shape[2]
+        if is_whole and _blocks_pay(q):
             return _attend_in_blocks(q, k, v, scale=scale)
     if prefix is not None:
         k, v = prefix.before(k, v)
+    n_keys = k.shape[2]
     if padding is not None:
         return attend_with_weights(
             q, k, v, mask=mask, padding=padding, scale=scale, dropout=dropout
@@ -122,7 +123,13 @@ def has_tiles() -> bool:
 
 @lru_cache(maxsize=64)
 def steady_spans(
-    capacity: int, *, n_queries: int, head_size: int, dtype: torch.dtype, device: torch.device
+    capacity: int,
+    *,
+    n_queries: int,
+    head_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    by_channel: bool,
 ) -> tuple[int, ...]:
     """Finds the numbers of keys with which `attend` computes the same bits as with `capacity`, all
     that are not seen being masked: so a row's bits do not depend on how far the others reach.
@@ -130,12 +137,12 @@ def steady_spans(
     Multiples of SPAN_UNIT, ascending; the last is `capacity`, itself one. Found by trying, as it is
     up to the processor: an odd number is rounded otherwise on many, and matrix products that sum
     keys in blocks of 192 (MKL on Zen 5, float32) do 256 and 320 otherwise than any others.
+    `by_channel`: how keys lie, which decides how they are attended to.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn((2, 1, 1, capacity, head_size), generator=generator)
     k, v = drawn.to(device, dtype)
     q = torch.randn((1, 1, n_queries, head_size), generator=generator).to(device, dtype)
-    by_channel = reads_by_channel(q, n_queries)
     mask_dtype = torch.float32 if by_channel else dtype
 
     def attended(span: int, n_seen: int) -> Tensor:
@@ -148,8 +155,14 @@ def steady_spans(
 
     candidates = tuple(range(SPAN_UNIT, capacity, SPAN_UNIT))
     if dtype.itemsize < torch.float32.itemsize:  # whose rounding hides most of a difference
-        kind = {"n_queries": n_queries, "head_size": head_size, "device": device}
-        candidates = steady_spans(capacity, dtype=torch.float32, **kind)[:-1]
+        candidates = steady_spans(
+            capacity,
+            n_queries=n_queries,
+            head_size=head_size,
+            dtype=torch.float32,
+            device=device,
+            by_channel=by_channel,
+        )[:-1]
     with torch.inference_mode():
         steady = [
             span
@@ -248,7 +261,7 @@ def _attend_by_sums(
     """
     rows, heads, n_queries, head_size = q.shape
     n_groups = rows if prefix is None else len(prefix.k)
-    n_each, n_own = rows // n_groups, k.shape[2]
+    n_each, n_own = rows // max(n_groups, 1), k.shape[2]
     scale = head_size**-0.5 if scale is None else scale
 
     def in_order(x: Tensor) -> Tensor:  # (rows, heads, ...) to (groups, heads, rows of each, ...)
@@ -257,7 +270,7 @@ def _attend_by_sums(
     bias = torch.zeros(1, dtype=torch.float32)
     if mask is not None:
         bias = added_mask(mask, torch.float32) if mask.dtype == torch.bool else mask
-        bias = in_order(bias.expand(rows, -1, -1, -1)) if bias.dim() == 4 else bias
+        bias = in_order(bias[(None,) * (4 - bias.dim())].expand(rows, -1, -1, -1))
     queries = in_order(q).reshape(-1, head_size)
     shape = (n_groups, heads, n_each, n_queries)
     own = _weighted_sums(queries, k.transpose(2, 3), _bags(*shape, head_size))
@@ -265,7 +278,7 @@ def _attend_by_sums(
     if prefix is None:
         scores = torch.add(bias, own, alpha=scale)  # of float32, as the bias is
         weights = scores.softmax(dim=-1).to(q.dtype)
-        sums = _weighted_sums(weights.view(-1, n_own), v, _bags(*shape, n_own))
+        sums = _weighted_sums(weights.flatten(0, -2), v, _bags(*shape, n_own))
     else:
         n_shared = prefix.k.shape[2]
         bags = _bags(n_groups, heads, 1, n_each * n_queries, head_size)
@@ -273,7 +286,7 @@ def _attend_by_sums(
         scores = torch.cat([shared, own], dim=-1)
         weights = torch.add(bias, scores, alpha=scale).softmax(dim=-1).to(q.dtype)
         bags = _bags(*shape, n_own, n_shared)
-        sums = _weighted_sums(weights.view(-1, n_shared + n_own), _side_by_side(prefix.v, v), bags)
+        sums = _weighted_sums(weights.flatten(0, -2), _side_by_side(prefix.v, v), bags)
     return sums.view(*shape, head_size).transpose(1, 2).reshape(q.shape)
 
 
@@ -283,27 +296,27 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None) -
     A block of queries after the other: batched products take half the time of the fused kernel in
     bfloat16 on a processor that multiplies it but has no matrix tiles (Zen 5: 32 against 63 ms for
     8 images of 1,024 positions and 6 heads of 32). Scores are rounded to the dtype, as those of few
-    queries are. Each row is multiplied by itself, so that its result depends on no other.
+    queries are and transformers' are, where the fused kernel keeps float32: its error is a half of
+    this one's with scores of order 1, an eighth with 10. Each row is multiplied by itself, so that
+    its result depends on no other.
     """
     n_positions, head_size = q.shape[2:]
-    q = q * (head_size**-0.5 if scale is None else scale)
-    unseen = _unseen_in_block()
+    scale = head_size**-0.5 if scale is None else scale
     result = torch.empty_like(q)
     for row, keys in enumerate(k.transpose(2, 3)):
         for start in range(0, n_positions, _BLOCK):
             end = min(start + _BLOCK, n_positions)
             scores = torch.bmm(q[row, :, start:end], keys[..., :end])
-            own = end - start
-            scores[..., start:].masked_fill_(unseen[:own, :own], -torch.inf)
-            weights = scores.softmax(dim=-1)  # in float32, and rounded
+            scores = torch.add(_causal_bias(start, end), scores, alpha=scale)  # of float32
+            weights = scores.softmax(dim=-1).to(q.dtype)
             result[row, :, start:end] = torch.bmm(weights, v[row, :, :end])
     return result
 
 
-@lru_cache(maxsize=1)
-def _unseen_in_block() -> Tensor:
-    """Makes a mask (_BLOCK, _BLOCK), true where a key of a block is behind a query of it."""
-    return ~_causal(_BLOCK, _BLOCK, torch.device("cpu"))
+@lru_cache(maxsize=16)
+def _causal_bias(start: int, end: int) -> Tensor:
+    """Makes what is added to the scores of queries from `start` to `end` and keys up to these."""
+    return added_mask(_causal(end - start, end, torch.device("cpu")), torch.float32)
 
 
 def _weighted_sums(weights: Tensor, rows: Tensor, bags: Tensor) -> Tensor:

@@ -188,24 +188,26 @@ class KVCache:
             self.keys = [_repack(layer, span, length, by_channel) for layer in self.keys]
             self.values = [_repack(layer, span, length, False) for layer in self.values]
 
-    def repeat(self, n: int, *, capacity: int) -> "KVCache":
+    def repeat(self, n: int, *, capacity: int, shares: bool = False) -> "KVCache":
         """Makes a cache of another capacity in which row r becomes rows r*n ... r*n + n-1.
 
-        Where keys lie `by_channel` these share whole units of the positions that are filled, but
-        for the last position, which may be written again.
+        Args:
+            shares: where keys lie `by_channel`, these share whole units of the positions that are
+                filled, but for the last position, which may be written again.
         """
         shared = 0
-        if n > 1 and self.by_channel:
+        if shares and n > 1 and self.by_channel:
             shared = max(self.length - 1, 0) // SPAN_UNIT * SPAN_UNIT
         grown = copy.copy(self)
         grown.capacity, grown.n_shared = capacity, shared
-        sizes = {"n": n, "shared": shared, "length": self.length, "capacity": capacity}
-        keys = [_repeat(each, by_channel=self.by_channel, **sizes) for each in self.keys]
-        values = [_repeat(each, by_channel=False, **sizes) for each in self.values]
-        grown.keys, grown.values = [own for _, own in keys], [own for _, own in values]
-        if shared:
-            pairs = zip(keys, values, strict=True)
-            grown.prefixes = [Prefix(k, v) for (k, _), (v, _) in pairs]
+        grown.keys, grown.values, grown.prefixes = [], [], []
+        sizes = {"n": n, "shared": shared, "capacity": capacity}
+        for k, v in self:
+            first_k, own_k = _repeat(k, by_channel=self.by_channel, **sizes)
+            first_v, own_v = _repeat(v, by_channel=False, **sizes)
+            grown.keys.append(own_k)
+            grown.values.append(own_v)
+            grown.prefixes.append(Prefix(first_k, first_v) if shared else None)
         return grown
 
 
@@ -238,17 +240,17 @@ def _repack(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
 
 
 def _repeat(
-    layer: Tensor, *, n: int, shared: int, length: int, capacity: int, by_channel: bool
+    filled: Tensor, *, n: int, shared: int, capacity: int, by_channel: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the first `shared` positions of each row, and behind them in the same memory the
-    others for each of its n copies."""
-    rows, heads, _, head_size = layer.shape
+    others for each of its n copies, with room for `capacity` of all."""
+    rows, heads, length, head_size = filled.shape
     first: Shape = (rows, heads, shared, head_size)
     own: Shape = (rows * n, heads, capacity - shared, head_size)
-    memory = layer.new_zeros(math.prod(first) + math.prod(own))
+    memory = filled.new_zeros(math.prod(first) + math.prod(own))
     prefix = _laid_out(memory, first, by_channel)
-    prefix[:] = layer[:, :, :shared]
+    prefix[:] = filled[:, :, :shared]
     repeated = _laid_out(memory[prefix.numel() :], own, by_channel)
-    by_row = repeated.view(rows, n, heads, -1, head_size)
-    by_row[:, :, :, : length - shared] = layer[:, None, :, shared:length]
+    by_row = repeated.view(rows, n, *own[1:])
+    by_row[:, :, :, : length - shared] = filled[:, None, :, shared:]
     return prefix, repeated

@@ -184,6 +184,7 @@ class Heads(nn.Module):
         if options.weights is None:
             y = attend(q, k, v, **seen, scale=self.scale, dropout=dropout, prefix=prefix)
         else:
+            k, v = (k, v) if prefix is None else prefix.before(k, v)
             y, weights = attend_with_weights(q, k, v, **seen, scale=self.scale, dropout=dropout)
             options.weights.append(weights if factors is None else weights * factors)
         if factors is not None:

@@ -142,8 +142,8 @@ def sampling_batches(
         if given is not None:
             return given // n_drawn
         positions, room = model.quantizer.image_size**2, memory(device, options.progress)
-        if device == "cpu" and n_rows is not None:
-            room = room.shared_by(n_rows * n_drawn, allocation.auto_model_actors(device))
+        if device == "cpu":  # where nobody has counted the rows these may be few
+            room = room.shared_by((n_rows or 0) * n_drawn, allocation.auto_model_actors(device))
         return sampling_images(model.config, positions, n=n_drawn, dtype=dtype, memory=room)
 
     return images

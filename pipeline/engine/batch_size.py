@@ -33,9 +33,9 @@ class Memory:
         return cls(int(_SHARE * free), most_images=256, most_sequences=512)
 
     def shared_by(self, n_sequences: int, n_actors: int) -> "Memory":
-        """Returns the same with fewer sequences together where otherwise the actors would not have
-        two batches each."""
-        most = max(n_sequences // (2 * max(n_actors, 1)), _FEWER_SEQUENCES)
+        """Returns the same with fewer sequences together, but not below 16, where otherwise the
+        actors would not have two batches each."""
+        most = max(-(-n_sequences // (2 * n_actors)), _FEWER_SEQUENCES)
         return replace(self, most_sequences=min(most, self.most_sequences))
 
 

@@ -49,6 +49,7 @@ _PERMANENT_ERRNOS = {
 _NODE_ERRNOS = {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 _REFUSED = {401, 403, 407}
 _TRANSIENT_STATUSES = {408, 425, 429}
+_SERVER_FAULTS = {500, 502, 503, 504}
 # How codes of S3, and of what speaks like it, begin that are transient whatever the status.
 _TRANSIENT_CODES = (
     *("Throttl", "SlowDown", "TooManyRequests", "RequestLimit", "ServerBusy", "ServiceUnavailable"),
@@ -108,8 +109,9 @@ def is_of_the_node(error: BaseException) -> bool:
 
 
 def is_server_fault(error: BaseException) -> bool:
-    """Returns whether a store has answered that the fault is its own: 500, 503 and such."""
-    return (_http_status(error) or 0) >= 500
+    """Returns whether a store has answered that a fault of its own kept it, or what stands before
+    it, from doing what was asked."""
+    return _http_status(error) in _SERVER_FAULTS
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ bit for bit.
 """
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -230,6 +231,24 @@ def test_a_prompt_that_samples_share_gives_the_bits_of_a_copy_for_each(
         assert torch.equal(found, expected)
 
 
+@torch.no_grad()
+def test_a_model_goes_on_from_a_cache_that_samples_share() -> None:
+    """One position or several, with attention weights, and beyond its capacity."""
+    model, prompt = model_of(), prompts(2, 101)
+    whole = prompt.repeat_interleave(3, dim=0)
+    expected = model(whole, output_attentions=True)
+    for n_new in (1, 3, 20):
+        for asked in ({}, {"output_attentions": True}):
+            past = model(prompt[:, :-n_new], use_cache=True).past_key_values
+            shared = past.repeat(3, capacity=past.length, shares=True)
+            found = model(whole[:, -n_new:], past_key_values=shared, **asked)
+            assert_near(found.logits, expected.logits[:, -n_new:])
+            for mine, theirs in zip(
+                found.attentions or (), expected.attentions, strict=bool(asked)
+            ):
+                assert_near(mine, theirs[:, :, -n_new:])
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("n_given", [0, 30])
@@ -337,8 +356,8 @@ def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatc
     made = []
     repeat = KVCache.repeat
 
-    def watched(self: KVCache, n: int, *, capacity: int) -> KVCache:
-        made.append(repeat(self, n, capacity=capacity))
+    def watched(self: KVCache, n: int, **options: Any) -> KVCache:
+        made.append(repeat(self, n, **options))
         return made[-1]
 
     monkeypatch.setattr(KVCache, "repeat", watched)

@@ -80,7 +80,7 @@ def test_copies_of_a_row_share_whole_units_but_for_the_last_position(length, sha
     cache = make_cache(capacity=150)
     write(cache, *range(length), span=length)
     cache.length = length
-    grown = cache.repeat(3, capacity=192)
+    grown = cache.repeat(3, capacity=192, shares=True)
     assert (grown.n_shared, grown.capacity) == (shared, 192)
     assert grown.keys[0].shape == (6, 3, 192 - shared, 4)
     grown.repack(160)
@@ -99,6 +99,11 @@ def test_copies_of_a_row_share_whole_units_but_for_the_last_position(length, sha
         for part, expected in zip(found, write_rows, strict=True):
             assert torch.equal(part[:, :, length - 1 : length], expected * 7.0)
             assert torch.equal(part[:, :, length:], expected * (layer + 1))
+    again = grown.repeat(2, capacity=200)
+    assert (again.n_shared, again.prefixes) == (0, [None, None])
+    for copied, shared in zip(again, grown, strict=True):
+        for parts, expected in zip(copied, shared, strict=True):
+            assert torch.equal(parts, expected.repeat_interleave(2, dim=0))
     other = make_cache(batch_size=8, capacity=150)
     other.copy_rows(grown, slice(1, 7))
     for layer, (k, v) in enumerate(grown):
@@ -109,7 +114,7 @@ def test_copies_of_a_row_share_whole_units_but_for_the_last_position(length, sha
 def test_eight_samples_of_half_an_image_take_under_65_percent_of_eight_rows() -> None:
     half = KVCache(VARIANTS["small"], batch_size=1, capacity=513, device="cpu", dtype=torch.float32)
     half.length = 513
-    grown = half.repeat(8, capacity=1024)
+    grown = half.repeat(8, capacity=1024, shares=True)
     taken = sum(layer.untyped_storage().nbytes() for layer in [*grown.keys, *grown.values])
     whole = KVCache.bytes_per_row(VARIANTS["small"], 1024, torch.float32)
     assert taken == (512 + 8 * 512) / 1024 * whole < 0.65 * 8 * whole

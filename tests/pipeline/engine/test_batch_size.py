@@ -71,8 +71,10 @@ def test_batches_grow_with_memory_up_to_a_bound_and_hold_one_image_at_least():
         (128, 1, 2, 32),
         (100, 1, 2, 25),  # two batches for each actor
         (40, 1, 2, 16),
-        (0, 1, 0, 16),  # a cluster without machines as yet
+        (103, 1, 2, 26),  # and none that is small beside the others
+        (0, 1, 1, 16),
         (30, 4, 2, 7),
+        (64, 1, 64, 16),
         (1000, 40, 2, 1),
     ],
 )
