@@ -17,10 +17,11 @@ from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import Windows
-from igpt_core.model.attention import SPAN_UNIT, added_mask, steady_spans
+from igpt_core.model.attention import added_mask
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
+from igpt_core.model.spans import steady_spans, whole_units
 from igpt_core.model.transformer import ImageGPTModel
 
 
@@ -92,11 +93,6 @@ def feed(
     cache.length = n_given
     logits = _next_logits(model, hidden[:, -1:])[:, 0].repeat_interleave(n_samples, dim=0)
     return logits, cache.repeat(n_samples, capacity=whole_units(capacity), shares=True)
-
-
-def whole_units(n_positions: int) -> int:
-    """Rounds up to a multiple of SPAN_UNIT."""
-    return -(-n_positions // SPAN_UNIT) * SPAN_UNIT
 
 
 def new_cache(model: CausalModel, rows: int, *, capacity: int, window: int = 1) -> KVCache:

@@ -11,13 +11,13 @@ from igpt_core.generation.decoding import (
     draw_images,
     new_cache,
     prefill,
-    whole_units,
 )
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.spans import whole_units
 
 
 def complete_prompts(

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from igpt_core.model.attention import SPAN_UNIT, Prefix, reads_by_channel
+from igpt_core.model.attention import Prefix, reads_by_channel
 from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.spans import SPAN_UNIT
 
 
 class KVCache:

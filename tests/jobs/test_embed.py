@@ -12,22 +12,25 @@ import torch
 from datasets import load_dataset
 
 from pictures import BAD, GOOD
-from runs import columns, errors, igpt, parts, reference, refusal, results, started, tokens_of_files
-
-COMMON = {
-    "batch_size": 8,
-    "shard_size": 16,
-    "max_error_fraction": 0.5,
-    "device": "cpu",
-    "dtype": "float32",
-}
+from runs import (
+    FORWARD,
+    columns,
+    errors,
+    igpt,
+    parts,
+    reference,
+    refusal,
+    results,
+    started,
+    tokens_of_files,
+)
 
 
 @pytest.fixture(scope="module")
 def embedded(ray_session, photos, tiny_model, tmp_path_factory) -> Path:
     """Every layer of the photos, good and bad."""
     output = tmp_path_factory.mktemp("runs") / "embedded"
-    igpt("embed", input=photos, model=tiny_model, output=output, layers="all", **COMMON)
+    igpt("embed", input=photos, model=tiny_model, output=output, layers="all", **FORWARD)
     return output
 
 
@@ -78,7 +81,7 @@ def test_normed_features_and_those_without_the_start_token(
     ray_session, photos, tiny_model, tmp_path, options, layers, sos, normed, dtype
 ):
     output = tmp_path / "run"
-    igpt("embed", input=photos, model=tiny_model, output=output, **options, **COMMON)
+    igpt("embed", input=photos, model=tiny_model, output=output, **options, **FORWARD)
     names = [f"embedding_{layer}" for layer in layers] if len(layers) > 1 else ["embedding"]
     type_ = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
     assert columns(output) == {"id": pa.string(), **{n: pa.list_(type_, 32) for n in names}}
@@ -108,7 +111,7 @@ def test_duckdb_and_datasets_open_the_output(embedded, tmp_path):
 def test_other_numbers_of_actors_change_no_byte_and_another_shard_size_no_row(
     embedded, photos, tiny_model, tmp_path
 ):
-    options = {"input": photos, "model": tiny_model, "layers": "all", **COMMON}
+    options = {"input": photos, "model": tiny_model, "layers": "all", **FORWARD}
     igpt("embed", **options, output=tmp_path / "actors", model_actors=1, cpu_actors=2)
     assert parts(tmp_path / "actors") == parts(embedded)
     igpt("embed", **options | {"shard_size": 9}, output=tmp_path / "shards")
@@ -121,7 +124,7 @@ def test_a_lost_part_is_done_again_and_other_layers_are_refused(
 ):
     before = parts(embedded)
     (embedded / "data" / "part-000001.parquet").unlink()
-    options = {"input": photos, "model": tiny_model, "output": embedded, **COMMON}
+    options = {"input": photos, "model": tiny_model, "output": embedded, **FORWARD}
     igpt("embed", **options, layers="0,1,2")
     assert parts(embedded) == before
     assert "layers: [0, 1, 2] there, [1] now" in refusal(capsys, "embed", **options)

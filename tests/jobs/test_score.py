@@ -17,6 +17,7 @@ from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from pictures import BAD, GOOD, SIDE
 from runs import (
+    FORWARD,
     columns,
     errors,
     igpt,
@@ -27,20 +28,12 @@ from runs import (
     tokens_of_files,
 )
 
-COMMON = {
-    "batch_size": 8,
-    "shard_size": 16,
-    "max_error_fraction": 0.5,
-    "device": "cpu",
-    "dtype": "float32",
-}
-
 
 @pytest.fixture(scope="module")
 def scored(in_process, photos, tiny_model, tmp_path_factory) -> Path:
     """The photos, good and bad, with the nats of every pixel."""
     output = tmp_path_factory.mktemp("runs") / "scored"
-    igpt("score", input=photos, model=tiny_model, output=output, map=True, **COMMON)
+    igpt("score", input=photos, model=tiny_model, output=output, map=True, **FORWARD)
     return output
 
 
@@ -95,7 +88,7 @@ def test_the_report_shows_images_beside_their_heat_maps(scored):
 def test_without_a_map_the_rest_is_the_same_whatever_the_shards_and_actors(
     scored, photos, tiny_model, tmp_path
 ):
-    options = {"input": photos, "model": tiny_model, **COMMON, "shard_size": 9}
+    options = {"input": photos, "model": tiny_model, **FORWARD, "shard_size": 9}
     igpt("score", **options, output=tmp_path / "plain", model_actors=1, cpu_actors=2)
     found = pq.read_table(tmp_path / "plain/data")
     assert found.equals(pq.read_table(scored / "data").drop_columns(["nll_map"]))
@@ -104,7 +97,7 @@ def test_without_a_map_the_rest_is_the_same_whatever_the_shards_and_actors(
 def test_a_lost_part_is_done_again_and_no_map_is_refused(scored, photos, tiny_model, capsys):
     before = parts(scored)
     (scored / "data" / "part-000000.parquet").unlink()
-    options = {"input": photos, "model": tiny_model, "output": scored, **COMMON}
+    options = {"input": photos, "model": tiny_model, "output": scored, **FORWARD}
     igpt("score", **options, map=True)
     assert parts(scored) == before
     assert "map: True there, False now" in refusal(capsys, "score", **options)

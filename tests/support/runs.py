@@ -14,6 +14,14 @@ from igpt_core.images.pixels import load_pixels
 from jobs.__main__ import main
 from pictures import SIDE
 
+# Of jobs that look at images once: float32, as they are held against transformers.
+FORWARD = {
+    "batch_size": 8,
+    "shard_size": 16,
+    "max_error_fraction": 0.5,
+    "device": "cpu",
+    "dtype": "float32",
+}
 START = 32  # the start token of the tiny model: after its 32 colors
 
 
