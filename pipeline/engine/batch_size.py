@@ -40,7 +40,7 @@ class Memory:
 
 
 # A core gains nothing from larger batches, and every actor of a machine has such a share of it.
-# 32 sequences of the shipped model in bfloat16 are decoded 1.2 times as fast as 16, and so are 64.
+# Two actors decode 32 sequences of the shipped model in bfloat16 1.2 times as fast as 16 or 64.
 CPU = Memory(1 << 30, most_images=16, most_sequences=32)
 _FEWER_SEQUENCES = 16
 
