@@ -16,8 +16,9 @@ from collections.abc import Callable
 
 import torch
 
-from igpt_core.generation.decoding import decode_window, feed
+from igpt_core.generation.decoding import feed
 from igpt_core.generation.packed import PackedBlock, prepacked
+from igpt_core.generation.passes import decode_window
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.attention import attend
 from igpt_core.model.config import VARIANTS

@@ -5,7 +5,10 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+# Without a GPU kernels in Triton run in its interpreter, which is chosen when it is imported.
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
 # A palette's table is cached by its fingerprint: not in the home of whoever runs the tests.
 os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".cache"))
 

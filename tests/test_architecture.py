@@ -32,6 +32,7 @@ ROOMS = {
 }
 CORE_PACKAGES = {"torch", "numpy", "PIL", "safetensors", "fsspec"}
 CORE_PACKAGES_WHEN_USED = {"sklearn", "huggingface_hub", "google_crc32c", "pillow_heif"}
+KERNEL = "igpt_core/model/window_kernel.py"  # in Triton, which torch for a CPU does not bring
 NAMES_WITHOUT_MEANING = r"(utils?|common|base|constants?|helpers?|managers?|misc)\.py"
 
 
@@ -94,10 +95,24 @@ def core_stands_alone(path, tree):
     if not path.startswith("igpt_core/"):
         return []
     allowed = {"igpt_core", *CORE_PACKAGES, *sys.stdlib_module_names}
+    if path == KERNEL:
+        allowed.add("triton")
     return [
         line
         for line, package, at_import in imports(tree)
         if package not in allowed and (at_import or package not in CORE_PACKAGES_WHEN_USED)
+    ]
+
+
+def kernel_where_it_is_used(path, tree):
+    folder, _, name = KERNEL.removesuffix(".py").replace("/", ".").rpartition(".")
+    return [
+        node.lineno
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in [getattr(node, "module", None)]
+        for alias in node.names
+        if f"{folder}.{name}" in (module, alias.name, f"{module}.{alias.name}")
     ]
 
 
@@ -169,6 +184,12 @@ RULES = {
             "class A:\n    try:\n        import sklearn\n    except ImportError: ...",
         ),
         ("igpt_core/a.py", "def f():\n    import pandas"),
+        ("igpt_core/a.py", "import triton"),
+    ],
+    kernel_where_it_is_used: [
+        ("igpt_core/a.py", "from igpt_core.model.window_kernel import attend_windows"),
+        ("igpt_core/a.py", "from igpt_core.model import window_kernel"),
+        ("pipeline/a.py", "import igpt_core.model.window_kernel"),
     ],
     ray_in_pipeline_and_jobs: [("benchmarks/a.py", "def f():\n    from ray.data import Dataset")],
     one_caller_of_map_batches: [
@@ -198,6 +219,8 @@ ALLOWED = [
     ("igpt_core/a.py", "import os, torch, PIL.Image\ndef f():\n    import sklearn\n    return 127"),
     ("igpt_core/model/attention.py", "F.scaled_dot_product_attention(q, k, v)"),
     ("igpt_core/images/palette.py", "x = 127.5"),
+    (KERNEL, "import triton"),
+    ("igpt_core/a.py", "def f():\n    from igpt_core.model.window_kernel import attend_windows"),
     ("igpt_core/a.py", '"""Pixels are 127.5 times ..., see map_batches."""'),
     ("igpt_core/a.py", "import torch, json\ntorch.load(f, weights_only=True)\njson.load(f)"),
     ("igpt_core/a.py", "model.load_state_dict(w, assign=True)"),

@@ -1,36 +1,26 @@
-"""Decoding of a batch: prefill, a pass over a window, passes until all is drawn, whole images.
+"""Decoding of a batch: prefill, passes until all is drawn, whole images.
 
 Input position i holds the start token (i = 0) or pixel i - 1, and its logits are those of pixel i;
 the last pixel is never fed. See `speculation` for windows; one pixel at a time is a window of one.
 """
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from igpt_core.errors import NonFiniteError
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
+from igpt_core.generation.passes import CausalModel, next_logits, pass_of
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import Windows
-from igpt_core.model.attention import added_mask
-from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
-from igpt_core.model.spans import steady_spans, whole_units
-from igpt_core.model.transformer import ImageGPTModel
-
-
-class CausalModel(nn.Module):
-    """What decoding needs of a model: the transformer, and the head on it that predicts pixels."""
-
-    config: ImageGPTConfig
-    transformer: ImageGPTModel
-    lm_head: nn.Linear
+from igpt_core.model.self_check import takes_starts
+from igpt_core.model.spans import whole_units
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ def feed(
     cache_slots = CacheSlots(cache, span=n_given)
     hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
     cache.length = n_given
-    logits = _next_logits(model, hidden[:, -1:])[:, 0].repeat_interleave(n_samples, dim=0)
+    logits = next_logits(model, hidden[:, -1:])[:, 0].repeat_interleave(n_samples, dim=0)
     return logits, cache.repeat(n_samples, capacity=whole_units(capacity), shares=True)
 
 
@@ -105,51 +95,8 @@ def new_cache(model: CausalModel, rows: int, *, capacity: int, window: int = 1) 
         device=weight.device,
         dtype=weight.dtype,
         n_queries=window,
+        by_start=takes_starts(weight, model.config.head_size),
     )
-
-
-def _next_logits(model: CausalModel, hidden: Tensor) -> Tensor:
-    """Computes logits (R, T, n_colors) after positions. A head tied to the input embedding has a
-    row for the start token too, which is no pixel."""
-    return model.lm_head(hidden)[..., : model.config.n_colors]  # type: ignore[no-any-return]
-
-
-def decode_window(
-    model: CausalModel,
-    tokens: Tensor,
-    positions: Tensor | None,
-    cache: KVCache,
-    *,
-    span: int,
-) -> Tensor:
-    """Feeds a window of tokens per row, and returns the logits of the pixels behind each.
-
-    Of fixed shape for a given span, beyond whose seen positions the others are masked: where the
-    positions are a tensor, a captured pass can be replayed for every one below its span.
-
-    Args:
-        tokens: (R, W) int64, one after the other.
-        positions: int64, the input positions of the tokens: (W,), or (R, W) of each row its own;
-            those from cache.length on where None, which takes less time.
-        cache: holds the positions before them and takes these.
-        span: positions of the cache to attend to. Where it is cache.length + 1, of a window of one,
-            no mask is needed.
-
-    Returns:
-        (R, W, V) logits in the model's dtype.
-    """
-    window = tokens.shape[1]
-    cache_slots = CacheSlots(cache, span, positions)
-    if positions is None:
-        positions = torch.arange(cache.length, cache.length + window, device=tokens.device)
-    mask = None
-    if window > 1 or positions.dim() > 1 or span > cache.length + 1:
-        seen = torch.arange(span, device=tokens.device) <= positions[..., None]
-        seen = seen[:, None] if positions.dim() > 1 else seen  # all heads alike
-        dtype = model.transformer.wte.weight.dtype
-        mask = added_mask(seen, torch.float32 if cache.by_channel else dtype)
-    hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=mask)
-    return _next_logits(model, hidden)
 
 
 def decode(
@@ -178,31 +125,15 @@ def decode(
     Raises:
         NonFiniteError: logits that are no distribution: NaN, +inf, or all of them -inf.
     """
-    on_cpu, apart = logits.device.type == "cpu", apart or windows.size > 1
-    # As many positions as the furthest row needs. On a CPU a change of them costs a copy of a cache
-    # that lies by channel, so it has few there always.
-    weight = model.transformer.wte.weight
-    spans = steady_spans(
-        cache.capacity,
-        n_queries=windows.size,
-        head_size=model.config.head_size,
-        dtype=weight.dtype,
-        device=weight.device,
-        by_channel=cache.by_channel,
-    )
+    apart = apart or windows.size > 1
+    run_pass = pass_of(model, cache, windows, apart=apart)
     highest = [logits[:, None].amax(dim=-1)]  # NaN where there is one
     windows.draw_first(logits)
     while not windows.is_done:
         starts = windows.starts
         at = windows.positions(starts)
         cache.length = max(starts)
-        span = cache.length + windows.size
-        if on_cpu or apart:
-            span = spans[bisect_left(spans, span)]
-        if on_cpu and cache.by_channel:
-            cache.repack(span)
-        positions = at if apart else None if on_cpu else at[0]
-        logits = decode_window(model, windows.fed(at), positions, cache, span=span)
+        logits = run_pass(windows.fed(at), at)
         cache.length += windows.size
         windows.draw(logits, starts)
         most = logits.amax(dim=-1)

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from igpt_core.generation.decoding import CausalModel, decode, feed
+from igpt_core.generation.decoding import decode, feed
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
+from igpt_core.generation.passes import CausalModel
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import Windows
 

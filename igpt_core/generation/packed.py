@@ -152,7 +152,7 @@ def prepacked(model: Model) -> Model:
     """
     if not any(isinstance(module, Conv1D | nn.Linear) for module in model.modules()):
         return model  # prepacked already, or nothing to prepack
-    if model.training or _is_customized(model) or not _onednn_serves(next(model.parameters())):
+    if is_customized(model) or not _onednn_serves(next(model.parameters())):
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
     result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
@@ -173,10 +173,14 @@ def _pack_below(parent: nn.Module) -> None:
             _pack_below(child)
 
 
-def _is_customized(model: nn.Module) -> bool:
+def is_customized(model: nn.Module) -> bool:
     """Tells whether calling a module of the model may do other than its class here or in torch.nn
-    does. Parametrizations and compiled modules have classes of their own."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+    does for inference. Parametrizations and compiled modules have classes of their own."""
+    if (
+        model.training
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+    ):
         return True
     return any(
         module._forward_hooks

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from igpt_core.generation.decoding import (
-    CausalModel,
     checked_sizes,
     draw_images,
     new_cache,
@@ -15,6 +14,7 @@ from igpt_core.generation.decoding import (
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
+from igpt_core.generation.passes import CausalModel
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.spans import whole_units

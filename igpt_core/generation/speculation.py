@@ -45,6 +45,7 @@ class Windows:
     """The tokens of sequences, by input position: of images the start token, then pixels.
 
     Attributes:
+        n_rows: how many sequences there are, R.
         size: tokens of each sequence that a pass is fed.
         passes: of each sequence, those from which its tokens were drawn, the prompt's among them.
     """
@@ -75,7 +76,7 @@ class Windows:
         """
         if size < 1:
             raise ValueError(f"window must be 1 or more, found {size}")
-        self._n_rows, self._length = tokens.shape
+        self.n_rows, self._length = tokens.shape
         self.size = size
         beyond = (0, 2 * size)  # where the guesses of the last window lie, which are never fed
         self._tokens, self._known = pad(tokens, beyond), pad(known, beyond)
@@ -109,6 +110,12 @@ class Windows:
         return all(map(int.__ge__, self._decided, self._ends))
 
     @property
+    def fewest_passes(self) -> int:
+        """Counts the passes that are left if every guess is right."""
+        n_left = max(map(int.__sub__, self._ends, self._decided))
+        return -(-n_left // self.size)
+
+    @property
     def starts(self) -> list[int]:
         """Returns the positions of the first tokens of the next pass."""
         # The last window ends with the last token that is fed: its first tokens were fed before.
@@ -124,7 +131,7 @@ class Windows:
         device = self._tokens.device
         if min(starts) == max(starts):
             return torch.arange(starts[0], starts[0] + self.size, device=device).expand(
-                self._n_rows, -1
+                self.n_rows, -1
             )
         return torch.tensor(starts, device=device)[:, None] + torch.arange(self.size, device=device)
 

@@ -39,6 +39,7 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
     prefix: Prefix | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Computes softmax(q k^T * scale + mask) v, causal where the queries are several.
 
@@ -55,11 +56,19 @@ def attend(
         prefix: keys and values before these, which count among the Tk positions. Where keys lie by
             channel they are read once for all rows that share them, and a result has the bits that
             it would have without.
+        starts: (B,) int64, where `takes_starts` says so, for inference: the position of each row's
+            first query, which with those behind it sees the keys up to its own. It takes the place
+            of a mask and of the causal rule.
 
     Returns:
         (B, H, Tq, D), the dtype of q.
     """
     n_queries = q.shape[2]
+    if starts is not None:
+        from igpt_core.model.window_kernel import attend_windows  # Triton, which GPUs alone have
+
+        scale = q.shape[3] ** -0.5 if scale is None else scale
+        return attend_windows(q, k, v, starts=starts, scale=scale, prefix=prefix)
     if q.device.type == "cpu" and not (dropout or torch.is_grad_enabled() or padding is not None):
         by_channel = k.stride(3) != 1
         if by_channel and (n_queries == 1 or (mask is not None and n_queries <= _FEW_QUERIES)):

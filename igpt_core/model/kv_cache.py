@@ -26,6 +26,7 @@ class KVCache:
         n_shared: how many positions these are.
         by_channel: the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
             on some processors.
+        by_start: `attend` takes the start of each row's window in place of a mask.
         capacity: the most positions that it holds.
         length: positions filled so far.
     """
@@ -39,11 +40,13 @@ class KVCache:
         device: torch.device | str,
         dtype: torch.dtype,
         n_queries: int = 1,
+        by_start: bool = False,
     ) -> None:
         """`n_queries`: positions that are fed at once, once it is filled with a prompt."""
         shape = (batch_size, config.n_head, capacity, config.head_size)
         memory = torch.empty(0, device=device, dtype=dtype)
         self.by_channel = reads_by_channel(memory, n_queries)
+        self.by_start = by_start
         # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
         layers = range(config.n_layer)
         self.keys = [_zeros(shape, self.by_channel, like=memory) for _ in layers]
@@ -193,11 +196,12 @@ class KVCache:
         """Makes a cache of another capacity in which row r becomes rows r*n ... r*n + n-1.
 
         Args:
-            shares: where keys lie `by_channel`, these share whole units of the positions that are
-                filled, but for the last position, which may be written again.
+            shares: where keys lie `by_channel` or are read `by_start`, these share whole units of
+                the positions that are filled, but for the last position, which may be written
+                again.
         """
         shared = 0
-        if shares and n > 1 and self.by_channel:
+        if shares and n > 1 and (self.by_channel or self.by_start):
             shared = max(self.length - 1, 0) // SPAN_UNIT * SPAN_UNIT
         grown = copy.copy(self)
         grown.capacity, grown.n_shared = capacity, shared

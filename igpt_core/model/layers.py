@@ -165,7 +165,10 @@ class Heads(nn.Module):
         held = cache.write(self.layer, k, v, positions=index, span=span)
         # Where all is new, k and v are the same numbers, and gradients need no cache.
         k, v = held if span > k.shape[2] else (k, v)
-        return self(q, k, v, mask, options, cache.prefixes[self.layer])  # type: ignore[no-any-return]
+        starts = None
+        if cache.by_start and index is not None:
+            starts = index[..., 0].expand(len(q))
+        return self(q, k, v, mask, options, cache.prefixes[self.layer], starts)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -175,6 +178,7 @@ class Heads(nn.Module):
         mask: Tensor | None,
         options: AttentionOptions,
         prefix: Prefix | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Attends with each head and puts their outputs side by side, (B, T, C)."""
         dropout = self.dropout if self.training else 0.0
@@ -182,7 +186,9 @@ class Heads(nn.Module):
         head_mask = options.head_mask
         factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
         if options.weights is None:
-            y = attend(q, k, v, **seen, scale=self.scale, dropout=dropout, prefix=prefix)
+            y = attend(
+                q, k, v, **seen, scale=self.scale, dropout=dropout, prefix=prefix, starts=starts
+            )
         else:
             k, v = (k, v) if prefix is None else prefix.before(k, v)
             y, weights = attend_with_weights(q, k, v, **seen, scale=self.scale, dropout=dropout)

@@ -13,7 +13,8 @@ from igpt_core.model.checkpoint import model_fingerprint
 from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
 from pipeline.batch.quantizer import Quantizer, find_quantizer
 from pipeline.engine import allocation
-from pipeline.engine.batch_size import CPU, Memory, forward_images, free_gpu_bytes, sampling_images
+from pipeline.engine.batch_size import CPU, Memory, forward_images, sampling_images
+from pipeline.engine.gpu import free_gpu_bytes
 from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
 from pipeline.options import ModelOptions, SamplingOptions

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from igpt_core.generation.sampling import NOISE_VERSION
@@ -44,8 +44,10 @@ def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]
     return found | {"device": compute and compute.device, "dtype": compute and compute.dtype}
 
 
-def record_of(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of run.json."""
+def record_of(
+    job: Job, wanted: Mapping[str, Any], left_aside: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the content of run.json. `left_aside`: what a GPU does not do in its fastest way."""
     spec, model, quantizer = job.spec, job.spec.model, job.spec.quantizer
     return new_record(
         spec.name,
@@ -62,6 +64,7 @@ def record_of(job: Job, wanted: Mapping[str, Any]) -> dict[str, Any]:
         columns=rows.described(job.schema, spec.columns),
         passthrough=job.plan.passthrough.names,
         results=dict(wanted) | {"shard_size": job.plan.shard_size},
+        left_aside=list(left_aside),
     )
 
 

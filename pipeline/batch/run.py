@@ -74,7 +74,7 @@ def run_job(
                 plan = check_input(planned, spec.options, directory, again=again)
         resources = spec.resources(compute, plan)
         job = Job(spec, directory.location, plan, compute, resources)
-        record = resumed or record_of(job, wanted)
+        record = resumed or record_of(job, wanted, _left_aside(job))
         lease = _acquire(job, directory, record, started=started, creates=resumed is None)
         if planned is None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
@@ -179,6 +179,22 @@ def _say_what_must_come(options: RunOptions) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _left_aside(job: Job) -> list[str]:
+    """Returns what a GPU of the cluster does not do in its fastest way since that computes other
+    results there, and says it."""
+    compute, model = job.compute, job.spec.model
+    if not job.spec.generates or compute is None or compute.device != "cuda" or model is None:
+        return []
+    from pipeline.engine.gpu import ask_gpu  # it imports torch
+
+    progress = job.spec.options.progress
+    found = ask_gpu(compute.try_fast_ways, model.config.head_size, progress=progress)
+    if progress == "text":
+        for what in found:
+            print(f"the GPU works without {what}", file=sys.stderr, flush=True)
+    return found
 
 
 def _execute(

@@ -1,21 +1,14 @@
-"""Batch sizes: how many images the memory of a device holds, and what a GPU has free."""
+"""Batch sizes: how many images the memory of a device holds."""
 
-import sys
 from dataclasses import dataclass, replace
 
-import ray
 import torch
 
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
-from pipeline.engine.cluster import STALLED_SECONDS, silence_stdout
-from pipeline.engine.progress import Mode
-from pipeline.errors import RunFailed
-from pipeline.storage.redact import redacted_error
 
 # Of what is free: allocators leave gaps, and kernels take room of their own.
 _SHARE = 0.8
-_SILENT_SECONDS = 15.0  # a worker starts and loads torch; who waits for longer learns for what
 
 
 @dataclass(frozen=True)
@@ -78,41 +71,3 @@ def _weights(config: ImageGPTConfig, dtype: str) -> int:
     layer = width * (4 * width + 2 * config.inner_size)
     tables = (2 * config.vocab_size + config.n_positions) * width
     return int((config.n_layer * layer + tables) * getattr(torch, dtype).itemsize)
-
-
-def free_gpu_bytes(*, progress: Mode) -> int:
-    """Asks a task what is free on a GPU of the cluster that is joined; where GPUs differ, on any.
-
-    Raises RunFailed where the task fails, and where no GPU is free for as long as a run may stand
-    still.
-    """
-    task = _free_bytes.remote()
-    try:
-        if not _has_ended(task, _SILENT_SECONDS):
-            if progress == "text":
-                print("waiting for a free GPU of the cluster", file=sys.stderr, flush=True)
-            if not _has_ended(task, STALLED_SECONDS):
-                ray.cancel(task)  # here alone: for one that has just ended Ray 2.60 aborts us
-                raise RunFailed(
-                    "expected a free GPU of the cluster, found none in "
-                    f"{STALLED_SECONDS / 3600:g} hours; next: the same command when one is free"
-                )
-        return silence_stdout(lambda: ray.get(task))
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise RunFailed(
-            "expected a GPU of the cluster with which torch works, found "
-            f"{redacted_error(cause)}; next: mend torch or CUDA on the "
-            "nodes that have GPUs, and give the same command again"
-        ) from error
-
-
-@ray.remote(num_cpus=0, num_gpus=1)
-def _free_bytes() -> int:
-    return int(torch.cuda.mem_get_info()[0])
-
-
-def _has_ended(task: "ray.ObjectRef[int]", seconds: float) -> bool:
-    """Waits for a task for so long; tells whether it has ended, well or not."""
-    ready, _ = silence_stdout(lambda: ray.wait([task], timeout=seconds))
-    return bool(ready)

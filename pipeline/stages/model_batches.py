@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from igpt_core.errors import NonFiniteError
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.packed import prepacked
+from igpt_core.generation.trial import try_fast_ways
 from igpt_core.heads import load_model, random_model
 from pipeline.errors import EndOfRun
 from pipeline.stages.cuda_errors import within_memory
@@ -78,6 +79,13 @@ class ComputePlan:
             device=self.device,
             storage_options=self.model_options,
         )
+
+    def try_fast_ways(self, head_size: int) -> list[str]:
+        """Lets this process try what makes a GPU sample faster, and leave aside what computes
+        other results than the plain way: what that is, each with the reason."""
+        if self.device != "cuda":
+            return []
+        return try_fast_ways(torch.device(self.device), getattr(torch, self.dtype), head_size)
 
     def in_batches(
         self, compute: Callable[..., Result], *arrays: NDArray[Any]

@@ -94,6 +94,7 @@ class Sampler:
         self._compute_plan, self._model = compute_plan, compute_plan.load(head="causal")
         self._drawing = drawing
         self._draft = compute_plan.load_draft(self._model.config.n_colors)
+        compute_plan.try_fast_ways(self._model.config.head_size)
 
     def sample(self, prompt: Prompt, ids: list[str]) -> Samples:
         """Completes images; each depends on its own prompt and id alone."""

@@ -162,6 +162,7 @@ def test_a_window_changes_no_byte_in_float32_and_belongs_to_the_run(
 ):
     record = json.loads((completed / "run.json").read_text())
     assert (record["options"]["window"], record["results"]["window"]) == (None, 4)
+    assert record["left_aside"] == []
     output = tmp_path / "other"
     igpt(*command(photos, tiny_model, output, window=1))
     assert json.loads((output / "run.json").read_text())["results"]["window"] == 1

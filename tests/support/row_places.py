@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from igpt_core.generation.decoding import decode_window, prefill
+from igpt_core.generation.decoding import prefill
 from igpt_core.generation.packed import prepacked
+from igpt_core.generation.passes import decode_window
 from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from igpt_core.learning.features import pooled_features
 from igpt_core.learning.scoring import token_nll

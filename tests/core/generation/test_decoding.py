@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from igpt_core.errors import NonFiniteError
-from igpt_core.generation import decoding
-from igpt_core.generation.decoding import complete, decode, decode_window, new_cache, prefill
+from igpt_core.generation import decoding, passes
+from igpt_core.generation.decoding import complete, decode, new_cache, prefill
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
+from igpt_core.generation.passes import decode_window
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import Windows
 from igpt_core.heads import ImageGPTForCausalImageModeling
@@ -76,7 +77,7 @@ def steps_seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         seen.append(found[:, 0])
         return found
 
-    monkeypatch.setattr(decoding, "decode_window", recorded)
+    monkeypatch.setattr(passes, "decode_window", recorded)
     return seen
 
 
@@ -430,7 +431,7 @@ def test_generate_refuses_it_too(do_sample: bool) -> None:
 def test_one_logit_of_one_step_is_enough(
     value: float, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    next_logits, steps = decoding._next_logits, []
+    next_logits, steps = decoding.next_logits, []
 
     def spoiled(*arguments: object) -> Tensor:
         logits = next_logits(*arguments)
@@ -439,7 +440,8 @@ def test_one_logit_of_one_step_is_enough(
         steps.append(None)
         return logits
 
-    monkeypatch.setattr(decoding, "_next_logits", spoiled)
+    for module in (decoding, passes):
+        monkeypatch.setattr(module, "next_logits", spoiled)
     with pytest.raises(NonFiniteError, match="in float32; next: a model with sound weights"):
         complete(model_of(), prompts(3, 5), n_positions=20, seeds=seeds(3), sampling=SAMPLING)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from igpt_core import ImageGPTConfig, SamplingConfig, complete, complete_prompts
-from igpt_core.generation import decoding, speculation
+from igpt_core.generation import decoding, passes, speculation
 from models import make_model
 from parity import one_thread  # noqa: F401
 
@@ -90,7 +90,7 @@ def test_steps_are_those_of_the_shortest_prompt_and_each_prompt_is_read_once(
         read.append(tokens.numel())
         return real(model, tokens, **options)
 
-    monkeypatch.setattr(decoding, "decode_window", step)
+    monkeypatch.setattr(passes, "decode_window", step)
     monkeypatch.setattr(decoding, "feed", feed)
     rows = [0, 4, 6, 2, 5]
     run(model, image, rows, n_samples=2)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import igpt_core
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
-from igpt_core.generation import decoding, speculation
+from igpt_core.generation import passes as model_passes
+from igpt_core.generation import speculation
 from igpt_core.generation.prompts import complete_prompts
 from igpt_core.generation.speculation import Windows, best_window
 from igpt_core.heads import ImageGPTForCausalImageModeling
@@ -53,13 +54,13 @@ def run(model, *, window: int, n_given: int = 7, **options) -> Tensor:
 def passes(monkeypatch) -> list[int]:
     """The rows of each pass."""
     made: list[int] = []
-    real = decoding.decode_window
+    real = model_passes.decode_window
 
     def counted(model, tokens, *rest, **options):
         made.append(len(tokens))
         return real(model, tokens, *rest, **options)
 
-    monkeypatch.setattr(decoding, "decode_window", counted)
+    monkeypatch.setattr(model_passes, "decode_window", counted)
     return made
 
 
@@ -197,7 +198,7 @@ def test_the_logits_of_a_row_do_not_depend_on_how_far_the_others_are(side, windo
 
 def test_what_the_model_makes_of_a_wrong_guess_does_not_end_the_run(model, monkeypatch):
     """Past bug: NaN behind a guess that was not taken."""
-    real = decoding.decode_window
+    real = model_passes.decode_window
 
     def nan_behind(model, tokens, positions, cache, *, span):
         logits = real(model, tokens, positions, cache, span=span)
@@ -208,7 +209,7 @@ def test_what_the_model_makes_of_a_wrong_guess_does_not_end_the_run(model, monke
 
     expected = torch.nn.functional.pad(run(model, window=1, n_samples=1)[:, 0], (1, 0))
     expected[:, 0] = model.config.start_token
-    monkeypatch.setattr(decoding, "decode_window", nan_behind)
+    monkeypatch.setattr(model_passes, "decode_window", nan_behind)
     assert torch.equal(run(model, window=8, n_samples=1)[:, 0], expected[:, 1:])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from igpt_core import ImageGPTConfig, NeighborTables, SamplingConfig, save_checkpoint
-from igpt_core.generation import decoding
+from igpt_core.generation import decoding, passes
 from igpt_core.images.palette import Palette
 from models import make_model
 from pipeline.stages.model_batches import ComputePlan
@@ -38,7 +38,7 @@ def test_prompts_of_any_length_cost_little_more_than_those_of_one(sampler, monke
         fed["prompts"] += tokens.numel()
         return real(model, tokens, **options)
 
-    monkeypatch.setattr(decoding, "decode_window", step)
+    monkeypatch.setattr(passes, "decode_window", step)
     monkeypatch.setattr(decoding, "feed", feed)
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, N, ROWS).astype(np.int32)

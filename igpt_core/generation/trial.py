@@ -1,0 +1,38 @@
+"""A trial of a GPU's fast ways on a small model, before pixels of images depend on them."""
+
+import torch
+from torch import nn
+
+from igpt_core.generation.decoding import complete
+from igpt_core.generation.passes import CausalModel
+from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.self_check import left_aside
+from igpt_core.model.transformer import ImageGPTModel
+
+_PIXELS = 100  # enough for a captured pass to pay
+_COLORS = 16
+
+
+def try_fast_ways(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
+    """Draws a few images by a random model, which compares each fast way with the plain one when it
+    is first taken; see `window_kernel_works` and `CapturedPass`.
+
+    Returns what this process leaves aside from now on, each with the reason; nothing on a CPU.
+    """
+    config = ImageGPTConfig(
+        vocab_size=_COLORS + 1, n_positions=_PIXELS, n_embd=2 * head_size, n_layer=2, n_head=2
+    )
+    with torch.random.fork_rng(devices=[]):  # the caller's numbers stay as they are
+        model = CausalModel()
+        model.config, model.transformer = config, ImageGPTModel(config)
+        model.lm_head = nn.Linear(config.n_embd, _COLORS, bias=False)
+    complete(
+        model.to(device, dtype).eval(),
+        torch.zeros(2, 0, dtype=torch.int64, device=device),
+        n_positions=_PIXELS,
+        seeds=torch.arange(2, device=device),
+        sampling=SamplingConfig(),
+        n_samples=2,
+    )
+    return left_aside()

@@ -1,0 +1,228 @@
+"""Passes that a GPU captures and replays: the same tokens, by one capture for all positions.
+
+On a CPU the operations of a pass are traced in place of a capture: like a CUDA graph a trace holds
+every number of the host as it was, and the tensors by where they lie.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+
+from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
+from igpt_core.generation import captured, decoding, passes, prompts
+from igpt_core.generation.captured import CapturedPass, Pass
+from igpt_core.generation.decoding import prefill
+from igpt_core.generation.passes import decode_window
+from igpt_core.generation.prompts import complete_prompts
+from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.model import kv_cache, self_check, window_kernel
+from igpt_core.model.attention import Prefix
+from igpt_core.model.self_check import left_aside
+from models import make_model
+
+N_POSITIONS = 144
+SAMPLING = SamplingConfig(top_k=20)
+CONFIG = ImageGPTConfig(vocab_size=33, n_positions=N_POSITIONS, n_embd=32, n_layer=2, n_head=2)
+
+
+def model_of() -> ImageGPTForCausalImageModeling:
+    return make_model(CONFIG, std=0.3)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was left aside before."""
+    monkeypatch.setattr(self_check, "_left_aside", [])
+
+
+def colors(rows: int, n: int) -> Tensor:
+    return torch.randint(0, 32, (rows, n), generator=torch.Generator().manual_seed(n))
+
+
+def by_torch(
+    q: Tensor, k: Tensor, v: Tensor, *, starts: Tensor, scale: float, prefix: Prefix | None = None
+) -> Tensor:
+    """What the kernel computes, in torch's operations, which can be traced."""
+    k, v = (k, v) if prefix is None else prefix.before(k, v)
+    positions = starts[:, None] + torch.arange(q.shape[2])
+    seen = torch.arange(k.shape[2]) <= positions[:, None, :, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are not packed, and caches are read by the start of each row's window."""
+    for module in (decoding, prompts):
+        monkeypatch.setattr(module, "prepacked", lambda model: model)
+    monkeypatch.setattr(decoding, "takes_starts", lambda *_: True)
+    monkeypatch.setattr(kv_cache, "reads_by_channel", lambda *_: False)
+
+
+@pytest.fixture
+def captures(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Tensor]]:
+    """The captures that were made; their passes are replayed, and attend as torch does."""
+    made: list[Callable[[], Tensor]] = []
+
+    def traced(run: Pass, tokens: Tensor, positions: Tensor) -> Callable[[], Tensor]:
+        graph = make_fx(run)(tokens, positions)
+        made.append(lambda: graph(tokens, positions))
+        return made[-1]
+
+    monkeypatch.setattr(window_kernel, "attend_windows", by_torch)
+    monkeypatch.setattr(passes, "captures_pay", lambda *_: True)
+    monkeypatch.setattr(passes, "CapturedPass", partial(CapturedPass, capture=traced))
+    return made
+
+
+TABLES = NeighborTables.counted(
+    colors(50, N_POSITIONS), torch.ones(50, N_POSITIONS, dtype=torch.bool), n_colors=32
+)
+CASES = {
+    "one pixel": {},
+    "windows": {"window": 4},
+    "tables": {"window": 8, "draft": TABLES},
+    "samples": {"n_samples": 3},
+    "samples in windows": {"n_samples": 2, "window": 4},
+    "known pixels": {"window": 4, "pinned": Pinned(colors(3, 144), colors(3, 144) % 3 == 0)},
+}
+
+
+def drawn(
+    options: dict[str, object],
+    n_given: int = 70,
+    rows: int = 3,
+    model: ImageGPTForCausalImageModeling | None = None,
+) -> Tensor:
+    return complete(
+        model or model_of(),
+        colors(rows, n_given),
+        n_positions=N_POSITIONS,
+        seeds=torch.arange(rows),
+        sampling=SAMPLING,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_capture_serves_all_positions(name: str, request: pytest.FixtureRequest) -> None:
+    expected = drawn(CASES[name])
+    made = request.getfixturevalue("captures")
+    assert torch.equal(drawn(CASES[name]), expected)
+    assert len(made) == 1
+
+
+def test_one_capture_serves_prompts_of_any_length(request: pytest.FixtureRequest) -> None:
+    def found() -> Tensor:
+        return complete_prompts(
+            model_of(),
+            colors(4, N_POSITIONS),
+            torch.tensor([3, 120, 70, 144]),
+            seeds=torch.arange(4),
+            sampling=SAMPLING,
+            n_samples=2,
+            window=4,
+        )
+
+    expected = found()
+    made = request.getfixturevalue("captures")
+    assert torch.equal(found(), expected)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("name", ["one pixel", "tables", "samples in windows"])
+def test_tokens_drawn_by_the_kernel_are_those_of_the_cpu(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    expected = drawn(CASES[name], n_given=124, rows=2)
+    request.getfixturevalue("as_on_a_gpu")
+    assert torch.equal(drawn(CASES[name], n_given=124, rows=2), expected)
+
+
+@torch.inference_mode()
+def test_a_pass_with_a_number_of_the_host_in_it_is_left_aside(
+    captures: list[Callable[[], Tensor]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its capture is right where it was made, and wrong at the next position."""
+    model, at = model_of(), []
+
+    def run(tokens: Tensor, positions: Tensor) -> Tensor:
+        return decode_window(model, tokens, positions, cache, span=cache.capacity) + at[-1]
+
+    _, cache = prefill(model, colors(2, 5), n_samples=1, capacity=N_POSITIONS)
+    tokens = colors(2, 1)
+    one_pass = passes.CapturedPass(run)
+    for position in (6, 7, 8, 9):
+        at.append(position)
+        positions = torch.full((2, 1), position)
+        assert torch.equal(one_pass(tokens, positions), run(tokens, positions))
+    assert len(captures) == 1
+    assert said(caplog) == ["a captured pass is left aside on cpu: its logits are others"]
+    assert left_aside() == ["a captured pass: its logits are others"]
+
+
+def test_hooks_are_called_at_each_pass(captures: list[Callable[[], Tensor]]) -> None:
+    model, called = model_of(), []
+    model.transformer.h[1].register_forward_hook(lambda *_: called.append(None))
+    model_drawn = drawn({}, n_given=130, model=model)
+    assert len(called) == 1 + N_POSITIONS - 131  # the prompt, and a pass for each pixel but one
+    assert captures == []
+    assert torch.equal(model_drawn, drawn({}, n_given=130))
+    assert len(captures) == 1
+
+
+def test_what_cannot_be_captured_is_run_as_it_is(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = drawn({}, n_given=130)
+
+    def refused(*_: object) -> Callable[[], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(passes, "captures_pay", lambda *_: True)
+    monkeypatch.setattr(passes, "CapturedPass", partial(CapturedPass, capture=refused))
+    assert torch.equal(drawn({}, n_given=130), expected)
+    assert torch.equal(drawn({}, n_given=130), expected)
+    why = "operation not permitted when stream is capturing"
+    assert said(caplog) == [f"a captured pass is left aside on cpu: {why}"]
+
+
+@pytest.mark.parametrize(
+    ("device", "n_rows", "n_passes", "pays"),
+    [("cuda", 384, 64, True), ("cuda", 385, 64, False), ("cuda", 1, 63, False), ("cpu", 1, 64, 0)],
+)
+def test_captures_are_for_many_passes_over_few_rows_of_a_gpu(
+    device: str, n_rows: int, n_passes: int, pays: bool
+) -> None:
+    assert captured.captures_pay(torch.device(device), n_rows, n_passes) == bool(pays)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_captures_and_replays(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of().to("cuda", dtype)
+
+    def found() -> Tensor:
+        return complete(
+            model,
+            colors(3, 20).cuda(),
+            n_positions=N_POSITIONS,
+            seeds=torch.arange(3, device="cuda"),
+            sampling=SAMPLING,
+            n_samples=2,
+        )
+
+    replayed = found()
+    monkeypatch.setattr(passes, "captures_pay", lambda *_: False)
+    assert torch.equal(found(), replayed)
+    assert not caplog.records
