@@ -1,11 +1,14 @@
-"""Models for inference on a CPU: products that read weights prepacked in oneDNN's own layout, and
-blocks that do little beside them."""
+"""Models for inference: blocks that do little beside their products, which on a CPU read weights
+prepacked in oneDNN's own layout."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from igpt_core.model.layers import (
@@ -68,9 +71,45 @@ class PrepackedLinear(nn.Module):
         )
 
 
+# By the names of post-operations and their algorithms.
+_ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("swish", ""): F.silu,
+    ("gelu", "none"): F.gelu,
+    ("gelu", "tanh"): partial(F.gelu, approximate="tanh"),
+    ("relu", ""): F.relu,
+    ("tanh", ""): torch.tanh,
+}
+
+
+class FoldedLinear(nn.Module):
+    """What PrepackedLinear is, of torch's operations, for GPUs: of these an activation whose scale
+    is in the weights is one that reads and writes its input once."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, then: _PostOperation = _NOTHING
+    ) -> None:
+        super().__init__()
+        self.weight = weight.detach()
+        self.bias = None if bias is None else bias.detach()
+        self._activation = _ACTIVATIONS.get((then.name, then.algorithm))
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        product = F.linear(x, self.weight, self.bias)
+        if added is not None:
+            return added + product
+        return product if self._activation is None else self._activation(product)
+
+
+def _linear(
+    weight: Tensor, bias: Tensor | None, then: _PostOperation = _NOTHING
+) -> PrepackedLinear | FoldedLinear:
+    """Makes the product of the weight's device."""
+    return (FoldedLinear if weight.is_cuda else PrepackedLinear)(weight, bias, then)
+
+
 class PackedBlock(nn.Module):
-    """A Block for inference on a CPU: four prepacked products, which take the norms' gains into
-    their weights, and activation and residual into themselves."""
+    """A Block for inference: four products, which take the norms' gains into their weights, and
+    activation and residual into themselves."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -109,14 +148,14 @@ def _packed(
     gain: Tensor | None = None,
     scale: float = 1.0,
     then: _PostOperation = _NOTHING,
-) -> PrepackedLinear:
-    """Prepacks (x * gain * scale) @ weight + bias. What an activation asks for, a scale of all that
+) -> PrepackedLinear | FoldedLinear:
+    """Packs (x * gain * scale) @ weight + bias. What an activation asks for, a scale of all that
     it gets, is one of the bias too."""
     weight, bias = projection.weight.t(), projection.bias
-    factors = torch.tensor(scale) if gain is None else gain.float() * scale
+    factors = scale if gain is None else gain.float() * scale
     if gain is not None or scale != 1:  # in float32, rounded once
         weight = (weight.float() * factors).to(weight.dtype)
-    return PrepackedLinear(weight, (bias.float() * then.scale).to(bias.dtype), then)
+    return _linear(weight, (bias.float() * then.scale).to(bias.dtype), then)
 
 
 class _Norm(nn.Module):
@@ -125,34 +164,36 @@ class _Norm(nn.Module):
 
     def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
-        self._per_channel = 1 / size
+        self._size = size
         self._epsilon = torch.tensor([epsilon], dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            return F.rms_norm(x, (self._size,), eps=float(self._epsilon))
         wide = x.float()
         lengths = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        factors = torch.addcmul(self._epsilon, lengths, lengths, value=self._per_channel).rsqrt_()
+        factors = torch.addcmul(self._epsilon, lengths, lengths, value=1 / self._size).rsqrt_()
         return (wide * factors).to(x.dtype)
 
 
 def prepacked(model: Model) -> Model:
-    """Prepacks a model's weights for inference on a CPU.
+    """Packs a model's weights for inference.
 
     Returns the model itself where that does not apply, is done already, or would pass over what
     the user has put into the model: hooks of a forward, or modules of other classes; and one in
     training, whose dropout is left out here.
 
-    A product with few rows costs as much as reading its weights. torch brings them into oneDNN's
-    layout at every call, which doubles that; here it is done once. It also makes a row's result
-    independent of its place among the rows, with one thread or two: MKL's float32 products are not
-    for every number of rows, nor torch's activations for every width.
+    On a CPU a product with few rows costs as much as reading its weights. torch brings them into
+    oneDNN's layout at every call, which doubles that; here it is done once. It also makes a row's
+    result independent of its place among the rows, with one thread or two: MKL's float32 products
+    are not for every number of rows, nor torch's activations for every width.
 
     The result shares all other parameters with the model and does not follow a later change of
     its weights.
     """
     if not any(isinstance(module, Conv1D | nn.Linear) for module in model.modules()):
         return model  # prepacked already, or nothing to prepack
-    if is_customized(model) or not _onednn_serves(next(model.parameters())):
+    if is_customized(model) or not _is_served(next(model.parameters())):
         return model
     shared = {id(parameter): parameter for parameter in model.parameters()}
     result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
@@ -166,9 +207,9 @@ def _pack_below(parent: nn.Module) -> None:
             setattr(parent, name, packed := PackedBlock(child))
             _pack_below(packed)  # attention to an encoder
         elif isinstance(child, Conv1D):
-            setattr(parent, name, PrepackedLinear(child.weight.t(), child.bias))
+            setattr(parent, name, _linear(child.weight.t(), child.bias))
         elif isinstance(child, nn.Linear):
-            setattr(parent, name, PrepackedLinear(child.weight, child.bias))
+            setattr(parent, name, _linear(child.weight, child.bias))
         else:
             _pack_below(child)
 
@@ -191,8 +232,10 @@ def is_customized(model: nn.Module) -> bool:
     )
 
 
-def _onednn_serves(weight: Tensor) -> bool:
-    """Tells whether this build of torch and this processor have the prepacked product."""
+def _is_served(weight: Tensor) -> bool:
+    """Tells whether this build of torch and this device have the packed product."""
+    if weight.is_cuda:
+        return weight.dtype in (torch.bfloat16, torch.float32)
     if (
         weight.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -45,7 +45,7 @@ class ComputePlan:
     window: int = 1
 
     def load(self, head: Literal["causal", "classification"] | None) -> Any:
-        """Loads the model for inference, as `load_model` does; on a CPU its weights are prepacked.
+        """Loads the model for inference, as `load_model` does, its weights packed.
 
         So a row's results do not depend on its place in a batch, which they do with MKL's products
         for some numbers of rows and columns (see `prepacked`).

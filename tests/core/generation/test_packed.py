@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from igpt_core.generation import packed as packed_module
 from igpt_core.generation.decoding import complete
-from igpt_core.generation.packed import PrepackedLinear, prepacked
+from igpt_core.generation.packed import FoldedLinear, PrepackedLinear, prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model.config import ImageGPTConfig
@@ -83,6 +83,27 @@ def test_a_prepacked_model_gives_the_same_logits_and_leaves_the_model_alone(
     assert sum(isinstance(module, PrepackedLinear) for module in twin.modules()) == 2 * 4 + 1
     # What is not prepacked is not copied.
     assert twin.transformer.wte.weight is model.transformer.wte.weight
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_what_a_gpu_computes_gives_the_same_logits(
+    dtype: torch.dtype, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU if there is one, else by the same operations of torch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model_of(dtype, activation_function=activation).to(device)
+    tokens = torch.randint(0, 16, (3, 20), generator=torch.Generator().manual_seed(0)).to(device)
+    before = model(tokens).logits
+    monkeypatch.setattr(packed_module, "_is_served", lambda weight: True)
+    monkeypatch.setattr(packed_module, "PrepackedLinear", FoldedLinear)
+    twin = prepacked(model)
+    found = twin(tokens).logits
+    assert (found - before).abs().max() <= 4 * TOLERANCES[dtype] * before.abs().max()
+    assert sum(isinstance(module, FoldedLinear) for module in twin.modules()) == 2 * 4 + 1
+    assert twin.lm_head.weight.data_ptr() == model.lm_head.weight.data_ptr()  # it is not copied
+    assert prepacked(twin) is twin
 
 
 @onednn
