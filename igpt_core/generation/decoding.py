@@ -127,12 +127,14 @@ def decode(
     """
     apart = apart or windows.size > 1
     run_pass = pass_of(model, cache, windows, apart=apart)
+    if cache.by_start:  # the host need not know where they are
+        windows.read_late()
     highest = [logits[:, None].amax(dim=-1)]  # NaN where there is one
     windows.draw_first(logits)
     while not windows.is_done:
         starts = windows.starts
         at = windows.positions(starts)
-        cache.length = max(starts)
+        cache.length = windows.furthest
         logits = run_pass(windows.fed(at), at)
         cache.length += windows.size
         windows.draw(logits, starts)

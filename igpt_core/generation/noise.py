@@ -25,6 +25,10 @@ _STEPS = (_OCTAVES << _STEP_BITS) + 1  # of a side; at its upper end lies 1/2 it
 _FRACTION_BITS = 23 - _STEP_BITS
 _HALF_EXPONENT = 126  # of float32, as 0.5 has it
 
+# Numbers of noise: a CPU keeps so many in its cache while they are made, and on a GPU each making
+# launches some hundred kernels.
+_AT_ONCE, _AT_ONCE_ON_GPU = 1 << 18, 1 << 24
+
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -99,6 +103,44 @@ class GumbelNoise:
         zero = torch.zeros_like(seeds)
         key = (seeds & _MASK32, (seeds >> 32) & _MASK32)
         return philox((positions, samples, zero, zero), key)[:2]
+
+
+class NoiseAhead:
+    """The noise of windows of sequences, made for several pixels at once, which takes a fraction of
+    the calls."""
+
+    def __init__(self, noise: GumbelNoise, n_colors: int, size: int, last_start: int) -> None:
+        """`size` and `last_start`: of the windows, and the position where the last begins."""
+        rows = len(noise.seeds)
+        self._noise, self._n_colors, self._size = noise, n_colors, size
+        self._last_start = last_start
+        at_once = _AT_ONCE_ON_GPU if noise.seeds.is_cuda else _AT_ONCE
+        self._n_pixels = max(at_once // max(rows * n_colors, 1), 4 * size)
+        self._made = noise.seeds.new_empty(0)
+        self._first = noise.seeds.new_empty(0)
+        self._decided: list[int] = []
+
+    def of(self, firsts: Tensor, n: int, *, decided: list[int], slack: int) -> Tensor:
+        """Returns the noise (R, n, V) of n tokens of each sequence from positions `firsts` (R,) on.
+
+        Args:
+            decided: what the host knows of the firsts, none of which goes back but for the windows
+                at the end of a sequence.
+            slack: how much further than that these may be.
+        """
+        moved = max(map(int.__sub__, decided, self._decided), default=self._n_pixels)
+        if moved + slack + n > self._n_pixels:
+            moved, self._decided = 0, decided
+            self._first = firsts.clamp(max=self._last_start + 1)
+            pixels = self._first[:, None] - 1 + self._ahead(self._n_pixels)
+            self._made = self._noise.at(pixels, self._n_colors)
+        if self._size == 1:  # all that are not done have moved alike
+            return self._made[:, moved : moved + n]
+        rows = torch.arange(len(firsts), device=firsts.device)[:, None]
+        return self._made[rows, (firsts - self._first)[:, None] + self._ahead(n)]
+
+    def _ahead(self, n: int) -> Tensor:
+        return torch.arange(n, device=self._noise.seeds.device)
 
 
 def _hashed(words: tuple[Tensor, Tensor], n_colors: int) -> Tensor:

@@ -16,13 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from igpt_core.generation.drafts import Neighbors, NeighborTables
-from igpt_core.generation.noise import GumbelNoise
+from igpt_core.generation.noise import GumbelNoise, NoiseAhead
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
 from igpt_core.model.attention import has_tiles
-
-# Numbers of noise: a CPU keeps so many in its cache while they are made, and on a GPU each making
-# launches some hundred kernels.
-_NOISE_AT_ONCE, _NOISE_AT_ONCE_ON_GPU = 1 << 18, 1 << 24
 
 
 def best_window(device: str, rows: int, dtype: torch.dtype) -> int:
@@ -47,7 +43,6 @@ class Windows:
     Attributes:
         n_rows: how many sequences there are, R.
         size: tokens of each sequence that a pass is fed.
-        passes: of each sequence, those from which its tokens were drawn, the prompt's among them.
     """
 
     def __init__(
@@ -80,12 +75,14 @@ class Windows:
         self.size = size
         beyond = (0, 2 * size)  # where the guesses of the last window lie, which are never fed
         self._tokens, self._known = pad(tokens, beyond), pad(known, beyond)
-        self._decided = list(starts)  # tokens of each sequence, from its first on
+        # Tokens of each sequence, from its first on.
+        self._decided = torch.tensor(starts, device=tokens.device)
         last_unknown = self._length - 1 - (~known).flip(1).long().argmax(dim=1)
-        self._ends = torch.where(known.all(dim=1), 0, last_unknown + 1).tolist()
-        self.passes = [int(end > start) for start, end in zip(starts, self._ends, strict=True)]
+        self._ends = torch.where(known.all(dim=1), 0, last_unknown + 1)
+        self._n_passes = (self._decided < self._ends).long()
+        self._progress = _Progress(list(starts), self._ends.tolist())
         self._width = max(math.isqrt(self._length - 1), 1)  # of an image
-        self._noise = _NoiseAhead(noise, n_colors, at_least=2 * size)
+        self._noise = NoiseAhead(noise, n_colors, size, self._last_start)
         self._sampling = sampling
         self._draft = draft if size > 1 else None
         if draft is not None:
@@ -106,34 +103,48 @@ class Windows:
         return self._tokens[:, : self._length]
 
     @property
+    def passes(self) -> list[int]:
+        """Returns the passes from which each sequence's tokens were drawn, the prompt's among
+        them."""
+        return self._n_passes.tolist()
+
+    def read_late(self) -> None:
+        """Lets the host know how far the sequences are a pass later than they are, so that it never
+        waits for a pass that it has just launched. There may be one pass more, for nothing."""
+        self._progress.slack = self.size if self.size > 1 else 0  # of one token it always knows
+
+    @property
     def is_done(self) -> bool:
-        return all(map(int.__ge__, self._decided, self._ends))
+        """Tells whether all is drawn, as far as the host knows."""
+        return self._progress.passes_left(self.size) == 0
 
     @property
     def fewest_passes(self) -> int:
         """Counts the passes that are left if every guess is right."""
-        n_left = max(map(int.__sub__, self._ends, self._decided))
-        return -(-n_left // self.size)
+        return self._progress.passes_left(self.size)
 
     @property
-    def starts(self) -> list[int]:
-        """Returns the positions of the first tokens of the next pass."""
+    def furthest(self) -> int:
+        """Returns the last of the `starts`, as far as the host knows."""
+        return min(max(self._progress.decided) - 1, self._last_start)
+
+    @property
+    def starts(self) -> Tensor:
+        """Returns the positions (R,) of the first tokens of the next pass."""
+        return (self._decided - 1).clamp(max=self._last_start)
+
+    @property
+    def _last_start(self) -> int:
         # The last window ends with the last token that is fed: its first tokens were fed before.
-        last = self._length - 1 - self.size
-        return [min(decided - 1, last) for decided in self._decided]
+        return self._length - 1 - self.size
 
     def is_decided(self, at: Tensor) -> Tensor:
         """Tells which tokens at positions (R, W) are known or drawn for good, (R, W) bool."""
-        return at < torch.tensor(self._decided, device=at.device)[:, None]
+        return at < self._decided[:, None]
 
-    def positions(self, starts: list[int]) -> Tensor:
-        """Returns those of windows that begin at `starts`, (R, W) int64."""
-        device = self._tokens.device
-        if min(starts) == max(starts):
-            return torch.arange(starts[0], starts[0] + self.size, device=device).expand(
-                self.n_rows, -1
-            )
-        return torch.tensor(starts, device=device)[:, None] + torch.arange(self.size, device=device)
+    def positions(self, starts: Tensor) -> Tensor:
+        """Returns those of windows that begin at `starts` (R,), (R, W) int64."""
+        return starts[:, None] + torch.arange(self.size, device=starts.device)
 
     def fed(self, positions: Tensor) -> Tensor:
         """Returns the tokens (R, W) at positions (R, W)."""
@@ -141,45 +152,47 @@ class Windows:
 
     def draw_first(self, logits: Tensor) -> None:
         """Draws the token at each start from its logits (R, V)."""
-        starts = self._decided
-        at = self.positions(starts)
-        drawn = self._draw(logits[:, None], starts)
+        at = self.positions(self._decided)
         first = at[:, :1]
+        drawn = self._draw(logits[:, None], self._decided)
         drawn = torch.where(self._known.gather(1, first), self.fed(first), drawn)
         self._tokens.scatter_(1, first, drawn)
-        self._decided = [start + 1 for start in starts]
+        self._decided = self._decided + 1
+        self._progress.advance(self._length)
         self._guess(at + 1)
 
-    def draw(self, logits: Tensor, starts: list[int]) -> None:
+    def draw(self, logits: Tensor, starts: Tensor) -> None:
         """Draws the tokens behind those of a pass that began at `starts`, from its logits
         (R, W, V)."""
-        goes_on = map(int.__lt__, self._decided, self._ends)
-        self.passes = [n + more for n, more in zip(self.passes, goes_on, strict=True)]
-        firsts = [start + 1 for start in starts]
+        self._n_passes += self._decided < self._ends
+        firsts = starts + 1
         at = self.positions(firsts)
         before = self.fed(at)
-        is_known = self._known.gather(1, at)
-        if any(map(int.__lt__, firsts, self._decided)):
-            is_known = is_known | self.is_decided(at)
+        is_known = self._known.gather(1, at) | self.is_decided(at)
         drawn = torch.where(is_known, before, self._draw(logits, firsts))
         seen = self._tokens.clone() if self._draft else self._tokens
         self._tokens.scatter_(1, at, drawn)
         if self.size == 1:
-            self._decided = [first + 1 for first in firsts]
+            self._decided = firsts + 1
+            self._progress.advance(self._length)
             return
         was_right = (drawn == before)[:, :-1].long()
-        n_right = was_right.cumprod(dim=1).sum(dim=1).tolist()
-        self._decided = [first + 1 + n for first, n in zip(firsts, n_right, strict=True)]
+        self._decided = firsts + 1 + was_right.cumprod(dim=1).sum(dim=1)
+        self._progress.read(self._decided)
         if self._draft is None:
             self._guess(at + self.size)
         else:
             self._guess_by_draft(self._draft, logits, firsts, seen)
 
-    def _draw(self, logits: Tensor, firsts: list[int]) -> Tensor:
+    def _draw(self, logits: Tensor, firsts: Tensor) -> Tensor:
         if self._sampling.greedy:
             return sample_tokens(logits, None, self._sampling)
-        pixels = [position - 1 for position in firsts]
-        return sample_tokens(logits, self._noise.of(pixels, logits.shape[1]), self._sampling)
+        noise = self._noise_of(firsts, logits.shape[1])
+        return sample_tokens(logits, noise, self._sampling)
+
+    def _noise_of(self, firsts: Tensor, n: int) -> Tensor:
+        progress = self._progress
+        return self._noise.of(firsts, n, decided=progress.decided, slack=progress.slack)
 
     def _guess(self, at: Tensor) -> None:
         """Guesses tokens (R, W) of which none was drawn: the pixel above each."""
@@ -188,19 +201,19 @@ class Windows:
         self._tokens.scatter_(1, at, guesses)
 
     def _guess_by_draft(
-        self, draft: NeighborTables, logits: Tensor, firsts: list[int], seen: Tensor
+        self, draft: NeighborTables, logits: Tensor, firsts: Tensor, seen: Tensor
     ) -> None:
         """Guesses the tokens behind the decided ones, each of those before it: with its own noise,
         by the logits (R, W, V) of the last pass, which began at `firsts` and saw the tokens `seen`,
         corrected for neighbors that are others now."""
         at = self.positions(self._decided)[:, : self.size - 1]
-        place = at - torch.tensor(firsts, device=at.device)[:, None]
+        place = at - firsts[:, None]
         last = logits.float().take_along_dim(place.clamp(max=self.size - 1)[..., None], dim=1)
         last -= self._neighbors.sum(seen, at)
         last = torch.where((place < self.size)[..., None], last, draft.frequencies)
         noise = None
         if not self._sampling.greedy:
-            noise = self._noise.of([position - 1 for position in self._decided], at.shape[1])
+            noise = self._noise_of(self._decided, at.shape[1])
         is_known, known = self._known.gather(1, at), self.fed(at)
         for i in range(at.shape[1]):
             here = slice(i, i + 1)
@@ -210,30 +223,42 @@ class Windows:
             self._tokens.scatter_(1, at[:, here], guess)
 
 
-class _NoiseAhead:
-    """The noise of sequences, made for several pixels at once, which takes a fraction of the
-    calls."""
+class _Progress:
+    """How far sequences are, as the host knows it: on a GPU it may be behind.
 
-    def __init__(self, noise: GumbelNoise, n_colors: int, *, at_least: int) -> None:
-        rows = len(noise.seeds)
-        self._noise, self._n_colors = noise, n_colors
-        at_once = _NOISE_AT_ONCE_ON_GPU if noise.seeds.is_cuda else _NOISE_AT_ONCE
-        self._n_pixels = max(at_once // (rows * n_colors), at_least)
-        self._first: list[int] = []  # pixel of each sequence
-        self._made = noise.seeds.new_empty(0)
+    Attributes:
+        decided: tokens of each sequence that are known or drawn for good.
+        slack: the most tokens of a sequence that were drawn since.
+    """
 
-    def of(self, first: list[int], n: int) -> Tensor:
-        """Returns the noise (R, n, V) of n pixels from each sequence's first on."""
-        offsets = [now - then for now, then in zip(first, self._first, strict=False)]
-        if not offsets or min(offsets) < 0 or max(offsets) + n > self._n_pixels:
-            device = self._noise.seeds.device
-            pixels = torch.tensor(first, device=device)[:, None]
-            ahead = torch.arange(self._n_pixels, device=device)
-            self._made = self._noise.at(pixels + ahead, self._n_colors)
-            self._first, offsets = first, [0] * len(first)
-        if min(offsets) == max(offsets):
-            return self._made[:, offsets[0] : offsets[0] + n]
-        device = self._made.device
-        rows = torch.arange(len(first), device=device)[:, None]
-        columns = torch.tensor(offsets, device=device)[:, None] + torch.arange(n, device=device)
-        return self._made[rows, columns]
+    def __init__(self, decided: list[int], ends: list[int]) -> None:
+        self.decided, self.slack = decided, 0
+        self._ends = ends
+        self._copies: list[tuple[Tensor, torch.cuda.Event | None]] = []  # under way
+
+    def passes_left(self, size: int) -> int:
+        """Counts the passes over windows of this size that are left if every guess is right."""
+        n_left = max(map(int.__sub__, self._ends, self.decided), default=0)
+        return max(-(-n_left // size), 0)
+
+    def advance(self, length: int) -> None:
+        """Counts one more token of each sequence of this length."""
+        self.decided = [min(n + 1, length) for n in self.decided]
+
+    def read(self, decided: Tensor) -> None:
+        """Reads it from the device: at once, or what was to be read the time before."""
+        if not self.slack:
+            self.decided = decided.tolist()
+            return
+        copy = torch.empty_like(decided, device="cpu", pin_memory=decided.is_cuda)
+        copy.copy_(decided, non_blocking=True)
+        event = None
+        if decided.is_cuda:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._copies.append((copy, event))
+        if len(self._copies) > 1:
+            arrived, event = self._copies.pop(0)
+            if event is not None:
+                event.synchronize()
+            self.decided = arrived.tolist()

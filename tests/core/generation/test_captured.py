@@ -14,11 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
-from igpt_core.generation import captured, decoding, passes, prompts
+from igpt_core.generation import captured, decoding, noise, passes, prompts
 from igpt_core.generation.captured import CapturedPass, Pass
 from igpt_core.generation.decoding import prefill
 from igpt_core.generation.passes import decode_window
 from igpt_core.generation.prompts import complete_prompts
+from igpt_core.generation.speculation import _Progress
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import kv_cache, self_check, window_kernel
 from igpt_core.model.attention import Prefix
@@ -145,6 +146,37 @@ def test_tokens_drawn_by_the_kernel_are_those_of_the_cpu(
     expected = drawn(CASES[name], n_given=124, rows=2)
     request.getfixturevalue("as_on_a_gpu")
     assert torch.equal(drawn(CASES[name], n_given=124, rows=2), expected)
+
+
+@pytest.mark.parametrize("at_once", [0, noise._AT_ONCE])
+@pytest.mark.parametrize("name", CASES)
+def test_the_host_may_learn_late_how_far_sequences_are(
+    name: str, at_once: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the noise is made for all pixels or again and again."""
+
+    def found() -> tuple[Tensor, list[int]]:
+        passes: list[int] = []
+        return drawn(CASES[name] | {"passes": passes}), passes
+
+    expected, passes_then = found()
+    request.getfixturevalue("captures")
+    monkeypatch.setattr(noise, "_AT_ONCE", at_once)
+    read, real = [], _Progress.read
+
+    def late(progress: _Progress, decided: Tensor) -> None:
+        real(progress, decided)
+        read.append(max(map(int.__sub__, decided.tolist(), progress.decided)))
+        assert read[-1] <= progress.slack
+
+    monkeypatch.setattr(_Progress, "read", late)
+    tokens, passes = found()
+    assert torch.equal(tokens, expected)
+    assert passes == passes_then
+    if "window" in CASES[name]:
+        assert max(read[1:]) > 0
+    else:
+        assert read == []  # of one pixel at a time the host always knows
 
 
 @torch.inference_mode()
