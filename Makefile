@@ -26,7 +26,7 @@ chaos: install
 bench: install
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/forward.py
-	$(BIN)/python benchmarks/decode.py --device cpu --images 4 --pixels 200
+	$(BIN)/python benchmarks/decode.py --device cpu --rows 4 --pixels 200
 	$(BIN)/python benchmarks/pipeline.py
 
 check: install
