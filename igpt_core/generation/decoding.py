@@ -125,7 +125,19 @@ def decode(
     Raises:
         NonFiniteError: logits that are no distribution: NaN, +inf, or all of them -inf.
     """
-    apart = apart or windows.size > 1
+    # On which kernels, captures and events are.
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
+        return _decode(model, logits, cache, windows, apart or windows.size > 1, passes)
+
+
+def _decode(
+    model: CausalModel,
+    logits: Tensor,
+    cache: KVCache,
+    windows: Windows,
+    apart: bool,
+    passes: list[int] | None,
+) -> Tensor:
     run_pass = pass_of(model, cache, windows, apart=apart)
     if cache.by_start:  # the host need not know where they are
         windows.read_late()

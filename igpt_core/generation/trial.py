@@ -10,7 +10,7 @@ from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.self_check import left_aside
 from igpt_core.model.transformer import ImageGPTModel
 
-_PIXELS = 100  # enough for a captured pass to pay
+_PIXELS = 72  # enough for a captured pass to pay
 _COLORS = 16
 
 

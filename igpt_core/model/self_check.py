@@ -1,6 +1,7 @@
 """Fast ways of a GPU, compared with plain ones on the device at hand before they are trusted."""
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -11,7 +12,7 @@ from igpt_core.model.attention import Prefix
 _log = logging.getLogger(__name__)
 _left_aside: list[tuple[str, torch.device, str]] = []  # what, where, why
 
-_ROWS, _EACH, _HEADS, _SHARED, _OWN = 4, 2, 3, 64, 576  # of the case
+_ROWS, _EACH, _HEADS, _SHARED, _OWN = 4, 2, 2, 64, 576  # of the case
 # Half of what 8 more bits of a weight are worth, and of one of a result.
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -57,13 +58,20 @@ def _fault(device: torch.device, dtype: torch.dtype, head_size: int) -> str | No
         from igpt_core.model.window_kernel import attend_windows
     except ImportError as error:
         return f"{error} (torch for CUDA on Linux brings Triton along)"
+    with torch.cuda.device_of(torch.empty(0, device=device)):  # type: ignore[no-untyped-call]
+        return _fault_of(attend_windows, device, dtype, head_size)
+
+
+def _fault_of(
+    kernel: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, head_size: int
+) -> str | None:
     for window in (1, 20):
         q, k, v, prefix, starts = _case(window, device, dtype, head_size)
         scale = head_size**-0.5
         try:
-            found = attend_windows(q, k, v, starts=starts, scale=scale, prefix=prefix)
+            found = kernel(q, k, v, starts=starts, scale=scale, prefix=prefix)
             last = slice(_ROWS - _EACH, None)
-            alone = attend_windows(
+            alone = kernel(
                 q[last],
                 k[last, :, :448],
                 v[last, :, :448],
@@ -71,7 +79,7 @@ def _fault(device: torch.device, dtype: torch.dtype, head_size: int) -> str | No
                 scale=scale,
                 prefix=Prefix(prefix.k[-1:], prefix.v[-1:]),
             )
-            wrong_by = (found.float() - _plainly(q, k, v, prefix, starts)).abs().max().item()
+            wrong_by = (found.double() - _plainly(q, k, v, prefix, starts)).abs().max().item()
         except Exception as failure:  # of a compiler or a driver that nobody has seen
             return f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
         if not wrong_by <= _TOLERANCES[dtype]:  # NaN too
@@ -97,10 +105,10 @@ def _case(
 
 
 def _plainly(q: Tensor, k: Tensor, v: Tensor, prefix: Prefix, starts: Tensor) -> Tensor:
-    """Computes the case by products of float32, whose operands are those of the dtype."""
-    k, v = (both.float() for both in prefix.before(k, v))
+    """Computes the case by products of float64, whose operands are those of the dtype."""
+    k, v = (both.double() for both in prefix.before(k, v))
     positions = starts[:, None] + torch.arange(q.shape[2], device=q.device)
     unseen = torch.arange(k.shape[2], device=q.device) > positions[:, None, :, None]
-    scores = (q.float() @ k.transpose(2, 3)) * q.shape[3] ** -0.5
+    scores = (q.double() @ k.transpose(2, 3)) * q.shape[3] ** -0.5
     weights = scores.masked_fill(unseen, -torch.inf).softmax(dim=-1)
     return torch.matmul(weights, v)

@@ -15,6 +15,7 @@ from torch import Tensor
 _QUERIES = 16  # of a program: the fewest that tl.dot multiplies
 _KEYS = 64  # read at once
 _SPLIT = 256  # positions of a program
+_STAGES = 2  # of reads under way, which fit the shared memory of GPUs for workstations too
 
 
 @triton.jit
@@ -141,6 +142,8 @@ def attend_windows(
 
     Returns:
         (B, H, W, D), the dtype of q.
+
+    Triton launches on the current device, which must be that of the tensors.
     """
     rows, heads, window, head_size = q.shape
     n_shared = 0 if prefix is None else prefix[0].shape[2]
@@ -180,6 +183,7 @@ def attend_windows(
             QUERIES=_QUERIES,
             KEYS=_KEYS,
             SPLIT=_SPLIT,
+            num_stages=_STAGES,
         )
         split_0 += n
     result = q.new_empty(q.shape)
