@@ -95,7 +95,7 @@ def new_cache(model: CausalModel, rows: int, *, capacity: int, window: int = 1) 
         device=weight.device,
         dtype=weight.dtype,
         n_queries=window,
-        by_start=takes_starts(weight, model.config.head_size),
+        by_start=not model.training and takes_starts(weight, model.config.head_size),
     )
 
 

@@ -115,7 +115,8 @@ class NoiseAhead:
         self._noise, self._n_colors, self._size = noise, n_colors, size
         self._last_start = last_start
         at_once = _AT_ONCE_ON_GPU if noise.seeds.is_cuda else _AT_ONCE
-        self._n_pixels = max(at_once // max(rows * n_colors, 1), 4 * size)
+        n_pixels = min(at_once // max(rows * n_colors, 1), last_start + 4 * size)
+        self._n_pixels = max(n_pixels, 4 * size)
         self._made = noise.seeds.new_empty(0)
         self._first = noise.seeds.new_empty(0)
         self._decided: list[int] = []

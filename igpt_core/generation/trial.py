@@ -15,7 +15,7 @@ _COLORS = 16
 
 
 def try_fast_ways(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
-    """Draws a few images by a random model, which compares each fast way with the plain one when it
+    """Draws a few images by a random model, which compares kernel and capture with plain ways when it
     is first taken; see `window_kernel_works` and `CapturedPass`.
 
     Returns what this process leaves aside from now on, each with the reason; nothing on a CPU.

@@ -202,7 +202,10 @@ class KVCache:
         """
         shared = 0
         if shares and n > 1 and (self.by_channel or self.by_start):
-            shared = max(self.length - 1, 0) // SPAN_UNIT * SPAN_UNIT
+            unit = SPAN_UNIT
+            if self.by_start:  # sums over keys are split in the same way as without sharing
+                from igpt_core.model.window_kernel import SPLIT as unit
+            shared = max(self.length - 1, 0) // unit * unit
         grown = copy.copy(self)
         grown.capacity, grown.n_shared = capacity, shared
         grown.keys, grown.values, grown.prefixes = [], [], []

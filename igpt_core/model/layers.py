@@ -62,7 +62,7 @@ class CacheSlots:
 
     cache: KVCache
     span: int  # the first positions of the cache
-    index: Tensor | None = None  # (T,) int64; None: behind the positions that are filled
+    index: Tensor | None = None  # (T,) or (B, T) int64; None: behind those that are filled
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +11,13 @@ from torch import Tensor
 from igpt_core.model.attention import Prefix
 
 _log = logging.getLogger(__name__)
-_left_aside: list[tuple[str, torch.device, str]] = []  # what, where, why
+_KERNEL = "the attention kernel for windows"
+_ALL = "all that is fast"
+_left_aside: list[tuple[str, torch.device | None, str]] = []  # what, where (None: anywhere), why
 
-_ROWS, _EACH, _HEADS, _SHARED, _OWN = 4, 2, 2, 64, 576  # of the case
+# Window, positions that are shared, and others: in one split or several, of one tile of queries or
+# more.
+_CASES = ((1, 0, 96), (1, 0, 576), (20, 256, 320))
 # Half of what 8 more bits of a weight are worth, and of one of a result.
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -20,7 +25,9 @@ _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 def takes_starts(like: Tensor, head_size: int) -> bool:
     """Returns whether `attend` should be told where windows start, in place of what they see: on
     GPUs on which the kernel for that works."""
-    return like.is_cuda and window_kernel_works(like.device, like.dtype, head_size)
+    if not like.is_cuda or is_left_aside(_KERNEL, like.device):
+        return False
+    return window_kernel_works(like.device, like.dtype, head_size)
 
 
 @lru_cache(maxsize=8)
@@ -29,7 +36,7 @@ def window_kernel_works(device: torch.device, dtype: torch.dtype, head_size: int
     same bits beside others as alone. It is left aside where it does not."""
     why = _fault(device, dtype, head_size)
     if why is not None:
-        leave_aside("the attention kernel for windows", device, why)
+        leave_aside(_KERNEL, device, why)
     return why is None
 
 
@@ -41,8 +48,13 @@ def leave_aside(what: str, device: torch.device, why: str) -> None:
         _log.warning("%s is left aside on %s: %s", what, device, why)
 
 
+def leave_all_aside(why: str) -> None:
+    """Lets nothing of this be used in this process again."""
+    _left_aside.append((_ALL, None, why))
+
+
 def is_left_aside(what: str, device: torch.device) -> bool:
-    return any((what, device) == found[:2] for found in _left_aside)
+    return any(found[:2] in ((what, device), (_ALL, None)) for found in _left_aside)
 
 
 def left_aside() -> list[str]:
@@ -51,64 +63,76 @@ def left_aside() -> list[str]:
 
 
 def _fault(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Returns what is wrong with the kernel on a small case; None for nothing."""
+    """Returns what is wrong with the kernel on small cases; None for nothing."""
     if dtype not in _TOLERANCES:
         return f"it was never tried in {dtype}"
     try:
         from igpt_core.model.window_kernel import attend_windows
-    except ImportError as error:
+    except Exception as error:  # a Triton that does not fit says it in many ways
         return f"{error} (torch for CUDA on Linux brings Triton along)"
-    with torch.cuda.device_of(torch.empty(0, device=device)):  # type: ignore[no-untyped-call]
-        return _fault_of(attend_windows, device, dtype, head_size)
-
-
-def _fault_of(
-    kernel: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, head_size: int
-) -> str | None:
-    for window in (1, 20):
-        q, k, v, prefix, starts = _case(window, device, dtype, head_size)
-        scale = head_size**-0.5
-        try:
-            found = kernel(q, k, v, starts=starts, scale=scale, prefix=prefix)
-            last = slice(_ROWS - _EACH, None)
-            alone = kernel(
-                q[last],
-                k[last, :, :448],
-                v[last, :, :448],
-                starts=starts[last],
-                scale=scale,
-                prefix=Prefix(prefix.k[-1:], prefix.v[-1:]),
-            )
-            wrong_by = (found.double() - _plainly(q, k, v, prefix, starts)).abs().max().item()
-        except Exception as failure:  # of a compiler or a driver that nobody has seen
-            return f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
-        if not wrong_by <= _TOLERANCES[dtype]:  # NaN too
-            return f"its results in {dtype} are wrong by {wrong_by:.2g}"
-        if not torch.equal(alone, found[last]):
-            return f"a row's result in {dtype} depends on the others"
+    try:
+        with torch.cuda.device_of(torch.empty(0, device=device)):  # type: ignore[no-untyped-call]
+            for window, n_shared, n_own in _CASES:
+                case = _Case.drawn(window, n_shared, n_own, device, dtype, head_size)
+                why = case.fault_of(attend_windows)
+                if why is not None:
+                    return f"{why} in {dtype}"
+    except Exception as error:  # of a compiler or a driver that nobody has seen
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
     return None
 
 
-def _case(
-    window: int, device: torch.device, dtype: torch.dtype, head_size: int
-) -> tuple[Tensor, Tensor, Tensor, Prefix, Tensor]:
-    """Draws queries, keys, values and a prefix of rows that stand in each of three splits."""
-    generator = torch.Generator().manual_seed(0)
+class _Case(NamedTuple):
+    """Queries, keys, values and a prefix of four rows, two of which share it."""
 
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, head_size, generator=generator).to(device, dtype)
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    starts: Tensor
+    prefix: Prefix | None
 
-    q, k, v = drawn(_ROWS, _HEADS, window), *drawn(2, _ROWS, _HEADS, _OWN)
-    prefix = Prefix(*drawn(2, _ROWS // _EACH, _HEADS, _SHARED))
-    starts = torch.tensor([_SHARED, _SHARED + _OWN - window, 400, 255], device=device)
-    return q, k, v, prefix, starts
+    @classmethod
+    def drawn(
+        cls,
+        window: int,
+        n_shared: int,
+        n_own: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        head_size: int,
+    ) -> "_Case":
+        generator = torch.Generator().manual_seed(0)
 
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(*shape, head_size, generator=generator).to(device, dtype)
 
-def _plainly(q: Tensor, k: Tensor, v: Tensor, prefix: Prefix, starts: Tensor) -> Tensor:
-    """Computes the case by products of float64, whose operands are those of the dtype."""
-    k, v = (both.double() for both in prefix.before(k, v))
-    positions = starts[:, None] + torch.arange(q.shape[2], device=q.device)
-    unseen = torch.arange(k.shape[2], device=q.device) > positions[:, None, :, None]
-    scores = (q.double() @ k.transpose(2, 3)) * q.shape[3] ** -0.5
-    weights = scores.masked_fill(unseen, -torch.inf).softmax(dim=-1)
-    return torch.matmul(weights, v)
+        q, k, v = drawn(4, 2, window), *drawn(2, 4, 2, n_own)
+        shared = drawn(2, 2, 2, n_shared)
+        last = n_own - window
+        starts = torch.tensor([0, last // 3, last, last // 2], device=device) + n_shared
+        return cls(q, k, v, starts, Prefix(*shared) if n_shared else None)
+
+    def fault_of(self, kernel: Callable[..., Tensor]) -> str | None:
+        """Returns what is wrong with a kernel; None for nothing."""
+        scale = self.q.shape[3] ** -0.5
+        found = kernel(self.q, self.k, self.v, starts=self.starts, scale=scale, prefix=self.prefix)
+        wrong_by = (found.double() - self._plainly(scale)).abs().max().item()
+        if not wrong_by <= _TOLERANCES[found.dtype]:  # NaN too
+            return f"its results are wrong by {wrong_by:.2g}"
+        two, room = slice(2, 4), self.k.shape[2] - self.k.shape[2] // 4
+        starts = self.starts[two].clamp(max=int(self.starts[3]))
+        own = (self.q[two], self.k[two, :, :room], self.v[two, :, :room])
+        prefix = self.prefix and Prefix(self.prefix.k[1:], self.prefix.v[1:])
+        alone = kernel(*own, starts=starts, scale=scale, prefix=prefix)
+        if not torch.equal(alone[1], found[3]):
+            return "a row's result depends on the others"
+        return None
+
+    def _plainly(self, scale: float) -> Tensor:
+        """Computes the results by products of float64, whose operands are those of the dtype."""
+        k, v = (self.k, self.v) if self.prefix is None else self.prefix.before(self.k, self.v)
+        positions = self.starts[:, None] + torch.arange(self.q.shape[2], device=k.device)
+        unseen = torch.arange(k.shape[2], device=k.device) > positions[:, None, :, None]
+        scores = (self.q.double() @ k.double().transpose(2, 3)) * scale
+        weights = scores.masked_fill(unseen, -torch.inf).softmax(dim=-1)
+        return torch.matmul(weights, v.double())

@@ -39,7 +39,7 @@ class ImageGPTModel(PreTrained):
 
         Args:
             tokens: (B, T) int64.
-            positions: (T,) int64.
+            positions: (T,) int64, or (B, T) of each row its own.
             cache_slots: where their keys and values go.
             mask: as in `attend`.
         """

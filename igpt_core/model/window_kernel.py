@@ -14,7 +14,7 @@ from torch import Tensor
 
 _QUERIES = 16  # of a program: the fewest that tl.dot multiplies
 _KEYS = 64  # read at once
-_SPLIT = 256  # positions of a program
+SPLIT = 256  # positions of a program
 _STAGES = 2  # of reads under way, which fit the shared memory of GPUs for workstations too
 
 
@@ -149,7 +149,7 @@ def attend_windows(
     n_shared = 0 if prefix is None else prefix[0].shape[2]
     parts = [] if prefix is None else [(*prefix, 0)]
     parts.append((k, v, n_shared))
-    n_splits = [triton.cdiv(keys.shape[2], _SPLIT) for keys, _, _ in parts]
+    n_splits = [triton.cdiv(keys.shape[2], SPLIT) for keys, _, _ in parts]
     channels = max(triton.next_power_of_2(head_size), 16)
     found = (rows, heads, window, sum(n_splits))
     sums = q.new_empty((*found, head_size), dtype=torch.float32)
@@ -182,12 +182,20 @@ def attend_windows(
             CHANNELS=channels,
             QUERIES=_QUERIES,
             KEYS=_KEYS,
-            SPLIT=_SPLIT,
+            SPLIT=SPLIT,
             num_stages=_STAGES,
+            enable_fp_fusion=True,  # Triton 3.10 is to have another default
         )
         split_0 += n
     result = q.new_empty(q.shape)
     _merge[(rows * heads * window,)](
-        sums, peaks, totals, result, sum(n_splits), head_size, CHANNELS=channels
+        sums,
+        peaks,
+        totals,
+        result,
+        sum(n_splits),
+        head_size,
+        CHANNELS=channels,
+        enable_fp_fusion=True,
     )
     return result

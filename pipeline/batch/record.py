@@ -68,6 +68,12 @@ def record_of(
     )
 
 
+def is_plain(left_aside: Sequence[str] | None) -> bool:
+    """Tells whether GPUs sample without what makes them faster, by `left_aside` of run.json; an
+    earlier version, which had nothing of it, recorded nothing."""
+    return left_aside is None or bool(left_aside)
+
+
 # Options that hold locations, and how one is made absolute.
 _LOCATIONS: dict[str, Callable[[str], str]] = {
     "input": absolute_input,

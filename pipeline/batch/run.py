@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.batch.execute import execute
 from pipeline.batch.job import Job, JobSpec
-from pipeline.batch.record import dependencies, record_of
+from pipeline.batch.record import dependencies, is_plain, record_of
 from pipeline.batch.same_input import check_input
 from pipeline.engine import allocation, cluster
 from pipeline.errors import RunFailed, UsageError
@@ -73,8 +73,10 @@ def run_job(
             if isinstance(spec.options, ImageJobOptions):
                 plan = check_input(planned, spec.options, directory, again=again)
         resources = spec.resources(compute, plan)
+        left_aside = _left_aside(spec, compute) if resumed is None else resumed.get("left_aside")
+        compute = compute and replace(compute, plain=is_plain(left_aside))
         job = Job(spec, directory.location, plan, compute, resources)
-        record = resumed or record_of(job, wanted, _left_aside(job))
+        record = resumed or record_of(job, wanted, left_aside or [])
         lease = _acquire(job, directory, record, started=started, creates=resumed is None)
         if planned is None:
             # Of the same run, started a moment ago; in place of one that is cleared it may be its.
@@ -181,16 +183,21 @@ def _say_what_must_come(options: RunOptions) -> None:
         )
 
 
-def _left_aside(job: Job) -> list[str]:
+def _left_aside(spec: JobSpec, compute: "ComputePlan | None") -> list[str]:
     """Returns what a GPU of the cluster does not do in its fastest way since that computes other
-    results there, and says it."""
-    compute, model = job.compute, job.spec.model
-    if not job.spec.generates or compute is None or compute.device != "cuda" or model is None:
+    results there, or fails, and says it."""
+    if not spec.generates or compute is None or compute.device != "cuda" or spec.model is None:
         return []
     from pipeline.engine.gpu import ask_gpu  # it imports torch
 
-    progress = job.spec.options.progress
-    found = ask_gpu(compute.try_fast_ways, model.config.head_size, progress=progress)
+    progress = spec.options.progress
+    try:
+        found = ask_gpu(compute.try_fast_ways, spec.model.config.head_size, progress=progress)
+    except RunFailed as error:
+        if error.__cause__ is None:  # no GPU came
+            raise
+        # A kernel may break the context of its process.
+        found = [f"all that is fast: {error}"]
     if progress == "text":
         for what in found:
             print(f"the GPU works without {what}", file=sys.stderr, flush=True)

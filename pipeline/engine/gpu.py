@@ -34,7 +34,8 @@ def ask_gpu(question: Callable[..., Answer], *arguments: Any, progress: Mode) ->
     Raises RunFailed where the task fails, and where no GPU is free for as long as a run may stand
     still.
     """
-    task: ray.ObjectRef[Answer] = ray.remote(question).options(**_ON_A_GPU).remote(*arguments)
+    ask = ray.remote(_answer).options(**_ON_A_GPU)
+    task: ray.ObjectRef[Answer] = ask.remote(question, *arguments)
     try:
         if not _has_ended(task, _SILENT_SECONDS):
             if progress == "text":
@@ -53,6 +54,10 @@ def ask_gpu(question: Callable[..., Answer], *arguments: Any, progress: Mode) ->
             f"{redacted_error(cause)}; next: mend torch or CUDA on the "
             "nodes that have GPUs, and give the same command again"
         ) from error
+
+
+def _answer(question: Callable[..., Answer], *arguments: Any) -> Answer:
+    return question(*arguments)  # Ray takes functions alone, no methods
 
 
 def _has_ended(task: "ray.ObjectRef[Any]", seconds: float) -> bool:

@@ -14,6 +14,7 @@ from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.trial import try_fast_ways
 from igpt_core.heads import load_model, random_model
+from igpt_core.model.self_check import leave_all_aside, left_aside
 from pipeline.errors import EndOfRun
 from pipeline.stages.cuda_errors import within_memory
 
@@ -34,6 +35,8 @@ class ComputePlan:
         sequences: of each image in a batch.
         model_options: fsspec options of the model's location.
         window: pixels of a sequence that a pass is fed at once, of jobs that sample them.
+        plain: whether a GPU samples without what makes it faster, since on one of the run it
+            computed other results.
     """
 
     model: str
@@ -43,6 +46,7 @@ class ComputePlan:
     sequences: int = 1
     model_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     window: int = 1
+    plain: bool = False
 
     def load(self, head: Literal["causal", "classification"] | None) -> Any:
         """Loads the model for inference, as `load_model` does, its weights packed.
@@ -85,6 +89,9 @@ class ComputePlan:
         other results than the plain way: what that is, each with the reason."""
         if self.device != "cuda":
             return []
+        if self.plain:
+            leave_all_aside("it was so on the GPU that the run was planned with")
+            return left_aside()
         return try_fast_ways(torch.device(self.device), getattr(torch, self.dtype), head_size)
 
     def in_batches(

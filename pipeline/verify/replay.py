@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from igpt_core.errors import CheckpointError
 from pipeline import rows
 from pipeline.batch.job import Job, JobSpec
-from pipeline.batch.record import dependencies
+from pipeline.batch.record import dependencies, is_plain
 from pipeline.engine.allocation import ResourcePlan
 from pipeline.engine.stage import Resources, Stage
 from pipeline.errors import UsageError
@@ -124,6 +124,7 @@ def _job(
     except (UsageError, CheckpointError) as error:
         raise NotReplayed(redacted_line(error)) from error
     compute = spec.compute_plan(recorded["device"], recorded["dtype"], plan.rows)
+    compute = compute and replace(compute, plain=is_plain(record.get("left_aside")))
     other = differences(recorded, dependencies(spec, compute))
     if other:
         raise NotReplayed(f"expected what the run was made with, found other: {'; '.join(other)}")

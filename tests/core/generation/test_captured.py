@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
 from igpt_core.generation import captured, decoding, noise, passes, prompts
-from igpt_core.generation.captured import CapturedPass, Pass
+from igpt_core.generation.captured import CapturedPass, Pass, cuda_graph
 from igpt_core.generation.decoding import prefill
 from igpt_core.generation.passes import decode_window
 from igpt_core.generation.prompts import complete_prompts
@@ -23,16 +23,17 @@ from igpt_core.generation.speculation import _Progress
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import kv_cache, self_check, window_kernel
 from igpt_core.model.attention import Prefix
-from igpt_core.model.self_check import left_aside
+from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.self_check import left_aside, window_kernel_works
 from models import make_model
 
 N_POSITIONS = 144
 SAMPLING = SamplingConfig(top_k=20)
-CONFIG = ImageGPTConfig(vocab_size=33, n_positions=N_POSITIONS, n_embd=32, n_layer=2, n_head=2)
 
 
-def model_of() -> ImageGPTForCausalImageModeling:
-    return make_model(CONFIG, std=0.3)
+def model_of(n_positions: int = N_POSITIONS) -> ImageGPTForCausalImageModeling:
+    config = ImageGPTConfig(vocab_size=33, n_positions=n_positions, n_embd=32, n_layer=2, n_head=2)
+    return make_model(config, std=0.3)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -139,6 +140,7 @@ def test_one_capture_serves_prompts_of_any_length(request: pytest.FixtureRequest
     assert len(made) == 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton does not interpret here")
 @pytest.mark.parametrize("name", ["one pixel", "tables", "samples in windows"])
 def test_tokens_drawn_by_the_kernel_are_those_of_the_cpu(
     name: str, request: pytest.FixtureRequest
@@ -146,6 +148,38 @@ def test_tokens_drawn_by_the_kernel_are_those_of_the_cpu(
     expected = drawn(CASES[name], n_given=124, rows=2)
     request.getfixturevalue("as_on_a_gpu")
     assert torch.equal(drawn(CASES[name], n_given=124, rows=2), expected)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_samples_share_their_prompt_in_a_capture(
+    window: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole splits of the kernel, of 256 positions each."""
+    caches: list[KVCache] = []
+    repeat = KVCache.repeat
+
+    def repeated(self: KVCache, n: int, **options: object) -> KVCache:
+        caches.append(repeat(self, n, **options))
+        return caches[-1]
+
+    def found(n_samples: int) -> Tensor:
+        return complete(
+            model_of(324),
+            colors(2, 300),
+            n_positions=324,
+            seeds=torch.arange(2),
+            sampling=SAMPLING,
+            n_samples=n_samples,
+            window=window,
+        )
+
+    expected = found(3)
+    made = request.getfixturevalue("captures")
+    monkeypatch.setattr(KVCache, "repeat", repeated)
+    assert torch.equal(found(3), expected)
+    assert [cache.n_shared for cache in caches] == [256]
+    assert len(made) == 1
+    assert torch.equal(found(1), expected[:, :1])
 
 
 @pytest.mark.parametrize("at_once", [0, noise._AT_ONCE])
@@ -219,11 +253,12 @@ def test_what_cannot_be_captured_is_run_as_it_is(
     def refused(*_: object) -> Callable[[], Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
+    monkeypatch.setattr(window_kernel, "attend_windows", by_torch)
     monkeypatch.setattr(passes, "captures_pay", lambda *_: True)
     monkeypatch.setattr(passes, "CapturedPass", partial(CapturedPass, capture=refused))
     assert torch.equal(drawn({}, n_given=130), expected)
     assert torch.equal(drawn({}, n_given=130), expected)
-    why = "operation not permitted when stream is capturing"
+    why = "RuntimeError: operation not permitted when stream is capturing"
     assert said(caplog) == [f"a captured pass is left aside on cpu: {why}"]
 
 
@@ -237,24 +272,81 @@ def test_captures_are_for_many_passes_over_few_rows_of_a_gpu(
     assert captured.captures_pay(torch.device(device), n_rows, n_passes) == bool(pays)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_captures_and_replays(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@torch.inference_mode()
+def test_a_capture_without_room_is_tried_again_with_the_next_batch(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = model_of().to("cuda", dtype)
+    def full(*_: object) -> Callable[[], Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def found() -> Tensor:
-        return complete(
+    one_pass = CapturedPass(lambda tokens, positions: tokens + positions, full)
+    for _ in range(3):
+        assert one_pass(torch.ones(2, 1), torch.ones(2, 1)).tolist() == [[2], [2]]
+    assert said(caplog) == left_aside() == []
+
+
+def test_logits_behind_a_wrong_guess_may_be_nan(caplog: pytest.LogCaptureFixture) -> None:
+    def run(tokens: Tensor, positions: Tensor) -> Tensor:
+        return tokens / (positions - positions)
+
+    one_pass = CapturedPass(run, lambda run, *tensors: lambda: run(*tensors))
+    for _ in range(3):
+        assert one_pass(torch.zeros(2, 1), torch.ones(2, 1)).isnan().all()
+    assert said(caplog) == left_aside() == []
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["one pixel", "tables", "samples in windows"])
+def test_a_gpu_captures_and_replays(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window_kernel_works.cache_clear()
+    model, made = model_of().to("cuda", dtype), []
+
+    def capture(*arguments: object) -> Callable[[], Tensor]:
+        made.append(cuda_graph(*arguments))
+        return made[-1]
+
+    def found(captures: bool) -> tuple[Tensor, list[int]]:
+        passes_taken: list[int] = []
+        options = dict(CASES[name])
+        if "draft" in options:
+            options["draft"] = TABLES.to("cuda")
+        monkeypatch.setattr(passes, "captures_pay", lambda *_: captures)
+        drawn = complete(
             model,
-            colors(3, 20).cuda(),
+            colors(3, 70).cuda(),
             n_positions=N_POSITIONS,
             seeds=torch.arange(3, device="cuda"),
             sampling=SAMPLING,
-            n_samples=2,
+            passes=passes_taken,
+            **options,
         )
+        return drawn, passes_taken
 
-    replayed = found()
-    monkeypatch.setattr(passes, "captures_pay", lambda *_: False)
-    assert torch.equal(found(), replayed)
-    assert not caplog.records
+    monkeypatch.setattr(passes, "CapturedPass", partial(CapturedPass, capture=capture))
+    replayed, passes_then = found(True)
+    assert len(made) == 1
+    assert left_aside() == []
+    tokens, passes_taken = found(False)
+    assert torch.equal(tokens, replayed)
+    assert passes_taken == passes_then
+
+
+@needs_gpu
+def test_a_gpu_goes_on_after_a_capture_that_failed() -> None:
+    def waits(tokens: Tensor, positions: Tensor) -> Tensor:
+        return tokens + positions.sum().item()
+
+    stream = torch.cuda.current_stream()
+    one_pass, ones = CapturedPass(waits), torch.ones(2, 1, device="cuda")
+    for _ in range(3):
+        assert one_pass(ones, ones).tolist() == [[3], [3]]
+    assert len(left_aside()) == 1
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    assert (ones @ ones.T).isfinite().all()

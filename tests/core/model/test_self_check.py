@@ -22,7 +22,9 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("head_size", [8, 64, 96])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
+)
 def test_the_kernel_works(
     dtype: torch.dtype, head_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -53,9 +55,9 @@ def failing(*arguments: Tensor, **options: object) -> Tensor:
 @pytest.mark.parametrize(
     ("kernel", "why"),
     [
-        (wrong, "its results in torch.float32 are wrong by 0.1"),
-        (nan, "its results in torch.float32 are wrong by nan"),
-        (dependent, "a row's result in torch.float32 depends on the others"),
+        (wrong, "its results are wrong by 0.1 in torch.float32"),
+        (nan, "its results are wrong by nan in torch.float32"),
+        (dependent, "a row's result depends on the others in torch.float32"),
         (failing, "RuntimeError: no such instruction"),
     ],
 )

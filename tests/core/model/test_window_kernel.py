@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from igpt_core.model.attention import Prefix
-from igpt_core.model.window_kernel import attend_windows
+from igpt_core.model.window_kernel import SPLIT, attend_windows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCES = {torch.float32: 5e-6, torch.float16: 3e-3}
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 3e-3}
+if DEVICE == "cuda":
+    TOLERANCES[torch.bfloat16] = 2e-2
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -52,7 +54,7 @@ def test_tensors_need_not_lie_side_by_side() -> None:
     starts = torch.tensor([290], device=DEVICE).expand(3)
     q = q.transpose(1, 2)[:, :2]
     found = attend_windows(q, k, v, starts=starts, scale=1.0)
-    assert (found - by_torch(q, k, v, starts, 1.0)).abs().max() <= 2e-6
+    assert (found - by_torch(q, k, v, starts, 1.0)).abs().max() <= TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize(("n_shared", "n_each"), [(64, 2), (320, 4), (256, 8)])
@@ -66,7 +68,7 @@ def test_rows_may_share_what_lies_before_their_keys(
     starts = n_shared + torch.arange(8, device=DEVICE) * (300 - window) // 7
     found = attend_windows(q, k, v, starts=starts, scale=0.3, prefix=prefix)
     expected = by_torch(q, *prefix.before(k, v), starts, 0.3)
-    assert (found - expected).abs().max() <= 2e-6
+    assert (found - expected).abs().max() <= TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("n_shared", [0, 128])
@@ -99,3 +101,16 @@ def test_what_lies_behind_a_query_does_not_matter() -> None:
         k[row, :, start + 3 :] = 1e3
         v[row, :, start + 3 :] = -1e3
     assert torch.equal(attend_windows(q, k, v, starts=starts, scale=0.3), expected)
+
+
+@pytest.mark.parametrize("n_shared", [SPLIT, 2 * SPLIT])
+@pytest.mark.parametrize("window", [1, 3])
+def test_sharing_whole_splits_changes_no_bit(window: int, n_shared: int) -> None:
+    """So a sample does not depend on how many are drawn."""
+    q = drawn(4, 2, window, 32)
+    k, v = drawn(2, 4, 2, 300, 32, seed=1)
+    prefix = Prefix(*drawn(2, 2, 2, n_shared, 32, seed=2))
+    starts = n_shared + torch.tensor([0, 100, 255, 290], device=DEVICE)
+    shared = attend_windows(q, k, v, starts=starts, scale=0.3, prefix=prefix)
+    whole = attend_windows(q, *prefix.before(k, v), starts=starts, scale=0.3)
+    assert torch.equal(shared, whole)

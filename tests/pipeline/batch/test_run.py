@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from igpt_core.model import self_check
 from igpt_core.model.config import VARIANTS
 from pipeline.batch import run
+from pipeline.batch.record import is_plain
 from pipeline.engine import gpu
+from pipeline.errors import RunFailed
 from pipeline.stages import model_batches
 from pipeline.stages.model_batches import ComputePlan
 
@@ -28,23 +31,54 @@ def asked(monkeypatch) -> list[tuple[object, ...]]:
     return made
 
 
-def job_on(device: str, *, generates: bool = True, progress: str = "text") -> SimpleNamespace:
-    model = SimpleNamespace(config=VARIANTS["large"])
-    options = SimpleNamespace(progress=progress)
-    spec = SimpleNamespace(generates=generates, model=model, options=options)
-    return SimpleNamespace(spec=spec, compute=ComputePlan("m", device, "bfloat16", images=2))
+def found(device: str, *, generates: bool = True, progress: str = "text") -> list[str]:
+    spec = SimpleNamespace(
+        generates=generates,
+        model=SimpleNamespace(config=VARIANTS["large"]),
+        options=SimpleNamespace(progress=progress),
+    )
+    return run._left_aside(spec, ComputePlan("m", device, "bfloat16", images=2))
 
 
 @pytest.mark.parametrize(
     ("progress", "said"), [("text", f"the GPU works without {SLOW}\n"), ("json", ""), ("quiet", "")]
 )
 def test_a_gpu_tries_its_fast_ways_before_the_run(asked, capsys, progress, said):
-    assert run._left_aside(job_on("cuda", progress=progress)) == [SLOW]
+    assert found("cuda", progress=progress) == [SLOW]
     assert asked == [(torch.device("cuda"), torch.bfloat16, 96)]
     assert capsys.readouterr() == ("", said)
 
 
 def test_cpus_and_jobs_that_draw_nothing_have_none(asked):
-    assert run._left_aside(job_on("cpu")) == []
-    assert run._left_aside(job_on("cuda", generates=False)) == []
+    assert found("cpu") == found("cuda", generates=False) == []
     assert asked == []
+
+
+def test_a_gpu_that_a_trial_breaks_does_without_all_of_it(monkeypatch):
+    def broken(*_, **__):
+        raise RunFailed("found CUDA error: an illegal memory access") from OSError()
+
+    monkeypatch.setattr(gpu, "ask_gpu", broken)
+    assert found("cuda") == ["all that is fast: found CUDA error: an illegal memory access"]
+
+
+def test_a_run_without_a_gpu_ends(monkeypatch):
+    def none(*_, **__):
+        raise RunFailed("expected a free GPU of the cluster, found none in 6 hours")
+
+    monkeypatch.setattr(gpu, "ask_gpu", none)
+    with pytest.raises(RunFailed, match="none in 6 hours"):
+        found("cuda")
+
+
+@pytest.mark.parametrize(("left_aside", "plain"), [([], False), ([SLOW], True), (None, True)])
+def test_actors_do_without_what_the_run_does_without(monkeypatch, left_aside, plain):
+    """An earlier version, which had nothing of it, recorded nothing."""
+    assert is_plain(left_aside) == plain
+    monkeypatch.setattr(self_check, "_left_aside", [])
+    monkeypatch.setattr(model_batches, "try_fast_ways", lambda *_: [])
+    plan = ComputePlan("m", "cuda", "bfloat16", images=2, plain=plain)
+    planned = "it was so on the GPU that the run was planned with"
+    assert plan.try_fast_ways(96) == ([f"all that is fast: {planned}"] if plain else [])
+    device = torch.device("cuda:0")
+    assert self_check.is_left_aside("a captured pass", device) == plain
