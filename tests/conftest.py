@@ -1,6 +1,8 @@
 """What several test files share: a tiny model, small images good and bad, one Ray session."""
 
+import atexit
 import os
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ import torch
 
 # Without a GPU kernels in Triton run in its interpreter, which is chosen when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
+
 # A palette's table is cached by its fingerprint: not in the home of whoever runs the tests.
 os.environ.setdefault("IGPT_CACHE", os.path.join(os.path.dirname(__file__), ".cache"))
 
@@ -18,6 +21,13 @@ from pipeline.engine import dispatch, stage
 from pipeline.engine.shard_result import ShardResult, serialize
 from pipeline.engine.stage import _ReportingShards
 from pipeline.storage.filesystem import open_location
+
+
+@atexit.register
+def without_counts_of_leaks() -> None:
+    """Closes stderr where Triton was imported: its library writes there what is left of it."""
+    if "triton" in sys.modules:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ _COLORS = 16
 
 
 def try_fast_ways(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
-    """Draws a few images by a random model, which compares kernel and capture with plain ways when it
-    is first taken; see `window_kernel_works` and `CapturedPass`.
+    """Draws a few images by a random model, which compares kernel and capture with plain ways; see
+    `window_kernel_works` and `CapturedPass`.
 
     Returns what this process leaves aside from now on, each with the reason; nothing on a CPU.
     """
