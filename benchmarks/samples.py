@@ -14,7 +14,8 @@ import time
 import torch
 from window import DTYPES, halves
 
-from igpt_core.generation.decoding import complete, new_cache
+from igpt_core.generation.completion import complete
+from igpt_core.generation.decoding import new_cache
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import load_model, random_model

@@ -52,9 +52,8 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
 if TYPE_CHECKING:
     from igpt_core.conversion.convert import convert_checkpoint
     from igpt_core.errors import CheckpointError, NonFiniteError
-    from igpt_core.generation.decoding import Pinned, complete
+    from igpt_core.generation.completion import Pinned, complete, complete_prompts
     from igpt_core.generation.drafts import NeighborTables
-    from igpt_core.generation.prompts import complete_prompts
     from igpt_core.generation.sampling import SamplingConfig, row_seed
     from igpt_core.heads import (
         ImageGPTForCausalImageModeling,
@@ -100,14 +99,14 @@ else:
         "NeighborTables": "generation.drafts",
         "NonFiniteError": "errors",
         "Palette": "images.palette",
-        "Pinned": "generation.decoding",
+        "Pinned": "generation.completion",
         "SamplingConfig": "generation.sampling",
         "TrainingConfig": "learning.training",
         "VARIANTS": "model.config",
         "bits_per_pixel": "learning.scoring",
         "chosen_layers": "learning.features",
-        "complete": "generation.decoding",
-        "complete_prompts": "generation.prompts",
+        "complete": "generation.completion",
+        "complete_prompts": "generation.completion",
         "convert_checkpoint": "conversion.convert",
         "encode_png": "images.pixels",
         "load_image_size": "images.model_palette",

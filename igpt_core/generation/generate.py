@@ -79,17 +79,18 @@ class GenerationMixin(CausalModel):
             tokens = pad(given, (0, max_length - n_given))
             known = torch.arange(max_length, device=given.device).expand_as(tokens) < n_given
             windows = Windows(
-                tokens,
-                known,
-                [n_given] * len(tokens),
+                len(tokens),
+                max_length,
                 size=1,
-                noise=noise,
                 sampling=sampling,
                 n_colors=self.config.n_colors,
+                device=tokens.device,
             )
             model = prepacked(self)
             logits, cache = feed(
                 model, input_ids, n_samples=num_return_sequences, capacity=max_length - 1
             )
-            tokens = decode(model, logits, cache, windows)
-        return tokens.clone()  # made here, so that it may enter a training step
+            starts = [n_given] * len(tokens)
+            windows.begin(range(len(tokens)), tokens, known, starts, noise, logits)
+            decode(model, cache, windows)
+        return windows.tokens.clone()  # made here, so that it may enter a training step

@@ -89,6 +89,10 @@ class GumbelNoise:
         self.seeds = seeds.long().repeat_interleave(n_samples)
         self.samples = torch.arange(n_samples, device=seeds.device).repeat(len(seeds))
 
+    def put(self, rows: Tensor, noise: "GumbelNoise") -> None:
+        """Puts the noise of other sequences in the place of that of these rows."""
+        self.seeds[rows], self.samples[rows] = noise.seeds, noise.samples
+
     def at(self, positions: Tensor, n_colors: int) -> Tensor:
         """Draws the noise at positions (T,) of all sequences, or (R, T) of each its own; int64.
 
@@ -109,24 +113,29 @@ class NoiseAhead:
     """The noise of windows of sequences, made for several pixels at once, which takes a fraction of
     the calls."""
 
-    def __init__(self, noise: GumbelNoise, n_colors: int, size: int, last_start: int) -> None:
+    def __init__(
+        self, rows: int, n_colors: int, size: int, last_start: int, device: torch.device
+    ) -> None:
         """`size` and `last_start`: of the windows, and the position where the last begins."""
-        rows = len(noise.seeds)
-        self._noise, self._n_colors, self._size = noise, n_colors, size
+        self._noise = GumbelNoise(torch.zeros(rows, dtype=torch.int64, device=device), 1)
+        self._n_colors, self._size = n_colors, size
         self._last_start = last_start
-        at_once = _AT_ONCE_ON_GPU if noise.seeds.is_cuda else _AT_ONCE
+        at_once = _AT_ONCE_ON_GPU if device.type == "cuda" else _AT_ONCE
         n_pixels = min(at_once // max(rows * n_colors, 1), last_start + 4 * size)
         self._n_pixels = max(n_pixels, 4 * size)
-        self._made = noise.seeds.new_empty(0)
-        self._first = noise.seeds.new_empty(0)
-        self._decided: list[int] = []
+        self._decided: list[int] = []  # of nothing that was made
+
+    def put(self, rows: Tensor, noise: GumbelNoise) -> None:
+        """Puts the noise of other sequences in the place of that of these rows."""
+        self._noise.put(rows, noise)
+        self._decided = []
 
     def of(self, firsts: Tensor, n: int, *, decided: list[int], slack: int) -> Tensor:
         """Returns the noise (R, n, V) of n tokens of each sequence from positions `firsts` (R,) on.
 
         Args:
             decided: what the host knows of the firsts, none of which goes back but for the windows
-                at the end of a sequence.
+                at the end of a sequence, and of those that are over.
             slack: how much further than that these may be.
         """
         moved = max(map(int.__sub__, decided, self._decided), default=self._n_pixels)
@@ -138,7 +147,9 @@ class NoiseAhead:
         if self._size == 1:  # all that are not done have moved alike
             return self._made[:, moved : moved + n]
         rows = torch.arange(len(firsts), device=firsts.device)[:, None]
-        return self._made[rows, (firsts - self._first)[:, None] + self._ahead(n)]
+        # Sequences that are over may stand anywhere.
+        moves = (firsts - self._first).clamp(0, self._n_pixels - n)
+        return self._made[rows, moves[:, None] + self._ahead(n)]
 
     def _ahead(self, n: int) -> Tensor:
         return torch.arange(n, device=self._noise.seeds.device)

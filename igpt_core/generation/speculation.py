@@ -1,15 +1,16 @@
 """Windows of guesses: what is known, guessed and drawn of sequences that are decoded together.
 
-Each sequence stands at its own position. A pass of the model is fed a window of its tokens: the
-last that is decided, and guesses behind it. Each of the tokens behind these is drawn with its own
-noise. The first is right, and each next one while the guess before it was; what is drawn behind the
-first wrong guess is the guess of the next pass (Jacobi iteration: Song, Meng, Liao, Ermon,
-"Accelerating feedforward computation via parallel nonlinear equation solving", 2021). So the tokens
-are those of one pass for each, whatever was guessed.
+Each sequence stands at its own position, and one that is over gives its place to another. A pass of
+the model is fed a window of its tokens: the last that is decided, and guesses behind it. Each of
+the tokens behind these is drawn with its own noise. The first is right, and each next one while the
+guess before it was; what is drawn behind the first wrong guess is the guess of the next pass
+(Jacobi iteration: Song, Meng, Liao, Ermon, "Accelerating feedforward computation via parallel
+nonlinear equation solving", 2021). So the tokens are those of one pass for each, whatever was
+guessed.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,55 +48,80 @@ class Windows:
 
     def __init__(
         self,
-        tokens: Tensor,
-        known: Tensor,
-        starts: list[int],
+        n_rows: int,
+        length: int,
         *,
         size: int,
-        noise: GumbelNoise,
         sampling: SamplingConfig,
         n_colors: int,
         draft: NeighborTables | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """Begins with the tokens that are known.
+        """Makes room for R sequences of L tokens, of which none is there yet.
 
         Args:
-            tokens: (R, L) int64, where they are known; any color elsewhere.
-            known: (R, L) bool; all before a sequence's start are.
-            starts: R positions of the first token to draw, from 1 to L - 1.
             size: the window, from 1 to L - 1.
-            noise: of the R sequences; that of pixel i is for the token i + 1.
+            sampling: how tokens are drawn.
             draft: what guesses are made of, besides what was drawn; it changes no token.
 
         Raises ValueError for a window of nothing.
         """
         if size < 1:
             raise ValueError(f"window must be 1 or more, found {size}")
-        self.n_rows, self._length = tokens.shape
-        self.size = size
-        beyond = (0, 2 * size)  # where the guesses of the last window lie, which are never fed
-        self._tokens, self._known = pad(tokens, beyond), pad(known, beyond)
+        self.n_rows, self.size, self._length = n_rows, size, length
+        self._beyond = 2 * size  # where the guesses of the last window lie, which are never fed
+        self._tokens = torch.zeros(n_rows, length + self._beyond, dtype=torch.int64, device=device)
+        self._known = torch.ones_like(self._tokens, dtype=torch.bool)
         # Tokens of each sequence, from its first on.
-        self._decided = torch.tensor(starts, device=tokens.device)
-        last_unknown = self._length - 1 - (~known).flip(1).long().argmax(dim=1)
-        self._ends = torch.where(known.all(dim=1), 0, last_unknown + 1)
-        self._n_passes = (self._decided < self._ends).long()
-        self._progress = _Progress(list(starts), self._ends.tolist())
-        self._width = max(math.isqrt(self._length - 1), 1)  # of an image
-        self._noise = NoiseAhead(noise, n_colors, size, self._last_start)
-        self._sampling = sampling
+        self._decided = torch.ones(n_rows, dtype=torch.int64, device=device)
+        self._ends = torch.zeros_like(self._decided)
+        self._n_passes = torch.zeros_like(self._decided)
+        self._is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self._progress = _Progress(n_rows)
+        self._width = max(math.isqrt(length - 1), 1)  # of an image
+        self._noise = NoiseAhead(n_rows, n_colors, size, self._last_start, self._tokens.device)
+        self._n_colors, self._sampling = n_colors, sampling
         self._draft = draft if size > 1 else None
         if draft is not None:
-            self._neighbors = Neighbors(draft, self._length - 1, beyond=beyond[1])
+            self._neighbors = Neighbors(draft, length - 1, beyond=self._beyond)
 
-    @classmethod
-    def of_images(
-        cls, image: Tensor, known: Tensor, lengths: list[int], *, start_token: int, **options: Any
-    ) -> "Windows":
-        """Begins with the start token, which is known, before images (R, N) of which `known` (R, N)
-        are, among them the first `lengths`; below N. `options`: as of `__init__`."""
-        tokens = pad(image, (1, 0), value=start_token)
-        return cls(tokens, pad(known, (1, 0), value=True), [n + 1 for n in lengths], **options)
+    def begin(
+        self,
+        rows: Sequence[int],
+        tokens: Tensor,
+        known: Tensor,
+        starts: Sequence[int],
+        noise: GumbelNoise,
+        logits: Tensor,
+    ) -> None:
+        """Begins K sequences in the place of those of these rows, and draws the first token of
+        each.
+
+        Args:
+            tokens: (K, L) int64, where they are known; any color elsewhere.
+            known: (K, L) bool; all before a sequence's start are.
+            starts: K positions of the first token to draw, from 1 to L - 1.
+            noise: of the K sequences; that of pixel i is for the token i + 1.
+            logits: (K, V) of the token at each start.
+        """
+        at = torch.tensor(starts, device=tokens.device)
+        last_unknown = self._length - 1 - (~known).flip(1).long().argmax(dim=1)
+        ends = torch.where(known.all(dim=1), 0, last_unknown + 1)
+        tokens, known = (pad(part, (0, self._beyond)) for part in (tokens, known))
+        first = at[:, None]
+        by_noise = None if self._sampling.greedy else noise.at(first - 1, self._n_colors)
+        drawn = sample_tokens(logits[:, None], by_noise, self._sampling)
+        drawn = torch.where(known.gather(1, first), tokens.gather(1, first), drawn)
+        tokens.scatter_(1, first, drawn)
+        behind = self.positions(at + 1)
+        self._guess(tokens, known.gather(1, behind), behind)
+        place = torch.tensor(rows, device=tokens.device)
+        self._tokens[place], self._known[place] = tokens, known
+        self._decided[place], self._ends[place] = at + 1, ends
+        self._n_passes[place] = (at < ends).long()
+        self._noise.put(place, noise)
+        self._progress.learn(self._decided, self._ends)
+        self._is_finite &= logits.amax(dim=-1).isfinite().all()  # NaN is the highest
 
     @property
     def tokens(self) -> Tensor:
@@ -103,10 +129,20 @@ class Windows:
         return self._tokens[:, : self._length]
 
     @property
-    def passes(self) -> list[int]:
-        """Returns the passes from which each sequence's tokens were drawn, the prompt's among
+    def passes(self) -> Tensor:
+        """Returns the passes (R,) from which each sequence's tokens were drawn, the prompt's among
         them."""
-        return self._n_passes.tolist()
+        return self._n_passes
+
+    @property
+    def is_finite(self) -> bool:
+        """Tells whether all logits from which tokens were drawn for good are distributions; none
+        is with NaN, +inf, or -inf alone. Waits for a GPU, so it is to be asked once."""
+        return bool(self._is_finite)
+
+    def is_over(self, row: int) -> bool:
+        """Tells whether a sequence is drawn, as far as the host knows, or was never begun."""
+        return self._progress.is_over(row)
 
     def read_late(self) -> None:
         """Lets the host know how far the sequences are a pass later than they are, so that it never
@@ -126,12 +162,18 @@ class Windows:
     @property
     def furthest(self) -> int:
         """Returns the last of the `starts`, as far as the host knows."""
-        return min(max(self._progress.decided) - 1, self._last_start)
+        return min(self._progress.furthest - 1, self._last_start)
 
     @property
     def starts(self) -> Tensor:
-        """Returns the positions (R,) of the first tokens of the next pass."""
-        return (self._decided - 1).clamp(max=self._last_start)
+        """Returns the positions (R,) of the first tokens of the next pass. Sequences that are over
+        stand beside the last of the others."""
+        firsts = torch.where(self._decided < self._ends, self._decided, self._length)
+        return (
+            torch.where(firsts < self._length, firsts, firsts.amin())
+            .sub(1)
+            .clamp(max=self._last_start)
+        )
 
     @property
     def _last_start(self) -> int:
@@ -150,21 +192,11 @@ class Windows:
         """Returns the tokens (R, W) at positions (R, W)."""
         return self._tokens.gather(1, positions)
 
-    def draw_first(self, logits: Tensor) -> None:
-        """Draws the token at each start from its logits (R, V)."""
-        at = self.positions(self._decided)
-        first = at[:, :1]
-        drawn = self._draw(logits[:, None], self._decided)
-        drawn = torch.where(self._known.gather(1, first), self.fed(first), drawn)
-        self._tokens.scatter_(1, first, drawn)
-        self._decided = self._decided + 1
-        self._progress.advance(self._length)
-        self._guess(at + 1)
-
     def draw(self, logits: Tensor, starts: Tensor) -> None:
         """Draws the tokens behind those of a pass that began at `starts`, from its logits
         (R, W, V)."""
-        self._n_passes += self._decided < self._ends
+        is_under_way = self._decided < self._ends
+        self._n_passes += is_under_way
         firsts = starts + 1
         at = self.positions(firsts)
         before = self.fed(at)
@@ -173,14 +205,20 @@ class Windows:
         seen = self._tokens.clone() if self._draft else self._tokens
         self._tokens.scatter_(1, at, drawn)
         if self.size == 1:
-            self._decided = firsts + 1
-            self._progress.advance(self._length)
+            self._decided = self._decided + is_under_way
+            self._progress.advance()
+            self._is_finite &= logits.amax(dim=-1).isfinite().all()
             return
         was_right = (drawn == before)[:, :-1].long()
-        self._decided = firsts + 1 + was_right.cumprod(dim=1).sum(dim=1)
+        decided = firsts + 1 + was_right.cumprod(dim=1).sum(dim=1)
+        self._decided = torch.where(is_under_way, decided, self._decided)
         self._progress.read(self._decided)
+        highest = logits.amax(dim=-1).where(self.is_decided(at), 0)  # not behind a wrong guess
+        self._is_finite &= highest.isfinite().all()
         if self._draft is None:
-            self._guess(at + self.size)
+            at = at + self.size
+            is_known = self._known.gather(1, at) | self.is_decided(at)  # of one that is over
+            self._guess(self._tokens, is_known, at)
         else:
             self._guess_by_draft(self._draft, logits, firsts, seen)
 
@@ -194,11 +232,11 @@ class Windows:
         progress = self._progress
         return self._noise.of(firsts, n, decided=progress.decided, slack=progress.slack)
 
-    def _guess(self, at: Tensor) -> None:
-        """Guesses tokens (R, W) of which none was drawn: the pixel above each."""
-        above = self.fed((at - self._width).clamp(min=1))
-        guesses = torch.where(self._known.gather(1, at), self.fed(at), above)
-        self._tokens.scatter_(1, at, guesses)
+    def _guess(self, tokens: Tensor, is_known: Tensor, at: Tensor) -> None:
+        """Guesses the tokens at positions (K, W) that are not known: the pixel above each."""
+        above = tokens.gather(1, (at - self._width).clamp(min=1))
+        guesses = torch.where(is_known, tokens.gather(1, at), above)
+        tokens.scatter_(1, at, guesses)
 
     def _guess_by_draft(
         self, draft: NeighborTables, logits: Tensor, firsts: Tensor, seen: Tensor
@@ -208,7 +246,7 @@ class Windows:
         corrected for neighbors that are others now."""
         at = self.positions(self._decided)[:, : self.size - 1]
         place = at - firsts[:, None]
-        last = logits.float().take_along_dim(place.clamp(max=self.size - 1)[..., None], dim=1)
+        last = logits.float().take_along_dim(place.clamp(0, self.size - 1)[..., None], dim=1)
         last -= self._neighbors.sum(seen, at)
         last = torch.where((place < self.size)[..., None], last, draft.frequencies)
         noise = None
@@ -231,19 +269,34 @@ class _Progress:
         slack: the most tokens of a sequence that were drawn since.
     """
 
-    def __init__(self, decided: list[int], ends: list[int]) -> None:
-        self.decided, self.slack = decided, 0
-        self._ends = ends
+    def __init__(self, n_rows: int) -> None:
+        self.decided, self.slack = [1] * n_rows, 0
+        self._ends = [0] * n_rows
         self._copies: list[tuple[Tensor, torch.cuda.Event | None]] = []  # under way
+
+    def is_over(self, row: int) -> bool:
+        """Tells whether nothing is left of a sequence."""
+        return self.decided[row] >= self._ends[row]
+
+    @property
+    def furthest(self) -> int:
+        """Returns the most that is decided of a sequence that is not over; 1 if all are."""
+        under_way = zip(self.decided, self._ends, strict=True)
+        return max((n for n, end in under_way if n < end), default=1)
 
     def passes_left(self, size: int) -> int:
         """Counts the passes over windows of this size that are left if every guess is right."""
         n_left = max(map(int.__sub__, self._ends, self.decided), default=0)
         return max(-(-n_left // size), 0)
 
-    def advance(self, length: int) -> None:
-        """Counts one more token of each sequence of this length."""
-        self.decided = [min(n + 1, length) for n in self.decided]
+    def learn(self, decided: Tensor, ends: Tensor) -> None:
+        """Reads from the device, at once, how far all are and where they end."""
+        self.decided, self._ends = decided.tolist(), ends.tolist()
+        self._copies.clear()  # of other sequences
+
+    def advance(self) -> None:
+        """Counts one more token of each sequence that is not over."""
+        self.decided = [n + (n < end) for n, end in zip(self.decided, self._ends, strict=True)]
 
     def read(self, decided: Tensor) -> None:
         """Reads it from the device: at once, or what was to be read the time before."""

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from igpt_core.generation.decoding import complete
+from igpt_core.generation.completion import complete
 from igpt_core.generation.passes import CausalModel
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.model.config import ImageGPTConfig

@@ -24,6 +24,7 @@ class KVCache:
         prefixes: per layer, what `n_shared` first positions hold, which rows of one prompt share;
             None for each where they share nothing.
         n_shared: how many positions these are.
+        n_each: rows of each prompt, which lie side by side.
         by_channel: the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
             on some processors.
         by_start: `attend` takes the start of each row's window in place of a mask.
@@ -41,20 +42,38 @@ class KVCache:
         dtype: torch.dtype,
         n_queries: int = 1,
         by_start: bool = False,
+        n_each: int = 1,
+        shared_length: int = 0,
     ) -> None:
-        """`n_queries`: positions that are fed at once, once it is filled with a prompt."""
-        shape = (batch_size, config.n_head, capacity, config.head_size)
+        """Makes an empty cache.
+
+        Args:
+            n_queries: positions that are fed at once, once it is filled with a prompt.
+            by_start: see above.
+            n_each: rows of each prompt.
+            shared_length: of prompts of this length they share what they can; see `repeat`.
+        """
         memory = torch.empty(0, device=device, dtype=dtype)
         self.by_channel = reads_by_channel(memory, n_queries)
         self.by_start = by_start
-        # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
-        layers = range(config.n_layer)
-        self.keys = [_zeros(shape, self.by_channel, like=memory) for _ in layers]
-        self.values = [_zeros(shape, False, like=memory) for _ in layers]
-        self.prefixes: list[Prefix | None] = [None for _ in layers]
-        self.n_shared = 0
-        self.capacity = capacity
+        shape = (batch_size, config.n_head, capacity, config.head_size)
+        self._allocate(config.n_layer, shape, n_each, shared_length, like=memory)
         self.length = 0
+
+    def _allocate(
+        self, n_layers: int, shape: "Shape", n_each: int, shared_length: int, *, like: Tensor
+    ) -> None:
+        """Takes memory for rows of a shape (B, H, S, D), zeros."""
+        self.keys, self.values, self.prefixes = [], [], []
+        n_shared = self._n_shareable(n_each, shared_length)
+        self.n_each, self.n_shared, self.capacity = n_each, n_shared, shape[2]
+        # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
+        for _ in range(n_layers):
+            first_k, own_k = _zeros(shape, n_each, n_shared, self.by_channel, like=like)
+            first_v, own_v = _zeros(shape, n_each, n_shared, False, like=like)
+            self.keys.append(own_k)
+            self.values.append(own_v)
+            self.prefixes.append(Prefix(first_k, first_v) if n_shared else None)
 
     @classmethod
     def of_layers(
@@ -160,13 +179,23 @@ class KVCache:
             values.index_copy_(2, positions, v)
         return keys[:, :, :span], values[:, :, :span]
 
-    def copy_rows(self, other: "KVCache", rows: slice) -> None:
-        """Copies what another cache holds, of at most this one's length, to as many rows, or that
-        of one row to each."""
-        filled = slice(other.length)
-        for keys, values, (k, v) in zip(self.keys, self.values, other, strict=True):
-            keys[rows, :, filled] = k
-            values[rows, :, filled] = v
+    def put(self, prompts: "KVCache", places: Sequence[int]) -> None:
+        """Copies what a cache holds of prompts, of at most this one's length, each to all rows of
+        one place: the places are numbered as the prompts of this cache are."""
+        if prompts.length > self.n_shared + self.keys[0].shape[2]:
+            self.repack(self.capacity)
+        filled, n_places = prompts.length - self.n_shared, len(self.keys[0]) // self.n_each
+        at = torch.tensor(places, device=self.keys[0].device)
+        for layer, parts in enumerate(prompts):
+            prefix = self.prefixes[layer] or (None, None)
+            for own, first, part in zip(
+                (self.keys[layer], self.values[layer]), prefix, parts, strict=True
+            ):
+                part = part[: len(places)]
+                if first is not None:
+                    first[at] = part[:, :, : self.n_shared]
+                by_place = own.view(n_places, self.n_each, *own.shape[1:])
+                by_place[at, :, :, :filled] = part[:, None, :, self.n_shared :]
 
     def repack(self, span: int) -> None:
         """Puts the first `span` positions of all rows side by side, within the same memory.
@@ -200,23 +229,20 @@ class KVCache:
                 the positions that are filled, but for the last position, which may be written
                 again.
         """
-        shared = 0
-        if shares and n > 1 and (self.by_channel or self.by_start):
-            unit = SPAN_UNIT
-            if self.by_start:  # sums over keys are split in the same way as without sharing
-                from igpt_core.model.window_kernel import SPLIT as unit
-            shared = max(self.length - 1, 0) // unit * unit
-        grown = copy.copy(self)
-        grown.capacity, grown.n_shared = capacity, shared
-        grown.keys, grown.values, grown.prefixes = [], [], []
-        sizes = {"n": n, "shared": shared, "capacity": capacity}
-        for k, v in self:
-            first_k, own_k = _repeat(k, by_channel=self.by_channel, **sizes)
-            first_v, own_v = _repeat(v, by_channel=False, **sizes)
-            grown.keys.append(own_k)
-            grown.values.append(own_v)
-            grown.prefixes.append(Prefix(first_k, first_v) if shared else None)
+        grown, (rows, heads, _, head_size) = copy.copy(self), self.keys[0].shape
+        shape = (rows * n, heads, capacity, head_size)
+        grown._allocate(len(self), shape, n, self.length if shares else 0, like=self.keys[0])
+        grown.put(self, range(rows))
         return grown
+
+    def _n_shareable(self, n_each: int, length: int) -> int:
+        """Counts the positions that so many rows of a prompt of this length may share."""
+        if n_each == 1 or not (self.by_channel or self.by_start):
+            return 0
+        unit = SPAN_UNIT
+        if self.by_start:  # sums over keys are split in the same way as without sharing
+            from igpt_core.model.window_kernel import SPLIT as unit
+        return max(length - 1, 0) // unit * unit
 
 
 Shape = tuple[int, int, int, int]  # B, H, S, D
@@ -229,8 +255,18 @@ def _strides(shape: Shape, by_channel: bool) -> Shape:
     return heads * span * head_size, span * head_size, *within
 
 
-def _zeros(shape: Shape, by_channel: bool, *, like: Tensor) -> Tensor:
-    return _laid_out(like.new_zeros(math.prod(shape)), shape, by_channel)
+def _zeros(
+    shape: Shape, n_each: int, n_shared: int, by_channel: bool, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Makes what n_each rows share of a shape (B, H, S, D), (B / n_each, H, n_shared, D), and
+    behind it in the same memory what each has for itself, (B, H, S - n_shared, D)."""
+    rows, heads, capacity, head_size = shape
+    first: Shape = (rows // n_each, heads, n_shared, head_size)
+    own: Shape = (rows, heads, capacity - n_shared, head_size)
+    n_first = math.prod(first)
+    memory = like.new_zeros(n_first + math.prod(own))
+    behind = memory[n_first:]
+    return _laid_out(memory, first, by_channel), _laid_out(behind, own, by_channel)
 
 
 def _laid_out(memory: Tensor, shape: Shape, by_channel: bool) -> Tensor:
@@ -245,20 +281,3 @@ def _repack(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
     layer = _laid_out(layer, (batch, heads, span, head_size), by_channel)
     layer[:, :, :length] = filled
     return layer
-
-
-def _repeat(
-    filled: Tensor, *, n: int, shared: int, capacity: int, by_channel: bool
-) -> tuple[Tensor, Tensor]:
-    """Returns the first `shared` positions of each row, and behind them in the same memory the
-    others for each of its n copies, with room for `capacity` of all."""
-    rows, heads, length, head_size = filled.shape
-    first: Shape = (rows, heads, shared, head_size)
-    own: Shape = (rows * n, heads, capacity - shared, head_size)
-    memory = filled.new_zeros(math.prod(first) + math.prod(own))
-    prefix = _laid_out(memory, first, by_channel)
-    prefix[:] = filled[:, :, :shared]
-    repeated = _laid_out(memory[prefix.numel() :], own, by_channel)
-    by_row = repeated.view(rows, n, *own[1:])
-    by_row[:, :, :, : length - shared] = filled[:, None, :, shared:]
-    return prefix, repeated

@@ -17,42 +17,43 @@ _log = logging.getLogger(__name__)
 
 
 def within_memory(
-    compute: Callable[..., Result], batch: Sequence[Tensor], *, sequences: int
+    compute: Callable[..., Result], rows: Sequence[Tensor], *, at_once: int, sequences: int
 ) -> Result:
-    """Computes a batch, whose tensors have its images as their first axis.
+    """Computes rows, the first axis of tensors, by `compute(*rows, at_once=...)`.
 
-    Where memory runs out it is cleared and the batch computed once more: what other work has left
-    may be gone. A smaller batch in its place would give other results.
+    Where memory runs out it is cleared and all is computed once more: what other work has left
+    may be gone. Fewer at once in their place would give other results.
 
     Args:
+        at_once: images that are computed together.
         sequences: that are computed of each image; the message counts those, as --batch-size does.
 
     Raises DoesNotFit where memory runs out twice.
     """
     for _ in range(2):
         try:
-            return compute(*batch)
+            return compute(*rows, at_once=at_once)
         except RuntimeError as error:
             _end_if_broken(error)
             if not _is_out_of_memory(error):
                 raise
         _clear()  # out of the handler, whose traceback keeps the tensors alive
-    n = len(batch[0])
-    fits = _largest(compute, batch)
+    fits = _largest(compute, rows, at_once)
     advice = "not even one image fits; next: end what else uses the device, then the same command"
     if fits:
         advice = f"next: --batch-size {fits * sequences}, which fits, with another --output"
     raise DoesNotFit(
-        f"expected memory for {n * sequences} sequences at a time, found too little twice; {advice}"
+        f"expected memory for {at_once * sequences} sequences at a time, found too little twice; "
+        f"{advice}"
     )
 
 
-def _largest(compute: Callable[..., Result], batch: Sequence[Tensor]) -> int:
+def _largest(compute: Callable[..., Result], rows: Sequence[Tensor], at_once: int) -> int:
     """Finds how many images do fit: half as many until it works; 0 where none does."""
-    n = len(batch[0]) // 2
+    n = at_once // 2
     while n:
         try:
-            compute(*(tensor[:n] for tensor in batch))
+            compute(*(tensor[:n] for tensor in rows), at_once=n)
             return n
         except RuntimeError as error:
             _end_if_broken(error)

@@ -114,20 +114,31 @@ class ComputePlan:
                 padded = np.zeros((self.images, *array.shape[1:]), np.int64)
                 padded[: place.stop - first] = array[place]
                 batch.append(torch.from_numpy(padded))
-            on_device = partial(self._on_device, compute)
-            try:
-                result = within_memory(on_device, batch, sequences=self.sequences)
-            except NonFiniteError as error:
-                raise _end_of_run(error) from error
-            yield place, result
+            yield place, self._within_memory(lambda *rows, at_once: compute(*rows), batch)
+
+    def refilled(self, compute: Callable[..., Result], *arrays: NDArray[Any]) -> Result:
+        """Computes arrays of one length, given as int64 tensors on the device, by what itself
+        computes no more than `at_once` rows together, as many as a batch has, and lets others take
+        the place of those that are done. Raises as `in_batches`."""
+        rows = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
+        return self._within_memory(compute, rows)
 
     def check_finite(self, name: str, results: NDArray[np.floating[Any]]) -> None:
         """Raises EndOfRun where results, named in the plural, are NaN or infinite."""
         if not np.isfinite(results).all():
             raise _end_of_run(NonFiniteError.of(name, self.dtype))
 
-    def _on_device(self, compute: Callable[..., Result], *batch: torch.Tensor) -> Result:
-        result = compute(*(tensor.to(self.device) for tensor in batch))
+    def _within_memory(self, compute: Callable[..., Result], rows: list[torch.Tensor]) -> Result:
+        on_device = partial(self._on_device, compute)
+        try:
+            return within_memory(on_device, rows, at_once=self.images, sequences=self.sequences)
+        except NonFiniteError as error:
+            raise _end_of_run(error) from error
+
+    def _on_device(
+        self, compute: Callable[..., Result], *rows: torch.Tensor, at_once: int
+    ) -> Result:
+        result = compute(*(tensor.to(self.device) for tensor in rows), at_once=at_once)
         if self.device == "cuda":
             torch.cuda.synchronize()  # its faults show here, and not at some later call
         return result

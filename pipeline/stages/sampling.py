@@ -1,17 +1,16 @@
 """Sampling pixels for the rows of a block: prompts of one length or many, the best of several."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from igpt_core.generation.decoding import Pinned, complete
+from igpt_core.generation.completion import Pinned, complete, complete_prompts
 from igpt_core.generation.drafts import NeighborTables
-from igpt_core.generation.prompts import complete_prompts
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.learning.scoring import token_nll
 from pipeline.stages.model_batches import ComputePlan
@@ -73,15 +72,6 @@ class Drawing:
     sampling: SamplingConfig
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Images (B, S, T) of a model batch, the passes (B,) that they took, and their nll (B, S)."""
-
-    tokens: Tensor
-    passes: NDArray[np.int32]
-    nll: Tensor | None
-
-
 class Sampler:
     """A causal model that completes images.
 
@@ -98,18 +88,11 @@ class Sampler:
 
     def sample(self, prompt: Prompt, ids: list[str]) -> Samples:
         """Completes images; each depends on its own prompt and id alone."""
-        n_rows, n_positions = prompt.tokens.shape
-        tokens = np.empty((n_rows, self._drawing.n_drawn, n_positions), np.uint16)
-        nll = np.empty((n_rows, self._drawing.n_drawn), np.float32)
-        passes = np.empty(n_rows, np.int32)
         seeds = np.array([row_seed(self._drawing.seed, id_) for id_ in ids], np.int64)
-        for rows, batch in self._batches(prompt, seeds):
-            tokens[rows] = batch.tokens[: len(rows)].cpu().numpy()
-            passes[rows] = batch.passes[: len(rows)]
-            if batch.nll is not None:
-                nll[rows] = batch.nll[: len(rows)].float().cpu().numpy()
+        tokens, passes = self._drawn(prompt, seeds)
         if not self._drawing.scored:
             return Samples(tokens, passes)
+        nll = self._nll(tokens, prompt.unknown)
         self._compute_plan.check_finite("likelihoods", nll)
         index = np.argsort(nll, axis=1, kind="stable")[:, : self._drawing.n_samples]
         return Samples(
@@ -120,17 +103,21 @@ class Sampler:
         )
 
     @torch.inference_mode()
-    def _batches(
+    def _drawn(
         self, prompt: Prompt, seeds: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.intp], "_Batch"]]:
-        """Yields the rows of each model batch, and what was drawn of them."""
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+        """Returns images (N, S, T), and the passes (N,) that they took."""
         order = np.arange(len(seeds))
-        sample = partial(self._sample_batch, prompt=prompt, draft=self._draft_for(prompt))
         if not isinstance(prompt.length, int):
             order = by_length(prompt.length)
+        draw = partial(self._draw, prompt=prompt, draft=self._draft_for(prompt))
         arrays = (prompt.tokens[order], prompt.unknown[order], seeds[order])
-        for place, batch in self._compute_plan.in_batches(sample, *arrays):
-            yield order[place], batch
+        images, n_passes = self._compute_plan.refilled(draw, *arrays)
+        tokens = np.empty(images.shape, np.uint16)
+        tokens[order] = images.cpu().numpy()
+        passes = np.empty(len(order), np.int32)
+        passes[order] = n_passes
+        return tokens, passes
 
     def _draft_for(self, prompt: Prompt) -> NeighborTables | None:
         """Returns what the guesses of windows are made of: the model's, or counted in the prompts
@@ -143,7 +130,7 @@ class Sampler:
         counted = NeighborTables.counted(images, known, n_colors=n_colors)
         return counted and counted.to(self._compute_plan.device)
 
-    def _sample_batch(
+    def _draw(
         self,
         image: Tensor,
         unknown: Tensor,
@@ -151,54 +138,52 @@ class Sampler:
         *,
         prompt: Prompt,
         draft: NeighborTables | None,
-    ) -> "_Batch":
-        """Samples one model batch.
+        at_once: int,
+    ) -> tuple[Tensor, list[int]]:
+        """Draws images (B, S, T), and counts the passes that each of the B took.
 
         Args:
             image: (B, T), of which the `unknown` (B, T) pixels are to be drawn.
             seeds: (B,).
-            prompt: that the batch is of.
+            prompt: that they are of.
             draft: what the guesses of windows are made of.
+            at_once: as of `complete`.
         """
-        how, unknown = self._drawing, unknown.bool()
-        passes: list[int] = []
+        unknown, passes = unknown.bool(), list[int]()
+        how: dict[str, Any] = {
+            "seeds": seeds,
+            "sampling": self._drawing.sampling,
+            "n_samples": self._drawing.n_drawn,
+            "window": self._compute_plan.window,
+            "draft": draft,
+            "at_once": at_once,
+            "passes": passes,
+        }
         if isinstance(prompt.length, int):
-            tokens = complete(
-                self._model,
-                image[:, : prompt.length],
-                n_positions=image.shape[1],
-                seeds=seeds,
-                sampling=how.sampling,
-                n_samples=how.n_drawn,
-                window=self._compute_plan.window,
-                draft=draft,
-                passes=passes,
-                pinned=None if prompt.known is None else Pinned(image, ~unknown),
-            )
+            pinned = None if prompt.known is None else Pinned(image, ~unknown)
+            given, n_positions = image[:, : prompt.length], image.shape[1]
+            tokens = complete(self._model, given, n_positions=n_positions, pinned=pinned, **how)
         else:
-            tokens = complete_prompts(
-                self._model,
-                image,
-                (~unknown).sum(dim=1),
-                seeds=seeds,
-                sampling=how.sampling,
-                n_samples=how.n_drawn,
-                window=self._compute_plan.window,
-                draft=draft,
-                passes=passes,
-            )
-        by_row = np.array(passes, np.int32).reshape(len(tokens), -1).sum(axis=1, dtype=np.int32)
-        return _Batch(tokens, by_row, self._mean_nll(tokens, unknown) if how.scored else None)
+            tokens = complete_prompts(self._model, image, (~unknown).sum(dim=1), **how)
+        n = self._drawing.n_drawn
+        return tokens, [sum(passes[first : first + n]) for first in range(0, len(passes), n)]
 
-    def _mean_nll(self, tokens: Tensor, generated: Tensor) -> Tensor:
-        """Returns nats per pixel (B, S) of images (B, S, T): the mean over the `generated` (B, T)
-        pixels."""
+    @torch.inference_mode()
+    def _nll(self, tokens: NDArray[np.uint16], unknown: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Returns nats per pixel (N, S) of images (N, S, T): the mean over `unknown` (N, T)."""
+        found = np.empty(tokens.shape[:2], np.float32)
+        for rows, nll in self._compute_plan.in_batches(self._mean_nll, tokens, unknown):
+            found[rows] = nll[: rows.stop - rows.start].float().cpu().numpy()
+        return found
+
+    def _mean_nll(self, tokens: Tensor, unknown: Tensor) -> Tensor:
+        """Returns those (B, S) of a model batch."""
         nll = token_nll(self._model, tokens.flatten(0, 1)).view(tokens.shape)
-        generated = generated[:, None]
+        generated = unknown[:, None].bool()
         return (nll * generated).sum(dim=2) / generated.sum(dim=2).clamp(min=1)
 
 
 def by_length(lengths: NDArray[np.int32]) -> NDArray[np.intp]:
-    """Returns the order in which rows with prompts of their own lengths (N,) fill model batches:
-    a batch takes as many steps as its shortest prompt."""
+    """Returns the order in which rows with prompts of their own lengths (N,) are drawn: those that
+    are computed together take as many steps as the shortest prompt."""
     return np.argsort(lengths, kind="stable")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from igpt_core import VARIANTS, ImageGPTConfig, SamplingConfig, complete, random_model, token_nll
-from igpt_core.generation.decoding import prefill
 from igpt_core.generation.passes import decode_window
+from models import prefill
 from parity import (
     SHAPES,
     assert_equal_up_to_rounding,

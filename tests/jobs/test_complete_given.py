@@ -11,7 +11,7 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from igpt_core.generation.decoding import complete
+from igpt_core.generation.completion import complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
 from igpt_core.images.model_palette import load_palette

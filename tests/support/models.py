@@ -4,11 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
+from igpt_core.generation.decoding import feed
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.images.palette import Palette
 from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.kv_cache import KVCache
 from pictures import SIDE
 
 TINY = {"vocab_size": 33, "n_positions": SIDE**2, "n_embd": 32, "n_layer": 2, "n_head": 2}
@@ -22,6 +26,11 @@ def make_model(config: ImageGPTConfig, cls=ImageGPTForCausalImageModeling, *, st
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return model.eval()
+
+
+def prefill(model, prompt: Tensor, **options) -> tuple[Tensor, KVCache]:
+    """Runs the start token and prompts (B, P) of colors once; see `feed`."""
+    return feed(model, pad(prompt, (1, 0), value=model.config.start_token), **options)
 
 
 def save_tiny(folder: Path, cls=ImageGPTForCausalImageModeling, *, std, **fields) -> str:

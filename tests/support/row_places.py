@@ -8,14 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from igpt_core.generation.decoding import prefill
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.passes import decode_window
 from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from igpt_core.learning.features import pooled_features
 from igpt_core.learning.scoring import token_nll
 from igpt_core.model.config import ImageGPTConfig
-from models import make_model
+from models import make_model, prefill
 
 POSITIONS, GIVEN = 9, 6
 # By threads; of two a part, as they wait for each other at each of many small operations.

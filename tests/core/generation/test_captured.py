@@ -14,18 +14,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
-from igpt_core.generation import captured, decoding, noise, passes, prompts
+from igpt_core.generation import captured, completion, decoding, noise, passes
 from igpt_core.generation.captured import CapturedPass, Pass, cuda_graph
-from igpt_core.generation.decoding import prefill
+from igpt_core.generation.completion import complete_prompts
 from igpt_core.generation.passes import decode_window
-from igpt_core.generation.prompts import complete_prompts
 from igpt_core.generation.speculation import _Progress
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import kv_cache, self_check, window_kernel
 from igpt_core.model.attention import Prefix
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.self_check import left_aside, window_kernel_works
-from models import make_model
+from models import make_model, prefill
 
 N_POSITIONS = 144
 SAMPLING = SamplingConfig(top_k=20)
@@ -63,8 +62,7 @@ def by_torch(
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are not packed, and caches are read by the start of each row's window."""
-    for module in (decoding, prompts):
-        monkeypatch.setattr(module, "prepacked", lambda model: model)
+    monkeypatch.setattr(completion, "prepacked", lambda model: model)
     monkeypatch.setattr(decoding, "takes_starts", lambda *_: True)
     monkeypatch.setattr(kv_cache, "reads_by_channel", lambda *_: False)
 
@@ -156,10 +154,10 @@ def test_samples_share_their_prompt_in_a_capture(
 ) -> None:
     """Whole splits of the kernel, of 256 positions each."""
     caches: list[KVCache] = []
-    repeat = KVCache.repeat
+    new_cache = completion.new_cache
 
-    def repeated(self: KVCache, n: int, **options: object) -> KVCache:
-        caches.append(repeat(self, n, **options))
+    def kept(*arguments: object, **options: object) -> KVCache:
+        caches.append(new_cache(*arguments, **options))
         return caches[-1]
 
     def found(n_samples: int) -> Tensor:
@@ -175,7 +173,7 @@ def test_samples_share_their_prompt_in_a_capture(
 
     expected = found(3)
     made = request.getfixturevalue("captures")
-    monkeypatch.setattr(KVCache, "repeat", repeated)
+    monkeypatch.setattr(completion, "new_cache", kept)
     assert torch.equal(found(3), expected)
     assert [cache.n_shared for cache in caches] == [256]
     assert len(made) == 1
@@ -239,7 +237,7 @@ def test_hooks_are_called_at_each_pass(captures: list[Callable[[], Tensor]]) -> 
     model, called = model_of(), []
     model.transformer.h[1].register_forward_hook(lambda *_: called.append(None))
     model_drawn = drawn({}, n_given=130, model=model)
-    assert len(called) == 1 + N_POSITIONS - 131  # the prompt, and a pass for each pixel but one
+    assert len(called) == 3 + N_POSITIONS - 131  # each prompt, and a pass for each pixel but one
     assert captures == []
     assert torch.equal(model_drawn, drawn({}, n_given=130))
     assert len(captures) == 1

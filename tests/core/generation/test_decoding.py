@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from igpt_core.errors import NonFiniteError
-from igpt_core.generation import decoding, passes
-from igpt_core.generation.decoding import complete, decode, new_cache, prefill
+from igpt_core.generation import completion, decoding, passes
+from igpt_core.generation.completion import complete
+from igpt_core.generation.decoding import decode, new_cache
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.passes import decode_window
@@ -24,7 +26,7 @@ from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import layers
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
-from models import make_model
+from models import make_model, prefill
 
 SAMPLING = SamplingConfig(top_k=20)
 N_POSITIONS = 150  # more than two span units
@@ -219,7 +221,7 @@ def test_a_prompt_that_samples_share_gives_the_bits_of_a_copy_for_each(
     model = prepacked(model_of(dtype=dtype))
     _, shared = prefill(model, prompts(2, 100), n_samples=3, capacity=150, window=window)
     copies = new_cache(model, 6, capacity=shared.capacity, window=window)
-    copies.copy_rows(shared, slice(6))
+    copies.put(shared, range(6))
     copies.length = shared.length
     assert (shared.n_shared, copies.n_shared) == (64 if shared.by_channel else 0, 0)
     for step in range(2):
@@ -326,42 +328,39 @@ def test_decoding_gives_attention_keys_and_values_without_gaps(
 def test_decode_goes_on_from_a_cache_that_was_filled_before() -> None:
     model = prepacked(model_of())
 
-    def windows(image: Tensor, n_known: int) -> Windows:
+    def decoded(image: Tensor, n_known: int, logits: Tensor, cache: KVCache) -> Tensor:
         """All of an image, of which so many pixels are known."""
-        known = torch.arange(image.shape[1]).expand_as(image) < n_known
-        return Windows.of_images(
-            image,
-            known,
-            [n_known] * len(image),
-            size=1,
-            start_token=model.config.start_token,
-            noise=GumbelNoise(seeds(3), 1),
-            sampling=SAMPLING,
-            n_colors=model.config.n_colors,
-        )
+        tokens = pad(image, (1, 0), value=model.config.start_token)
+        known = torch.arange(tokens.shape[1]).expand_as(tokens) <= n_known
+        how = {"size": 1, "sampling": SAMPLING, "n_colors": model.config.n_colors}
+        windows = Windows(*tokens.shape, **how)
+        noise = GumbelNoise(seeds(3), 1)
+        windows.begin(range(3), tokens, known, [n_known + 1] * 3, noise, logits)
+        decode(model, cache, windows)
+        return windows.tokens
 
     image = torch.zeros(3, 90, dtype=torch.int64)
     image[:, :4] = prompts(3, 4)
     logits, cache = prefill(model, image[:, :4], n_samples=1, capacity=90)
-    at_once = decode(model, logits, cache, windows(image, 4))
+    at_once = decoded(image, 4, logits, cache)
     logits, cache = prefill(model, image[:, :4], n_samples=1, capacity=90)
-    first = decode(model, logits, cache, windows(image[:, :54], 4))
+    first = decoded(image[:, :54], 4, logits, cache)
     image[:, :54] = first[:, 1:]
     cache.length = 54
     logits = decode_window(model, first[:, -1:], None, cache, span=55)[:, 0]
     cache.length = 55
-    assert torch.equal(decode(model, logits, cache, windows(image, 54)), at_once)
+    assert torch.equal(decoded(image, 54, logits, cache), at_once)
 
 
 def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    repeat = KVCache.repeat
+    new_cache = completion.new_cache
 
-    def watched(self: KVCache, n: int, **options: Any) -> KVCache:
-        made.append(repeat(self, n, **options))
+    def watched(*arguments: Any, **options: Any) -> KVCache:
+        made.append(new_cache(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(KVCache, "repeat", watched)
+    monkeypatch.setattr(completion, "new_cache", watched)
     complete(model_of(), prompts(2, 2), n_positions=70, seeds=seeds(2), sampling=SAMPLING)
     assert [(cache.capacity, cache.length) for cache in made] == [(128, 70)]
 

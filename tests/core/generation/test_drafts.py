@@ -17,9 +17,9 @@ from igpt_core import (
     SamplingConfig,
     complete,
 )
+from igpt_core.generation.completion import complete_prompts
 from igpt_core.generation.drafts import OFFSETS, TABLES_FILE, Neighbors
 from igpt_core.generation.noise import GumbelNoise
-from igpt_core.generation.prompts import complete_prompts
 from igpt_core.generation.speculation import Windows
 from parity import CAUSAL, draw_weights, one_thread  # noqa: F401
 
@@ -182,22 +182,18 @@ def test_a_draft_changes_no_token_of_prompts_of_any_length(model, draft):
 def drawn_in_rows(likely: Tensor, draft: NeighborTables | None, *, window: int, rows: int):
     """Images whose pixels have the logits that `likely` (V + 1, V) gives the one before, and how
     many passes they took."""
-    windows = Windows.of_images(
-        torch.zeros(rows, N, dtype=torch.int64),
-        torch.zeros(rows, N, dtype=torch.bool),
-        [0] * rows,
-        start_token=N_COLORS,
-        size=window,
-        noise=GumbelNoise(torch.arange(rows), 1),
-        sampling=SamplingConfig(),
-        n_colors=N_COLORS,
-        draft=draft,
+    windows = Windows(
+        rows, N + 1, size=window, sampling=SamplingConfig(), n_colors=N_COLORS, draft=draft
     )
-    windows.draw_first(likely[N_COLORS].expand(rows, -1))
+    tokens = torch.full((rows, N + 1), N_COLORS)  # of which the start token is known
+    known = torch.arange(N + 1).expand_as(tokens) == 0
+    noise = GumbelNoise(torch.arange(rows), 1)
+    logits = likely[N_COLORS].expand(rows, -1)
+    windows.begin(range(rows), tokens, known, [1] * rows, noise, logits)
     while not windows.is_done:
         starts = windows.starts
         windows.draw(likely[windows.fed(windows.positions(starts))], starts)
-    return windows.tokens[:, 1:], max(windows.passes)
+    return windows.tokens[:, 1:], int(windows.passes.max())
 
 
 def test_good_tables_take_fewer_passes_and_random_ones_more():
@@ -230,20 +226,15 @@ def test_without_a_draft_the_first_guess_is_the_pixel_above():
     """Images whose rows are all alike take the fewest passes from the second row on."""
     row = torch.randint(0, N_COLORS, (SIDE,), generator=torch.Generator().manual_seed(2))
     image = row.repeat(SIDE)
-    windows = Windows.of_images(
-        image.where(torch.arange(N) < SIDE, 0)[None],
-        (torch.arange(N) < SIDE)[None],
-        [SIDE],
-        start_token=N_COLORS,
-        size=SIDE,
-        noise=GumbelNoise(torch.arange(1), 1),
-        sampling=SamplingConfig(greedy=True),
-        n_colors=N_COLORS,
-    )
+    windows = Windows(1, N + 1, size=SIDE, sampling=SamplingConfig(greedy=True), n_colors=N_COLORS)
     right = torch.nn.functional.one_hot(torch.nn.functional.pad(image, (0, 1)), N_COLORS).float()
-    windows.draw_first(right[None, SIDE])
+    tokens = torch.nn.functional.pad(image, (1, 0), value=N_COLORS)[None]
+    known = torch.arange(N + 1)[None] <= SIDE
+    noise = GumbelNoise(torch.arange(1), 1)
+    given = tokens.where(known, 0)
+    windows.begin(range(1), given, known, [SIDE + 1], noise, right[None, SIDE])
     while not windows.is_done:
         starts = windows.starts
         windows.draw(right[windows.positions(starts)], starts)
     assert torch.equal(windows.tokens[0, 1:], image)
-    assert windows.passes == [SIDE]
+    assert windows.passes.tolist() == [SIDE]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
 from igpt_core.generation import packed as packed_module
-from igpt_core.generation.decoding import complete
+from igpt_core.generation.completion import complete
 from igpt_core.generation.packed import FoldedLinear, PrepackedLinear, prepacked
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from igpt_core import ImageGPTConfig, SamplingConfig, complete, complete_prompts
-from igpt_core.generation import decoding, passes, speculation
+from igpt_core.generation import completion, passes, speculation
 from models import make_model
 from parity import one_thread  # noqa: F401
 
@@ -60,13 +60,14 @@ def test_the_logits_are_those_of_prompts_of_one_length_bit_for_bit(model, image,
 
     monkeypatch.setattr(speculation, "sample_tokens", record)
     run(model, image, list(range(ROWS)), n_samples=1)
-    mixed = torch.stack(seen, dim=1)  # (ROWS, N, V), each from its prompt's end on
-    for row, length in enumerate(LENGTHS):
-        if length == N:
-            continue
+    drawn = [row for row in range(ROWS) if LENGTHS[row] < N]
+    # (rows that are drawn, N, V), each from its prompt's end on
+    mixed = torch.stack([logits[: len(drawn)] for logits in seen], dim=1)
+    for place, row in enumerate(drawn):
         seen.clear()
         by_complete(model, image, row, n_samples=1)
-        assert torch.equal(mixed[row, : N - length], torch.stack(seen, dim=1)[0]), length
+        alone = torch.stack(seen, dim=1)[0]
+        assert torch.equal(mixed[place, : len(alone)], alone), LENGTHS[row]
 
 
 def test_a_row_does_not_depend_on_its_neighbors(model, image):
@@ -84,14 +85,14 @@ def test_steps_are_those_of_the_shortest_prompt_and_each_prompt_is_read_once(
         steps.append(len(tokens))
         return torch.zeros(len(tokens), 1, N_COLORS)
 
-    real = decoding.feed
+    real = completion.feed_prompts
 
-    def feed(model, tokens: Tensor, **options):
+    def feed_prompts(model, tokens: Tensor, **options):
         read.append(tokens.numel())
         return real(model, tokens, **options)
 
     monkeypatch.setattr(passes, "decode_window", step)
-    monkeypatch.setattr(decoding, "feed", feed)
+    monkeypatch.setattr(completion, "feed_prompts", feed_prompts)
     rows = [0, 4, 6, 2, 5]
     run(model, image, rows, n_samples=2)
     assert steps == [2 * len(rows)] * (N - 64 - 1)
@@ -99,7 +100,7 @@ def test_steps_are_those_of_the_shortest_prompt_and_each_prompt_is_read_once(
 
 
 def test_whole_prompts_alone_cost_nothing(model, image, monkeypatch):
-    monkeypatch.setattr(decoding, "feed", None)
+    monkeypatch.setattr(completion, "feed_prompts", None)
     lengths = torch.full((ROWS,), N)
     found = complete_prompts(model, image, lengths, seeds=SEEDS, sampling=SAMPLING)
     assert torch.equal(found[:, 0], image)

@@ -11,7 +11,7 @@ import igpt_core
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
 from igpt_core.generation import passes as model_passes
 from igpt_core.generation import speculation
-from igpt_core.generation.prompts import complete_prompts
+from igpt_core.generation.completion import complete_prompts
 from igpt_core.generation.speculation import Windows, best_window
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from parity import CAUSAL, draw_weights, one_thread  # noqa: F401
@@ -119,11 +119,12 @@ def test_guesses_change_the_passes_alone(model, passes, monkeypatch, guesses):
     by_guessing = len(passes)
     passes.clear()
 
-    def guess(self: Windows, at: Tensor) -> None:
+    def guess(self: Windows, tokens: Tensor, is_known: Tensor, at: Tensor) -> None:
         whole = torch.nn.functional.pad(expected[:, 0], (1, 16))
         if guesses == "random":
             whole = torch.randint(N_COLORS, whole.shape, generator=generator)
-        self._tokens.scatter_(1, at, whole.gather(1, at))
+        made = torch.where(is_known, tokens.gather(1, at), whole.gather(1, at))
+        tokens.scatter_(1, at, made)
 
     generator = torch.Generator().manual_seed(0)
     monkeypatch.setattr(Windows, "_guess", guess)

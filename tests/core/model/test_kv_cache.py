@@ -105,7 +105,7 @@ def test_copies_of_a_row_share_whole_units_but_for_the_last_position(length, sha
         for parts, expected in zip(copied, shared, strict=True):
             assert torch.equal(parts, expected.repeat_interleave(2, dim=0))
     other = make_cache(batch_size=8, capacity=150)
-    other.copy_rows(grown, slice(1, 7))
+    other.put(grown, range(1, 7))
     for layer, (k, v) in enumerate(grown):
         assert torch.equal(other.keys[layer][1:7, :, : length + 1], k)
         assert torch.equal(other.values[layer][1:7, :, : length + 1], v)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from igpt_core import ImageGPTConfig, NeighborTables, SamplingConfig, save_checkpoint
-from igpt_core.generation import decoding, passes
+from igpt_core.generation import completion, passes
 from igpt_core.images.palette import Palette
 from models import make_model
 from pipeline.stages.model_batches import ComputePlan
@@ -32,14 +32,14 @@ def test_prompts_of_any_length_cost_little_more_than_those_of_one(sampler, monke
         fed["steps"] += len(tokens)
         return torch.zeros(len(tokens), 1, N_COLORS)
 
-    real = decoding.feed
+    real = completion.feed_prompts
 
-    def feed(model, tokens, **options):
+    def feed_prompts(model, tokens, **options):
         fed["prompts"] += tokens.numel()
         return real(model, tokens, **options)
 
     monkeypatch.setattr(passes, "decode_window", step)
-    monkeypatch.setattr(decoding, "feed", feed)
+    monkeypatch.setattr(completion, "feed_prompts", feed_prompts)
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, N, ROWS).astype(np.int32)
     tokens = rng.integers(0, N_COLORS, (ROWS, N)).astype(np.uint16)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from igpt_core.generation.decoding import complete
+from igpt_core.generation import completion, passes
+from igpt_core.generation.completion import complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
 from igpt_core.images.model_palette import load_palette
@@ -20,7 +21,6 @@ from pictures import BAD, GOOD, SIDE, encoded, photo
 from pipeline import rows
 from pipeline.inputs.source import find_source
 from pipeline.shards import Plan
-from pipeline.stages import sampling
 from pipeline.stages.blocks import shard_metadata, tokens_array
 from pipeline.stages.generate import Complete
 from pipeline.stages.model_batches import ComputePlan
@@ -144,7 +144,7 @@ def test_a_block_of_failed_rows_alone_goes_through_all_stages(bad_folder, tiny_m
     block = reader(plan, tiny_model)(plan.to_table())
     assert block[rows.ROW_TOKENS].to_pylist() == [None] * 3
     stage = completer(tiny_model)
-    monkeypatch.setattr(sampling, "complete", never)
+    monkeypatch.setattr(completion, "feed_prompts", never)
     finished = stage(block)
     assert finished["samples"].to_pylist() == [None] * 3
     assert finished["samples"].type == rows.samples_type(N)
@@ -215,15 +215,22 @@ def test_failed_rows_move_the_others_to_other_batches_and_change_none(full, tiny
 
 def test_the_model_sees_batches_of_one_size_only(tiny_model, monkeypatch):
     """A tiny model rounds alike in batches of any size; a large one does not."""
-    shapes: list[tuple[int, ...]] = []
+    fed, steps = [], set()
 
-    def remember(model: object, prompt: torch.Tensor, **rest: object) -> torch.Tensor:
-        shapes.append(tuple(prompt.shape))
-        return complete(model, prompt, **rest)
+    def feed(model: object, tokens: torch.Tensor, **options: object) -> object:
+        fed.append(tuple(tokens.shape))
+        return feed_prompts(model, tokens, **options)
 
-    monkeypatch.setattr(sampling, "complete", remember)
+    def step(model: object, tokens: torch.Tensor, *rest: object, **options: object) -> object:
+        steps.add(tuple(tokens.shape))
+        return decode_window(model, tokens, *rest, **options)
+
+    feed_prompts, decode_window = completion.feed_prompts, passes.decode_window
+    monkeypatch.setattr(completion, "feed_prompts", feed)
+    monkeypatch.setattr(passes, "decode_window", step)
     completer(tiny_model)(tokens_block(IDS[:6]))
-    assert shapes == [(4, GIVEN)] * 2
+    assert fed == [(4, GIVEN + 1)] * 2
+    assert steps == {(8, 1)}  # two samples of each
 
 
 def test_another_seed_gives_other_samples(full, tiny_model):

@@ -1,0 +1,341 @@
+"""Completion of images: from their first pixels, from known pixels anywhere, or from nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from igpt_core.generation.decoding import decode, feed_prompts, new_cache
+from igpt_core.generation.drafts import NeighborTables
+from igpt_core.generation.noise import GumbelNoise
+from igpt_core.generation.packed import prepacked
+from igpt_core.generation.passes import CausalModel
+from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.generation.speculation import Windows
+from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.spans import whole_units
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Known pixels, wherever they lie: these are not drawn.
+
+    The public names `Pinned` and `pinned=` stand for known pixels.
+
+    Attributes:
+        image: (B, N) int64 colors in [0, n_colors); any number where it is not given.
+        given: (B, N) bool, true where the image's pixel is known.
+    """
+
+    image: Tensor
+    given: Tensor
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raises ValueError for tensors of another shape or dtype."""
+        parts = {"image": (self.image, torch.int64), "given": (self.given, torch.bool)}
+        for name, (part, dtype) in parts.items():
+            if part.shape != shape or part.dtype != dtype:
+                raise ValueError(
+                    f"complete: expected pinned.{name} to be {dtype} of shape {shape}, found "
+                    f"{part.dtype} of {tuple(part.shape)}"
+                )
+
+
+def complete(
+    model: CausalModel,
+    prompt: Tensor,
+    *,
+    n_positions: int,
+    seeds: Tensor,
+    sampling: SamplingConfig,
+    n_samples: int = 1,
+    window: int = 1,
+    draft: NeighborTables | None = None,
+    pinned: Pinned | None = None,
+    at_once: int | None = None,
+    passes: list[int] | None = None,
+) -> Tensor:
+    """Finishes images from their first pixels, and from others that are known.
+
+    Sample k of a row depends on (model, prompt, known pixels, row seed, k) and the compute shape
+    alone: neither on the other rows nor on the number of samples drawn. A pixel sees the known
+    ones before it, in raster order, and none behind it.
+
+    Args:
+        model: in eval mode, on the prompt's device.
+        prompt: (B, P) int64 colors in [0, n_colors), 0 <= P <= n_positions; P = 0 draws
+            unconditional samples.
+        n_positions: pixels of a whole image, at most the model's positions.
+        seeds: (B,) of any integer dtype, one per row; see `row_seed`.
+        sampling: how tokens are drawn.
+        n_samples: images for each prompt.
+        window: pixels of each image that a pass of the model is fed at once, of which all but the
+            first are guesses: part of the compute shape, which changes no token but by rounding.
+        draft: on the prompt's device, what helps to guess; it changes no token.
+        pinned: (B, n_positions), known pixels, which all samples of a row share. Others are drawn
+            with the same noise as without it. It overrides the prompt too.
+        at_once: rows that are computed together, all unless given: part of the compute shape. One
+            that is drawn gives its place to the next.
+        passes: where it is given, it is extended by the passes that each sequence took, the
+            prompt's among them: B * n_samples numbers, those of a row side by side.
+
+    Returns:
+        (B, n_samples, n_positions) int64: the prompt and what is drawn, with the known pixels in
+        place of either.
+
+    Raises:
+        ValueError: sizes that do not fit together, or a dtype of `seeds` or `pinned`.
+        NonFiniteError: a model that overflows in its dtype.
+    """
+    rows, n_given = _checked_sizes(prompt, model, seeds, n_samples, window, draft, at_once)
+    limit = model.config.n_positions
+    if not n_given <= n_positions <= limit:
+        raise ValueError(
+            f"complete: expected prompt <= n_positions <= the model's {limit} positions, "
+            f"found a prompt of {n_given} and n_positions {n_positions}"
+        )
+    image = pad(prompt, (0, n_positions - n_given))
+    known = torch.arange(n_positions, device=prompt.device).expand(rows, -1) < n_given
+    if pinned is not None:
+        pinned.check((rows, n_positions))
+        image = torch.where(pinned.given, pinned.image, image)
+        known = known | pinned.given
+    images = _Images(image, known, [n_given] * rows, seeds, n_samples)
+    window = min(window, max(n_positions - n_given - 1, 1))  # of which no more are fed
+    return _drawn(model, images, window, sampling, draft, at_once, passes, apart=False)
+
+
+def complete_prompts(
+    model: CausalModel,
+    image: Tensor,
+    lengths: Tensor,
+    *,
+    seeds: Tensor,
+    sampling: SamplingConfig,
+    n_samples: int = 1,
+    window: int = 1,
+    draft: NeighborTables | None = None,
+    at_once: int | None = None,
+    passes: list[int] | None = None,
+) -> Tensor:
+    """Finishes images each from a prompt of its own length.
+
+    Each prompt is prefilled by itself, and each row stands at its own position. So sample k of a
+    row depends on (model, prompt, row seed, k) and the compute shape alone, as that of `complete`
+    does, and on a CPU in float32 it is the same. Rows that are computed together take as many
+    passes as the one that needs the most, so rows of like lengths belong side by side.
+
+    Args:
+        model: in eval mode, on the image's device.
+        image: (B, N) int64 colors in [0, n_colors), of which the first `lengths` are the prompt and
+            the others any; N is at most the model's positions.
+        lengths: (B,) int64 in [0, N]. A row with N has nothing to draw and costs nothing.
+        seeds, sampling, n_samples, window, draft, at_once, passes: as of `complete`.
+
+    Returns:
+        (B, n_samples, N) int64: the prompts and what is drawn.
+
+    Raises:
+        ValueError: sizes that do not fit together, or lengths beyond the image.
+    """
+    rows, n_positions = _checked_sizes(image, model, seeds, n_samples, window, draft, at_once)
+    limit = model.config.n_positions
+    if n_positions > limit or lengths.shape != (rows,):
+        raise ValueError(
+            f"complete_prompts: expected images of at most {limit} positions and a length of each, "
+            f"found images {tuple(image.shape)} and lengths {tuple(lengths.shape)}"
+        )
+    by_row = lengths.tolist()
+    shortest, longest = min(by_row, default=0), max(by_row, default=0)
+    if shortest < 0 or longest > n_positions:
+        raise ValueError(
+            f"complete_prompts: expected lengths from 0 to {n_positions}, found {shortest} to "
+            f"{longest}"
+        )
+    is_prompt = torch.arange(n_positions, device=image.device) < lengths[:, None]
+    images = _Images(torch.where(is_prompt, image, 0), is_prompt, by_row, seeds, n_samples)
+    window = min(window, n_positions)
+    return _drawn(model, images, window, sampling, draft, at_once, passes, apart=True)
+
+
+def _checked_sizes(
+    image: Tensor,
+    model: CausalModel,
+    seeds: Tensor,
+    n_samples: int,
+    window: int,
+    draft: NeighborTables | None,
+    at_once: int | None,
+) -> tuple[int, int]:
+    """Returns the sizes (B, N) of images or prompts. Raises ValueError for what does not fit them,
+    each other or the model."""
+    if image.dim() != 2 or image.dtype != torch.int64:
+        raise ValueError(
+            f"expected colors (B, N) of int64, found {image.dtype} of {tuple(image.shape)}"
+        )
+    rows, length = image.shape
+    if seeds.shape != (rows,):
+        raise ValueError(f"expected one seed per row, ({rows},), found {tuple(seeds.shape)}")
+    for name, number in {"n_samples": n_samples, "window": window, "at_once": at_once}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be 1 or more, found {number}")
+    n_colors = model.config.n_colors
+    if draft is not None and draft.frequencies.shape != (n_colors,):
+        raise ValueError(
+            f"expected a draft of the model's {n_colors} colors, found one of "
+            f"{len(draft.frequencies)}"
+        )
+    return rows, length
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images (B, N) of which `known` (B, N) pixels are known, among them the first `lengths`, with
+    the seeds (B,) of the `n_samples` that are drawn of each."""
+
+    image: Tensor
+    known: Tensor
+    lengths: list[int]
+    seeds: Tensor
+    n_samples: int
+
+
+def _drawn(
+    model: CausalModel,
+    images: _Images,
+    window: int,
+    sampling: SamplingConfig,
+    draft: NeighborTables | None,
+    at_once: int | None,
+    passes: list[int] | None,
+    *,
+    apart: bool,
+) -> Tensor:
+    """Draws what is not known; see `complete`. `apart`: whether the lengths may differ.
+
+    Returns images (B, n_samples, N) for use beyond inference: in a training step, or to be edited.
+    """
+    rows, n_positions = images.image.shape
+    n_samples = images.n_samples
+    GumbelNoise(images.seeds, n_samples)  # refuses seeds that are no integers
+    result = images.image[:, None].repeat(1, n_samples, 1)
+    n_passes = torch.zeros(rows, n_samples, dtype=torch.int64, device=result.device)
+    waiting = (~images.known).any(dim=1).nonzero()[:, 0].tolist()
+    if waiting:
+        with torch.inference_mode():
+            windows = Windows(
+                (at_once or rows) * n_samples,
+                n_positions + 1,
+                size=window,
+                sampling=sampling,
+                n_colors=model.config.n_colors,
+                draft=draft,
+                device=result.device,
+            )
+            places = _Places(prepacked(model), images, windows, waiting, apart=apart)
+            places.decode(result, n_passes)
+    if passes is not None:
+        passes += n_passes.flatten().tolist()
+    return result
+
+
+class _Places:
+    """The places of images that are decoded together. One whose samples are all drawn gives its
+    place to the next that waits."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        images: _Images,
+        windows: Windows,
+        waiting: list[int],
+        *,
+        apart: bool,
+    ) -> None:
+        self._model, self._images, self._windows = model, images, windows
+        self._waiting, self._apart = waiting, apart
+        self._n_places = windows.n_rows // images.n_samples
+        self._holds: dict[int, int] = {}  # the image in each place
+        self._cache = new_cache(
+            model,
+            windows.n_rows,
+            capacity=whole_units(images.image.shape[1]),
+            window=windows.size,
+            n_each=images.n_samples,
+            shared_length=0 if apart else images.lengths[0] + 1,
+        )
+        self._n_together = _begin_together(self._cache, self._n_places)
+
+    def decode(self, result: Tensor, n_passes: Tensor) -> None:
+        """Draws all that waits, into images (B, n_samples, N), and counts their passes."""
+        self._result, self._n_passes = result, n_passes
+        apart = self._apart or self._n_together < self._n_places
+        decode(self._model, self._cache, self._windows, apart=apart, refill=self._refill)
+        self._collect(list(self._holds))
+
+    def _refill(self) -> None:
+        while self._waiting:
+            free = [place for place in range(self._n_places) if self._is_free(place)]
+            if len(free) < self._n_together:
+                return
+            images = self._waiting[: self._n_together]
+            self._waiting = self._waiting[self._n_together :]
+            self._begin(images, free[: len(images)])
+
+    def _is_free(self, place: int) -> bool:
+        return place not in self._holds or all(map(self._windows.is_over, self._rows([place])))
+
+    def _rows(self, places: Sequence[int]) -> list[int]:
+        """Returns the sequences of places."""
+        n = self._images.n_samples
+        return [place * n + sample for place in places for sample in range(n)]
+
+    def _begin(self, images: list[int], places: list[int]) -> None:
+        self._collect([place for place in places if place in self._holds])
+        self._holds |= zip(places, images, strict=True)
+        given, n = self._images, self._images.n_samples
+        logits = self._prefilled(images, places)
+        tokens, known = (
+            pad(part[images].repeat_interleave(n, dim=0), (1, 0), value=first)
+            for part, first in ((given.image, self._model.config.start_token), (given.known, True))
+        )
+        starts = [given.lengths[image] + 1 for image in images for _ in range(n)]
+        noise = GumbelNoise(given.seeds[images], n)
+        self._windows.begin(self._rows(places), tokens, known, starts, noise, logits)
+
+    def _prefilled(self, images: list[int], places: list[int]) -> Tensor:
+        """Runs the prompts of images into the places' rows of the cache. Returns logits (K, V) of
+        what lies behind them, for each row."""
+        together = 1 if self._apart else self._n_together
+        found = []
+        for first in range(0, len(images), together):
+            now = images[first : first + together]
+            length = self._images.lengths[now[0]]
+            # As many rows whatever waits: products may round otherwise for another number.
+            shape, start = (together, 1 + length), self._model.config.start_token
+            tokens = self._images.image.new_full(shape, start)
+            tokens[: len(now), 1:] = self._images.image[now, :length]
+            logits, cache = feed_prompts(self._model, tokens, window=self._windows.size)
+            self._cache.put(cache, places[first : first + together])
+            found.append(logits[: len(now)])
+        return torch.cat(found).repeat_interleave(self._images.n_samples, dim=0)
+
+    def _collect(self, places: list[int]) -> None:
+        """Takes what was drawn in places, which are free then."""
+        if not places:
+            return
+        images, rows = [self._holds.pop(place) for place in places], self._rows(places)
+        shape = (len(images), self._images.n_samples, -1)
+        self._result[images] = self._windows.tokens[rows, 1:].view(shape)
+        self._n_passes[images] = self._windows.passes[rows].view(shape[:2])
+
+
+def _begin_together(cache: KVCache, n_places: int) -> int:
+    """Returns how many images begin at a time, of whose prompts one forward pass is made.
+
+    Where a pass costs what its furthest row needs, all do: rows that stand anywhere would attend to
+    all positions always, which costs more than to wait for the last row (benchmarks/RESULTS.md).
+    """
+    return max(n_places // 8, 1) if cache.by_start else n_places

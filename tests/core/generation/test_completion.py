@@ -1,0 +1,184 @@
+"""Images that take the place of others which are drawn, against all computed side by side."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
+from igpt_core.generation import completion
+from igpt_core.generation import passes as model_passes
+from igpt_core.generation.completion import complete_prompts
+from igpt_core.heads import ImageGPTForCausalImageModeling
+from models import make_model
+
+ROWS, N_COLORS, N = 11, 24, 100
+SEEDS = torch.arange(ROWS) * 7919 + 5
+LENGTHS = torch.tensor([7, 40, 99, 0, 100, 63, 64, 65, 7, 99, 1])
+
+
+def model_of(dtype: torch.dtype = torch.float32) -> ImageGPTForCausalImageModeling:
+    config = ImageGPTConfig(vocab_size=N_COLORS + 1, n_positions=N, n_embd=32, n_layer=2, n_head=2)
+    return make_model(config, std=0.2).to(dtype)
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageGPTForCausalImageModeling:
+    return model_of()
+
+
+def drawn_image(seed: int, rows: int = ROWS) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, N_COLORS, (rows, N), generator=generator)
+
+
+# Of some images the last pixels are known, so that they are drawn long before the others; of one
+# all are.
+GIVEN = torch.rand((ROWS, N), generator=torch.Generator().manual_seed(3)) < 0.4
+GIVEN[::2, 30:] = True
+GIVEN[5] = True
+TABLES = NeighborTables.counted(
+    drawn_image(4, 300), torch.ones(300, N, dtype=torch.bool), n_colors=N_COLORS
+)
+
+Draw = Callable[..., Tensor]
+WAYS: dict[str, Draw] = {
+    "one prompt length": lambda model, rows, **options: complete(
+        model, drawn_image(1)[rows, :7], n_positions=N, **options
+    ),
+    "known pixels": lambda model, rows, **options: complete(
+        model,
+        drawn_image(1)[rows, :3],
+        n_positions=N,
+        pinned=Pinned(drawn_image(2)[rows], GIVEN[rows]),
+        **options,
+    ),
+    "any prompt length": lambda model, rows, **options: complete_prompts(
+        model, drawn_image(1)[rows], LENGTHS[rows], **options
+    ),
+    "long prompts that samples share": lambda model, rows, **options: complete(
+        model, drawn_image(1)[rows, :70], n_positions=N, **options
+    ),
+}
+
+
+def draw(way: str, model, rows: list[int] | None = None, **options) -> Tensor:
+    rows = list(range(ROWS)) if rows is None else rows
+    how = {"seeds": SEEDS[rows], "sampling": SamplingConfig(), "n_samples": 2}
+    return WAYS[way](model, rows, **(how | options))
+
+
+@pytest.fixture
+def begin_together(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets so many images begin as soon as there are places for them, as on a GPU."""
+
+    def at_a_time(n: int) -> None:
+        monkeypatch.setattr(completion, "_begin_together", lambda _, n_places: min(n, n_places))
+
+    return at_a_time
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("at_once", [1, 3, 4, ROWS, 16])
+@pytest.mark.parametrize("together", [1, 2, 16])
+def test_images_are_the_same_however_many_are_computed_together(
+    model, begin_together, way: str, at_once: int, together: int
+) -> None:
+    passes, expected_passes = [], []
+    expected = draw(way, model, passes=expected_passes)
+    begin_together(together)
+    assert torch.equal(draw(way, model, at_once=at_once, passes=passes), expected)
+    assert passes == expected_passes
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("window", [2, 8, 32])
+@pytest.mark.parametrize("draft", [None, TABLES], ids=["no draft", "tables"])
+@pytest.mark.parametrize("together", [1, 3])
+def test_windows_of_refilled_places_change_no_token(
+    model, begin_together, way: str, window: int, draft: NeighborTables | None, together: int
+) -> None:
+    expected = draw(way, model)
+    side_by_side: list[int] = []
+    draw(way, model, window=window, draft=draft, passes=side_by_side)
+    begin_together(together)
+    passes: list[int] = []
+    found = draw(way, model, window=window, draft=draft, at_once=4, passes=passes)
+    assert torch.equal(found, expected)
+    assert passes == side_by_side
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", ["known pixels", "any prompt length"])
+@pytest.mark.parametrize("window", [1, 4, 16])
+def test_a_row_does_not_depend_on_when_it_came_in(
+    begin_together, dtype: torch.dtype, way: str, window: int
+) -> None:
+    """Bit for bit, so also in bfloat16: in any order, alone, beside images that are done and
+    beside others that began with it or long before."""
+    model = model_of(dtype)
+    begin_together(1)
+    run = partial(draw, way, model, window=window, at_once=4)
+    whole = run()
+    for rows in (list(range(ROWS))[::-1], [3, 8, 8, 0, 10, 9, 1], [7], [2, 5]):
+        assert torch.equal(run(rows), whole[rows]), rows
+
+
+@pytest.mark.parametrize("way", ["one prompt length", "known pixels", "any prompt length"])
+def test_an_image_that_is_drawn_gives_its_place_to_the_next(
+    model, begin_together, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """So there are fewer passes than where each batch waits for its last image."""
+    made: list[int] = []
+    real = model_passes.decode_window
+
+    def counted(model, tokens: Tensor, *rest, **options) -> Tensor:
+        made.append(len(tokens))
+        return real(model, tokens, *rest, **options)
+
+    monkeypatch.setattr(model_passes, "decode_window", counted)
+    counts = {}
+    for together in (1, 4):
+        begin_together(together)
+        made.clear()
+        draw(way, model, at_once=4, window=4)
+        assert set(made) == {8}
+        counts[together] = len(made)
+    assert counts[1] < counts[4]
+
+
+def test_places_are_taken_again_before_a_batch_is_over(model, begin_together) -> None:
+    """Two places, an image that takes 99 passes and five that take one each: no pass more."""
+    image = drawn_image(1)[:6]
+    lengths = torch.tensor([0, *[98] * 5])
+    begin_together(1)
+    passes: list[int] = []
+    options = {"seeds": SEEDS[:6], "sampling": SamplingConfig()}
+    found = complete_prompts(model, image, lengths, at_once=2, passes=passes, **options)
+    assert torch.equal(found, complete_prompts(model, image, lengths, **options))
+    assert passes == [100, *[2] * 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_model_that_overflows_is_found_in_the_images_that_waited(
+    begin_together, dtype: torch.dtype
+) -> None:
+    model = model_of()
+    model.transformer.wpe.weight.data[90] = torch.nan
+    begin_together(1)
+    image = drawn_image(1)[:5]
+    options = {"seeds": SEEDS[:5], "sampling": SamplingConfig(), "at_once": 2}
+    given = Pinned(image, pad(torch.zeros(5, 50, dtype=torch.bool), (0, 50), value=True))
+    complete(model.to(dtype), image[:, :7], n_positions=N, pinned=given, **options)
+    given.given[4, 95] = False
+    with pytest.raises(FloatingPointError, match="finite logits"):
+        complete(model, image[:, :7], n_positions=N, pinned=given, **options)
+
+
+@pytest.mark.parametrize("at_once", [0, -1])
+def test_no_place_at_all_is_refused(model, at_once: int) -> None:
+    with pytest.raises(ValueError, match=f"at_once must be 1 or more, found {at_once}"):
+        draw("one prompt length", model, at_once=at_once)
