@@ -27,7 +27,7 @@ bench: install
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/decode.py --device cpu --rows 4 --pixels 200
-	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/job.py
 
 check: install
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
     python benchmarks/ray_transformers.py FOLDER MODEL OUTPUT
 
 It has no seeds for each image, begins again from zero, and ends with the first damaged file.
-`pipeline.py` times it.
+`job.py` times it.
 """
 
 import sys

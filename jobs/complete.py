@@ -72,7 +72,7 @@ def define(options: CompleteOptions) -> "JobSpec":
         quantizer=model.quantizer,
         find_source=find_parts if is_part else find_given,
         model=model,
-        images_per_batch=sampling_batches(model, options, drawn),
+        images_per_batch=sampling_batches(model, options, drawn, cache_dtype=options.cache_dtype),
         sequences=drawn,
         generates=True,
         results={

@@ -34,7 +34,7 @@ def define(options: SampleOptions) -> "JobSpec":
         columns=rows.sample_columns(size**2, scored=options.scored, best=best),
         quantizer=model.quantizer,
         model=model,
-        images_per_batch=sampling_batches(model, options, drawn),
+        images_per_batch=sampling_batches(model, options, drawn, cache_dtype=options.cache_dtype),
         sequences=drawn,
         generates=True,
         results={

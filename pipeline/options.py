@@ -163,10 +163,18 @@ class SamplingOptions(Options):
     window: AutoInt = Field(
         None, ge=1, le=32, description="pixels guessed per pass; auto: more than 1 for few rows"
     )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        "auto", description="auto: as --dtype; int8: half the memory, GPUs alone"
+    )
     score: bool = Field(False, description="add nats per generated pixel, column nll")
     best_of: int | None = Field(
         None, ge=1, description="draw N of each, keep those with the lowest NLL; implies --score"
     )
+
+    @property
+    def cache_dtype(self) -> str | None:
+        """Returns the name of a dtype of keys and values beside --dtype, None for the same."""
+        return None if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
     @property
     def scored(self) -> bool:

@@ -254,6 +254,13 @@ def test_tests_load_pickles_with_care_too():
     assert not broken, broken
 
 
+def test_no_benchmark_has_the_name_of_a_package():
+    """Past bug: a benchmark finds what lies beside it first, so that where one was called pipeline
+    six others could not import the package."""
+    names = {path.stem for path in files("benchmarks")}
+    assert not names & {*LAYERS, *sys.stdlib_module_names}
+
+
 def test_public_names_are_sorted_and_complete():
     tree = ast.parse(Path(igpt_core.__file__).read_text("utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]  # for type checkers

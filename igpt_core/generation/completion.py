@@ -1,7 +1,7 @@
 """Completion of images: from their first pixels, from known pixels anywhere, or from nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ def complete(
     draft: NeighborTables | None = None,
     pinned: Pinned | None = None,
     at_once: int | None = None,
+    kv_cache_dtype: torch.dtype | None = None,
     passes: list[int] | None = None,
 ) -> Tensor:
     """Finishes images from their first pixels, and from others that are known.
@@ -78,6 +79,8 @@ def complete(
             with the same noise as without it. It overrides the prompt too.
         at_once: rows that are computed together, all unless given: part of the compute shape. One
             that is drawn gives its place to the next.
+        kv_cache_dtype: torch.int8 keeps keys and values in 8 bits with a scale for each head and
+            position, on GPUs, but for the prompt's own pass; the model's dtype unless given.
         passes: where it is given, it is extended by the passes that each sequence took, the
             prompt's among them: B * n_samples numbers, those of a row side by side.
 
@@ -86,10 +89,12 @@ def complete(
         place of either.
 
     Raises:
-        ValueError: sizes that do not fit together, or a dtype of `seeds` or `pinned`.
+        ValueError: sizes that do not fit together, a dtype of `seeds` or `pinned`, or a cache of 8
+            bits where no GPU reads it.
         NonFiniteError: a model that overflows in its dtype.
     """
-    rows, n_given = _checked_sizes(prompt, model, seeds, n_samples, window, draft, at_once)
+    how = _How(n_samples, window, sampling, draft, at_once, kv_cache_dtype)
+    rows, n_given = how.checked_sizes(prompt, model, seeds)
     limit = model.config.n_positions
     if not n_given <= n_positions <= limit:
         raise ValueError(
@@ -102,9 +107,9 @@ def complete(
         pinned.check((rows, n_positions))
         image = torch.where(pinned.given, pinned.image, image)
         known = known | pinned.given
-    images = _Images(image, known, [n_given] * rows, seeds, n_samples)
-    window = min(window, max(n_positions - n_given - 1, 1))  # of which no more are fed
-    return _drawn(model, images, window, sampling, draft, at_once, passes, apart=False)
+    images = _Images(image, known, [n_given] * rows, seeds)
+    how = replace(how, window=min(window, max(n_positions - n_given - 1, 1)))  # no more are fed
+    return _drawn(model, images, how, passes, apart=False)
 
 
 def complete_prompts(
@@ -118,6 +123,7 @@ def complete_prompts(
     window: int = 1,
     draft: NeighborTables | None = None,
     at_once: int | None = None,
+    kv_cache_dtype: torch.dtype | None = None,
     passes: list[int] | None = None,
 ) -> Tensor:
     """Finishes images each from a prompt of its own length.
@@ -132,7 +138,8 @@ def complete_prompts(
         image: (B, N) int64 colors in [0, n_colors), of which the first `lengths` are the prompt and
             the others any; N is at most the model's positions.
         lengths: (B,) int64 in [0, N]. A row with N has nothing to draw and costs nothing.
-        seeds, sampling, n_samples, window, draft, at_once, passes: as of `complete`.
+        seeds, sampling, n_samples, window, draft, at_once, kv_cache_dtype, passes: as of
+            `complete`.
 
     Returns:
         (B, n_samples, N) int64: the prompts and what is drawn.
@@ -140,7 +147,8 @@ def complete_prompts(
     Raises:
         ValueError: sizes that do not fit together, or lengths beyond the image.
     """
-    rows, n_positions = _checked_sizes(image, model, seeds, n_samples, window, draft, at_once)
+    how = _How(n_samples, window, sampling, draft, at_once, kv_cache_dtype)
+    rows, n_positions = how.checked_sizes(image, model, seeds)
     limit = model.config.n_positions
     if n_positions > limit or lengths.shape != (rows,):
         raise ValueError(
@@ -155,86 +163,72 @@ def complete_prompts(
             f"{longest}"
         )
     is_prompt = torch.arange(n_positions, device=image.device) < lengths[:, None]
-    images = _Images(torch.where(is_prompt, image, 0), is_prompt, by_row, seeds, n_samples)
-    window = min(window, n_positions)
-    return _drawn(model, images, window, sampling, draft, at_once, passes, apart=True)
+    images = _Images(torch.where(is_prompt, image, 0), is_prompt, by_row, seeds)
+    how = replace(how, window=min(window, n_positions))
+    return _drawn(model, images, how, passes, apart=True)
 
 
-def _checked_sizes(
-    image: Tensor,
-    model: CausalModel,
-    seeds: Tensor,
-    n_samples: int,
-    window: int,
-    draft: NeighborTables | None,
-    at_once: int | None,
-) -> tuple[int, int]:
-    """Returns the sizes (B, N) of images or prompts. Raises ValueError for what does not fit them,
-    each other or the model."""
-    if image.dim() != 2 or image.dtype != torch.int64:
-        raise ValueError(
-            f"expected colors (B, N) of int64, found {image.dtype} of {tuple(image.shape)}"
-        )
-    rows, length = image.shape
-    if seeds.shape != (rows,):
-        raise ValueError(f"expected one seed per row, ({rows},), found {tuple(seeds.shape)}")
-    for name, number in {"n_samples": n_samples, "window": window, "at_once": at_once}.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be 1 or more, found {number}")
-    n_colors = model.config.n_colors
-    if draft is not None and draft.frequencies.shape != (n_colors,):
-        raise ValueError(
-            f"expected a draft of the model's {n_colors} colors, found one of "
-            f"{len(draft.frequencies)}"
-        )
-    return rows, length
+@dataclass(frozen=True)
+class _How:
+    """How images are drawn; see `complete`."""
+
+    n_samples: int
+    window: int
+    sampling: SamplingConfig
+    draft: NeighborTables | None
+    at_once: int | None
+    kv_cache_dtype: torch.dtype | None
+
+    def checked_sizes(self, image: Tensor, model: CausalModel, seeds: Tensor) -> tuple[int, int]:
+        """Returns the sizes (B, N) of images or prompts. Raises ValueError for what does not fit
+        them, each other or the model."""
+        if image.dim() != 2 or image.dtype != torch.int64:
+            raise ValueError(
+                f"expected colors (B, N) of int64, found {image.dtype} of {tuple(image.shape)}"
+            )
+        rows, length = image.shape
+        if seeds.shape != (rows,):
+            raise ValueError(f"expected one seed per row, ({rows},), found {tuple(seeds.shape)}")
+        for name in ("n_samples", "window", "at_once"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be 1 or more, found {number}")
+        if self.kv_cache_dtype not in (None, torch.int8):
+            raise ValueError(f"kv_cache_dtype must be torch.int8, found {self.kv_cache_dtype}")
+        n_colors = model.config.n_colors
+        if self.draft is not None and self.draft.frequencies.shape != (n_colors,):
+            raise ValueError(
+                f"expected a draft of the model's {n_colors} colors, found one of "
+                f"{len(self.draft.frequencies)}"
+            )
+        return rows, length
 
 
 @dataclass(frozen=True)
 class _Images:
     """Images (B, N) of which `known` (B, N) pixels are known, among them the first `lengths`, with
-    the seeds (B,) of the `n_samples` that are drawn of each."""
+    their seeds (B,)."""
 
     image: Tensor
     known: Tensor
     lengths: list[int]
     seeds: Tensor
-    n_samples: int
 
 
 def _drawn(
-    model: CausalModel,
-    images: _Images,
-    window: int,
-    sampling: SamplingConfig,
-    draft: NeighborTables | None,
-    at_once: int | None,
-    passes: list[int] | None,
-    *,
-    apart: bool,
+    model: CausalModel, images: _Images, how: _How, passes: list[int] | None, *, apart: bool
 ) -> Tensor:
     """Draws what is not known; see `complete`. `apart`: whether the lengths may differ.
 
     Returns images (B, n_samples, N) for use beyond inference: in a training step, or to be edited.
     """
-    rows, n_positions = images.image.shape
-    n_samples = images.n_samples
-    GumbelNoise(images.seeds, n_samples)  # refuses seeds that are no integers
-    result = images.image[:, None].repeat(1, n_samples, 1)
-    n_passes = torch.zeros(rows, n_samples, dtype=torch.int64, device=result.device)
-    waiting = (~images.known).any(dim=1).nonzero()[:, 0].tolist()
-    if waiting:
+    n = how.n_samples
+    GumbelNoise(images.seeds, n)  # refuses seeds that are no integers
+    result = images.image[:, None].repeat(1, n, 1)
+    n_passes = torch.zeros(result.shape[:2], dtype=torch.int64, device=result.device)
+    if not images.known.all():
         with torch.inference_mode():
-            windows = Windows(
-                (at_once or rows) * n_samples,
-                n_positions + 1,
-                size=window,
-                sampling=sampling,
-                n_colors=model.config.n_colors,
-                draft=draft,
-                device=result.device,
-            )
-            places = _Places(prepacked(model), images, windows, waiting, apart=apart)
+            places = _Places(prepacked(model), images, how, apart=apart)
             places.decode(result, n_passes)
     if passes is not None:
         passes += n_passes.flatten().tolist()
@@ -245,26 +239,30 @@ class _Places:
     """The places of images that are decoded together. One whose samples are all drawn gives its
     place to the next that waits."""
 
-    def __init__(
-        self,
-        model: CausalModel,
-        images: _Images,
-        windows: Windows,
-        waiting: list[int],
-        *,
-        apart: bool,
-    ) -> None:
-        self._model, self._images, self._windows = model, images, windows
-        self._waiting, self._apart = waiting, apart
-        self._n_places = windows.n_rows // images.n_samples
+    def __init__(self, model: CausalModel, images: _Images, how: _How, *, apart: bool) -> None:
+        rows, n_positions = images.image.shape
+        self._model, self._images, self._n_samples = model, images, how.n_samples
+        self._apart = apart
+        self._waiting: list[int] = (~images.known).any(dim=1).nonzero()[:, 0].tolist()
         self._holds: dict[int, int] = {}  # the image in each place
+        self._n_places = how.at_once or rows
+        self._windows = Windows(
+            self._n_places * how.n_samples,
+            n_positions + 1,
+            size=how.window,
+            sampling=how.sampling,
+            n_colors=model.config.n_colors,
+            draft=how.draft,
+            device=images.image.device,
+        )
         self._cache = new_cache(
             model,
-            windows.n_rows,
-            capacity=whole_units(images.image.shape[1]),
-            window=windows.size,
-            n_each=images.n_samples,
+            self._windows.n_rows,
+            capacity=whole_units(n_positions),
+            window=how.window,
+            n_each=how.n_samples,
             shared_length=0 if apart else images.lengths[0] + 1,
+            eight_bits=how.kv_cache_dtype == torch.int8,
         )
         self._n_together = _begin_together(self._cache, self._n_places)
 
@@ -289,13 +287,13 @@ class _Places:
 
     def _rows(self, places: Sequence[int]) -> list[int]:
         """Returns the sequences of places."""
-        n = self._images.n_samples
+        n = self._n_samples
         return [place * n + sample for place in places for sample in range(n)]
 
     def _begin(self, images: list[int], places: list[int]) -> None:
         self._collect([place for place in places if place in self._holds])
         self._holds |= zip(places, images, strict=True)
-        given, n = self._images, self._images.n_samples
+        given, n = self._images, self._n_samples
         logits = self._prefilled(images, places)
         tokens, known = (
             pad(part[images].repeat_interleave(n, dim=0), (1, 0), value=first)
@@ -320,14 +318,14 @@ class _Places:
             logits, cache = feed_prompts(self._model, tokens, window=self._windows.size)
             self._cache.put(cache, places[first : first + together])
             found.append(logits[: len(now)])
-        return torch.cat(found).repeat_interleave(self._images.n_samples, dim=0)
+        return torch.cat(found).repeat_interleave(self._n_samples, dim=0)
 
     def _collect(self, places: list[int]) -> None:
         """Takes what was drawn in places, which are free then."""
         if not places:
             return
         images, rows = [self._holds.pop(place) for place in places], self._rows(places)
-        shape = (len(images), self._images.n_samples, -1)
+        shape = (len(images), self._n_samples, -1)
         self._result[images] = self._windows.tokens[rows, 1:].view(shape)
         self._n_passes[images] = self._windows.passes[rows].view(shape[:2])
 

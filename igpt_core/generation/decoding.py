@@ -58,9 +58,19 @@ def new_cache(
     window: int = 1,
     n_each: int = 1,
     shared_length: int = 0,
+    eight_bits: bool = False,
 ) -> KVCache:
-    """Makes an empty cache for a model's passes over windows of this size; see `KVCache`."""
-    weight = model.transformer.wte.weight
+    """Makes an empty cache for a model's passes over windows of this size; see `KVCache`.
+
+    Raises ValueError for one of 8 bits where the kernel that reads it is left aside.
+    """
+    weight, head_size = model.transformer.wte.weight, model.config.head_size
+    by_start = not model.training and takes_starts(weight, head_size, eight_bits=eight_bits)
+    if eight_bits and not by_start:
+        raise ValueError(
+            f"expected a GPU with a kernel for caches of 8 bits, found {weight.device} without; "
+            "next: no kv_cache_dtype"
+        )
     return KVCache(
         model.config,
         batch_size=rows,
@@ -68,7 +78,8 @@ def new_cache(
         device=weight.device,
         dtype=weight.dtype,
         n_queries=window,
-        by_start=not model.training and takes_starts(weight, model.config.head_size),
+        by_start=by_start,
+        eight_bits=eight_bits,
         n_each=n_each,
         shared_length=shared_length,
     )

@@ -14,11 +14,19 @@ _FEW_QUERIES = 8
 _BLOCK = 128  # queries of one product; see _attend_in_blocks
 
 
+class Scales(NamedTuple):
+    """Factors (B, H, T, 1) float32 of keys and values in 8 bits, one for each head and position."""
+
+    k: Tensor
+    v: Tensor
+
+
 class Prefix(NamedTuple):
     """Keys and values (B / n, H, P, D) before those of B rows, n of which share each."""
 
     k: Tensor
     v: Tensor
+    scales: Scales | None = None
 
     def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the keys and values (B, H, P + T, D) of all positions, for each row."""
@@ -40,6 +48,7 @@ def attend(
     dropout: float = 0.0,
     prefix: Prefix | None = None,
     starts: Tensor | None = None,
+    scales: Scales | None = None,
 ) -> Tensor:
     """Computes softmax(q k^T * scale + mask) v, causal where the queries are several.
 
@@ -59,6 +68,7 @@ def attend(
         starts: (B,) int64, where `takes_starts` says so, for inference: the position of each row's
             first query, which with those behind it sees the keys up to its own. It takes the place
             of a mask and of the causal rule.
+        scales: of keys and values in int8, which `starts` alone goes with.
 
     Returns:
         (B, H, Tq, D), the dtype of q.
@@ -68,7 +78,7 @@ def attend(
         from igpt_core.model.window_kernel import attend_windows  # Triton, which GPUs alone have
 
         scale = q.shape[3] ** -0.5 if scale is None else scale
-        return attend_windows(q, k, v, starts=starts, scale=scale, prefix=prefix)
+        return attend_windows(q, k, v, starts=starts, scale=scale, prefix=prefix, scales=scales)
     if q.device.type == "cpu" and not (dropout or torch.is_grad_enabled() or padding is not None):
         by_channel = k.stride(3) != 1
         if by_channel and (n_queries == 1 or (mask is not None and n_queries <= _FEW_QUERIES)):

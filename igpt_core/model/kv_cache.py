@@ -3,11 +3,12 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from igpt_core.model.attention import Prefix, reads_by_channel
+from igpt_core.model.attention import Prefix, Scales, reads_by_channel
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.spans import SPAN_UNIT
 
@@ -21,6 +22,7 @@ class KVCache:
         keys, values: one tensor (B, H, S, D) per layer, of the positions from `n_shared` on; with
             these S is `capacity` unless `repack` changed it. Positions not yet filled hold finite
             numbers, as masked attention needs.
+        scales: per layer, the factors of keys and values in 8 bits; None for each without.
         prefixes: per layer, what `n_shared` first positions hold, which rows of one prompt share;
             None for each where they share nothing.
         n_shared: how many positions these are.
@@ -42,6 +44,7 @@ class KVCache:
         dtype: torch.dtype,
         n_queries: int = 1,
         by_start: bool = False,
+        eight_bits: bool = False,
         n_each: int = 1,
         shared_length: int = 0,
     ) -> None:
@@ -50,12 +53,15 @@ class KVCache:
         Args:
             n_queries: positions that are fed at once, once it is filled with a prompt.
             by_start: see above.
+            eight_bits: keys and values are rounded to int8, each head and position with a scale of
+                its own; `by_start` alone.
             n_each: rows of each prompt.
             shared_length: of prompts of this length they share what they can; see `repeat`.
         """
         memory = torch.empty(0, device=device, dtype=dtype)
-        self.by_channel = reads_by_channel(memory, n_queries)
+        self.by_channel = not eight_bits and reads_by_channel(memory, n_queries)
         self.by_start = by_start
+        memory = memory.to(torch.int8) if eight_bits else memory
         shape = (batch_size, config.n_head, capacity, config.head_size)
         self._allocate(config.n_layer, shape, n_each, shared_length, like=memory)
         self.length = 0
@@ -64,16 +70,23 @@ class KVCache:
         self, n_layers: int, shape: "Shape", n_each: int, shared_length: int, *, like: Tensor
     ) -> None:
         """Takes memory for rows of a shape (B, H, S, D), zeros."""
-        self.keys, self.values, self.prefixes = [], [], []
         n_shared = self._n_shareable(n_each, shared_length)
         self.n_each, self.n_shared, self.capacity = n_each, n_shared, shape[2]
+        self.keys, self.values, self.scales, self.prefixes = [], [], [], []
+        zeros = partial(_zeros, n_each=n_each, n_shared=n_shared)
         # One tensor per layer: a slice of a single 5-d block would carry its strides everywhere.
         for _ in range(n_layers):
-            first_k, own_k = _zeros(shape, n_each, n_shared, self.by_channel, like=like)
-            first_v, own_v = _zeros(shape, n_each, n_shared, False, like=like)
+            first_k, own_k = zeros(shape, self.by_channel, like=like)
+            first_v, own_v = zeros(shape, False, like=like)
+            first_scales, own_scales = None, None
+            if like.dtype == torch.int8:
+                wide = like.float()
+                pairs = [zeros((*shape[:3], 1), False, like=wide) for _ in range(2)]
+                first_scales, own_scales = (Scales(*each) for each in zip(*pairs, strict=True))
             self.keys.append(own_k)
             self.values.append(own_v)
-            self.prefixes.append(Prefix(first_k, first_v) if n_shared else None)
+            self.scales.append(own_scales)
+            self.prefixes.append(Prefix(first_k, first_v, first_scales) if n_shared else None)
 
     @classmethod
     def of_layers(
@@ -111,11 +124,22 @@ class KVCache:
 
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
         """Returns a layer's keys and values at filled positions, (B, H, length, D): two views where
-        nothing is shared."""
+        nothing is shared. Of a cache of 8 bits they are without their scales."""
         filled = slice(self.length - self.n_shared)
         k, v = self.keys[layer][:, :, filled], self.values[layer][:, :, filled]
         prefix = self.prefixes[layer]
         return (k, v) if prefix is None else prefix.before(k, v)
+
+    def _own(self, layer: int) -> tuple[Tensor, ...]:
+        """Returns all that is kept of a layer for each row."""
+        return (self.keys[layer], self.values[layer], *(self.scales[layer] or ()))
+
+    def _as_kept(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """Returns what is kept of keys and values, in the order of `_own`."""
+        if self.scales[layer] is None:
+            return k, v
+        (k, k_scales), (v, v_scales) = to_eight_bits(k), to_eight_bits(v)
+        return k, v, k_scales, v_scales
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self[layer] for layer in range(len(self)))
@@ -142,8 +166,12 @@ class KVCache:
 
     @staticmethod
     def bytes_per_row(config: ImageGPTConfig, capacity: int, dtype: torch.dtype) -> int:
-        """Counts the bytes that one sequence of `capacity` positions takes."""
-        return 2 * config.n_layer * config.n_embd * capacity * dtype.itemsize
+        """Counts the bytes that one sequence of `capacity` positions takes in a dtype, int8 for a
+        cache of 8 bits."""
+        of_position = config.n_embd * dtype.itemsize
+        if dtype == torch.int8:
+            of_position += config.n_head * torch.float32.itemsize
+        return 2 * config.n_layer * capacity * of_position
 
     def write(
         self, layer: int, k: Tensor, v: Tensor, *, span: int, positions: Tensor | None = None
@@ -165,18 +193,18 @@ class KVCache:
         if positions is None:
             start = self.length - self.n_shared
             new = slice(start, start + k.shape[2])
-            keys[:, :, new] = k
-            values[:, :, new] = v
+            for own, part in zip(self._own(layer), self._as_kept(layer, k, v), strict=True):
+                own[:, :, new] = part
             return keys[:, :, :span], values[:, :, :span]
         if self.n_shared:
             positions = positions - self.n_shared
         if positions.dim() == 2:
             rows = torch.arange(len(k), device=k.device)[:, None]
-            keys[rows, :, positions] = k.transpose(1, 2)
-            values[rows, :, positions] = v.transpose(1, 2)
-        else:
-            keys.index_copy_(2, positions, k)
-            values.index_copy_(2, positions, v)
+        for own, part in zip(self._own(layer), self._as_kept(layer, k, v), strict=True):
+            if positions.dim() == 2:
+                own[rows, :, positions] = part.transpose(1, 2)
+            else:
+                own.index_copy_(2, positions, part)
         return keys[:, :, :span], values[:, :, :span]
 
     def put(self, prompts: "KVCache", places: Sequence[int]) -> None:
@@ -186,14 +214,13 @@ class KVCache:
             self.repack(self.capacity)
         filled, n_places = prompts.length - self.n_shared, len(self.keys[0]) // self.n_each
         at = torch.tensor(places, device=self.keys[0].device)
-        for layer, parts in enumerate(prompts):
-            prefix = self.prefixes[layer] or (None, None)
-            for own, first, part in zip(
-                (self.keys[layer], self.values[layer]), prefix, parts, strict=True
-            ):
-                part = part[: len(places)]
-                if first is not None:
-                    first[at] = part[:, :, : self.n_shared]
+        for layer, (k, v) in enumerate(prompts):
+            prefix = self.prefixes[layer]
+            firsts = () if prefix is None else (prefix.k, prefix.v, *(prefix.scales or ()))
+            parts = self._as_kept(layer, k[: len(places)], v[: len(places)])
+            for first, part in zip(firsts, parts, strict=bool(firsts)):
+                first[at] = part[:, :, : self.n_shared]
+            for own, part in zip(self._own(layer), parts, strict=True):
                 by_place = own.view(n_places, self.n_each, *own.shape[1:])
                 by_place[at, :, :, :filled] = part[:, None, :, self.n_shared :]
 
@@ -255,8 +282,15 @@ def _strides(shape: Shape, by_channel: bool) -> Shape:
     return heads * span * head_size, span * head_size, *within
 
 
+def to_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds x (..., D) to int8 and factors (..., 1) float32, whose product is nearest to it."""
+    wide = x.float()
+    scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / 127
+    return (wide / scales).round().to(torch.int8), scales
+
+
 def _zeros(
-    shape: Shape, n_each: int, n_shared: int, by_channel: bool, *, like: Tensor
+    shape: Shape, by_channel: bool, *, n_each: int, n_shared: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Makes what n_each rows share of a shape (B, H, S, D), (B / n_each, H, n_shared, D), and
     behind it in the same memory what each has for itself, (B, H, S - n_shared, D)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igpt_core.model.attention import Prefix, attend, attend_with_weights
+from igpt_core.model.attention import Prefix, Scales, attend, attend_with_weights
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 
@@ -165,10 +165,11 @@ class Heads(nn.Module):
         held = cache.write(self.layer, k, v, positions=index, span=span)
         # Where all is new, k and v are the same numbers, and gradients need no cache.
         k, v = held if span > k.shape[2] else (k, v)
-        starts = None
+        starts, scales = None, cache.scales[self.layer]
         if cache.by_start and index is not None:
             starts = index[..., 0].expand(len(q))
-        return self(q, k, v, mask, options, cache.prefixes[self.layer], starts)  # type: ignore[no-any-return]
+        prefix = cache.prefixes[self.layer]
+        return self(q, k, v, mask, options, prefix, starts, scales)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -179,6 +180,7 @@ class Heads(nn.Module):
         options: AttentionOptions,
         prefix: Prefix | None = None,
         starts: Tensor | None = None,
+        scales: Scales | None = None,
     ) -> Tensor:
         """Attends with each head and puts their outputs side by side, (B, T, C)."""
         dropout = self.dropout if self.training else 0.0
@@ -187,7 +189,15 @@ class Heads(nn.Module):
         factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
         if options.weights is None:
             y = attend(
-                q, k, v, **seen, scale=self.scale, dropout=dropout, prefix=prefix, starts=starts
+                q,
+                k,
+                v,
+                **seen,
+                scale=self.scale,
+                dropout=dropout,
+                prefix=prefix,
+                starts=starts,
+                scales=scales,
             )
         else:
             k, v = (k, v) if prefix is None else prefix.before(k, v)

@@ -12,6 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Factors of keys and of values in int8, then both with these: tuples, as attention.py, which calls
+# this, has them by name.
+Scales = tuple[Tensor, Tensor] | None
+Held = tuple[Tensor, Tensor, Scales]
+
 _QUERIES = 16  # of a program: the fewest that tl.dot multiplies
 _KEYS = 64  # read at once
 SPLIT = 256  # positions of a program
@@ -36,6 +41,11 @@ def _attend_split(
     v_row,
     v_head,
     v_position,
+    k_scales,
+    v_scales,
+    scales_row,
+    scales_head,
+    scales_position,
     starts_row,
     scale,
     n_heads,
@@ -46,6 +56,7 @@ def _attend_split(
     split_0,
     n_splits,
     head_size,
+    EIGHT_BITS: tl.constexpr,
     CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -78,16 +89,21 @@ def _attend_split(
         key = key_0 + tl.arange(0, KEYS)
         is_here = (key < n_keys)[:, None] & is_channel[None, :]
         at = group * k_row + head * k_head + key[:, None] * k_position + channel[None, :]
-        keys = tl.load(k + at, mask=is_here, other=0.0)
+        keys = tl.load(k + at, mask=is_here, other=0).to(queries.dtype)
         at = group * v_row + head * v_head + key[:, None] * v_position + channel[None, :]
-        values = tl.load(v + at, mask=is_here, other=0.0)
+        values = tl.load(v + at, mask=is_here, other=0).to(queries.dtype)
         scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+        at = group * scales_row + head * scales_head + key * scales_position
+        if EIGHT_BITS:
+            scores *= tl.load(k_scales + at, mask=key < n_keys, other=0.0)[None, :]
         scores = tl.where(key[None, :] < n_seen[:, None], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # a query that sees nothing here
         weights = tl.exp(scores - base[:, None])
         factor = tl.exp(peak - base)
         total = total * factor + tl.sum(weights, 1)
+        if EIGHT_BITS:
+            weights *= tl.load(v_scales + at, mask=key < n_keys, other=0.0)[None, :]
         sum_ = sum_ * factor[:, None]
         sum_ += tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         peak = higher
@@ -128,7 +144,8 @@ def attend_windows(
     *,
     starts: Tensor,
     scale: float,
-    prefix: tuple[Tensor, Tensor] | None = None,
+    prefix: Held | None = None,
+    scales: Scales = None,
 ) -> Tensor:
     """Computes `attend` for a window of queries per row, of which the first stands at `starts`.
 
@@ -138,7 +155,8 @@ def attend_windows(
         starts: (B,) int64, counted from the first position of the prefix, if there is one.
         scale: factor on the scores.
         prefix: keys and values (B / n, H, P, D) before those of n rows each, which stand behind
-            them.
+            them, and their scales.
+        scales: factors (B, H, S, 1) float32 of keys and of values in int8.
 
     Returns:
         (B, H, W, D), the dtype of q.
@@ -147,16 +165,17 @@ def attend_windows(
     """
     rows, heads, window, head_size = q.shape
     n_shared = 0 if prefix is None else prefix[0].shape[2]
-    parts = [] if prefix is None else [(*prefix, 0)]
-    parts.append((k, v, n_shared))
-    n_splits = [triton.cdiv(keys.shape[2], SPLIT) for keys, _, _ in parts]
+    parts: list[tuple[Held, int]] = [] if prefix is None else [(prefix, 0)]
+    parts.append(((k, v, scales), n_shared))
+    n_splits = [triton.cdiv(keys.shape[2], SPLIT) for (keys, _, _), _ in parts]
     channels = max(triton.next_power_of_2(head_size), 16)
     found = (rows, heads, window, sum(n_splits))
     sums = q.new_empty((*found, head_size), dtype=torch.float32)
     peaks, totals = q.new_empty((2, *found), dtype=torch.float32)
     split_0 = 0
-    for (keys, values, n_before), n in zip(parts, n_splits, strict=True):
+    for ((keys, values, factors), n_before), n in zip(parts, n_splits, strict=True):
         n_each = rows // len(keys)
+        k_scales, v_scales = factors or (keys, values)  # not read without
         programs = (len(keys) * heads, triton.cdiv(n_each * window, _QUERIES), n)
         _attend_split[programs](
             q,
@@ -169,6 +188,9 @@ def attend_windows(
             *q.stride()[:3],
             *keys.stride()[:3],
             *values.stride()[:3],
+            k_scales,
+            v_scales,
+            *k_scales.stride()[:3],
             starts.stride(0),
             scale,
             heads,
@@ -179,6 +201,7 @@ def attend_windows(
             split_0,
             sum(n_splits),
             head_size,
+            EIGHT_BITS=factors is not None,
             CHANNELS=channels,
             QUERIES=_QUERIES,
             KEYS=_KEYS,

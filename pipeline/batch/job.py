@@ -70,8 +70,15 @@ class JobSpec:
         from igpt_core.generation.speculation import best_window
         from pipeline.stages.model_batches import ComputePlan
 
-        images, window = self.images_per_batch(device, dtype, n_rows), 1
+        images = self.images_per_batch(device, dtype, n_rows)
+        window, cache_dtype = 1, None
         if isinstance(self.options, SamplingOptions):
+            cache_dtype = self.options.cache_dtype
+            if cache_dtype is not None and device == "cpu":
+                raise UsageError(
+                    f"expected a GPU for --kv-cache-dtype {cache_dtype}, found --device cpu, where "
+                    "8 bits gain nothing; next: --kv-cache-dtype auto"
+                )
             together = min(filter(None, (images, n_rows, self.options.shard_size)))
             window = self.options.window or best_window(
                 device, together * self.sequences, getattr(torch, dtype)
@@ -84,6 +91,7 @@ class JobSpec:
             self.sequences,
             options_for(self.options.storage_options, "model"),
             window,
+            cache_dtype,
         )
 
     def find_compute(self, n_rows: int | None) -> "ComputePlan | None":

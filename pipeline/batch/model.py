@@ -125,10 +125,10 @@ def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str, 
 
 
 def sampling_batches(
-    model: Model, options: ModelOptions, n_drawn: int
+    model: Model, options: ModelOptions, n_drawn: int, *, cache_dtype: str | None
 ) -> Callable[[str, str, int | None], int]:
     """Returns how many images are decoded together, by device, dtype and rows, each with the
-    samples that are drawn of it.
+    samples that are drawn of it. `cache_dtype`: as of `SamplingOptions`.
 
     Raises UsageError where a batch as the options give it does not hold one image.
     """
@@ -145,7 +145,14 @@ def sampling_batches(
         positions, room = model.quantizer.image_size**2, memory(device, options.progress)
         if device == "cpu":  # where nobody has counted the rows these may be few
             room = room.shared_by((n_rows or 0) * n_drawn, allocation.auto_model_actors(device))
-        return sampling_images(model.config, positions, n=n_drawn, dtype=dtype, memory=room)
+        return sampling_images(
+            model.config,
+            positions,
+            n=n_drawn,
+            dtype=dtype,
+            memory=room,
+            kv_cache_dtype=cache_dtype,
+        )
 
     return images
 

@@ -40,6 +40,7 @@ def dependencies(spec: JobSpec, compute: "ComputePlan | None") -> dict[str, Any]
     found |= spec.results
     if spec.generates and compute is not None:
         found |= {"noise": NOISE_VERSION, "window": compute.window}
+        found |= {"kv_cache_dtype": compute.kv_cache_dtype}
     found |= {"model": model and model.fingerprint}
     return found | {"device": compute and compute.device, "dtype": compute and compute.dtype}
 

@@ -198,6 +198,11 @@ def _left_aside(spec: JobSpec, compute: "ComputePlan | None") -> list[str]:
             raise
         # A kernel may break the context of its process.
         found = [f"all that is fast: {error}"]
+    if found and compute.kv_cache_dtype:
+        raise RunFailed(
+            f"expected a GPU that samples with --kv-cache-dtype {compute.kv_cache_dtype}, found "
+            f"one that works without {found[0]}; next: --kv-cache-dtype auto"
+        )
     if progress == "text":
         for what in found:
             print(f"the GPU works without {what}", file=sys.stderr, flush=True)

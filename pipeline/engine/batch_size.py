@@ -45,14 +45,24 @@ def forward_images(config: ImageGPTConfig, n_positions: int, *, dtype: str, memo
 
 
 def sampling_images(
-    config: ImageGPTConfig, n_positions: int, *, n: int, dtype: str, memory: Memory
+    config: ImageGPTConfig,
+    n_positions: int,
+    *,
+    n: int,
+    dtype: str,
+    memory: Memory,
+    kv_cache_dtype: str | None = None,
 ) -> int:
     """Counts the images that are sampled together, n sequences of each; one at least.
 
-    An image takes the activations and the cache of its prefill, and the cache of each sequence.
+    An image takes the activations and the cache of its prefill, and the cache of each sequence,
+    which is of the dtype too unless that of a cache is given.
     """
-    row = KVCache.bytes_per_row(config, n_positions, getattr(torch, dtype))
-    image = _activations(config, n_positions, dtype) + row * (1 + n)
+    prompt, sequence = (
+        KVCache.bytes_per_row(config, n_positions, getattr(torch, each))
+        for each in (dtype, kv_cache_dtype or dtype)
+    )
+    image = _activations(config, n_positions, dtype) + prompt + n * sequence
     room = memory.bytes - _weights(config, dtype)
     return max(1, min(room // image, memory.most_sequences // n))
 

@@ -35,6 +35,7 @@ class ComputePlan:
         sequences: of each image in a batch.
         model_options: fsspec options of the model's location.
         window: pixels of a sequence that a pass is fed at once, of jobs that sample them.
+        kv_cache_dtype: name of that of keys and values, where it is not `dtype`.
         plain: whether a GPU samples without what makes it faster, since on one of the run it
             computed other results.
     """
@@ -46,6 +47,7 @@ class ComputePlan:
     sequences: int = 1
     model_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     window: int = 1
+    kv_cache_dtype: str | None = None
     plain: bool = False
 
     def load(self, head: Literal["causal", "classification"] | None) -> Any:
@@ -92,7 +94,18 @@ class ComputePlan:
         if self.plain:
             leave_all_aside("it was so on the GPU that the run was planned with")
             return left_aside()
-        return try_fast_ways(torch.device(self.device), getattr(torch, self.dtype), head_size)
+        return try_fast_ways(
+            torch.device(self.device),
+            getattr(torch, self.dtype),
+            head_size,
+            kv_cache_dtype=self.torch_kv_cache_dtype,
+        )
+
+    @property
+    def torch_kv_cache_dtype(self) -> torch.dtype | None:
+        """Returns the dtype itself."""
+        name = self.kv_cache_dtype
+        return None if name is None else getattr(torch, name)
 
     def in_batches(
         self, compute: Callable[..., Result], *arrays: NDArray[Any]

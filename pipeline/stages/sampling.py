@@ -157,6 +157,7 @@ class Sampler:
             "window": self._compute_plan.window,
             "draft": draft,
             "at_once": at_once,
+            "kv_cache_dtype": self._compute_plan.torch_kv_cache_dtype,
             "passes": passes,
         }
         if isinstance(prompt.length, int):

@@ -70,6 +70,8 @@ def test_version(capsys):
         ({"temperature": "0"}, "--temperature"),
         ({"model": "nowhere"}, "nowhere"),
         ({"device": "cuda"}, "--device"),
+        ({"kv-cache-dtype": "int8"}, "a GPU for --kv-cache-dtype int8, found --device cpu"),
+        ({"kv-cache-dtype": "fp8"}, "--kv-cache-dtype"),
         ({"storage-options": "{broken secret"}, "--storage-options"),
         ({"output": "foreign"}, "foreign"),
         ({"id-column": "name"}, "--id-column"),

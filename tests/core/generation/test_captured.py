@@ -21,7 +21,7 @@ from igpt_core.generation.passes import decode_window
 from igpt_core.generation.speculation import _Progress
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import kv_cache, self_check, window_kernel
-from igpt_core.model.attention import Prefix
+from igpt_core.model.attention import Prefix, Scales
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.self_check import left_aside, window_kernel_works
 from models import make_model, prefill
@@ -50,10 +50,23 @@ def colors(rows: int, n: int) -> Tensor:
 
 
 def by_torch(
-    q: Tensor, k: Tensor, v: Tensor, *, starts: Tensor, scale: float, prefix: Prefix | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    starts: Tensor,
+    scale: float,
+    prefix: Prefix | None = None,
+    scales: Scales | None = None,
 ) -> Tensor:
     """What the kernel computes, in torch's operations, which can be traced."""
-    k, v = (k, v) if prefix is None else prefix.before(k, v)
+    if scales is not None:
+        k, v = k * scales.k, v * scales.v
+    if prefix is not None:
+        first_k, first_v, factors = prefix
+        if factors is not None:
+            first_k, first_v = first_k * factors.k, first_v * factors.v
+        k, v = Prefix(first_k, first_v).before(k, v)
     positions = starts[:, None] + torch.arange(q.shape[2])
     seen = torch.arange(k.shape[2]) <= positions[:, None, :, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
@@ -63,7 +76,7 @@ def by_torch(
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are not packed, and caches are read by the start of each row's window."""
     monkeypatch.setattr(completion, "prepacked", lambda model: model)
-    monkeypatch.setattr(decoding, "takes_starts", lambda *_: True)
+    monkeypatch.setattr(decoding, "takes_starts", lambda *_, **__: True)
     monkeypatch.setattr(kv_cache, "reads_by_channel", lambda *_: False)
 
 
@@ -178,6 +191,51 @@ def test_samples_share_their_prompt_in_a_capture(
     assert [cache.n_shared for cache in caches] == [256]
     assert len(made) == 1
     assert torch.equal(found(1), expected[:, :1])
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("n_given", [0, 300])
+@pytest.mark.parametrize("at_once", [None, 2])
+def test_a_cache_of_8_bits_holds_keys_and_values_that_are_rounded_to_them(
+    window: int,
+    n_given: int,
+    at_once: int | None,
+    captures: list[Callable[[], Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With prompts that samples share, and rows that take the place of others: the tokens are those
+    of a cache of float32 that holds the same numbers. They are so coarse that tokens differ from
+    those of an exact cache."""
+
+    def coarse(x: Tensor) -> tuple[Tensor, Tensor]:
+        scales = x.abs().amax(dim=-1, keepdim=True) / 2
+        return (x / scales).round().to(torch.int8), scales
+
+    def found(**options: object) -> Tensor:
+        return complete(
+            model_of(324),
+            colors(5, n_given),
+            n_positions=324 if n_given else 100,
+            seeds=torch.arange(5),
+            sampling=SAMPLING,
+            n_samples=2,
+            window=window,
+            at_once=at_once,
+            **options,
+        )
+
+    monkeypatch.setattr(kv_cache, "to_eight_bits", coarse)
+    exact = found()
+    eight_bits = found(kv_cache_dtype=torch.int8)
+
+    def rounded(self: KVCache, layer: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        if self.capacity < 64 or self.capacity % 64:  # of a prompt alone
+            return parts
+        return tuple(codes * scales for codes, scales in map(coarse, parts))
+
+    monkeypatch.setattr(KVCache, "_as_kept", rounded)
+    assert torch.equal(eight_bits, found())
+    assert not torch.equal(eight_bits, exact)
 
 
 @pytest.mark.parametrize("at_once", [0, noise._AT_ONCE])

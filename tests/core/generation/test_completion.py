@@ -178,6 +178,14 @@ def test_a_model_that_overflows_is_found_in_the_images_that_waited(
         complete(model, image[:, :7], n_positions=N, pinned=given, **options)
 
 
+@pytest.mark.parametrize("way", ["one prompt length", "any prompt length"])
+def test_a_cache_of_another_dtype_is_refused_where_nothing_reads_it(model, way: str) -> None:
+    with pytest.raises(ValueError, match=r"kv_cache_dtype must be torch.int8, found torch.float16"):
+        draw(way, model, kv_cache_dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"expected a GPU .* caches of 8 bits, found cpu without"):
+        draw(way, model, kv_cache_dtype=torch.int8)
+
+
 @pytest.mark.parametrize("at_once", [0, -1])
 def test_no_place_at_all_is_refused(model, at_once: int) -> None:
     with pytest.raises(ValueError, match=f"at_once must be 1 or more, found {at_once}"):

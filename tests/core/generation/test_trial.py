@@ -35,12 +35,23 @@ def test_nothing_is_left_aside_where_nothing_is_wrong(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU has the kernel")
+def test_where_no_kernel_reads_8_bits_nothing_is_drawn_with_them() -> None:
+    assert try_fast_ways(DEVICE, torch.float32, 8, kv_cache_dtype=torch.int8) == []
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+@pytest.mark.parametrize("head_size", [32, 64, 96])
+def test_a_gpu_draws_with_a_cache_of_8_bits(head_size: int) -> None:
+    assert try_fast_ways(DEVICE, torch.bfloat16, head_size, kv_cache_dtype=torch.int8) == []
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="Triton does not interpret here")
 def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def capture(run: Pass, tokens: Tensor, positions: Tensor) -> Callable[[], Tensor]:
         return lambda: run(tokens, positions) + 1
 
-    monkeypatch.setattr(decoding, "takes_starts", lambda *_: True)
+    monkeypatch.setattr(decoding, "takes_starts", lambda *_, **__: True)
     monkeypatch.setattr(passes, "captures_pay", lambda *_: True)
     monkeypatch.setattr(passes, "CapturedPass", partial(CapturedPass, capture=capture))
     found = try_fast_ways(torch.device("cpu"), torch.float32, 8)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
-from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.kv_cache import KVCache, to_eight_bits
 
 CONFIG = ImageGPTConfig(vocab_size=9, n_positions=32, n_embd=12, n_layer=2, n_head=3)
 
@@ -155,6 +155,35 @@ def test_bytes_per_row_are_the_bytes_taken() -> None:
     cache = make_cache(batch_size=2, capacity=10)
     taken = sum(layer.nbytes for layer in cache.keys + cache.values)
     assert taken == 2 * KVCache.bytes_per_row(CONFIG, 10, torch.float32)
+
+
+def test_8_bits_are_the_nearest_to_each_number_of_a_head_and_position() -> None:
+    x = torch.randn(2, 3, 5, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[0, 1, 2] *= 1000
+    x[1, 0, 0] = 0
+    codes, scales = to_eight_bits(x)
+    assert (codes.dtype, codes.shape) == (torch.int8, x.shape)
+    assert (scales.dtype, scales.shape) == (torch.float32, (2, 3, 5, 1))
+    largest = x.float().abs().amax(dim=-1, keepdim=True)
+    assert ((codes * scales - x).abs() <= largest / 254 * (1 + 1e-5)).all()
+    assert (codes.abs().amax(dim=-1) == 127)[largest[..., 0] > 0].all()
+
+
+def test_bytes_of_8_bits_are_the_bytes_taken() -> None:
+    cache = KVCache(
+        CONFIG,
+        batch_size=2,
+        capacity=10,
+        device="cpu",
+        dtype=torch.float32,
+        by_start=True,
+        eight_bits=True,
+    )
+    kept = [*cache.keys, *cache.values, *(part for pair in cache.scales for part in pair)]
+    taken = sum(part.nbytes for part in kept)
+    assert taken == 2 * KVCache.bytes_per_row(CONFIG, 10, torch.int8)
+    small = [KVCache.bytes_per_row(VARIANTS["small"], 1, t) for t in (torch.int8, torch.bfloat16)]
+    assert small[0] == pytest.approx((64 + 4) / 128 * small[1])
 
 
 def test_published_models_take_megabytes_for_an_image() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from igpt_core.model import self_check, window_kernel
+from igpt_core.model.attention import Scales
 from igpt_core.model.self_check import is_left_aside, left_aside, takes_starts, window_kernel_works
 from igpt_core.model.window_kernel import attend_windows
 
@@ -22,13 +23,14 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("head_size", [8, 64, 96])
+@pytest.mark.parametrize("eight_bits", [False, True])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
 )
 def test_the_kernel_works(
-    dtype: torch.dtype, head_size: int, caplog: pytest.LogCaptureFixture
+    dtype: torch.dtype, eight_bits: bool, head_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert window_kernel_works(DEVICE, dtype, head_size)
+    assert window_kernel_works(DEVICE, dtype, head_size, eight_bits)
     assert not caplog.records
 
 
@@ -72,6 +74,23 @@ def test_a_kernel_with_a_fault_is_left_aside_with_one_line(
     assert caplog.records[0].levelno == logging.WARNING
     assert left_aside() == [f"the attention kernel for windows: {why}"]
     assert is_left_aside("the attention kernel for windows", DEVICE)
+
+
+def without_scales(*arguments: Tensor, **options: object) -> Tensor:
+    if options["scales"] is not None:
+        options["scales"] = Scales(*(torch.ones_like(part) / 64 for part in options["scales"]))
+    return attend_windows(*arguments, **options)
+
+
+def test_a_kernel_that_is_wrong_in_8_bits_is_left_aside_for_those_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(window_kernel, "attend_windows", without_scales)
+    assert window_kernel_works(DEVICE, torch.float32, 32)
+    assert not window_kernel_works(DEVICE, torch.float32, 32, True)
+    (what,) = left_aside()
+    assert what.startswith("the attention kernel for caches of 8 bits: its results are wrong by ")
+    assert not is_left_aside("the attention kernel for windows", DEVICE)
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="the interpreter alone lacks bfloat16")

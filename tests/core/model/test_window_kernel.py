@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from igpt_core.model.attention import Prefix
+from igpt_core.model.attention import Prefix, Scales
+from igpt_core.model.kv_cache import to_eight_bits
 from igpt_core.model.window_kernel import SPLIT, attend_windows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,6 +70,31 @@ def test_rows_may_share_what_lies_before_their_keys(
     found = attend_windows(q, k, v, starts=starts, scale=0.3, prefix=prefix)
     expected = by_torch(q, *prefix.before(k, v), starts, 0.3)
     assert (found - expected).abs().max() <= TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("window", "head_size"), [(1, 64), (9, 32), (20, 8)])
+def test_keys_and_values_in_8_bits_are_those_that_their_scales_make_of_them(
+    window: int, head_size: int, dtype: torch.dtype
+) -> None:
+    q = drawn(4, 2, window, head_size, dtype=dtype)
+    # Of sizes that differ a hundredfold from position to position.
+    sizes = 10 ** (2 * torch.rand(2, 4, 2, 300, 1, generator=torch.Generator().manual_seed(3)))
+    wide = drawn(2, 4, 2, 300, head_size, seed=1) * sizes.to(DEVICE) / 30
+    shared = drawn(2, 2, 2, 256, head_size, seed=2)
+    (k, k_scales), (v, v_scales) = map(to_eight_bits, wide)
+    (first_k, first_k_scales), (first_v, first_v_scales) = map(to_eight_bits, shared)
+    prefix = Prefix(first_k, first_v, Scales(first_k_scales, first_v_scales))
+    starts = 256 + torch.tensor([0, 100, 255, 299 - window], device=DEVICE)
+    found = attend_windows(
+        q, k, v, starts=starts, scale=0.3, prefix=prefix, scales=Scales(k_scales, v_scales)
+    )
+    rounded = Prefix(first_k * first_k_scales, first_v * first_v_scales)
+    k, v = rounded.before(k * k_scales, v * v_scales)
+    expected = by_torch(q, k, v, starts, 0.3)
+    assert found.dtype == dtype
+    error = (found.double() - expected).abs().max() / expected.abs().max()
+    assert error <= TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("n_shared", [0, 128])

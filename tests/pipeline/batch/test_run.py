@@ -22,8 +22,8 @@ def asked(monkeypatch) -> list[tuple[object, ...]]:
     """What the GPU was asked, which is answered here."""
     made = []
 
-    def try_fast_ways(*arguments):
-        made.append(arguments)
+    def try_fast_ways(*arguments, kv_cache_dtype):
+        made.append((*arguments, kv_cache_dtype))
         return [SLOW]
 
     monkeypatch.setattr(model_batches, "try_fast_ways", try_fast_ways)
@@ -31,13 +31,15 @@ def asked(monkeypatch) -> list[tuple[object, ...]]:
     return made
 
 
-def found(device: str, *, generates: bool = True, progress: str = "text") -> list[str]:
+def found(
+    device: str, *, generates: bool = True, progress: str = "text", cache: str | None = None
+) -> list[str]:
     spec = SimpleNamespace(
         generates=generates,
         model=SimpleNamespace(config=VARIANTS["large"]),
         options=SimpleNamespace(progress=progress),
     )
-    return run._left_aside(spec, ComputePlan("m", device, "bfloat16", images=2))
+    return run._left_aside(spec, ComputePlan("m", device, "bfloat16", 2, kv_cache_dtype=cache))
 
 
 @pytest.mark.parametrize(
@@ -45,8 +47,18 @@ def found(device: str, *, generates: bool = True, progress: str = "text") -> lis
 )
 def test_a_gpu_tries_its_fast_ways_before_the_run(asked, capsys, progress, said):
     assert found("cuda", progress=progress) == [SLOW]
-    assert asked == [(torch.device("cuda"), torch.bfloat16, 96)]
+    assert asked == [(torch.device("cuda"), torch.bfloat16, 96, None)]
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_gpu_that_cannot_read_a_cache_of_8_bits_ends_a_run_that_asks_for_one(asked):
+    with pytest.raises(RunFailed) as ended:
+        found("cuda", cache="int8")
+    assert asked == [(torch.device("cuda"), torch.bfloat16, 96, torch.int8)]
+    assert str(ended.value) == (
+        "expected a GPU that samples with --kv-cache-dtype int8, found one that works without "
+        f"{SLOW}; next: --kv-cache-dtype auto"
+    )
 
 
 def test_cpus_and_jobs_that_draw_nothing_have_none(asked):
@@ -76,7 +88,7 @@ def test_actors_do_without_what_the_run_does_without(monkeypatch, left_aside, pl
     """An earlier version, which had nothing of it, recorded nothing."""
     assert is_plain(left_aside) == plain
     monkeypatch.setattr(self_check, "_left_aside", [])
-    monkeypatch.setattr(model_batches, "try_fast_ways", lambda *_: [])
+    monkeypatch.setattr(model_batches, "try_fast_ways", lambda *_, **__: [])
     plan = ComputePlan("m", "cuda", "bfloat16", images=2, plain=plain)
     planned = "it was so on the GPU that the run was planned with"
     assert plan.try_fast_ways(96) == ([f"all that is fast: {planned}"] if plain else [])

@@ -38,6 +38,13 @@ def test_caches_and_weights_of_a_sampled_batch_fit(variant, n):
         assert weights + (images + 1) * ((n + 1) * cache + 200e6) > 0.8 * 24 * GIB
 
 
+def test_a_batch_with_a_cache_of_8_bits_is_nearly_twice_as_large():
+    how = {"n": 16, "dtype": "bfloat16", "memory": Memory.of_gpu(100 * GIB)}
+    images = sampling_images(VARIANTS["large"], 1024, **how)
+    eight_bits = sampling_images(VARIANTS["large"], 1024, **how, kv_cache_dtype="int8")
+    assert 1.6 < eight_bits / images < 2
+
+
 def test_batches_grow_with_memory_up_to_a_bound_and_hold_one_image_at_least():
     small = VARIANTS["small"]
     sizes = [

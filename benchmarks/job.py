@@ -1,6 +1,6 @@
 """A whole job against a bare loop over its stages, and against Ray Data with transformers.
 
-    python benchmarks/pipeline.py --images 64
+    python benchmarks/job.py --images 64
 
 Lower halves of images, by the shipped model on all cores: `igpt complete` as it is by default, and
 with `--dtype float32`; a loop in one process that loads, quantizes, completes and writes with
