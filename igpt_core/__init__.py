@@ -14,13 +14,16 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "CheckpointError",
     "ClassifierOutput",
     "ColorHistogram",
+    "GenerateOutput",
     "ImageError",
+    "ImageGPT",
     "ImageGPTConfig",
     "ImageGPTFeatureExtractor",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForImageClassification",
     "ImageGPTImageProcessor",
     "ImageGPTModel",
+    "ImageScore",
     "KVCache",
     "LinearProbe",
     "ModelOutput",
@@ -61,15 +64,13 @@ if TYPE_CHECKING:
         load_model,
         random_model,
     )
-    from igpt_core.images.image_processor import (
-        BatchFeature,
-        ImageGPTFeatureExtractor,
-        ImageGPTImageProcessor,
-    )
+    from igpt_core.images.batch_feature import BatchFeature
+    from igpt_core.images.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
     from igpt_core.images.model_palette import load_image_size, load_palette
     from igpt_core.images.palette import ColorHistogram, Palette
     from igpt_core.images.pixels import encode_png, load_pixels
     from igpt_core.images.raster_formats import ImageError
+    from igpt_core.interface.image_gpt import ImageGPT, ImageScore
     from igpt_core.learning.features import chosen_layers, pooled_features
     from igpt_core.learning.probe import LinearProbe
     from igpt_core.learning.scoring import bits_per_pixel, token_nll
@@ -77,22 +78,30 @@ if TYPE_CHECKING:
     from igpt_core.model.checkpoint import model_fingerprint, save_checkpoint
     from igpt_core.model.config import VARIANTS, ImageGPTConfig
     from igpt_core.model.kv_cache import KVCache
-    from igpt_core.model.outputs import CausalOutput, ClassifierOutput, ModelOutput
+    from igpt_core.model.outputs import (
+        CausalOutput,
+        ClassifierOutput,
+        GenerateOutput,
+        ModelOutput,
+    )
     from igpt_core.model.transformer import ImageGPTModel
 else:
     _MODULE_OF = {
-        "BatchFeature": "images.image_processor",
+        "BatchFeature": "images.batch_feature",
         "CausalOutput": "model.outputs",
         "CheckpointError": "errors",
         "ClassifierOutput": "model.outputs",
         "ColorHistogram": "images.palette",
+        "GenerateOutput": "model.outputs",
         "ImageError": "images.raster_formats",
+        "ImageGPT": "interface.image_gpt",
         "ImageGPTConfig": "model.config",
         "ImageGPTFeatureExtractor": "images.image_processor",
         "ImageGPTForCausalImageModeling": "heads",
         "ImageGPTForImageClassification": "heads",
         "ImageGPTImageProcessor": "images.image_processor",
         "ImageGPTModel": "model.transformer",
+        "ImageScore": "interface.image_gpt",
         "KVCache": "model.kv_cache",
         "LinearProbe": "learning.probe",
         "ModelOutput": "model.outputs",

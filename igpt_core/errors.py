@@ -2,8 +2,8 @@
 NonFiniteError."""
 
 import sys
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 # What libraries that fetch files raise that is no OSError: no credentials, no connection ...
 _LIBRARY_ERRORS = (
@@ -15,6 +15,8 @@ _LIBRARY_ERRORS = (
     ("httpx2", "HTTPError"),
     ("huggingface_hub.errors", "XetDownloadError"),
 )
+
+ANY: tuple[Any, ...] = (...,)  # of an argument that changes nothing, whatever its value is
 
 
 class CheckpointError(ValueError):
@@ -65,3 +67,30 @@ def loaded_classes(names: Sequence[tuple[str, str]]) -> tuple[type[Exception], .
 def one_of(names: Sequence[str]) -> str:
     """Joins names as `a, b or c`."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def refuse_unserved(
+    function: str,
+    arguments: dict[str, Any],
+    neutral: Mapping[str, tuple[Any, ...]],
+    instead: Mapping[str, str],
+) -> None:
+    """Takes those without a meaning out of keyword arguments.
+
+    Args:
+        neutral: the values of each that ask for nothing which is not so anyway, or ANY.
+        instead: what to do in the place of others, where there is something.
+
+    Raises TypeError for one that asks for what is not there.
+    """
+    for name in [name for name in neutral if name in arguments]:
+        value = arguments.pop(name)
+        # By type too: 1 is no True.
+        known = [
+            value is each or (type(value) is type(each) and value == each) for each in neutral[name]
+        ]
+        if neutral[name] is not ANY and not any(known):
+            raise TypeError(
+                f"{function}: expected no {name}, which is not there, found {value!r}; next: "
+                f"{instead.get(name, 'leave it out')}"
+            )

@@ -57,6 +57,7 @@ class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_values: Tensor | None = None,
     ) -> CausalOutput | tuple[Any, ...]:
         """Computes logits of the next pixel at every position; see `ImageGPTModel.forward`.
 
@@ -78,6 +79,7 @@ class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            pixel_values=pixel_values,
         )
         logits = self.lm_head(hidden.last_hidden_state)
         loss = None
@@ -124,6 +126,7 @@ class ImageGPTForImageClassification(PreTrained):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_values: Tensor | None = None,
     ) -> ClassifierOutput | tuple[Any, ...]:
         """Computes logits of the classes (B, num_labels); see `ImageGPTModel.forward`.
 
@@ -148,6 +151,7 @@ class ImageGPTForImageClassification(PreTrained):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            pixel_values=pixel_values,
         )
         logits = self.score(hidden.last_hidden_state.mean(dim=1))
         output = ClassifierOutput(

@@ -1,6 +1,5 @@
 """igpt complete: finish images from their upper part."""
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field
@@ -28,6 +27,7 @@ class CompleteOptions(SamplingOptions, ModelOptions, ImageJobOptions):
 
 
 def define(options: CompleteOptions) -> "JobSpec":
+    from igpt_core.generation.known_pixels import prompt_length
     from pipeline import rows
     from pipeline.batch.job import JobSpec, find_input
     from pipeline.batch.model import drawing_of, model_of, sampling_batches
@@ -43,7 +43,11 @@ def define(options: CompleteOptions) -> "JobSpec":
         _refuse_beside_all(options)
     model = model_of(options)
     size = model.quantizer.image_size
-    given = 0 if prompts else prompt_length(options.keep, size, masked=options.mask is not None)
+    try:
+        masked = options.mask is not None
+        given = 0 if prompts else prompt_length(options.keep, size, masked=masked)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
     if options.best_of is not None and options.best_of < options.samples:
         raise UsageError(
             f"--best-of {options.best_of} is below --samples {options.samples}: expected as many "
@@ -106,38 +110,6 @@ def _refuse_beside_all(options: CompleteOptions) -> None:
             f"--keep all takes images as they are for the known part, so {found[0]} has no meaning "
             "beside it; next: leave out one of them"
         )
-
-
-_KEEP = re.compile(r"(\d+|\d*\.\d+)\s*(rows?|pixels?|px|)")
-
-
-def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
-    """Parses how many positions are given: `0.5` of the rows, `16rows` or `500pixels`.
-
-    Raises UsageError for other text, and where it is none (but with a mask, which gives others)
-    or all of them.
-    """
-    found = _KEEP.fullmatch(keep.strip())
-    if found is None:
-        raise UsageError(
-            f"--keep: expected a fraction of the rows such as 0.5, rows such as 16rows, pixels "
-            f"such as 500pixels, or all, found {keep}"
-        )
-    amount, unit = float(found[1]), found[2]
-    if not unit:
-        if not (0 <= amount < 1):
-            raise UsageError(
-                f"--keep: expected a fraction of the rows below 1 such as 0.5, found {keep}; next: "
-                f"{amount:.0f}rows or {amount:.0f}pixels are numbers of rows and of pixels"
-            )
-        amount, unit = round(amount * image_size), "rows"
-    given = round(amount) * (image_size if unit.startswith("row") else 1)
-    if not (0 if masked else 1) <= given < image_size**2:
-        raise UsageError(
-            f"--keep {keep} of images of {image_size} x {image_size} pixels is {given} pixels: "
-            "expected at least one known and one to generate"
-        )
-    return given
 
 
 COMMAND = batch_command(

@@ -24,6 +24,7 @@ LAYERS = ["igpt_core", "pipeline", "jobs"]  # each may import those before it
 ROOMS = {
     "igpt_core": [
         *("errors", "files", "images", "model", "generation", "heads", "conversion", "learning"),
+        "interface",
     ],
     "pipeline": [
         *("errors", "options", "shards", "storage", "rows", "run_directory", "inputs", "readers"),

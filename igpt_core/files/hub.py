@@ -3,11 +3,13 @@
 That library's settings hold: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT and the rest.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from igpt_core.errors import CheckpointError, NoFileError, fetch_errors, one_of
+from igpt_core.files.loading import FROM_THE_FOLDER, FetchOptions
 
 _ID = re.compile(r"(\w[\w.\-]*/\w[\w.\-]*)(?:@(\w[\w.\-/]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -24,7 +26,9 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and bool(_COMMIT.fullmatch(revision))
 
 
-def hub_files(location: str, groups: Sequence[Sequence[str]]) -> list[Path]:
+def hub_files(
+    location: str, groups: Sequence[Sequence[str]], options: FetchOptions = FROM_THE_FOLDER
+) -> list[Path]:
     """Fetches files of a model on the Hub, of each group the first it has; returns local paths.
 
     All are of one commit, in huggingface_hub's cache; what is there already is not fetched.
@@ -32,6 +36,7 @@ def hub_files(location: str, groups: Sequence[Sequence[str]]) -> list[Path]:
     Args:
         location: `owner/name` or `owner/name@revision` (a branch, a tag or a commit).
         groups: names of files, the preferred first.
+        options: how they are fetched.
 
     Raises:
         CheckpointError: huggingface_hub is not installed, no such model or revision, nothing of a
@@ -40,13 +45,24 @@ def hub_files(location: str, groups: Sequence[Sequence[str]]) -> list[Path]:
     repository, revision = split_id(location) or (location, None)
     paths: list[Path] = []
     for group in groups:
-        path = _first(location, repository, revision, group)
-        revision = path.parent.name  # the commit: the next file must be of the same one
+        path = _first(location, repository, revision, group, options)
+        revision = commit_of(path, options)  # the next file must be of the same one
         paths.append(path)
     return paths
 
 
-def _first(location: str, repository: str, revision: str | None, group: Sequence[str]) -> Path:
+def commit_of(path: Path, options: FetchOptions) -> str:
+    """Returns the commit of a file that was fetched, after which its folder is named."""
+    return path.parents[len(Path(options.subfolder).parts)].name
+
+
+def _first(
+    location: str,
+    repository: str,
+    revision: str | None,
+    group: Sequence[str],
+    options: FetchOptions,
+) -> Path:
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
@@ -60,7 +76,14 @@ def _first(location: str, repository: str, revision: str | None, group: Sequence
             # The library tries for half a minute to reach the Hub: not for each of the names.
             return Path(
                 hf_hub_download(
-                    repository, name, revision=revision, local_files_only=unreachable is not None
+                    repository,
+                    name,
+                    subfolder=options.subfolder or None,
+                    revision=revision,
+                    cache_dir=options.cache_dir,
+                    token=options.token,
+                    force_download=options.force_download and unreachable is None,
+                    local_files_only=options.local_files_only or unreachable is not None,
                 )
             )
         except errors.LocalEntryNotFoundError as error:
@@ -78,14 +101,63 @@ def _first(location: str, repository: str, revision: str | None, group: Sequence
     if unreachable is not None:
         raise NoFileError(
             f"there is no local folder {location}, {wanted} of that model is not in the cache of "
-            f"huggingface_hub, and the Hub {_why_unreachable(unreachable)}"
+            f"huggingface_hub, and the Hub {_why_unreachable(unreachable, options)}"
         ) from unreachable
     raise NoFileError(f"{location}: expected {wanted}, the model on the Hub has none of these")
 
 
-def _why_unreachable(error: Exception) -> str:
+PUSH_OPTIONS = ("private", "token", "commit_message", "revision", "create_pr")
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Uploads the files of a model folder to a repository on the Hub, which is made if need be.
+
+    Args:
+        private: whether a new repository is; as the account has it unless given.
+        token, commit_message, revision, create_pr: as huggingface_hub has them.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed, or the Hub refuses it.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise CheckpointError(
+            "uploading to the Hugging Face Hub needs huggingface_hub; next: pip install 'igpt[hub]'"
+        ) from error
+    api = HfApi(token=token)
+    try:
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=Path(folder),
+            commit_message=commit_message or "Upload of an ImageGPT model",
+            revision=revision,
+            create_pr=create_pr,
+            allow_patterns=["*.json", "*.safetensors", "*.bin"],
+        )
+    except fetch_errors() as error:
+        raise CheckpointError(_reason(repo_id, repo_id, error)) from error
+    return str(commit.commit_url)
+
+
+def _why_unreachable(error: Exception, options: FetchOptions) -> str:
     from huggingface_hub import constants
 
+    if options.local_files_only:
+        return "is not asked with local_files_only"
     if constants.HF_HUB_OFFLINE:
         return "is not asked while HF_HUB_OFFLINE is set"
     response = getattr(error.__cause__, "response", None)

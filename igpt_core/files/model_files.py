@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from igpt_core.errors import CheckpointError, NoFileError, fetch_errors, one_of
 from igpt_core.files.cache import models_folder
-from igpt_core.files.hub import hub_files, is_commit, split_id
+from igpt_core.files.hub import commit_of, hub_files, is_commit, split_id
+from igpt_core.files.loading import FROM_THE_FOLDER, FetchOptions
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -62,25 +63,28 @@ def at_revision(path_or_uri: str | os.PathLike[str], revision: str | None) -> st
     return f"{parts[0]}@{revision}"
 
 
-def resolve_revision(location: str, *groups: Sequence[str]) -> str:
+def resolve_revision(
+    location: str, *groups: Sequence[str], fetch: FetchOptions = FROM_THE_FOLDER
+) -> str:
     """Adds to a hub id the commit that it stands for now, so that every process which is given it
     reads the same files; returns any other location as it is.
 
     Args:
-        groups: as for `model_files`; the commit is that of these files.
+        groups, fetch: as for `model_files`; the commit is that of these files.
 
     Raises CheckpointError as `model_files` does.
     """
     parts = split_id(location)
     if parts is None or is_commit(parts[1]) or not is_hub_id(location):
         return location
-    return f"{parts[0]}@{model_files(location, *groups)[0].parent.name}"
+    return f"{parts[0]}@{commit_of(model_files(location, *groups, fetch=fetch)[0], fetch)}"
 
 
 def model_files(
     path_or_uri: str | os.PathLike[str],
     *groups: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
+    fetch: FetchOptions = FROM_THE_FOLDER,
 ) -> list[Path]:
     """Returns local paths of files of a model folder: of each group, the first that is there.
 
@@ -94,16 +98,19 @@ def model_files(
             `owner/name@revision`) for which there is no local folder.
         groups: names of files, the preferred first.
         storage_options: for the URI's filesystem.
+        fetch: the subfolder, and how files come from the Hub.
 
     Raises:
         NoFileError: nothing of a group in the folder.
         CheckpointError: no such folder, or a failure to fetch.
     """
     where = resolve(os.fspath(path_or_uri))
+    if is_hub_id(where):
+        return hub_files(where, groups, fetch)
+    if fetch.subfolder:
+        where = f"{where.rstrip('/')}/{fetch.subfolder.strip('/')}"
     if is_remote(where):
         return _fetch(where, groups, storage_options)
-    if is_hub_id(where):
-        return hub_files(where, groups)
     folder = Path(_LOCAL_URI.sub("", where)).expanduser()
     if not folder.is_dir():
         if Path(f"{folder}.index").is_file():

@@ -11,7 +11,7 @@ from igpt_core.generation.decoding import decode, feed_prompts, new_cache
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.passes import CausalModel
+from igpt_core.generation.passes import CausalModel, has_own_forward
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import Windows
 from igpt_core.model.kv_cache import KVCache
@@ -224,6 +224,12 @@ def _drawn(
     """
     n = how.n_samples
     GumbelNoise(images.seeds, n)  # refuses seeds that are no integers
+    known, n_colors = images.image[images.known], model.config.n_colors
+    if known.numel() and not 0 <= known.min() <= known.max() < n_colors:
+        raise ValueError(
+            f"expected known pixels to be colors from 0 to {n_colors - 1}, found "
+            f"{known.min()} to {known.max()}; next: prompts without the start token"
+        )
     result = images.image[:, None].repeat(1, n, 1)
     n_passes = torch.zeros(result.shape[:2], dtype=torch.int64, device=result.device)
     if not images.known.all():
@@ -264,7 +270,9 @@ class _Places:
             shared_length=0 if apart else images.lengths[0] + 1,
             eight_bits=how.kv_cache_dtype == torch.int8,
         )
-        self._n_together = _begin_together(self._cache, self._n_places)
+        self._n_together = self._n_places
+        if not has_own_forward(model):  # which all rows need at one position
+            self._n_together = _begin_together(self._cache, self._n_places)
 
     def decode(self, result: Tensor, n_passes: Tensor) -> None:
         """Draws all that waits, into images (B, n_samples, N), and counts their passes."""

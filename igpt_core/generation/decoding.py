@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 
 from igpt_core.errors import NonFiniteError
-from igpt_core.generation.passes import CausalModel, next_logits, pass_of
+from igpt_core.generation.passes import (
+    CausalModel,
+    call,
+    has_own_forward,
+    next_logits,
+    pass_of,
+)
 from igpt_core.generation.speculation import Windows
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots
 from igpt_core.model.self_check import takes_starts
 from igpt_core.model.spans import whole_units
+from igpt_core.model.transformer import product_dtype
 
 
 def feed(
@@ -43,11 +50,15 @@ def feed_prompts(model: CausalModel, tokens: Tensor, *, window: int = 1) -> tupl
     alone, as `new_cache` makes it for such windows."""
     n_given = tokens.shape[1]
     cache = new_cache(model, len(tokens), capacity=n_given, window=window)
-    positions = torch.arange(n_given, device=tokens.device)
-    cache_slots = CacheSlots(cache, span=n_given)
-    hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
+    if has_own_forward(model):
+        logits = call(model, tokens, cache)[:, -1:]
+    else:
+        positions = torch.arange(n_given, device=tokens.device)
+        cache_slots = CacheSlots(cache, span=n_given)
+        hidden = model.transformer.hidden(tokens, positions, cache_slots=cache_slots, mask=None)
+        logits = next_logits(model, hidden[:, -1:])
     cache.length = n_given
-    return next_logits(model, hidden[:, -1:])[:, 0], cache
+    return logits[:, 0], cache
 
 
 def new_cache(
@@ -76,7 +87,7 @@ def new_cache(
         batch_size=rows,
         capacity=capacity,
         device=weight.device,
-        dtype=weight.dtype,
+        dtype=product_dtype(weight),
         n_queries=window,
         by_start=by_start,
         eight_bits=eight_bits,

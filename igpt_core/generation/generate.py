@@ -1,15 +1,48 @@
 """GenerationMixin: `generate`, as users of transformers know it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from igpt_core.generation.decoding import decode, feed
+from igpt_core.errors import ANY, refuse_unserved
+from igpt_core.generation.decoding import decode, feed_prompts, new_cache
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.passes import CausalModel
-from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.generation.sampling import SamplingConfig, filter_logits
 from igpt_core.generation.speculation import Windows
+from igpt_core.model.outputs import GenerateOutput
+from igpt_core.model.spans import whole_units
+
+# Arguments of transformers without a meaning here, see `refuse_unserved`.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    # Images have one length, so that nothing is padded behind an end; a cache is kept always.
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "use_cache", "synced_gpus"), ANY),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), (None, 1)),
+    **dict.fromkeys(("repetition_penalty", "length_penalty", "typical_p"), (None, 1, 1.0)),
+    **dict.fromkeys(
+        (
+            *("penalty_alpha", "diversity_penalty", "no_repeat_ngram_size", "min_length"),
+            *("min_new_tokens", "min_p", "epsilon_cutoff", "eta_cutoff", "guidance_scale"),
+            *("bad_words_ids", "force_words_ids", "constraints", "suppress_tokens", "eos_token_id"),
+            *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "max_time"),
+            *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"),
+            *("assistant_model", "early_stopping", "output_attentions", "output_hidden_states"),
+            *("output_logits", "renormalize_logits", "remove_invalid_values", "low_memory"),
+            *("negative_prompt_ids", "negative_prompt_attention_mask", "cache_implementation"),
+            *("custom_generate", "use_model_defaults"),
+        ),
+        (None, False, 0, 0.0, [], {}),
+    ),
+}
+_BEAMS = "do_sample=True with top_k or top_p, and num_return_sequences of which the best is kept"
+_INSTEAD = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "penalty_alpha", "assistant_model"), _BEAMS),
+    "eos_token_id": "max_length: no color ends an image",
+}
 
 
 class GenerationMixin(CausalModel):
@@ -17,7 +50,7 @@ class GenerationMixin(CausalModel):
 
     def generate(
         self,
-        input_ids: Tensor,
+        inputs: Tensor | None = None,
         max_length: int | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
@@ -25,24 +58,39 @@ class GenerationMixin(CausalModel):
         top_p: float | None = None,
         num_return_sequences: int = 1,
         *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        generation_config: Any = None,
+        return_dict_in_generate: bool = False,
+        output_scores: bool = False,
         seeds: Tensor | None = None,
-    ) -> Tensor:
+        **arguments: Any,
+    ) -> Tensor | GenerateOutput:
         """Goes on from the tokens given, which are fed as they are; see `complete`.
 
         Sample k of a row is a function of (model, tokens, row seed, k), and of the compute shape
         by rounding; not of the other rows.
 
         Args:
-            input_ids: (B, T) int64 in [0, vocab_size), T >= 1; for images the start token,
-                config.vocab_size - 1, and what pixels there are.
+            inputs: (B, T) int64 in [0, vocab_size), T >= 1; for images the start token,
+                config.vocab_size - 1, and what pixels there are. `input_ids` is another name.
+            attention_mask: (B, T), zero or false for padding before a row's first token, which is
+                as if it were not there.
             max_length: tokens of a result, the given ones included, T < max_length <=
                 n_positions + 1; the latter, a whole image after its start token, unless given.
+            max_new_tokens: those that are added, in place of it.
             do_sample: draw each token; else the most probable is taken and the options that follow
                 are not looked at.
             temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
             num_return_sequences: samples of each row.
+            generation_config: such options as attributes or as a dict, in the place of those that
+                are as by default.
+            return_dict_in_generate: return a `GenerateOutput`.
+            output_scores: with the filtered logits from which each token was drawn.
             seeds: (B,) of any integer dtype, one per row; drawn from torch's global generator
                 unless given.
+            arguments: others of transformers, where they ask for nothing which is not so anyway.
 
         Returns:
             (B * num_return_sequences, max_length) int64, each row's samples together. What is
@@ -50,47 +98,179 @@ class GenerationMixin(CausalModel):
 
         Raises:
             ValueError: an option or a size out of its range, or seeds that are no integers.
+            TypeError: an argument that asks for what is not there, such as beams.
             NonFiniteError: a model that overflows in its dtype.
         """
-        rows, n_given = input_ids.shape
+        given = {
+            "max_length": max_length,
+            "max_new_tokens": max_new_tokens,
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "num_return_sequences": num_return_sequences,
+            "return_dict_in_generate": return_dict_in_generate,
+            "output_scores": output_scores,
+            **arguments,
+        }
+        options = _options(given, generation_config)
+        tokens = _tokens(inputs, input_ids)
+        n_each = options["num_return_sequences"]
+        rows, n_given = tokens.shape
+        length = self._length(n_given, options["max_length"], options["max_new_tokens"])
+        if options["do_sample"]:
+            sampling = SamplingConfig(
+                options["temperature"], options["top_k"] or None, options["top_p"]
+            )
+            seeds = torch.randint(2**63 - 1, (rows,)) if seeds is None else seeds
+        else:
+            sampling = SamplingConfig(greedy=True)
+            seeds = torch.zeros(rows, dtype=torch.int64)  # of noise that is not looked at
+        if n_each < 1 or (n_each > 1 and not options["do_sample"]):
+            raise ValueError(
+                "generate: num_return_sequences must be 1, or more with do_sample=True, found "
+                f"{n_each}"
+            )
+        if seeds.shape != (rows,):
+            raise ValueError(f"generate: expected one seed per row, ({rows},), found {seeds.shape}")
+        noise = GumbelNoise(seeds.to(tokens.device), n_each)
+        n_padding = _n_padding(attention_mask, tokens)
+        logits: list[Tensor] | None = None
+        if options["return_dict_in_generate"] and options["output_scores"]:
+            logits = []
+        drawn = self._drawn(tokens, n_padding, length, noise, sampling, n_each, logits)
+        drawn = drawn.clone()  # made here, so that it may enter a training step
+        if not options["return_dict_in_generate"]:
+            return drawn
+        scores = logits and tuple(filter_logits(each, sampling) for each in logits)
+        return GenerateOutput(sequences=drawn, scores=scores)
+
+    def _length(self, n_given: int, max_length: int | None, max_new: int | None) -> int:
+        """Returns the tokens of a result, of which so many are given."""
         longest = self.config.n_positions + 1
+        if max_new is not None:
+            max_length = n_given + max_new
         max_length = longest if max_length is None else max_length
         if not 1 <= n_given < max_length <= longest:
             raise ValueError(
                 f"generate: expected 1 or more tokens, fewer than max_length, and that at most "
                 f"n_positions + 1 = {longest}, found {n_given} and max_length {max_length}"
             )
-        if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
-            raise ValueError(
-                "generate: num_return_sequences must be 1, or more with do_sample=True, found "
-                f"{num_return_sequences}"
+        return max_length
+
+    @torch.inference_mode()
+    def _drawn(
+        self,
+        tokens: Tensor,
+        n_padding: list[int],
+        length: int,
+        noise: GumbelNoise,
+        sampling: SamplingConfig,
+        n_each: int,
+        kept: list[Tensor] | None,
+    ) -> Tensor:
+        """Draws tokens up to a length behind those given, (B, T), of which the first of each row
+        are padding. Returns (R, length); `kept` is extended by the logits (R, V) of each step."""
+        rows, n_given = tokens.shape
+        model, apart = prepacked(self), any(n_padding)
+        windows = Windows(
+            rows * n_each,
+            length,
+            size=1,
+            sampling=sampling,
+            n_colors=self.config.n_colors,
+            device=tokens.device,
+            kept=kept,
+        )
+        cache = new_cache(
+            model,
+            windows.n_rows,
+            capacity=whole_units(length - 1),
+            n_each=n_each,
+            shared_length=0 if apart else n_given,
+        )
+        # Without its padding a row begins, and ends, so much earlier.
+        whole, known = tokens.new_zeros(rows, length), torch.ones(rows, length, dtype=torch.bool)
+        starts, logits = [n_given - n for n in n_padding], []
+        groups = [[row] for row in range(rows)] if apart else [list(range(rows))]
+        for group in groups if rows else []:
+            fed = tokens[group, n_padding[group[0]] :]
+            whole[group, : fed.shape[1]] = fed
+            known[group, fed.shape[1] : length - n_padding[group[0]]] = False
+            found, prompts = feed_prompts(model, fed)
+            cache.put(prompts, group)
+            logits.append(found)
+        if rows:
+            windows.begin(
+                range(windows.n_rows),
+                whole.repeat_interleave(n_each, dim=0),
+                known.to(tokens.device).repeat_interleave(n_each, dim=0),
+                [start for start in starts for _ in range(n_each)],
+                noise,
+                torch.cat(logits).repeat_interleave(n_each, dim=0),
             )
-        if not do_sample:
-            sampling = SamplingConfig(greedy=True)
-            seeds = torch.zeros(rows, dtype=torch.int64)  # of noise that is not looked at
-        else:
-            sampling = SamplingConfig(temperature, top_k or None, top_p)
-            seeds = torch.randint(2**63 - 1, (rows,)) if seeds is None else seeds
-        if seeds.shape != (rows,):
-            raise ValueError(f"generate: expected one seed per row, ({rows},), found {seeds.shape}")
-        with torch.inference_mode():
-            noise = GumbelNoise(seeds.to(input_ids.device), num_return_sequences)
-            given = input_ids.repeat_interleave(num_return_sequences, dim=0)
-            tokens = pad(given, (0, max_length - n_given))
-            known = torch.arange(max_length, device=given.device).expand_as(tokens) < n_given
-            windows = Windows(
-                len(tokens),
-                max_length,
-                size=1,
-                sampling=sampling,
-                n_colors=self.config.n_colors,
-                device=tokens.device,
-            )
-            model = prepacked(self)
-            logits, cache = feed(
-                model, input_ids, n_samples=num_return_sequences, capacity=max_length - 1
-            )
-            starts = [n_given] * len(tokens)
-            windows.begin(range(len(tokens)), tokens, known, starts, noise, logits)
-            decode(model, cache, windows)
-        return windows.tokens.clone()  # made here, so that it may enter a training step
+            decode(model, cache, windows, apart=apart)
+        drawn = tokens.repeat_interleave(n_each, dim=0)
+        drawn = pad(drawn, (0, length - n_given))
+        for row, n in enumerate(n_padding):
+            here = slice(row * n_each, (row + 1) * n_each)
+            drawn[here, n_given:] = windows.tokens[here, n_given - n : length - n]
+        return drawn
+
+
+# Of `generate`, which a configuration may have other values of.
+_DEFAULTS: Mapping[str, Any] = {
+    "max_length": None,
+    "max_new_tokens": None,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": None,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+}
+
+
+def _options(given: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Returns the options of a call, by the names of `_DEFAULTS`."""
+    if config is not None:
+        if not isinstance(config, Mapping):
+            as_dict = getattr(config, "to_diff_dict", None)
+            config = vars(config) if as_dict is None else as_dict()
+        for name, value in config.items():
+            by_default = given.get(name) == _DEFAULTS.get(name)
+            if by_default and not name.startswith("_") and name != "transformers_version":
+                given[name] = value
+    refuse_unserved("generate", given, _NEUTRAL, _INSTEAD)
+    if unknown := [name for name in given if name not in _DEFAULTS]:
+        raise TypeError(f"generate: there is no argument {unknown[0]!r}")
+    return given
+
+
+def _tokens(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:
+    if (inputs is None) == (input_ids is None):
+        raise ValueError("generate: give the tokens to begin with once, as inputs or as input_ids")
+    given = input_ids if inputs is None else inputs
+    assert given is not None
+    if given.dim() != 2:
+        raise ValueError(f"generate: expected tokens (B, T), found {tuple(given.shape)}")
+    return given.long()
+
+
+def _n_padding(mask: Tensor | None, tokens: Tensor) -> list[int]:
+    """Counts the tokens before the first of each row that is seen."""
+    if mask is None:
+        return [0] * len(tokens)
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f"generate: expected an attention_mask {tuple(tokens.shape)}, a number for each token, "
+            f"found {tuple(mask.shape)}"
+        )
+    seen = mask.bool().long()
+    if not (seen.diff(dim=1) >= 0).all() or not seen[:, -1:].all():
+        raise ValueError(
+            "generate: expected padding before the first token of each row alone, found some "
+            "behind it; next: move the padding to the left"
+        )
+    return (1 - seen).sum(dim=1).tolist()

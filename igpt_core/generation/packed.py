@@ -133,13 +133,13 @@ class PackedBlock(nn.Module):
         mask: Tensor | None = None,
         options: AttentionOptions = NO_ATTENTION_OPTIONS,
         encoder: Encoder | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """Computes what `Block` does."""
         together = self.into_heads(self.norm(x))
         x = self.out_of_heads(self.heads.of_all(together, cache_slots, mask, options), x)
         if encoder is not None:
-            x = x + self.crossattention(self.ln_cross_attn(x), encoder)
-        return self.out_of_mlp(self.into_mlp(self.norm(x)), x)  # type: ignore[no-any-return]
+            x = x + self.crossattention(self.ln_cross_attn(x), encoder)[0]
+        return self.out_of_mlp(self.into_mlp(self.norm(x)), x), options.last_weights
 
 
 def _packed(
@@ -193,12 +193,25 @@ def prepacked(model: Model) -> Model:
     """
     if not any(isinstance(module, Conv1D | nn.Linear) for module in model.modules()):
         return model  # prepacked already, or nothing to prepack
-    if is_customized(model) or not _is_served(next(model.parameters())):
+    weights = list(model.parameters())
+    is_of_one_dtype = len({weight.dtype for weight in weights}) == 1
+    if is_customized(model) or not is_of_one_dtype or not _is_served(weights[0]):
         return model
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    result = copy.deepcopy(model, shared)  # a memo that holds the parameters: they are not copied
+    result = _copied(model, {})
     _pack_below(result)
     return result
+
+
+def _copied(module: Model, copies: dict[int, nn.Module]) -> Model:
+    """Copies a tree of modules, and nothing that they hold: locks and generators have no copies,
+    and parameters are to be the same."""
+    if id(module) not in copies:
+        copies[id(module)] = result = copy.copy(module)
+        result._modules = {
+            name: None if child is None else _copied(child, copies)
+            for name, child in module._modules.items()
+        }
+    return copies[id(module)]  # type: ignore[return-value]
 
 
 def _pack_below(parent: nn.Module) -> None:
@@ -238,6 +251,7 @@ def _is_served(weight: Tensor) -> bool:
         return weight.dtype in (torch.bfloat16, torch.float32)
     if (
         weight.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")  # which does not know these products
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
     ):

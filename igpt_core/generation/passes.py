@@ -32,6 +32,27 @@ def next_logits(model: CausalModel, hidden: Tensor) -> Tensor:
     return model.lm_head(hidden)[..., : model.config.n_colors]  # type: ignore[no-any-return]
 
 
+def has_own_forward(model: CausalModel) -> bool:
+    """Tells whether calling the model, or its transformer as a whole, may do other than what its
+    class here does: by hooks, or by a forward of a subclass or in its place."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in vars(module)
+        or not type(module).forward.__module__.startswith(("igpt_core.", "torch.nn."))
+        for module in (model, model.transformer)
+    )
+
+
+def call(model: CausalModel, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Returns the logits (R, T, n_colors) behind tokens (R, T) that come after what a cache holds,
+    by the model's own forward."""
+    held = cache.length
+    output = model(tokens, past_key_values=cache, use_cache=True, return_dict=True)
+    cache.length = held  # the caller counts
+    return output.logits[..., : model.config.n_colors]  # type: ignore[no-any-return]
+
+
 def decode_window(
     model: CausalModel,
     tokens: Tensor,
@@ -78,6 +99,13 @@ def pass_of(model: CausalModel, cache: KVCache, windows: Windows, *, apart: bool
     Args:
         apart: as of `decode`.
     """
+    if has_own_forward(model):
+        if apart:
+            raise ValueError(
+                "expected rows that stand at one position, as hooks or a forward of its own on the "
+                "whole model ask for; next: a window of 1, prompts of one length, and no padding"
+            )
+        return lambda tokens, _: call(model, tokens, cache)
     if cache.by_start:
         run: Pass = partial(_pass_by_start, model, cache, apart)
         pays = captures_pay(cache.keys[0].device, windows.n_rows, windows.fewest_passes)

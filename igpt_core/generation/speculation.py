@@ -56,6 +56,7 @@ class Windows:
         n_colors: int,
         draft: NeighborTables | None = None,
         device: torch.device | str = "cpu",
+        kept: list[Tensor] | None = None,
     ) -> None:
         """Makes room for R sequences of L tokens, of which none is there yet.
 
@@ -63,6 +64,8 @@ class Windows:
             size: the window, from 1 to L - 1.
             sampling: how tokens are drawn.
             draft: what guesses are made of, besides what was drawn; it changes no token.
+            kept: where it is given, it is extended by the logits (R, V) of each step, of windows
+                of one pixel.
 
         Raises ValueError for a window of nothing.
         """
@@ -76,6 +79,7 @@ class Windows:
         self._decided = torch.ones(n_rows, dtype=torch.int64, device=device)
         self._ends = torch.zeros_like(self._decided)
         self._n_passes = torch.zeros_like(self._decided)
+        self._kept = kept
         self._is_finite = torch.ones((), dtype=torch.bool, device=device)
         self._progress = _Progress(n_rows)
         self._width = max(math.isqrt(length - 1), 1)  # of an image
@@ -121,6 +125,8 @@ class Windows:
         self._n_passes[place] = (at < ends).long()
         self._noise.put(place, noise)
         self._progress.learn(self._decided, self._ends)
+        if self._kept is not None:
+            self._kept.append(logits)
         self._is_finite &= logits.amax(dim=-1).isfinite().all()  # NaN is the highest
 
     @property
@@ -205,6 +211,8 @@ class Windows:
         seen = self._tokens.clone() if self._draft else self._tokens
         self._tokens.scatter_(1, at, drawn)
         if self.size == 1:
+            if self._kept is not None:
+                self._kept.append(logits[:, 0].clone())
             self._decided = self._decided + is_under_way
             self._progress.advance()
             self._is_finite &= logits.amax(dim=-1).isfinite().all()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,50 +11,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from igpt_core.errors import CheckpointError
+from igpt_core.files.loading import FetchOptions, refuse_without_meaning
 from igpt_core.files.model_files import at_revision, model_files
-from igpt_core.images.image_inputs import is_tensor, rgb_images
+from igpt_core.images.batch_feature import TENSOR_TYPES
+from igpt_core.images.batch_feature import BatchFeature as BatchFeature
+from igpt_core.images.image_inputs import rgb_images
 from igpt_core.images.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
 from igpt_core.images.pixels import Pixels, resize_rgb
+from igpt_core.images.processor_arguments import (
+    COMPAT,
+    KNOWN,
+    as_clusters,
+    as_size,
+    check_choice,
+    check_others,
+    constructor_arguments,
+)
 
 if TYPE_CHECKING:
     import torch
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-
-# Arguments and fields of transformers beside ours, with what this class always does.
-_FIXED: dict[str, Any] = {
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "do_center_crop": False,
-    "do_pad": False,
-}
-# Those that change no result here: every image becomes RGB, on the CPU, one by one.
-_WITHOUT_EFFECT = {
-    *("do_convert_rgb", "crop_size", "pad_size", "default_to_square", "image_seq_length"),
-    *("device", "disable_grouping", "processor_class"),
-    *("image_processor_type", "feature_extractor_type"),
-}
-
-
-class BatchFeature(dict[str, Any]):
-    """A processor's result: a dict whose entries are attributes too, for `model(**inputs)`."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no {name!r} here, only {', '.join(self)}") from None
-
-    def to(
-        self, device: "str | torch.device | None" = None, *, dtype: "torch.dtype | None" = None
-    ) -> Self:
-        """Moves the tensors to a device and casts those of floats, in place; returns itself."""
-        for name, value in self.items():
-            if is_tensor(value):
-                self[name] = value.to(device, dtype if value.is_floating_point() else None)
-        return self
 
 
 class ImageGPTImageProcessor:
@@ -66,9 +43,14 @@ class ImageGPTImageProcessor:
         size: {"height": H, "width": W}, (H, W), or one int for a square; default 256 x 256 (the
             published checkpoints set 32 x 32).
         resample: Pillow's filter.
-        do_normalize: pixel values 0..255 become [-1, 1], otherwise [0, 1]; clusters are
-            compared with what comes out.
-        do_color_quantize: return `input_ids` rather than `pixel_values`.
+        do_normalize: pixel values 0..255 become float32 in [-1, 1]; otherwise see `compat`.
+            Clusters are compared with what comes out.
+        do_color_quantize: return tokens, `input_ids`, rather than pixel values.
+        compat: the version of transformers whose results are returned, where they differ. "5":
+            without do_normalize pixel values are float32 in [0, 1], and without do_color_quantize
+            they are `pixel_values`. "4.34": without do_normalize they are uint8 in 0..255, and
+            without do_color_quantize they are `input_ids` too. (4.57, which is not to be had, has
+            `pixel_values` and 0..255.) Saved unless it is "5".
         kwargs: what else transformers takes, where it asks for what this class does anyway.
 
     Any image becomes 8-bit RGB first, see `rgb_images`. On RGB images that leaves the results of
@@ -88,15 +70,18 @@ class ImageGPTImageProcessor:
         resample: int = Image.Resampling.BILINEAR,
         do_normalize: bool = True,
         do_color_quantize: bool = True,
+        *,
+        compat: str = "5",
         **kwargs: Any,
     ) -> None:
-        _check_others(kwargs)
-        self.clusters = None if clusters is None else _as_clusters(clusters)
+        check_others(kwargs)
+        self.clusters = None if clusters is None else as_clusters(clusters)
         self.do_resize = do_resize
-        self.size = _as_size(256 if size is None else size)
+        self.size = as_size(256 if size is None else size)
         self.resample = Image.Resampling(resample)
         self.do_normalize = do_normalize
         self.do_color_quantize = do_color_quantize
+        self.compat = check_choice("compat", compat, COMPAT)
         self._palette: Palette | None = None
 
     def preprocess(
@@ -111,66 +96,88 @@ class ImageGPTImageProcessor:
         return_tensors: str | None = None,
         data_format: str | None = "channels_first",
         input_data_format: str | None = None,
+        *,
+        compat: str | None = None,
+        device: "str | torch.device | None" = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Preprocess an image or a batch of images.
+        """Preprocesses an image or a batch of images.
 
         Args:
             images: PIL images, encoded bytes, arrays or tensors, one or many: see `rgb_images`.
-            do_resize, size, resample, do_normalize, do_color_quantize, clusters: override what
-                the processor was made with.
+            do_resize, size, resample, do_normalize, do_color_quantize, clusters, compat: override
+                what the processor was made with.
             return_tensors: "pt", "np", or None for a list with an array for each image.
-            data_format: "channels_first" or "channels_last", of `pixel_values`.
+            data_format: "channels_first" (also None) or "channels_last", of pixel values.
             input_data_format: the same, of arrays; default: see `rgb_images`.
+            device: where the tensors of "pt" are put; images are processed on the CPU.
             kwargs: as for the constructor.
 
         Returns:
-            `input_ids` (B, H * W) int64, or `pixel_values` (B, 3, H, W) or (B, H, W, 3) float32.
+            `input_ids` (B, H * W) int64; or, without quantizing, `pixel_values` (B, 3, H, W) or
+            (B, H, W, 3) float32, for another name and dtype see `compat`.
 
         Raises:
             ImageError: an image cannot be decoded. ValueError, TypeError: wrong arguments.
         """
-        _check_others(kwargs)
+        check_others(kwargs)
+        check_choice("return_tensors", return_tensors, TENSOR_TYPES)
         for name, value in (("data_format", data_format), ("input_data_format", input_data_format)):
-            if value not in ("channels_first", "channels_last", None):
-                raise ValueError(
-                    f"expected {name} 'channels_first' or 'channels_last', found {value!r}"
-                )
+            check_choice(name, value, ("channels_first", "channels_last", None))
+        if return_tensors != "pt" and str(device or "cpu") != "cpu":
+            raise ValueError(
+                f"expected return_tensors 'pt' with device {device}, found {return_tensors!r}"
+            )
+        batch = self._resized(
+            rgb_images(images, input_data_format=input_data_format), do_resize, size, resample
+        )
+        compat = self.compat if compat is None else check_choice("compat", compat, COMPAT)
         normalize = self.do_normalize if do_normalize is None else do_normalize
-        filter_ = self.resample if resample is None else resample
-        target = self.size if size is None else _as_size(size)
-        resized = self.do_resize if do_resize is None else do_resize
-
-        batch: list[Pixels] = []
-        for rgb in rgb_images(images, input_data_format=input_data_format):
-            height = target["height"] if resized else rgb.height
-            width = target["width"] if resized else rgb.width
-            batch.append(resize_rgb(rgb, height, width, resample=filter_))
-        if not batch:
-            raise ValueError("expected at least one image, found none")
-
+        values = (_values(pixels, normalize, compat) for pixels in batch)
+        key = "input_ids"
         if self.do_color_quantize if do_color_quantize is None else do_color_quantize:
-            colors = self.clusters if clusters is None else _as_clusters(clusters)
+            colors = self.clusters if clusters is None else as_clusters(clusters)
             if colors is None:
                 raise ValueError(
                     "expected clusters for color quantization, found none: "
                     "pass clusters (K, 3), or do_color_quantize=False"
                 )
-            quantized = [self._quantize(pixels, colors, normalize) for pixels in batch]
-            return BatchFeature(input_ids=_stack(quantized, return_tensors))
-        values = [pixels_to_unit(p) if normalize else _to_fraction(p) for p in batch]
-        if data_format != "channels_last":
-            values = [np.ascontiguousarray(np.moveaxis(v, -1, 0)) for v in values]
-        return BatchFeature(pixel_values=_stack(values, return_tensors))
+            results: list[npt.NDArray[Any]] = [
+                self._encode(pixels, colors) if normalize else _nearest(pixels, v, colors)
+                for pixels, v in zip(batch, values, strict=True)
+            ]
+        else:
+            key = "pixel_values" if compat == "5" else key
+            results = list(values)
+            if data_format != "channels_last":
+                results = [np.ascontiguousarray(np.moveaxis(v, -1, 0)) for v in results]
+        features = BatchFeature({key: results}, return_tensors)
+        return features if device is None else features.to(device)
 
     __call__ = preprocess
 
-    def _quantize(
-        self, pixels: Pixels, clusters: FloatArray, normalize: bool
-    ) -> npt.NDArray[np.int64]:
-        """Quantizes pixels (H, W, 3) to tokens (H * W,)."""
-        if not normalize:
-            return _nearest_to_fractions(pixels, clusters)
+    def _resized(
+        self,
+        images: Iterable[Image.Image],
+        do_resize: bool | None,
+        size: dict[str, int] | int | None,
+        resample: int | None,
+    ) -> list[Pixels]:
+        """Resizes RGB images to pixels (H, W, 3), as this call or the processor says."""
+        kernel = self.resample if resample is None else Image.Resampling(resample)
+        target = self.size if size is None else as_size(size)
+        resized = self.do_resize if do_resize is None else do_resize
+        batch: list[Pixels] = []
+        for rgb in images:
+            height = target["height"] if resized else rgb.height
+            width = target["width"] if resized else rgb.width
+            batch.append(resize_rgb(rgb, height, width, resample=kernel))
+        if not batch:
+            raise ValueError("expected at least one image, found none")
+        return batch
+
+    def _encode(self, pixels: Pixels, clusters: FloatArray) -> npt.NDArray[np.int64]:
+        """Finds the nearest clusters (H * W,) of normalized pixels (H, W, 3)."""
         palette = Palette(clusters)
         if self._palette is None or not np.array_equal(palette.colors, self._palette.colors):
             self._palette = palette  # kept: it holds the lookup table
@@ -178,7 +185,8 @@ class ImageGPTImageProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of preprocessor_config.json, clusters as a nested list."""
-        return {
+        compat = {} if self.compat == "5" else {"compat": self.compat}
+        return compat | {
             "clusters": None if self.clusters is None else self.clusters.tolist(),
             "do_color_quantize": self.do_color_quantize,
             "do_normalize": self.do_normalize,
@@ -188,103 +196,123 @@ class ImageGPTImageProcessor:
             "size": dict(self.size),
         }
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Writes preprocessor_config.json into the folder `path`, made if need be."""
-        folder = Path(path)
+    def to_json_string(self) -> str:
+        """Writes the text of preprocessor_config.json, keys sorted."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Writes what `to_json_string` returns into a file of a folder that is there."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False
+    ) -> list[str]:
+        """Writes preprocessor_config.json into a local folder, made if need be; returns its path,
+        in a list.
+
+        Raises TypeError for `push_to_hub`.
+        """
+        if push_to_hub:
+            raise TypeError(
+                "save_pretrained: expected push_to_hub=False, found True: nothing is pushed here; "
+                "next: huggingface_hub.upload_folder on the folder"
+            )
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        (folder / PREPROCESSOR_FILE).write_text(text, encoding="utf-8")
+        self.to_json_file(folder / PREPROCESSOR_FILE)
+        return [str(folder / PREPROCESSOR_FILE)]
+
+    @classmethod
+    def from_dict(
+        cls,
+        image_processor_dict: Mapping[str, Any],
+        *,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Makes a processor of what `to_dict` gave, or transformers: fields that neither knows are
+        left out.
+
+        Args:
+            image_processor_dict: fields by name.
+            return_unused_kwargs: return a pair, the processor and those of `kwargs` that are no
+                arguments of the constructor, in place of a TypeError for these.
+            kwargs: arguments of the constructor, which beat the fields.
+
+        Raises TypeError and ValueError as the constructor does.
+        """
+        unused = {n: v for n, v in kwargs.items() if return_unused_kwargs and n not in KNOWN}
+        given = {name: value for name, value in kwargs.items() if name not in unused}
+        made = cls(**constructor_arguments(image_processor_dict) | given)
+        # Typed as what nearly every caller gets.
+        return (made, unused) if return_unused_kwargs else made  # type: ignore[return-value]
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+        """Reads a file as `to_json_file` writes it; raises CheckpointError, or OSError for none."""
+        file = Path(json_file)
+        return cls._read(file, where=str(file.parent))
 
     @classmethod
     def from_pretrained(
         cls,
-        path_or_uri: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         storage_options: Mapping[str, Any] | None = None,
         revision: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Reads preprocessor_config.json of a model folder, of any transformers version.
+        """Reads preprocessor_config.json of a model folder, or a file of that kind, of any version
+        of transformers.
 
         Args:
-            path_or_uri, storage_options, revision: as for `PreTrained.from_pretrained`.
-            kwargs: arguments of the constructor, which beat what is stored.
+            pretrained_model_name_or_path, storage_options, revision: as for
+                `PreTrained.from_pretrained`; or a local file.
+            kwargs: arguments of the constructor, which beat what is stored, and
+                `return_unused_kwargs`, see `from_dict`; `subfolder`, and `cache_dir`, `token`,
+                `local_files_only` and `force_download` of the Hub; those of transformers that
+                change nothing here.
 
         Raises:
-            CheckpointError: see `model_files`; or a file that asks for what this class cannot do.
+            CheckpointError: see `model_files`; or a file or argument that asks for what this class
+                cannot do.
+            TypeError: an argument that asks to load in a way that is not there.
         """
-        where = at_revision(path_or_uri, revision)
-        (file,) = model_files(where, (PREPROCESSOR_FILE,), storage_options=storage_options)
+        fetch = FetchOptions.taken_from(kwargs)
+        refuse_without_meaning(kwargs)
+        if not fetch.subfolder and os.path.isfile(pretrained_model_name_or_path):
+            file = Path(pretrained_model_name_or_path)
+            return cls._read(file, where=str(file.parent), **kwargs)
+        where = at_revision(pretrained_model_name_or_path, revision)
+        (file,) = model_files(
+            where, (PREPROCESSOR_FILE,), storage_options=storage_options, fetch=fetch
+        )
+        return cls._read(file, where=where, **kwargs)
+
+    @classmethod
+    def _read(cls, file: Path, *, where: str, **kwargs: Any) -> Self:
         try:
-            return cls(**_arguments(json.loads(file.read_text(encoding="utf-8"))) | kwargs)
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")), **kwargs)
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{where}: {PREPROCESSOR_FILE}: {error}") from error
+            raise CheckpointError(f"{where}: {file.name}: {error}") from error
 
 
 ImageGPTFeatureExtractor = ImageGPTImageProcessor
 """The image processor under the name that transformers 4 had for it."""
 
 
-def _arguments(stored: Any) -> dict[str, Any]:
-    """Picks the constructor's arguments from preprocessor_config.json: fields that neither
-    transformers nor this class knows are left out."""
-    if not isinstance(stored, dict):
-        raise ValueError(f"expected an object, found {type(stored).__name__}")
-    ours = ("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize")
-    return {
-        name: value
-        for name, value in stored.items()
-        if value is not None and (name in ours or name in _FIXED)
-    }
+def _values(pixels: Pixels, normalize: bool, compat: str) -> npt.NDArray[Any]:
+    if normalize:
+        return pixels_to_unit(pixels)
+    return pixels if compat == "4.34" else pixels.astype(np.float32) / np.float32(255)
 
 
-def _check_others(arguments: Mapping[str, Any]) -> None:
-    """Checks that arguments of transformers ask for what this class does.
-
-    Raises TypeError for an unknown one, ValueError for another value.
-    """
-    for name, value in arguments.items():
-        if name in _FIXED:
-            # One number may stand for those of all channels.
-            if value is not None and set(np.ravel(value)) != set(np.ravel(_FIXED[name])):
-                raise ValueError(f"expected {name} {_FIXED[name]}, found {value}")
-        elif name not in _WITHOUT_EFFECT:
-            raise TypeError(f"{name} is no argument of an ImageGPT image processor")
-
-
-def _as_clusters(clusters: Any) -> FloatArray:
-    if is_tensor(clusters):
-        clusters = clusters.numpy(force=True)
-    array = np.array(clusters, np.float32)
-    if array.ndim != 2 or array.shape[1] != 3 or not len(array):
-        raise ValueError(f"expected clusters of shape (K, 3), found {array.shape}")
-    return array
-
-
-def _as_size(size: Any) -> dict[str, int]:
-    if isinstance(size, int):  # the layout of the first checkpoints
-        size = {"height": size, "width": size}
-    elif isinstance(size, list | tuple) and len(size) == 2:
-        size = {"height": size[0], "width": size[1]}
-    try:
-        sides = dict(size)
-    except (TypeError, ValueError):
-        sides = {}
-    if set(sides) != {"height", "width"} or not all(
-        isinstance(side, int) and side > 0 for side in sides.values()
-    ):
-        raise ValueError(f'expected size {{"height": H, "width": W}} or one int, found {size!r}')
-    return {"height": sides["height"], "width": sides["width"]}
-
-
-def _to_fraction(pixels: Pixels) -> FloatArray:
-    return pixels.astype(np.float32) / np.float32(255)
-
-
-def _nearest_to_fractions(pixels: Pixels, clusters: FloatArray) -> npt.NDArray[np.int64]:
-    """Finds the nearest clusters, of any range, of pixels / 255: quantizes without normalizing."""
+def _nearest(
+    pixels: Pixels, values: npt.NDArray[Any], clusters: FloatArray
+) -> npt.NDArray[np.int64]:
+    """Finds the nearest clusters (H * W,), of any range, of the values of pixels (H, W, 3)."""
     colors, first, inverse = np.unique(pack_rgb(pixels), return_index=True, return_inverse=True)
-    x = _to_fraction(pixels).reshape(-1, 3)[first].astype(np.float64)
+    x = values.reshape(-1, 3)[first].astype(np.float64)
     c = clusters.astype(np.float64)
     nearest = np.empty(len(colors), np.int64)
     step = max(1, (1 << 22) // len(c))  # 32 MiB of distances at a time
@@ -292,22 +320,3 @@ def _nearest_to_fractions(pixels: Pixels, clusters: FloatArray) -> npt.NDArray[n
         part = x[start : start + step]
         nearest[start : start + step] = ((c**2).sum(axis=1) - 2 * part @ c.T).argmin(axis=1)
     return nearest[inverse].reshape(-1)
-
-
-def _stack(arrays: list[npt.NDArray[Any]], return_tensors: str | None) -> Any:
-    if return_tensors not in ("pt", "np", None):
-        raise ValueError(f"expected return_tensors 'pt', 'np' or None, found {return_tensors!r}")
-    if return_tensors is None:
-        return arrays
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"expected images of one size for a batch, found {shapes}: "
-            "turn do_resize on, or return_tensors off"
-        )
-    stacked = np.stack(arrays)
-    if return_tensors == "np":
-        return stacked
-    import torch
-
-    return torch.from_numpy(stacked)

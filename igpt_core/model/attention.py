@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from igpt_core.model.second_order import of_first_order
+
 # Up to so many queries per row weighted sums are faster than the fused kernel; see _attend_by_sums.
 _FEW_QUERIES = 8
 _BLOCK = 128  # queries of one product; see _attend_in_blocks
@@ -100,7 +102,7 @@ def attend(
         k = k.contiguous()  # keys by channel: the fused kernel would not take them
     with _without_cudnn():
         return F.scaled_dot_product_attention(
-            q,
+            of_first_order(q),
             k,
             v,
             attn_mask=mask,
@@ -171,6 +173,7 @@ def attend_with_weights(
     padding: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes `attend` without a kernel, for its weights and for padding, which kernels get wrong.
 
@@ -180,10 +183,11 @@ def attend_with_weights(
 
     Args:
         padding: boolean (B, Tk), true for keys that no query sees, beside those of `mask`.
+        factors: of the weights, that broadcast.
 
     Returns:
-        (B, H, Tq, D), and the weights (B, H, Tq, Tk) after dropout. Scores and softmax are of
-        float32 or finer whatever the dtype, as in the kernels.
+        (B, H, Tq, D), and the weights (B, H, Tq, Tk) after dropout and factors. Scores and
+        softmax are of float32 or finer whatever the dtype, as in the kernels.
     """
     if mask is None:
         mask = _causal(q.shape[2], k.shape[2], q.device)
@@ -197,6 +201,7 @@ def attend_with_weights(
             # Added: beside it a score vanishes, and twice the lowest is -inf.
             scores = scores + padding[:, None, None].to(wide) * lowest
         weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
+        weights = weights if factors is None else weights * factors
         return weights @ v, weights
 
 

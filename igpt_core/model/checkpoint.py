@@ -7,83 +7,164 @@ preprocessor_config.json with the palette and the image size.
 import hashlib
 import json
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from igpt_core.errors import CheckpointError, NoHeadError
+from igpt_core.errors import ANY, CheckpointError, NoHeadError, refuse_unserved
+from igpt_core.files.hub import PUSH_OPTIONS, push_folder
+from igpt_core.files.loading import FetchOptions, refuse_without_meaning
 from igpt_core.files.model_files import at_revision
 from igpt_core.images.palette import Palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
-from igpt_core.model.saving import make_processor, save_folder
+from igpt_core.model.model_methods import ModelMethods
+from igpt_core.model.placement import DeviceMap, find_device, find_dtype
+from igpt_core.model.saving import make_processor, parsed_size, save_folder
 from igpt_core.model.weights import HEADS, find_weights, mismatch, read_weights, rename
 
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-class PreTrained(nn.Module):
+class PreTrained(ModelMethods):
     """What the model classes share: made as `cls(config)`, they come from and go to folders."""
 
-    config: ImageGPTConfig
     # A weight that a folder may lack: fine-tuning begins with a new one.
     new_head: str | None = None
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[False] = False,
+        **arguments: Any,
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[True],
+        **arguments: Any,
+    ) -> tuple[Self, dict[str, list[Any]]]: ...
 
     @classmethod
     def from_pretrained(
         cls,
-        path_or_uri: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
+        config: ImageGPTConfig | str | os.PathLike[str] | None = None,
+        device: torch.device | str | None = None,
+        device_map: DeviceMap = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         revision: str | None = None,
-        **config_fields: Any,
-    ) -> Self:
+        use_safetensors: bool | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **arguments: Any,
+    ) -> Self | tuple[Self, dict[str, list[Any]]]:
         """Loads the model of a folder, in eval mode.
 
         A classifier made of a folder without a classification head gets a new one, drawn from
         torch's global generator, with a warning.
 
         Args:
-            path_or_uri: a local folder, "embedded", the URI of a folder on any fsspec filesystem,
-                of which the files needed are fetched once per node, or the id of a model on the
-                Hugging Face Hub, `owner/name` or `owner/name@revision`.
-            dtype: of the weights; that of the stored ones unless given.
+            pretrained_model_name_or_path: a local folder, "embedded", the URI of a folder on any
+                fsspec filesystem, of which the files needed are fetched once per node, or the id of
+                a model on the Hugging Face Hub, `owner/name` or `owner/name@revision`.
+            config: in place of config.json, itself or the place of a folder that has one.
+            device: the CPU unless given.
+            device_map: a device too, or "auto" for a GPU where there is one.
+            dtype: of the weights, also by name; "auto", as without it, are those that are stored.
+            torch_dtype: the former name of dtype.
             storage_options: for the URI's filesystem.
             revision: branch, tag or commit of a model on the Hub; other places have none, and it
                 is ignored for them as in transformers.
-            config_fields: in place of those in config.json, such as num_labels, as in transformers.
+            use_safetensors: whether the file of weights must be, or must not be, of that format.
+            ignore_mismatched_sizes: weights of another shape than the configuration has are new,
+                with a warning.
+            output_loading_info: return what was missing, unexpected or of another shape too.
+            arguments: `subfolder`, and of the Hub `cache_dir`, `token`, `local_files_only` and
+                `force_download`; those of transformers that change nothing here; and fields in
+                place of those of the configuration, such as num_labels.
 
         Raises:
             CheckpointError: no such folder, a file missing or damaged, or weights that do not
                 fit config.json. Weights of other heads than the class has are left out.
-            TypeError: a keyword that is no field of the configuration.
+            TypeError: an argument that asks for what is not there, or is none.
         """
-        where = at_revision(path_or_uri, revision)
-        config, stored = _read(where, storage_options)
-        config = config.with_fields(**config_fields)
-        head = cls.new_head if cls.new_head not in stored else None
-        model, weights = cls.fit(config, stored, where=where, lacking=head)
-        if dtype is None:
-            dtype = weights[next(iter(model.state_dict()))].dtype
-        if head is not None:
-            shape = model.get_parameter(head).shape
-            weights[head] = torch.empty(shape).normal_(std=config.initializer_range)
-            warnings.warn(f"{where}: {head} is not in it and is new: train it", stacklevel=2)
+        fetch = FetchOptions.taken_from(arguments)
+        refuse_without_meaning(arguments)
+        device, dtype = find_device(device, device_map), find_dtype(dtype, torch_dtype)
+        where = at_revision(pretrained_model_name_or_path, revision)
+        found = find_weights(
+            where,
+            *(() if config is not None else (CONFIG_FILE,)),
+            storage_options=storage_options,
+            fetch=fetch,
+            safetensors=use_safetensors,
+        )
+        if config is None:
+            config = read_config(found[0], where=where)
+        elif not isinstance(config, ImageGPTConfig):
+            config = ImageGPTConfig.from_pretrained(config, storage_options=storage_options)
+        config = config.with_fields(**arguments)
+        stored = read_weights(found[-1], where=where)
+        new: dict[str, str] = {}
+        if cls.new_head is not None and cls.new_head not in stored:
+            new[cls.new_head] = "is not in it"
+        if ignore_mismatched_sizes:
+            new |= cls._of_other_shapes(config, stored, where)
+        model, weights = cls.fit(config, stored, where=where, lacking=new)
+        for name, why in new.items():
+            weights[name] = torch.empty(model.get_parameter(name).shape)
+            nn.init.normal_(weights[name], std=config.initializer_range)
+            warnings.warn(f"{where}: {name} {why} and is new: train it", stacklevel=2)
         # One by one, so that beside the mapped file there is only what the model keeps.
         for name in list(weights):
-            weights[name] = weights.pop(name).to(device, dtype, copy=True)
+            weight = weights.pop(name)
+            weights[name] = weight.to(device, dtype or weight.dtype, copy=True)
         names = {id(weight): name for name, weight in model.named_parameters()}
         for name, weight in model.named_parameters(remove_duplicate=False):
             weights[name] = weights[names[id(weight)]]  # tied ones are stored once
         model.load_state_dict(weights, assign=True)
         model.tie_weights()
-        return model.eval()
+        model.name_or_path = os.fspath(pretrained_model_name_or_path)
+        model.eval()
+        if not output_loading_info:
+            return model
+        known = {*weights, *rename(weights, stored)}  # by the names that the folder has
+        return model, {
+            "missing_keys": [name for name in new if name not in stored],
+            "unexpected_keys": [name for name in stored if name not in known],
+            "mismatched_keys": [name for name in new if name in stored],
+            "error_msgs": [],
+        }
+
+    @classmethod
+    def _of_other_shapes(
+        cls, config: ImageGPTConfig, stored: Mapping[str, Tensor], where: str
+    ) -> dict[str, str]:
+        """Returns the names of weights whose shape is not the configuration's, with the reason."""
+        wanted = dict(cls._on_meta(config, where).named_parameters())
+        shapes = {name: tuple(w.shape) for name, w in rename(stored, wanted).items()}
+        return {
+            name: f"is of shape {shapes[name]}, not {tuple(weight.shape)},"
+            for name, weight in wanted.items()
+            if shapes.get(name, tuple(weight.shape)) != tuple(weight.shape)
+        }
 
     @classmethod
     def check_pretrained(
@@ -98,7 +179,11 @@ class PreTrained(nn.Module):
         Raises CheckpointError as `from_pretrained` does.
         """
         where = os.fspath(path_or_uri)
-        return cls.fit(*_read(where, storage_options), where=where)[0].config
+        config_file, weights_file = find_weights(
+            where, CONFIG_FILE, storage_options=storage_options
+        )
+        config = read_config(config_file, where=where)
+        return cls.fit(config, read_weights(weights_file, where=where), where=where)[0].config
 
     @classmethod
     def fit(
@@ -107,75 +192,95 @@ class PreTrained(nn.Module):
         weights: Mapping[str, Tensor],
         *,
         where: str,
-        lacking: str | None = None,
+        lacking: Collection[str] = (),
     ) -> tuple[Self, dict[str, Tensor]]:
         """Makes a model on the meta device, and names the weights as it does: those of other heads
-        than the class has are left out. A weight that is `lacking` need not be among them.
+        than the class has are left out, and those that are `lacking`, which are not looked at.
 
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
         """
-        try:
-            with torch.device("meta"), _NoDraws():  # shapes only: nothing is allocated
-                model = cls(config)
-        except ValueError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-        wanted = {name: w for name, w in model.named_parameters() if name != lacking}
-        renamed = rename(weights, wanted)
+        model = cls._on_meta(config, where)
+        wanted = {name: w for name, w in model.named_parameters() if name not in lacking}
+        renamed = {name: w for name, w in rename(weights, wanted).items() if name not in lacking}
         if problem := mismatch(renamed, wanted):
             found = {n: w for n, w in wanted.items() if n in renamed or not n.startswith(HEADS)}
             kind = CheckpointError if mismatch(renamed, found) else NoHeadError
             raise kind(f"{where}: its weights do not fit {cls.__name__}: {problem}")
         return model, renamed
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Writes config.json and model.safetensors; see `save_checkpoint`."""
-        save_checkpoint(self, path)
+    @classmethod
+    def _on_meta(cls, config: ImageGPTConfig, where: str) -> Self:
+        """Makes a model of shapes only: nothing is allocated. Raises CheckpointError."""
+        try:
+            with torch.device("meta"), _NoDraws():
+                return cls(config)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {error}") from error
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def base_model(self) -> nn.Module:
-        """Returns the bare transformer, itself where there is no head."""
-        return getattr(self, "transformer", self)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Returns the colors' embedding, whose last row is the start token's."""
-        return self.base_model.wte  # type: ignore[return-value]
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.base_model.wte = value
-
-    def tie_weights(self) -> None:
-        """Makes one parameter of those that the configuration ties: none where there is no head."""
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Counts the numbers in the weights, tied ones once.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
+        **arguments: Any,
+    ) -> None:
+        """Writes config.json and the weights into a local folder; see `save_folder`.
 
         Args:
-            only_trainable: leave out those that take no gradient.
-            exclude_embeddings: leave out the embeddings of colors and positions.
+            save_directory: made if need be; a model that is in it is replaced.
+            is_main_process: nothing is written where false.
+            state_dict: weights in place of the model's, by the same names.
+            push_to_hub: upload the folder too, by its name or as `repo_id`; see `push_to_hub`.
+            max_shard_size: bytes, or such as "5GB", for several files and an index; one file
+                unless given.
+            safe_serialization: pytorch_model.bin in place of safetensors where false.
+            arguments: of `push_to_hub`.
+
+        Raises:
+            CheckpointError: a URI. TypeError: an argument that is none.
         """
-        embeddings = [m for m in self.modules() if isinstance(m, nn.Embedding)]
-        left_out = {id(m.weight) for m in embeddings} if exclude_embeddings else set()
-        return sum(
-            weight.numel()
-            for weight in self.parameters()
-            if id(weight) not in left_out and (weight.requires_grad or not only_trainable)
-        )
+        refuse_unserved("save_pretrained", arguments, _NEUTRAL_TO_SAVE, {})
+        if not push_to_hub and arguments:
+            raise TypeError(f"save_pretrained: there is no argument {next(iter(arguments))!r}")
+        if is_main_process:
+            names = dict(self.named_parameters())
+            weights = names if state_dict is None else {n: state_dict[n] for n in names}
+            save_folder(
+                save_directory,
+                self.config,
+                weights,
+                architecture=type(self).__name__,
+                pickled=not safe_serialization,
+                max_shard_bytes=parsed_size(max_shard_size),
+            )
+            if push_to_hub:
+                repo_id = arguments.pop("repo_id", Path(save_directory).name)
+                push_folder(save_directory, repo_id, **arguments)
+
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Uploads the model to the Hugging Face Hub; returns the address of the commit.
+
+        Args:
+            repo_id: `owner/name`, made if need be.
+            arguments: `private`, `token`, `commit_message`, `revision` and `create_pr`, see
+                `push_folder`; the others are of `save_pretrained`.
+
+        Raises CheckpointError where the Hub refuses it.
+        """
+        to_push = {name: arguments.pop(name) for name in PUSH_OPTIONS if name in arguments}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **arguments)
+            return push_folder(folder, repo_id, **to_push)
 
 
-def _read(
-    where: str, storage_options: Mapping[str, Any] | None
-) -> tuple[ImageGPTConfig, dict[str, Tensor]]:
-    """Reads the configuration and the weights of a folder, mapped from files where possible."""
-    config_file, weights_file = find_weights(where, CONFIG_FILE, storage_options=storage_options)
-    return read_config(config_file, where=where), read_weights(weights_file, where=where)
+# Of transformers, without a meaning here.
+_NEUTRAL_TO_SAVE: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("save_function", "variant"), (None,)),
+    **dict.fromkeys(("save_peft_format", "save_original_format"), ANY),
+}
 
 
 class _NoDraws(TorchFunctionMode):

@@ -1,14 +1,15 @@
 """ImageGPTConfig: the shape of a model, and VARIANTS, the published sizes."""
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from igpt_core.errors import CheckpointError
+from igpt_core.files.loading import FetchOptions, refuse_without_meaning
 from igpt_core.files.model_files import at_revision, model_files
+from igpt_core.model.config_fields import RULES, SIZE, class_indices, class_names, inverse_names
 
 CONFIG_FILE = "config.json"
 
@@ -21,35 +22,9 @@ _ALIASES = {
 }
 
 # Properties, which other fields say already.
-_DERIVED = {"n_colors", "start_token", "head_size", "inner_size"}
+_DERIVED = {"n_colors", "start_token", "head_size", "inner_size", "use_return_dict"}
 
-Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, and whether it is
-
-# By type: to isinstance a bool is an int.
-_SIZE: Rule = ("an int of 1 or more", lambda value: type(value) is int and value >= 1)
-_INNER: Rule = ("an int of 1 or more, or null", lambda value: value is None or _SIZE[1](value))
-_FLAG: Rule = ("true or false", lambda value: type(value) is bool)
-_NUMBER: Rule = (
-    "a finite number of 0 or more",
-    lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
-)
-_SHARE: Rule = ("a number from 0 to 1", lambda value: _NUMBER[1](value) and value <= 1)
-_RULES: dict[str, Rule] = {
-    **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"), _SIZE),
-    "n_inner": _INNER,
-    **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), _SHARE),
-    **dict.fromkeys(("layer_norm_epsilon", "initializer_range"), _NUMBER),
-    **dict.fromkeys(
-        (
-            *("scale_attn_weights", "use_cache", "tie_word_embeddings"),
-            *("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
-            *("add_cross_attention", "output_attentions", "output_hidden_states", "return_dict"),
-        ),
-        _FLAG,
-    ),
-    "activation_function": ("a name", lambda value: isinstance(value, str)),
-    "problem_type": ("a name or null", lambda value: value is None or isinstance(value, str)),
-}
+_DTYPES = ("dtype", "torch_dtype")  # of the stored weights: the name in files, and its former one
 
 
 class ImageGPTConfig:
@@ -59,7 +34,8 @@ class ImageGPTConfig:
     inverse; without either, `num_labels` (2 unless given) makes LABEL_0, LABEL_1 ... Unknown
     keywords are kept as attributes and written back by `to_dict`, so that a config.json of another
     version survives a round trip; those that follow from others, such as `n_colors`, are only held
-    against them.
+    against them. Fields of every transformers configuration that nothing here sets, such as
+    `eos_token_id`, read None or False as there; `dtype` and `torch_dtype` read alike, as a name.
 
     Raises:
         ValueError: a value of another type or out of its range, a width that the number of heads
@@ -75,6 +51,28 @@ class ImageGPTConfig:
     output_hidden_states = False
     return_dict = True
     problem_type: str | None = None
+
+    # Others that callers read and no model here does; in the file only where set.
+    architectures: list[str] | None = None
+    bos_token_id: int | None = None
+    chunk_size_feed_forward = 0
+    cross_attention_hidden_size: int | None = None
+    decoder_start_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    finetuning_task: str | None = None
+    is_decoder = False
+    is_encoder_decoder = False
+    pad_token_id: int | None = None
+    prefix: str | None = None
+    sep_token_id: int | None = None
+    task_specific_params: dict[str, Any] | None = None
+    tie_encoder_decoder = False
+    tokenizer_class: str | None = None
+    transformers_version: str | None = None
+    _name_or_path = ""
+
+    attribute_map = _ALIASES
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,
@@ -134,7 +132,7 @@ class ImageGPTConfig:
         self._set_labels(id2label, label2id, num_labels)
 
     def _check(self) -> None:
-        for name, (expected, fits) in _RULES.items():
+        for name, (expected, fits) in RULES.items():
             if not fits(value := getattr(self, name)):
                 raise ValueError(f"config: {name} must be {expected}, found {value!r}")
         if self.vocab_size < 2:
@@ -154,20 +152,19 @@ class ImageGPTConfig:
         label2id: Mapping[str, int] | None,
         num_labels: int | None,
     ) -> None:
-        given = None if label2id is None else _indices(label2id)
+        given = None if label2id is None else class_indices(label2id)
         if id2label is None and given is None:
             self.num_labels = 2 if num_labels is None else num_labels
             return
         if id2label is None:
-            self.id2label = _names({index: name for name, index in (given or {}).items()})
+            self.id2label = class_names({index: name for name, index in (given or {}).items()})
         else:
-            self.id2label = _names(id2label)
+            self.id2label = class_names(id2label)
         if num_labels not in (None, len(self.id2label)):
             raise ValueError(
                 f"config: num_labels is {num_labels!r}, but id2label names {len(self.id2label)}"
             )
-        inverse = {name: index for index, name in self.id2label.items()}
-        self.label2id = inverse if given is None else given
+        self.label2id = inverse_names(self.id2label) if given is None else given
         for name, index in self.label2id.items():
             if self.id2label.get(index) != name:
                 raise ValueError(
@@ -182,18 +179,37 @@ class ImageGPTConfig:
 
     @num_labels.setter
     def num_labels(self, value: int) -> None:
-        if not _SIZE[1](value):
-            raise ValueError(f"config: num_labels must be {_SIZE[0]}, found {value!r}")
+        if not SIZE[1](value):
+            raise ValueError(f"config: num_labels must be {SIZE[0]}, found {value!r}")
         if len(getattr(self, "id2label", ())) != value:
             self.id2label = {index: f"LABEL_{index}" for index in range(value)}
-            self.label2id = {name: index for index, name in self.id2label.items()}
+            self.label2id = inverse_names(self.id2label)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Returns `return_dict`, of which this is the former name."""
+        return self.return_dict
+
+    @property
+    def name_or_path(self) -> str:
+        """Returns what a file says of the place that the model came from, "" where it says nothing.
+        Setting it keeps the text of a path."""
+        return self._name_or_path
+
+    @name_or_path.setter
+    def name_or_path(self, value: str | os.PathLike[str]) -> None:
+        self._name_or_path = os.fspath(value)
 
     def __getattr__(self, name: str) -> Any:
         if name in _ALIASES:
             return getattr(self, _ALIASES[name])
+        if name in _DTYPES:
+            return next((vars(self)[other] for other in _DTYPES if other in vars(self)), None)
         raise AttributeError(f"ImageGPTConfig has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _DTYPES and value is not None:
+            value = str(value).removeprefix("torch.")
         super().__setattr__(_ALIASES.get(name, name), value)
 
     @property
@@ -220,20 +236,34 @@ class ImageGPTConfig:
         """Returns all fields as plain values, those that this class does not know included."""
         return {"model_type": self.model_type, **vars(self)}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns what `to_dict` does but the fields of every transformers configuration that have
+        their default, and `_name_or_path`; transformers' files hold as much."""
+        names = {index: f"LABEL_{index}" for index in range(2)}
+        defaults = {**vars(ImageGPTConfig), "id2label": names, "label2id": inverse_names(names)}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name == "model_type"
+            or (name != "_name_or_path" and (name not in defaults or defaults[name] != value))
+        }
+
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "ImageGPTConfig":
-        """Makes a configuration of what `to_dict` gave.
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> "ImageGPTConfig":
+        """Makes a configuration of what `to_dict` or `to_diff_dict` gave.
+
+        Args:
+            config_dict: fields by name.
+            return_unused_kwargs: return a pair, the configuration and those of `kwargs` that are no
+                fields, in place of a TypeError for these.
+            kwargs: fields that beat those of `config_dict`.
 
         Raises ValueError as the constructor does, and for a field that has two values, one by
         another name of it.
         """
-        for alias, name in _ALIASES.items():
-            if {alias, name} <= fields.keys() and fields[alias] != fields[name]:
-                raise ValueError(
-                    f"config: {alias} is another name of {name}, found {fields[alias]!r} and "
-                    f"{fields[name]!r}"
-                )
-        return cls(**fields)
+        return _from_fields(config_dict)._overridden(kwargs, return_unused_kwargs)
 
     def with_fields(self, **changes: Any) -> "ImageGPTConfig":
         """Copies with other values of some fields; names of classes that they contradict go.
@@ -243,34 +273,122 @@ class ImageGPTConfig:
         for name in changes:
             if not hasattr(self, name):
                 raise TypeError(f"ImageGPTConfig has no field {name!r}")
+        return self._changed(changes)
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Sets fields, new ones too, in place; names of classes that they contradict go.
+
+        Raises ValueError as the constructor does, and sets none then.
+        """
+        vars(self).update(vars(self._changed(config_dict)))
+
+    def _changed(self, changes: Mapping[str, Any]) -> "ImageGPTConfig":
         changes = {_ALIASES.get(name, name): value for name, value in changes.items()}
         fields = self.to_dict()
         if {"num_labels", "id2label"} & changes.keys():
             del fields["id2label"], fields["label2id"]
-        return ImageGPTConfig.from_dict({**fields, **changes})
+        return _from_fields({**fields, **changes})
+
+    def _overridden(
+        self, kwargs: Mapping[str, Any], return_unused_kwargs: bool
+    ) -> "ImageGPTConfig":
+        # Typed as what nearly every caller gets.
+        if not return_unused_kwargs:
+            return self.with_fields(**kwargs)
+        unused = {name: value for name, value in kwargs.items() if not hasattr(self, name)}
+        fields = {name: value for name, value in kwargs.items() if name not in unused}
+        return self.with_fields(**fields), unused  # type: ignore[return-value]
 
     @classmethod
     def from_pretrained(
         cls,
-        path_or_uri: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         storage_options: Mapping[str, Any] | None = None,
         revision: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
     ) -> "ImageGPTConfig":
-        """Reads config.json of a model folder; raises CheckpointError, see `model_files`."""
-        where = at_revision(path_or_uri, revision)
-        (file,) = model_files(where, (CONFIG_FILE,), storage_options=storage_options)
-        return read_config(file, where=where)
+        """Reads config.json of a model folder, or a file of that kind.
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Writes config.json into the local folder `path`, made if need be."""
-        folder = Path(path)
+        Args:
+            pretrained_model_name_or_path, storage_options, revision: as for
+                `PreTrained.from_pretrained`; or a local file.
+            return_unused_kwargs: return a pair, the configuration and those of `kwargs` that are no
+                fields, in place of a TypeError for these.
+            kwargs: fields that beat those of the file, such as num_labels; `subfolder`, and
+                `cache_dir`, `token`, `local_files_only` and `force_download` of the Hub; those of
+                transformers that change nothing here.
+
+        Raises:
+            CheckpointError: see `model_files`; or a file that is no configuration.
+            ValueError: a field of `kwargs` with a wrong value, as for the constructor.
+            TypeError: an argument that asks for what is not there, or is none.
+        """
+        where, file = _find_file(
+            pretrained_model_name_or_path,
+            kwargs,
+            revision=revision,
+            storage_options=storage_options,
+        )
+        return read_config(file, where=where)._overridden(kwargs, return_unused_kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the fields that `from_pretrained` would make a configuration of, as they stand in
+        the file; returns them and those of `kwargs` that say nothing of its place.
+
+        Raises CheckpointError and TypeError as `from_pretrained` does.
+        """
+        where, file = _find_file(
+            pretrained_model_name_or_path,
+            kwargs,
+            revision=revision,
+            storage_options=storage_options,
+        )
+        return _read_fields(file, where=where), kwargs
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> "ImageGPTConfig":
+        """Reads a file as `to_json_file` writes it; raises CheckpointError, or OSError for none."""
+        file = Path(json_file)
+        return read_config(file, where=str(file.parent))
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False
+    ) -> None:
+        """Writes config.json, with all fields, into a local folder, made if need be.
+
+        Raises TypeError for `push_to_hub`.
+        """
+        if push_to_hub:
+            raise TypeError(
+                "save_pretrained: expected push_to_hub=False, found True: nothing is pushed here; "
+                "next: huggingface_hub.upload_folder on the folder"
+            )
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
+        self.to_json_file(folder / CONFIG_FILE, use_diff=False)
 
     def to_json(self) -> str:
-        """Writes the text of config.json, keys sorted."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        """Writes the text of config.json: all fields, keys sorted."""
+        return self.to_json_string(use_diff=False)
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Writes the text of a file, keys sorted: the fields of `to_diff_dict`, or all of them."""
+        fields = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Writes what `to_json_string` returns into a file of a folder that is there."""
+        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImageGPTConfig) and self.to_dict() == other.to_dict()
@@ -281,46 +399,50 @@ class ImageGPTConfig:
         return f"ImageGPTConfig({self.to_json().strip()})"
 
 
-def _names(
-    id2label: Mapping[int, str] | Mapping[str, str] | Sequence[str],
-) -> dict[int, str]:
-    """Reads the names of the classes 0 to n - 1, in any order; keys of JSON are strings."""
-    found: Mapping[Any, Any] | None = None
-    if isinstance(id2label, Mapping):
-        found = id2label
-    elif isinstance(id2label, Sequence) and not isinstance(id2label, str):
-        found = dict(enumerate(id2label))
-    if found:
-        names = {int(i) if str(i).isdecimal() else i: name for i, name in found.items()}
-        if {*names} == {*range(len(names))} and all(isinstance(n, str) for n in names.values()):
-            return names
-    raise ValueError(
-        "config: id2label must have a name for each class from 0 on, as a list or by number, found "
-        f"{_short(id2label)}"
-    )
+def _from_fields(fields: Mapping[str, Any]) -> ImageGPTConfig:
+    """Makes a configuration; raises ValueError where a field and another name of it differ."""
+    for alias, name in _ALIASES.items():
+        if {alias, name} <= fields.keys() and fields[alias] != fields[name]:
+            raise ValueError(
+                f"config: {alias} is another name of {name}, found {fields[alias]!r} and "
+                f"{fields[name]!r}"
+            )
+    return ImageGPTConfig(**fields)
 
 
-def _indices(label2id: Mapping[str, int]) -> dict[str, int]:
-    """Reads classes by name."""
-    if isinstance(label2id, Mapping) and all(str(i).isdecimal() for i in label2id.values()):
-        return {name: int(index) for name, index in label2id.items()}
-    raise ValueError(
-        f"config: label2id must have a class from 0 on for each name, found {_short(label2id)}"
-    )
+def _find_file(
+    path: str | os.PathLike[str],
+    arguments: dict[str, Any],
+    *,
+    revision: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> tuple[str, Path]:
+    """Returns the folder, for messages, and its config.json; takes what says where they are and
+    what means nothing here out of `arguments`."""
+    fetch = FetchOptions.taken_from(arguments)
+    refuse_without_meaning(arguments)
+    if not fetch.subfolder and os.path.isfile(path):
+        return os.path.dirname(path) or ".", Path(path)
+    where = at_revision(path, revision)
+    (file,) = model_files(where, (CONFIG_FILE,), storage_options=storage_options, fetch=fetch)
+    return where, file
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def read_config(file: Path, *, where: str) -> ImageGPTConfig:
-    """Reads the configuration in a file of the folder `where`; raises CheckpointError."""
+def _read_fields(file: Path, *, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
             raise ValueError(f"expected an object, found {type(fields).__name__}")
-        return ImageGPTConfig.from_dict(fields)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {file.name}: {error}") from error
+    return fields
+
+
+def read_config(file: Path, *, where: str) -> ImageGPTConfig:
+    """Reads the configuration in a file of the folder `where`; raises CheckpointError."""
+    fields = _read_fields(file, where=where)
+    try:
+        return _from_fields(fields)
     except (ValueError, TypeError) as error:  # the latter for a field named `self`
         raise CheckpointError(f"{where}: {file.name}: {error}") from error
 

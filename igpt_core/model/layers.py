@@ -3,9 +3,11 @@
 Axes as in transformer.py. Parameter names, shapes and order are those of the published checkpoints.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +39,30 @@ class Conv1D(nn.Module):
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
+        self.nx, self.nf = n_in, n_out  # transformers' names
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.t(), self.bias)
+
+    @property
+    def __class__(self) -> Any:
+        """Returns that of transformers where it is loaded: adapters such as peft's look for it, as
+        the layout of its weights is this."""
+        theirs = sys.modules.get("transformers.pytorch_utils")
+        return type(self) if theirs is None or type(self) is not Conv1D else theirs.Conv1D
+
+    @__class__.setter
+    def __class__(self, cls: type) -> None:  # parametrizations make one of their own
+        object.__dict__["__class__"].__set__(self, cls)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty_conv1d, (), vars(self)  # pickle refuses a class that is not the type
+
+
+def _empty_conv1d() -> Conv1D:
+    return Conv1D.__new__(Conv1D)
 
 
 class LayerNorm(nn.Module):
@@ -79,6 +100,11 @@ class AttentionOptions:
     head_mask: Tensor | None = None
     weights: list[Tensor] | None = None
 
+    @property
+    def last_weights(self) -> Tensor | None:
+        """Returns those of the layer that has just run, where they are asked for."""
+        return self.weights[-1] if self.weights else None
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -107,9 +133,11 @@ class Attention(nn.Module):
         cache_slots: CacheSlots | None,
         mask: Tensor | None,
         options: AttentionOptions,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns what is added to the residual stream, (B, T, C), and the weights, where the
+        options ask for them: a tuple, as hooks on transformers' attention get."""
         y = self.heads.of_all(self.c_attn(x), cache_slots, mask, options)
-        return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
+        return self.resid_dropout(self.c_proj(y)), options.last_weights
 
 
 class CrossAttention(nn.Module):
@@ -123,12 +151,13 @@ class CrossAttention(nn.Module):
         self.heads = Heads(config, layer)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, encoder: Encoder) -> Tensor:
+    def forward(self, x: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor | None]:
+        """Returns what `Attention` does."""
         (q,) = self.heads.split(self.q_attn(x), 1)
         k, v = self.heads.split(self.c_attn(encoder.states), 2)
         all_seen = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
         y = self.heads(q, k, v, all_seen, encoder.options)
-        return self.resid_dropout(self.c_proj(y))  # type: ignore[no-any-return]
+        return self.resid_dropout(self.c_proj(y)), encoder.options.last_weights
 
 
 class Heads(nn.Module):
@@ -199,12 +228,14 @@ class Heads(nn.Module):
                 starts=starts,
                 scales=scales,
             )
+            if factors is not None:
+                y = y * factors  # a factor of all weights of a head is one of their sum
         else:
             k, v = (k, v) if prefix is None else prefix.before(k, v)
-            y, weights = attend_with_weights(q, k, v, **seen, scale=self.scale, dropout=dropout)
-            options.weights.append(weights if factors is None else weights * factors)
-        if factors is not None:
-            y = y * factors  # a factor of all weights of a head is one of their sum
+            y, weights = attend_with_weights(
+                q, k, v, **seen, scale=self.scale, dropout=dropout, factors=factors
+            )
+            options.weights.append(weights)
         return y.transpose(1, 2).flatten(2)
 
 
@@ -248,15 +279,17 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         options: AttentionOptions = NO_ATTENTION_OPTIONS,
         encoder: Encoder | None = None,
-    ) -> Tensor:
-        """Adds to x (B, T, C) what attention and the MLP make of it.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Adds to x (B, T, C) what attention and the MLP make of it. Returns it with the weights of
+        attention, where the options ask for them: a tuple, as hooks on transformers' blocks get.
 
         Args:
             cache_slots: where keys and values go, if they are to be cached.
             mask: as in `attend`, like the padding of `options`.
             encoder: for the cross-attention of a configuration that adds it; passed over without.
         """
-        x = x + self.attn(self.ln_1(x), cache_slots, mask, options)
+        y, weights = self.attn(self.ln_1(x), cache_slots, mask, options)
+        x = x + y
         if encoder is not None:
-            x = x + self.crossattention(self.ln_cross_attn(x), encoder)
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+            x = x + self.crossattention(self.ln_cross_attn(x), encoder)[0]
+        return x + self.mlp(self.ln_2(x)), weights

@@ -1,37 +1,72 @@
 """What the model classes return: fields by name, by key and by position."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from igpt_core.model.kv_cache import KVCache
 
 
-class Output(Mapping[str, Any]):
-    """Fields by name; those that are not None also by key and by position, as in transformers."""
+class Output(dict[str, Any]):
+    """Fields by name; those that are not None also by key and by position, as in transformers.
 
-    def __iter__(self) -> Iterator[str]:
-        names = (field.name for field in fields(self))  # type: ignore[arg-type]
-        return (name for name in names if getattr(self, name) is not None)
+    It is a dict, and a node of torch's pytrees, so that what rebuilds the outputs of a model works:
+    mixed precision of accelerate, a Trainer, DataParallel, torch.export.
+    """
 
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+    _names: tuple[str, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls._names = tuple(cls.__annotations__)
+        pytree.register_pytree_node(
+            cls,
+            _flattened,
+            lambda values, names: cls(zip(names, values, strict=True)),
+            flatten_with_keys_fn=_flattened_with_keys,
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        )
+
+    def __init__(
+        self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any
+    ) -> None:
+        """Takes fields by name, or as a mapping or pairs. Raises TypeError for others."""
+        super().__init__()
+        given = dict(fields, **named)
+        if unknown := [name for name in given if name not in self._names]:
+            raise TypeError(f"{type(self).__name__} has no field {unknown[0]!r}")
+        for name in self._names:
+            setattr(self, name, given.get(name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if value is None:
+            self.pop(name, None)
+        elif name in self._names:
+            super().__setitem__(name, value)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self, key, value)
 
     def __getitem__(self, key: int | slice | str) -> Any:
-        if not isinstance(key, str):
-            return self.to_tuple()[key]
-        if key not in list(self):
-            raise KeyError(key)
-        return getattr(self, key)
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Returns the fields that are not None, in order."""
-        return tuple(getattr(self, name) for name in self)
+        return tuple(self[name] for name in self._names if name in self)
 
 
-@dataclass(eq=False)
+def _flattened(output: Output) -> tuple[list[Any], list[str]]:
+    return list(output.values()), list(output)
+
+
+def _flattened_with_keys(
+    output: Output,
+) -> tuple[list[tuple[pytree.KeyEntry, Any]], list[str]]:
+    return [(pytree.MappingKey(name), value) for name, value in output.items()], list(output)
+
+
 class ModelOutput(Output):
     """What every class returns of the transformer; T positions given, Tk with those of the cache.
 
@@ -51,7 +86,6 @@ class ModelOutput(Output):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass(eq=False)
 class CausalOutput(Output):
     """Loss () in nats, logits (B, T, V) of the next pixel's color; the rest as in ModelOutput."""
 
@@ -63,7 +97,13 @@ class CausalOutput(Output):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass(eq=False)
+class GenerateOutput(Output):
+    """Tokens (R, L) int64; of each step the filtered logits (R, V), -inf for what is excluded."""
+
+    sequences: Tensor
+    scores: tuple[Tensor, ...] | None = None
+
+
 class ClassifierOutput(Output):
     """Loss (), logits (B, num_labels); the rest as in ModelOutput."""
 

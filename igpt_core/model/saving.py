@@ -6,6 +6,7 @@ preprocessor_config.json.
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from math import isqrt
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,8 +23,9 @@ from igpt_core.files.model_files import is_remote
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.images.palette import Palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig
-from igpt_core.model.weights import SAFETENSORS_FILE, weights_files
+from igpt_core.model.weights import INDEX, PICKLE_FILE, SAFETENSORS_FILE, weights_files
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B", re.IGNORECASE)
 _TEMPORARY = ".saving-"  # before the name of a folder that a save writes in
 
 
@@ -33,6 +36,8 @@ def save_folder(
     *,
     architecture: str,
     processor: ImageGPTImageProcessor | None = None,
+    pickled: bool = False,
+    max_shard_bytes: int | None = None,
 ) -> None:
     """Writes a model folder.
 
@@ -46,6 +51,9 @@ def save_folder(
         architecture: the name of the class that the weights are for.
         processor: for preprocessor_config.json. Without it that file is not written, and stays
             if it is there.
+        pickled: write pytorch_model.bin in place of safetensors.
+        max_shard_bytes: write several files of weights, none with more but for one weight that is
+            larger itself, and their index. One file unless given.
 
     Raises:
         CheckpointError: a URI, or a processor of another number of colors than the model has.
@@ -64,14 +72,59 @@ def save_folder(
     ):
         for name, text in texts.items():
             Path(temporary, name).write_text(text, encoding="utf-8")
-        stored = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-        save_file(stored, Path(temporary, SAFETENSORS_FILE), metadata={"format": "pt"})
-        # safetensors lets only the owner read; others are to load the model too
-        shutil.copymode(Path(temporary, CONFIG_FILE), Path(temporary, SAFETENSORS_FILE))
+        written = _write_weights(Path(temporary), weights, pickled, max_shard_bytes)
         for file in weights_files(folder):
             file.unlink()
-        for name in (*texts, SAFETENSORS_FILE):
+        for name in (*texts, *written):
             os.replace(Path(temporary, name), folder / name)
+
+
+def _write_weights(
+    folder: Path, weights: Mapping[str, Tensor], pickled: bool, max_shard_bytes: int | None
+) -> list[str]:
+    """Writes weights, and returns the names of the files, the one that is looked for last."""
+    whole = PICKLE_FILE if pickled else SAFETENSORS_FILE
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in weights.items():
+        size = sum(held.nbytes for held in shards[-1].values()) + tensor.nbytes
+        if shards[-1] and max_shard_bytes is not None and size > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = tensor.detach().cpu().contiguous()
+    names = [whole]
+    if len(shards) > 1:
+        stem, _, suffix = whole.rpartition(".")
+        names = [f"{stem}-{i:05}-of-{len(shards):05}.{suffix}" for i in range(1, len(shards) + 1)]
+    for name, held in zip(names, shards, strict=True):
+        if pickled:
+            torch.save(held, folder / name)
+        else:
+            save_file(held, folder / name, metadata={"format": "pt"})
+            # safetensors lets only the owner read; others are to load the model too
+            shutil.copymode(folder / CONFIG_FILE, folder / name)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
+            "weight_map": {
+                key: name for name, held in zip(names, shards, strict=True) for key in held
+            },
+        }
+        names.append(whole + INDEX)
+        (folder / names[-1]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return names
+
+
+def parsed_size(size: int | str | None) -> int | None:
+    """Returns the bytes of a size such as 5000000, "200MB" or "5GiB"; None for none.
+
+    Raises ValueError for what is no size.
+    """
+    if size is None or isinstance(size, int):
+        return size
+    found = _SIZE.fullmatch(size.strip())
+    if found is None:
+        raise ValueError(f'expected a size in bytes or as "200MB" or "5GiB", found {size!r}')
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
 
 
 @contextmanager

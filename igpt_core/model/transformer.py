@@ -4,11 +4,13 @@ Axes: B batch, T positions, C channels (n_embd), H heads, D head size, V colors,
 Parameter names, shapes and order are those of the published Hugging Face checkpoints.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from igpt_core.model.checkpoint import PreTrained
 from igpt_core.model.config import ImageGPTConfig
@@ -25,6 +27,8 @@ class ImageGPTModel(PreTrained):
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing: dict[str, Any] | None = None  # options of torch.utils.checkpoint
+        self.checkpointed: list[nn.Module] = []  # the blocks that these are for
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -45,7 +49,7 @@ class ImageGPTModel(PreTrained):
         """
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         for block in self.h:
-            x = block(x, cache_slots, mask)
+            x = block(x, cache_slots, mask)[0]
         return self.ln_f(x)  # type: ignore[no-any-return]
 
     def states(self, tokens: Tensor) -> Iterator[Tensor]:
@@ -61,7 +65,7 @@ class ImageGPTModel(PreTrained):
         x = self.drop(self.wte(tokens) + self.wpe.weight[: tokens.shape[1]])
         for block in self.h:
             yield x
-            x = block(x)
+            x = block(x)[0]
         yield self.ln_f(x)
 
     def forward(
@@ -79,6 +83,7 @@ class ImageGPTModel(PreTrained):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pixel_values: Tensor | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
         """Computes hidden states of every position, each seeing itself and those before it.
 
@@ -95,23 +100,30 @@ class ImageGPTModel(PreTrained):
             encoder_hidden_states: (B, S, C) for the cross-attention of a configuration with
                 add_cross_attention, which is passed over without them.
             encoder_attention_mask: (B, S), zero or false for padding.
-            use_cache: return past_key_values. This, like those that follow, is what the
-                configuration says unless given.
+            use_cache: return past_key_values; never while gradient checkpointing. This, like those
+                that follow, is what the configuration says unless given.
             output_attentions: return the attention weights, computed without a fused kernel.
             output_hidden_states: return the L + 1 hidden states.
             return_dict: a tuple of the fields that are not None where false.
+            pixel_values: the name of input_ids in old versions of transformers.
 
         Raises:
             ValueError: neither or both of input_ids and inputs_embeds; more than n_positions;
                 shapes that do not fit together; an encoder without add_cross_attention.
         """
         config = self.config
+        if pixel_values is not None:
+            warnings.warn("pixel_values is an old name of input_ids", FutureWarning, stacklevel=2)
+            if input_ids is not None:
+                raise ValueError("pixel_values is an old name of input_ids: give only one of them")
+            input_ids = pixel_values
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and only one of them")
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         if x.ndim != 3:
             raise ValueError(f"expected input_ids (B, T) or inputs_embeds (B, T, C): {x.shape}")
         use_cache = config.use_cache if use_cache is None else use_cache
+        use_cache = use_cache and not self._is_checkpointing
         cache = self._cache(past_key_values, x, use_cache)
         n_new, n_past = x.shape[1], 0 if cache is None else cache.length
         positions = torch.arange(n_past, n_past + n_new, device=x.device)
@@ -137,7 +149,7 @@ class ImageGPTModel(PreTrained):
         for block in self.h:
             if output_hidden_states:
                 states.append(x)
-            x = block(x, cache_slots, None, options, encoder)
+            x = self._run(block, x, cache_slots, options, encoder)
         x = self.ln_f(x)
         if cache is not None and use_cache:
             cache.length += n_new
@@ -150,6 +162,24 @@ class ImageGPTModel(PreTrained):
         )
         by_name = config.return_dict if return_dict is None else return_dict
         return output if by_name else output.to_tuple()
+
+    @property
+    def _is_checkpointing(self) -> bool:
+        return self.training and self.checkpointing is not None
+
+    def _run(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        cache_slots: CacheSlots | None,
+        options: AttentionOptions,
+        encoder: Encoder | None,
+    ) -> Tensor:
+        """Runs a block; while gradient checkpointing it runs again in the backward pass."""
+        given = (x, cache_slots, None, options, encoder)
+        if self._is_checkpointing and block in self.checkpointed:
+            return checkpoint(block, *given, **(self.checkpointing or {}))[0]  # type: ignore[no-any-return]
+        return block(*given)[0]  # type: ignore[no-any-return]
 
     def _cache(self, past: Past | None, x: Tensor, use_cache: bool) -> KVCache | None:
         """Returns the cache for a call, with room for its T positions and, if new, for no more."""
@@ -173,7 +203,7 @@ class ImageGPTModel(PreTrained):
             batch_size=batch_size,
             capacity=n_new,
             device=x.device,
-            dtype=_product_dtype(x),
+            dtype=product_dtype(x),
         )
 
     def _check_length(self, n_new: int, *, n_past: int = 0) -> None:
@@ -223,7 +253,7 @@ def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor |
     return None if mask.all() else mask == 0
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """Returns the dtype that queries, keys and values have: autocast's, where that is on."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)

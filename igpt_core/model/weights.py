@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from igpt_core.errors import CheckpointError
+from igpt_core.files.loading import FROM_THE_FOLDER, FetchOptions
 from igpt_core.files.model_files import model_files, resolve_revision
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
-_INDEX = ".index.json"  # after the name of a file of weights: which shard holds which weight
+INDEX = ".index.json"  # after the name of a file of weights: which shard holds which weight
 # Of a folder; the first that is there is read.
 WEIGHTS_FILES = (
-    *(SAFETENSORS_FILE, SAFETENSORS_FILE + _INDEX),
-    *(PICKLE_FILE, PICKLE_FILE + _INDEX),
+    *(SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX),
+    *(PICKLE_FILE, PICKLE_FILE + INDEX),
 )
 
 # Names of shards: files of the folder, never a way out of it.
@@ -33,21 +35,33 @@ PREFIX = "transformer."  # where the classes with a head keep the bare model
 HEADS = ("lm_head.", "score.")
 
 
-def find_weights(where: str, *others: str, storage_options: Mapping[str, Any] | None) -> list[Path]:
+def find_weights(
+    where: str,
+    *others: str,
+    storage_options: Mapping[str, Any] | None,
+    fetch: FetchOptions = FROM_THE_FOLDER,
+    safetensors: bool | None = None,
+) -> list[Path]:
     """Finds other files of a model folder and, as the last, that of its weights (`read_weights`).
 
-    Where that file is an index, its shards lie beside it. Raises CheckpointError, see
-    `model_files`.
+    Where that file is an index, its shards lie beside it. `safetensors`: whether the weights must
+    be, or must not be, in that format. Raises CheckpointError, see `model_files`.
     """
     names = [(name,) for name in others]
-    where = resolve_revision(where, *names, WEIGHTS_FILES)
-    found = model_files(where, *names, WEIGHTS_FILES, storage_options=storage_options)
+    weights = [
+        name
+        for name in WEIGHTS_FILES
+        if safetensors is None or name.startswith(SAFETENSORS_FILE) == safetensors
+    ]
+    where = resolve_revision(where, *names, weights, fetch=fetch)
+    find = partial(model_files, where, *names, storage_options=storage_options, fetch=fetch)
+    found = find(weights)
     index = found[-1]
-    if not index.name.endswith(_INDEX):
+    if not index.name.endswith(INDEX):
         return found
     shards = [(shard,) for shard in sorted(set(_read_index(index, where=where).values()))]
     # All at once, and not the shards alone: what one call fetches is of one state.
-    found = model_files(where, *names, (index.name,), *shards, storage_options=storage_options)
+    found = find((index.name,), *shards)
     return found[: len(names) + 1]
 
 
@@ -58,14 +72,14 @@ def read_weights(file: Path, *, where: str) -> dict[str, Tensor]:
     what it says. Raises CheckpointError for a file that is damaged or holds something else than
     tensors by name.
     """
-    weights = _read_shards(file, where) if file.name.endswith(_INDEX) else _read_file(file, where)
+    weights = _read_shards(file, where) if file.name.endswith(INDEX) else _read_file(file, where)
     return {name: w for name, w in weights.items() if not _MASK_BUFFER.fullmatch(name)}
 
 
 def weights_files(folder: Path) -> list[Path]:
     """Lists the files of weights in a local folder, whole or as shards: what a save replaces."""
     files = [folder / name for name in WEIGHTS_FILES]
-    for index in [file for file in files if file.name.endswith(_INDEX) and file.is_file()]:
+    for index in [file for file in files if file.name.endswith(INDEX) and file.is_file()]:
         with suppress(CheckpointError):  # a broken index names no shards
             files += [folder / n for n in sorted(set(_read_index(index, where="").values()))]
     return [file for file in files if file.is_file()]
@@ -98,7 +112,7 @@ def _read_shards(index: Path, where: str) -> dict[str, Tensor]:
 
 def _read_index(file: Path, *, where: str) -> dict[str, str]:
     """Reads the names of shards by the names of their weights."""
-    suffix = Path(file.name.removesuffix(_INDEX)).suffix
+    suffix = Path(file.name.removesuffix(INDEX)).suffix
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         shard_of = content["weight_map"]

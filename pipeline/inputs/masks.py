@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from igpt_core.generation.known_pixels import known_in_mask
 from igpt_core.images.pixels import Crop, load_pixels
 from igpt_core.images.raster_formats import ImageError
 from pipeline.errors import UsageError
@@ -100,5 +101,4 @@ class Masks:
         return RowError(STAGE, "MissingMask", f"expected {' or '.join(names)} in the mask folder")
 
     def _load(self, path: str) -> NDArray[np.bool_]:
-        pixels = load_pixels(read_bytes(self._fs, path), self._size, crop=self._crop)
-        return np.asarray(pixels.mean(axis=2).ravel() < 128)
+        return known_in_mask(read_bytes(self._fs, path), self._size, crop=self._crop)

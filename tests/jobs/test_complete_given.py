@@ -12,10 +12,10 @@ from datasets import load_dataset
 from PIL import Image
 
 from igpt_core.generation.completion import complete
+from igpt_core.generation.known_pixels import prompt_length
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
 from igpt_core.images.model_palette import load_palette
-from jobs.complete import prompt_length
 from pictures import SIDE, photo
 from runs import columns, errors, igpt, parts, refusal, results, tokens_of_files
 

@@ -235,6 +235,33 @@ def test_shards_and_pickles(hub, model_folder, monkeypatch):
     assert_same_weights(load_model("owner/name", device="cpu", dtype=None), small_model(0))
 
 
+def test_arguments_of_transformers_reach_the_hub(hub, place, model_folder):
+    """cache_dir, token by both its names, local_files_only and subfolder."""
+    fetched = ImageGPTForCausalImageModeling.from_pretrained
+    expected = fetched(model_folder)
+    where = {"cache_dir": place / "mine"}
+    with pytest.raises(CheckpointError, match="the Hub is not asked with local_files_only"):
+        fetched("owner/name", local_files_only=True, **where)
+    assert not hub.asked
+    assert_same_weights(fetched("owner/name", token="hf_other", **where), expected)
+    assert hub.tokens == {"Bearer hf_other"}
+    assert (place / "mine" / "models--owner--name").is_dir()
+    asked = len(hub.asked)
+    assert_same_weights(fetched("owner/name", local_files_only=True, **where), expected)
+    assert len(hub.asked) == asked
+    fetched("owner/name", use_auth_token="hf_old", force_download=True, **where)
+    assert "Bearer hf_old" in hub.tokens
+    assert len(hub.asked) > asked
+    with pytest.raises(TypeError, match="use_auth_token is an old name of token: give one"):
+        fetched("owner/name", token="hf_other", use_auth_token="hf_old")
+    for name, content in [item for item in hub.files.items() if item[0][0] == "main"]:
+        hub.files["main", f"deep/er/{name[1]}"] = content
+        del hub.files[name]
+    assert_same_weights(
+        fetched("owner/name", subfolder="deep/er", cache_dir=place / "new"), expected
+    )
+
+
 def test_a_local_folder_comes_first(hub, place):
     assert is_hub_id("owner/name")
     save_checkpoint(small_model(2), "owner/name")

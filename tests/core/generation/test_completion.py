@@ -186,6 +186,23 @@ def test_a_cache_of_another_dtype_is_refused_where_nothing_reads_it(model, way: 
         draw(way, model, kv_cache_dtype=torch.int8)
 
 
+@pytest.mark.parametrize("wrong", [-1, N_COLORS, N_COLORS + 7])
+def test_what_is_no_color_is_refused_where_it_counts(model, wrong: int) -> None:
+    """The start token is none, which some put in front of an image."""
+    image, how = drawn_image(1)[:2], {"seeds": SEEDS[:2], "sampling": SamplingConfig()}
+    image[1, 5] = wrong
+    says = f"known pixels to be colors from 0 to {N_COLORS - 1}, found .*without the start token"
+    with pytest.raises(ValueError, match=says):
+        complete(model, image[:, :7], n_positions=N, **how)
+    with pytest.raises(ValueError, match=says):
+        complete_prompts(model, image, torch.tensor([0, 6]), **how)
+    given = torch.zeros(2, N, dtype=torch.bool)
+    given[1, 5] = True
+    with pytest.raises(ValueError, match=says):
+        complete(model, image[:, :0], n_positions=N, pinned=Pinned(image, given), **how)
+    complete_prompts(model, image, torch.tensor([7, 5]), **how)
+
+
 @pytest.mark.parametrize("at_once", [0, -1])
 def test_no_place_at_all_is_refused(model, at_once: int) -> None:
     with pytest.raises(ValueError, match=f"at_once must be 1 or more, found {at_once}"):

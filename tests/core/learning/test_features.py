@@ -121,7 +121,7 @@ def test_a_state_is_gone_before_the_next_but_one_is_made():
     made, alive = [], []
 
     def watch(block, arguments, output):
-        made.append(weakref.ref(output))
+        made.append(weakref.ref(output[0]))
         alive.append(sum(state() is not None for state in made))
 
     for block in ours.h:

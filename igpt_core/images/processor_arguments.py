@@ -1,0 +1,92 @@
+"""What the arguments of the image processor may be: its own, and others of transformers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from igpt_core.errors import one_of
+from igpt_core.images.image_inputs import is_tensor
+from igpt_core.images.palette import FloatArray
+
+COMPAT = ("5", "4.34")  # the versions of transformers whose results can be had
+
+# Arguments and fields of transformers beside ours, with what this class always does.
+_FIXED: dict[str, Any] = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "do_center_crop": False,
+    "do_pad": False,
+    "do_convert_rgb": True,
+    "default_to_square": True,
+    "device": "cpu",
+}
+# Those that change no result: sizes of what is refused above, speed, and names of classes.
+_WITHOUT_EFFECT = {
+    *("crop_size", "pad_size", "disable_grouping", "use_fast", "backend"),
+    *("processor_class", "image_processor_type", "feature_extractor_type"),
+}
+_OWN = ("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize", "compat")
+# Those of a file that say how its results came about, not which they are.
+_OF_A_RUN = {"device", "do_convert_rgb"}
+KNOWN = {*_OWN, *_FIXED, *_WITHOUT_EFFECT}
+
+
+def constructor_arguments(stored: Any) -> dict[str, Any]:
+    """Picks the constructor's arguments from preprocessor_config.json: fields that neither
+    transformers nor this class knows are left out."""
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"expected an object, found {type(stored).__name__}")
+    known = {*_OWN, *_FIXED} - _OF_A_RUN
+    return {n: value for n, value in stored.items() if value is not None and n in known}
+
+
+def check_others(arguments: Mapping[str, Any]) -> None:
+    """Checks that arguments of transformers ask for what this class does.
+
+    Raises TypeError for an unknown one, ValueError for another value.
+    """
+    for name, value in arguments.items():
+        if name in _FIXED:
+            # One number may stand for those of all channels.
+            if value is not None and set(np.ravel(value)) != set(np.ravel(_FIXED[name])):
+                raise ValueError(
+                    f"expected {name} {_FIXED[name]}, found {value}: nothing else is done here"
+                )
+        elif name not in _WITHOUT_EFFECT:
+            raise TypeError(f"{name} is no argument of an ImageGPT image processor")
+
+
+def check_choice(name: str, value: Any, expected: Sequence[str | None]) -> Any:
+    """Checks an argument; raises ValueError for another value than those expected."""
+    if value not in expected:
+        words = one_of([repr(word) for word in expected])
+        raise ValueError(f"expected {name} {words}, found {value!r}")
+    return value
+
+
+def as_clusters(clusters: Any) -> FloatArray:
+    if is_tensor(clusters):
+        clusters = clusters.numpy(force=True)
+    array = np.array(clusters, np.float32)
+    if array.ndim != 2 or array.shape[1] != 3 or not len(array):
+        raise ValueError(f"expected clusters of shape (K, 3), found {array.shape}")
+    return array
+
+
+def as_size(size: Any) -> dict[str, int]:
+    if isinstance(size, int):  # the layout of the first checkpoints
+        size = {"height": size, "width": size}
+    elif isinstance(size, list | tuple) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    try:
+        sides = dict(size)
+    except (TypeError, ValueError):
+        sides = {}
+    if set(sides) != {"height", "width"} or not all(
+        isinstance(side, int) and side > 0 for side in sides.values()
+    ):
+        raise ValueError(f'expected size {{"height": H, "width": W}} or one int, found {size!r}')
+    return {"height": sides["height"], "width": sides["width"]}

@@ -1,0 +1,171 @@
+"""A model of a folder, loaded with the head that is asked for, over batches of rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from igpt_core.errors import NoHeadError, NonFiniteError
+from igpt_core.generation.completion import Pinned, complete
+from igpt_core.generation.drafts import NeighborTables
+from igpt_core.generation.packed import prepacked
+from igpt_core.generation.sampling import SamplingConfig
+from igpt_core.generation.speculation import best_window
+from igpt_core.generation.trial import try_fast_ways
+from igpt_core.heads import HEADS
+from igpt_core.interface.progress import batches_of
+
+Head = Literal["causal", "classification"]
+
+# Computed together unless told otherwise: on a CPU more gain nothing, and they bound the memory.
+_MOST_IMAGES = 16
+_MOST_SEQUENCES = 32
+
+_HEADLESS: dict[Head | None, str] = {
+    "causal": "has no next-pixel head; next: another model, this one can embed and classify",
+    "classification": "has no classification head; next: igpt finetune gives it one",
+}
+
+
+@dataclass(eq=False)
+class ModelBatches:
+    """A model, and how it computes.
+
+    Attributes:
+        location: of its folder.
+        device, dtype: in which it computes.
+        batch_size: rows of a batch, of which the last is padded; as many as there are, up to a
+            bound, where None.
+        storage_options: for the location's filesystem.
+    """
+
+    location: str
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int | None
+    storage_options: Mapping[str, Any] | None = field(repr=False)
+    _loaded: dict[Head | None, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def load(self, head: Head | None) -> Any:
+        """Loads the model at the first call, for inference. Without a head any that is loaded is
+        as good.
+
+        Raises NoHeadError, a CheckpointError, where the folder lacks the head.
+        """
+        if head is None and self._loaded:
+            return next(iter(self._loaded.values()))
+        if head not in self._loaded:
+            self._loaded[head] = prepacked(self._load(head))
+        return self._loaded[head]
+
+    def _load(self, head: Head | None) -> Any:
+        options = self.storage_options
+        try:
+            HEADS[head].check_pretrained(self.location, storage_options=options)
+        except NoHeadError as error:
+            raise NoHeadError(f"{self.location} {_HEADLESS[head]}") from error
+        model = HEADS[head].from_pretrained(
+            self.location, device=self.device, dtype=self.dtype, storage_options=options
+        )
+        if head == "causal" and self.device.type == "cuda":
+            try_fast_ways(self.device, self.dtype, model.config.head_size)
+        return model
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        compute: Callable[[Tensor], Tensor],
+        tokens: npt.NDArray[np.int64],
+        *,
+        doing: str,
+        results: str,
+    ) -> list[npt.NDArray[np.float32]]:
+        """Computes what `compute` makes of tokens (B, T), as (B, ...); of each row of (N, T).
+
+        Args:
+            doing: names the work where it is shown.
+            results: names what is computed, in the plural.
+
+        Raises NonFiniteError for NaN or infinite results.
+        """
+        size = self.batch_size or _even_size(len(tokens), _MOST_IMAGES)
+        found: list[npt.NDArray[np.float32]] = []
+        for rows in batches_of(len(tokens), size, doing=doing):
+            n = rows.stop - rows.start
+            # As many rows always: products may round otherwise for another number.
+            batch = np.pad(tokens[rows], ((0, size - n), (0, 0)))
+            computed = compute(torch.from_numpy(batch).to(self.device))[:n].float().cpu()
+            if not computed.isfinite().all():
+                raise NonFiniteError.of(results, self.dtype)
+            found.extend(computed.numpy())
+        return found
+
+    def draw(
+        self,
+        tokens: npt.NDArray[np.int64],
+        seeds: list[int],
+        *,
+        length: int,
+        known: npt.NDArray[np.bool_] | None,
+        samples: int,
+        sampling: SamplingConfig,
+        doing: str,
+    ) -> list[npt.NDArray[np.int64]]:
+        """Draws images (samples, T) from each row of tokens (N, T), of which the first `length` are
+        known and those that `known` (N, T) says; see `complete`.
+
+        Raises ValueError for fewer samples than 1, and more of one image than a batch holds.
+        """
+        if samples < 1:
+            raise ValueError(f"samples must be 1 or more, found {samples}")
+        if samples > (self.batch_size or samples):
+            raise ValueError(
+                f"batch_size {self.batch_size} is below the {samples} samples of an image: they "
+                "are computed together"
+            )
+        if self.batch_size is None:
+            at_once = _even_size(len(tokens), max(_MOST_SEQUENCES // samples, 1))
+        else:
+            at_once = self.batch_size // samples
+        model = self.load("causal")
+        window = best_window(self.device.type, at_once * samples, self.dtype)
+        draft = self._draft(model.config.n_colors) if window > 1 else None
+        drawn: list[npt.NDArray[np.int64]] = []
+        for rows in batches_of(len(tokens), at_once, doing=doing):
+            image = torch.from_numpy(tokens[rows]).to(self.device)
+            pinned = None
+            if known is not None:
+                pinned = Pinned(image, torch.from_numpy(known[rows].copy()).to(self.device))
+            found = complete(
+                model,
+                image[:, :length],
+                n_positions=image.shape[1],
+                seeds=torch.tensor(seeds[rows], device=self.device),
+                sampling=sampling,
+                n_samples=samples,
+                window=window,
+                draft=draft,
+                pinned=pinned,
+                at_once=at_once,
+            )
+            drawn.extend(found.cpu().numpy())
+        return drawn
+
+    def _draft(self, n_colors: int) -> NeighborTables | None:
+        return NeighborTables.load(
+            self.location,
+            n_colors=n_colors,
+            device=self.device,
+            storage_options=self.storage_options,
+        )
+
+
+def _even_size(n_rows: int, most: int) -> int:
+    """Returns the size of as few batches as hold all rows, which are as even as can be: what is
+    padded costs as much as a row."""
+    return max(ceil(n_rows / max(ceil(n_rows / most), 1)), 1)

@@ -1,0 +1,57 @@
+"""Gradients of gradients, which fused attention kernels do not have: the line that says so."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _SecondOrder(torch.autograd.Function):
+    """The identity, whose gradient there is not."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keeps nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError(
+            "expected gradients of the first order: the fused kernel of attention has no others; "
+            "next: output_attentions=True, or torch.nn.attention.sdpa_kernel(SDPBackend.MATH) "
+            "around the forward pass"
+        )
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity, whose gradient has no gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keeps nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        return _SecondOrder.apply(gradient) if gradient.requires_grad else gradient  # type: ignore[no-untyped-call]
+
+
+def of_first_order(x: Tensor) -> Tensor:
+    """Returns what goes into a fused kernel, so that a gradient of its gradient fails with a line
+    that names the way round; x itself where there is none to fail."""
+    cuda = torch.backends.cuda
+    fused = cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+    if not (fused and torch.is_grad_enabled() and x.requires_grad):
+        return x
+    return _FirstOrder.apply(x)  # type: ignore[no-any-return, no-untyped-call]
