@@ -1,21 +1,17 @@
 """Completion of images: from their first pixels, from known pixels anywhere, or from nothing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from igpt_core.generation.decoding import decode, feed_prompts, new_cache
 from igpt_core.generation.drafts import NeighborTables
-from igpt_core.generation.noise import GumbelNoise
+from igpt_core.generation.noise import check_seeds
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.passes import CausalModel, has_own_forward
+from igpt_core.generation.passes import CausalModel
+from igpt_core.generation.places import Drawing, Images, Places
 from igpt_core.generation.sampling import SamplingConfig
-from igpt_core.generation.speculation import Windows
-from igpt_core.model.kv_cache import KVCache
-from igpt_core.model.spans import whole_units
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ def complete(
             bits where no GPU reads it.
         NonFiniteError: a model that overflows in its dtype.
     """
-    how = _How(n_samples, window, sampling, draft, at_once, kv_cache_dtype)
-    rows, n_given = how.checked_sizes(prompt, model, seeds)
+    how = Drawing(n_samples, window, sampling, draft, at_once, kv_cache_dtype)
+    rows, n_given = _checked_sizes(how, prompt, model, seeds)
     limit = model.config.n_positions
     if not n_given <= n_positions <= limit:
         raise ValueError(
@@ -107,7 +103,7 @@ def complete(
         pinned.check((rows, n_positions))
         image = torch.where(pinned.given, pinned.image, image)
         known = known | pinned.given
-    images = _Images(image, known, [n_given] * rows, seeds)
+    images = Images(image, known, [n_given] * rows, seeds)
     how = replace(how, window=min(window, max(n_positions - n_given - 1, 1)))  # no more are fed
     return _drawn(model, images, how, passes, apart=False)
 
@@ -137,7 +133,7 @@ def complete_prompts(
         model: in eval mode, on the image's device.
         image: (B, N) int64 colors in [0, n_colors), of which the first `lengths` are the prompt and
             the others any; N is at most the model's positions.
-        lengths: (B,) int64 in [0, N]. A row with N has nothing to draw and costs nothing.
+        lengths: (B,) int64 in [0, N]. A row with N has nothing to draw.
         seeds, sampling, n_samples, window, draft, at_once, kv_cache_dtype, passes: as of
             `complete`.
 
@@ -147,8 +143,8 @@ def complete_prompts(
     Raises:
         ValueError: sizes that do not fit together, or lengths beyond the image.
     """
-    how = _How(n_samples, window, sampling, draft, at_once, kv_cache_dtype)
-    rows, n_positions = how.checked_sizes(image, model, seeds)
+    how = Drawing(n_samples, window, sampling, draft, at_once, kv_cache_dtype)
+    rows, n_positions = _checked_sizes(how, image, model, seeds)
     limit = model.config.n_positions
     if n_positions > limit or lengths.shape != (rows,):
         raise ValueError(
@@ -163,67 +159,47 @@ def complete_prompts(
             f"{longest}"
         )
     is_prompt = torch.arange(n_positions, device=image.device) < lengths[:, None]
-    images = _Images(torch.where(is_prompt, image, 0), is_prompt, by_row, seeds)
+    images = Images(torch.where(is_prompt, image, 0), is_prompt, by_row, seeds)
     how = replace(how, window=min(window, n_positions))
     return _drawn(model, images, how, passes, apart=True)
 
 
-@dataclass(frozen=True)
-class _How:
-    """How images are drawn; see `complete`."""
-
-    n_samples: int
-    window: int
-    sampling: SamplingConfig
-    draft: NeighborTables | None
-    at_once: int | None
-    kv_cache_dtype: torch.dtype | None
-
-    def checked_sizes(self, image: Tensor, model: CausalModel, seeds: Tensor) -> tuple[int, int]:
-        """Returns the sizes (B, N) of images or prompts. Raises ValueError for what does not fit
-        them, each other or the model."""
-        if image.dim() != 2 or image.dtype != torch.int64:
-            raise ValueError(
-                f"expected colors (B, N) of int64, found {image.dtype} of {tuple(image.shape)}"
-            )
-        rows, length = image.shape
-        if seeds.shape != (rows,):
-            raise ValueError(f"expected one seed per row, ({rows},), found {tuple(seeds.shape)}")
-        for name in ("n_samples", "window", "at_once"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be 1 or more, found {number}")
-        if self.kv_cache_dtype not in (None, torch.int8):
-            raise ValueError(f"kv_cache_dtype must be torch.int8, found {self.kv_cache_dtype}")
-        n_colors = model.config.n_colors
-        if self.draft is not None and self.draft.frequencies.shape != (n_colors,):
-            raise ValueError(
-                f"expected a draft of the model's {n_colors} colors, found one of "
-                f"{len(self.draft.frequencies)}"
-            )
-        return rows, length
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images (B, N) of which `known` (B, N) pixels are known, among them the first `lengths`, with
-    their seeds (B,)."""
-
-    image: Tensor
-    known: Tensor
-    lengths: list[int]
-    seeds: Tensor
+def _checked_sizes(
+    how: Drawing, image: Tensor, model: CausalModel, seeds: Tensor
+) -> tuple[int, int]:
+    """Returns the sizes (B, N) of images or prompts. Raises ValueError for what does not fit
+    them, each other or the model."""
+    if image.dim() != 2 or image.dtype != torch.int64:
+        raise ValueError(
+            f"expected colors (B, N) of int64, found {image.dtype} of {tuple(image.shape)}"
+        )
+    rows, length = image.shape
+    if seeds.shape != (rows,):
+        raise ValueError(f"expected one seed per row, ({rows},), found {tuple(seeds.shape)}")
+    for name in ("n_samples", "window", "at_once"):
+        number = getattr(how, name)
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be 1 or more, found {number}")
+    if how.kv_cache_dtype not in (None, torch.int8):
+        raise ValueError(f"kv_cache_dtype must be torch.int8, found {how.kv_cache_dtype}")
+    n_colors = model.config.n_colors
+    if how.draft is not None and how.draft.frequencies.shape != (n_colors,):
+        raise ValueError(
+            f"expected a draft of the model's {n_colors} colors, found one of "
+            f"{len(how.draft.frequencies)}"
+        )
+    return rows, length
 
 
 def _drawn(
-    model: CausalModel, images: _Images, how: _How, passes: list[int] | None, *, apart: bool
+    model: CausalModel, images: Images, how: Drawing, passes: list[int] | None, *, apart: bool
 ) -> Tensor:
     """Draws what is not known; see `complete`. `apart`: whether the lengths may differ.
 
     Returns images (B, n_samples, N) for use beyond inference: in a training step, or to be edited.
     """
     n = how.n_samples
-    GumbelNoise(images.seeds, n)  # refuses seeds that are no integers
+    check_seeds(images.seeds)
     known, n_colors = images.image[images.known], model.config.n_colors
     if known.numel() and not 0 <= known.min() <= known.max() < n_colors:
         raise ValueError(
@@ -234,114 +210,7 @@ def _drawn(
     n_passes = torch.zeros(result.shape[:2], dtype=torch.int64, device=result.device)
     if not images.known.all():
         with torch.inference_mode():
-            places = _Places(prepacked(model), images, how, apart=apart)
-            places.decode(result, n_passes)
+            Places(prepacked(model), images, how, result, n_passes, apart=apart).decode()
     if passes is not None:
         passes += n_passes.flatten().tolist()
     return result
-
-
-class _Places:
-    """The places of images that are decoded together. One whose samples are all drawn gives its
-    place to the next that waits."""
-
-    def __init__(self, model: CausalModel, images: _Images, how: _How, *, apart: bool) -> None:
-        rows, n_positions = images.image.shape
-        self._model, self._images, self._n_samples = model, images, how.n_samples
-        self._apart = apart
-        self._waiting: list[int] = (~images.known).any(dim=1).nonzero()[:, 0].tolist()
-        self._holds: dict[int, int] = {}  # the image in each place
-        self._n_places = how.at_once or rows
-        self._windows = Windows(
-            self._n_places * how.n_samples,
-            n_positions + 1,
-            size=how.window,
-            sampling=how.sampling,
-            n_colors=model.config.n_colors,
-            draft=how.draft,
-            device=images.image.device,
-        )
-        self._cache = new_cache(
-            model,
-            self._windows.n_rows,
-            capacity=whole_units(n_positions),
-            window=how.window,
-            n_each=how.n_samples,
-            shared_length=0 if apart else images.lengths[0] + 1,
-            eight_bits=how.kv_cache_dtype == torch.int8,
-        )
-        self._n_together = self._n_places
-        if not has_own_forward(model):  # which all rows need at one position
-            self._n_together = _begin_together(self._cache, self._n_places)
-
-    def decode(self, result: Tensor, n_passes: Tensor) -> None:
-        """Draws all that waits, into images (B, n_samples, N), and counts their passes."""
-        self._result, self._n_passes = result, n_passes
-        apart = self._apart or self._n_together < self._n_places
-        decode(self._model, self._cache, self._windows, apart=apart, refill=self._refill)
-        self._collect(list(self._holds))
-
-    def _refill(self) -> None:
-        while self._waiting:
-            free = [place for place in range(self._n_places) if self._is_free(place)]
-            if len(free) < self._n_together:
-                return
-            images = self._waiting[: self._n_together]
-            self._waiting = self._waiting[self._n_together :]
-            self._begin(images, free[: len(images)])
-
-    def _is_free(self, place: int) -> bool:
-        return place not in self._holds or all(map(self._windows.is_over, self._rows([place])))
-
-    def _rows(self, places: Sequence[int]) -> list[int]:
-        """Returns the sequences of places."""
-        n = self._n_samples
-        return [place * n + sample for place in places for sample in range(n)]
-
-    def _begin(self, images: list[int], places: list[int]) -> None:
-        self._collect([place for place in places if place in self._holds])
-        self._holds |= zip(places, images, strict=True)
-        given, n = self._images, self._n_samples
-        logits = self._prefilled(images, places)
-        tokens, known = (
-            pad(part[images].repeat_interleave(n, dim=0), (1, 0), value=first)
-            for part, first in ((given.image, self._model.config.start_token), (given.known, True))
-        )
-        starts = [given.lengths[image] + 1 for image in images for _ in range(n)]
-        noise = GumbelNoise(given.seeds[images], n)
-        self._windows.begin(self._rows(places), tokens, known, starts, noise, logits)
-
-    def _prefilled(self, images: list[int], places: list[int]) -> Tensor:
-        """Runs the prompts of images into the places' rows of the cache. Returns logits (K, V) of
-        what lies behind them, for each row."""
-        together = 1 if self._apart else self._n_together
-        found = []
-        for first in range(0, len(images), together):
-            now = images[first : first + together]
-            length = self._images.lengths[now[0]]
-            # As many rows whatever waits: products may round otherwise for another number.
-            shape, start = (together, 1 + length), self._model.config.start_token
-            tokens = self._images.image.new_full(shape, start)
-            tokens[: len(now), 1:] = self._images.image[now, :length]
-            logits, cache = feed_prompts(self._model, tokens, window=self._windows.size)
-            self._cache.put(cache, places[first : first + together])
-            found.append(logits[: len(now)])
-        return torch.cat(found).repeat_interleave(self._n_samples, dim=0)
-
-    def _collect(self, places: list[int]) -> None:
-        """Takes what was drawn in places, which are free then."""
-        if not places:
-            return
-        images, rows = [self._holds.pop(place) for place in places], self._rows(places)
-        shape = (len(images), self._n_samples, -1)
-        self._result[images] = self._windows.tokens[rows, 1:].view(shape)
-        self._n_passes[images] = self._windows.passes[rows].view(shape[:2])
-
-
-def _begin_together(cache: KVCache, n_places: int) -> int:
-    """Returns how many images begin at a time, of whose prompts one forward pass is made.
-
-    Where a pass costs what its furthest row needs, all do: rows that stand anywhere would attend to
-    all positions always, which costs more than to wait for the last row (benchmarks/RESULTS.md).
-    """
-    return max(n_places // 8, 1) if cache.by_start else n_places

@@ -73,14 +73,14 @@ def new_cache(
 ) -> KVCache:
     """Makes an empty cache for a model's passes over windows of this size; see `KVCache`.
 
-    Raises ValueError for one of 8 bits where the kernel that reads it is left aside.
+    Raises ValueError for one of 8 bits where the kernel that reads it is left aside, or not asked.
     """
     weight, head_size = model.transformer.wte.weight, model.config.head_size
     by_start = not model.training and takes_starts(weight, head_size, eight_bits=eight_bits)
-    if eight_bits and not by_start:
+    if eight_bits and (not by_start or has_own_forward(model)):
         raise ValueError(
-            f"expected a GPU with a kernel for caches of 8 bits, found {weight.device} without; "
-            "next: no kv_cache_dtype"
+            f"expected a GPU with a kernel for caches of 8 bits, found {weight.device} without, or "
+            "a model with hooks or a forward of its own; next: no kv_cache_dtype"
         )
     return KVCache(
         model.config,
@@ -107,8 +107,8 @@ def decode(
     """Draws all tokens that are not known, one pass over a window after the other.
 
     Args:
-        cache: holds the tokens before those that are to be drawn.
-        windows: the tokens of the rows, which have begun.
+        cache: holds the tokens before those that are to be drawn, of the rows that have begun.
+        windows: the tokens of the rows.
         apart: whether the rows may stand at different positions, which they do not in windows of
             one pixel that begin at one position. Not found from where they stand: a row is
             computed in the same way whatever stands beside it.
@@ -125,11 +125,11 @@ def decode(
 def _decode(
     model: CausalModel, cache: KVCache, windows: Windows, apart: bool, refill: Callable[[], None]
 ) -> None:
+    refill()  # how many passes there will be decides how they are made
     run_pass = pass_of(model, cache, windows, apart=apart)
     if cache.by_start:  # the host need not know where they are
         windows.read_late()
     while True:
-        refill()
         if windows.is_done:
             break
         starts = windows.starts
@@ -138,5 +138,6 @@ def _decode(
         logits = run_pass(windows.fed(at), at)
         cache.length += windows.size
         windows.draw(logits, starts)
+        refill()
     if not windows.is_finite:
-        raise NonFiniteError.of("logits", model.transformer.wte.weight.dtype)
+        raise NonFiniteError.of("logits", product_dtype(model.transformer.wte.weight))

@@ -11,7 +11,7 @@ from igpt_core.errors import ANY, refuse_unserved
 from igpt_core.generation.decoding import decode, feed_prompts, new_cache
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
-from igpt_core.generation.passes import CausalModel
+from igpt_core.generation.passes import CausalModel, has_own_forward
 from igpt_core.generation.sampling import SamplingConfig, filter_logits
 from igpt_core.generation.speculation import Windows
 from igpt_core.model.outputs import GenerateOutput
@@ -142,7 +142,9 @@ class GenerationMixin(CausalModel):
         drawn = drawn.clone()  # made here, so that it may enter a training step
         if not options["return_dict_in_generate"]:
             return drawn
-        scores = logits and tuple(filter_logits(each, sampling) for each in logits)
+        scores = None
+        if logits is not None:
+            scores = tuple(filter_logits(each, sampling) for each in logits)
         return GenerateOutput(sequences=drawn, scores=scores)
 
     def _length(self, n_given: int, max_length: int | None, max_new: int | None) -> int:
@@ -173,6 +175,8 @@ class GenerationMixin(CausalModel):
         are padding. Returns (R, length); `kept` is extended by the logits (R, V) of each step."""
         rows, n_given = tokens.shape
         model, apart = prepacked(self), any(n_padding)
+        if has_own_forward(self):  # which all rows need at one position
+            apart = len(set(n_padding)) > 1
         windows = Windows(
             rows * n_each,
             length,

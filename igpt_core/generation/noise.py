@@ -5,7 +5,9 @@ import itertools
 import math
 from functools import lru_cache, partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
@@ -80,11 +82,7 @@ class GumbelNoise:
         Raises:
             ValueError: seeds of a dtype that is no integer one.
         """
-        dtype = seeds.dtype
-        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-            raise ValueError(
-                f"expected seeds of an integer dtype, found {dtype}; next: seeds.long()"
-            )
+        check_seeds(seeds)
         # Narrower ones hold neither the words nor their mask.
         self.seeds = seeds.long().repeat_interleave(n_samples)
         self.samples = torch.arange(n_samples, device=seeds.device).repeat(len(seeds))
@@ -109,6 +107,13 @@ class GumbelNoise:
         return philox((positions, samples, zero, zero), key)[:2]
 
 
+def check_seeds(seeds: Tensor) -> None:
+    """Raises ValueError for seeds of a dtype that is no integer one."""
+    dtype = seeds.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"expected seeds of an integer dtype, found {dtype}; next: seeds.long()")
+
+
 class NoiseAhead:
     """The noise of windows of sequences, made for several pixels at once, which takes a fraction of
     the calls."""
@@ -123,14 +128,14 @@ class NoiseAhead:
         at_once = _AT_ONCE_ON_GPU if device.type == "cuda" else _AT_ONCE
         n_pixels = min(at_once // max(rows * n_colors, 1), last_start + 4 * size)
         self._n_pixels = max(n_pixels, 4 * size)
-        self._decided: list[int] = []  # of nothing that was made
+        self._decided: NDArray[np.int64] | None = None  # of nothing that was made
 
     def put(self, rows: Tensor, noise: GumbelNoise) -> None:
         """Puts the noise of other sequences in the place of that of these rows."""
         self._noise.put(rows, noise)
-        self._decided = []
+        self._decided = None
 
-    def of(self, firsts: Tensor, n: int, *, decided: list[int], slack: int) -> Tensor:
+    def of(self, firsts: Tensor, n: int, *, decided: NDArray[np.int64], slack: int) -> Tensor:
         """Returns the noise (R, n, V) of n tokens of each sequence from positions `firsts` (R,) on.
 
         Args:
@@ -138,7 +143,9 @@ class NoiseAhead:
                 at the end of a sequence, and of those that are over.
             slack: how much further than that these may be.
         """
-        moved = max(map(int.__sub__, decided, self._decided), default=self._n_pixels)
+        moved = self._n_pixels
+        if self._decided is not None:
+            moved = int((decided - self._decided).max(initial=0))
         if moved + slack + n > self._n_pixels:
             moved, self._decided = 0, decided
             self._first = firsts.clamp(max=self._last_start + 1)

@@ -12,7 +12,9 @@ guessed.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -127,7 +129,8 @@ class Windows:
         self._progress.learn(self._decided, self._ends)
         if self._kept is not None:
             self._kept.append(logits)
-        self._is_finite &= logits.amax(dim=-1).isfinite().all()  # NaN is the highest
+        highest = logits.amax(dim=-1).where(at < ends, 0)  # NaN, where there is one
+        self._is_finite &= highest.isfinite().all()
 
     @property
     def tokens(self) -> Tensor:
@@ -146,9 +149,10 @@ class Windows:
         is with NaN, +inf, or -inf alone. Waits for a GPU, so it is to be asked once."""
         return bool(self._is_finite)
 
-    def is_over(self, row: int) -> bool:
-        """Tells whether a sequence is drawn, as far as the host knows, or was never begun."""
-        return self._progress.is_over(row)
+    @property
+    def are_over(self) -> NDArray[np.bool_]:
+        """Tells which sequences (R,) are drawn, as far as the host knows, or were never begun."""
+        return self._progress.are_over
 
     def read_late(self) -> None:
         """Lets the host know how far the sequences are a pass later than they are, so that it never
@@ -215,20 +219,25 @@ class Windows:
                 self._kept.append(logits[:, 0].clone())
             self._decided = self._decided + is_under_way
             self._progress.advance()
-            self._is_finite &= logits.amax(dim=-1).isfinite().all()
+            self._check(logits, at, is_under_way)
             return
         was_right = (drawn == before)[:, :-1].long()
         decided = firsts + 1 + was_right.cumprod(dim=1).sum(dim=1)
         self._decided = torch.where(is_under_way, decided, self._decided)
         self._progress.read(self._decided)
-        highest = logits.amax(dim=-1).where(self.is_decided(at), 0)  # not behind a wrong guess
-        self._is_finite &= highest.isfinite().all()
+        self._check(logits, at, is_under_way)
         if self._draft is None:
             at = at + self.size
             is_known = self._known.gather(1, at) | self.is_decided(at)  # of one that is over
             self._guess(self._tokens, is_known, at)
         else:
             self._guess_by_draft(self._draft, logits, firsts, seen)
+
+    def _check(self, logits: Tensor, at: Tensor, is_under_way: Tensor) -> None:
+        """Looks at the logits (R, W, V) of tokens that are drawn for good, at positions (R, W):
+        neither at those behind a wrong guess, nor at those of a sequence that is over."""
+        counts = is_under_way[:, None] & (at < self._ends[:, None]) & self.is_decided(at)
+        self._is_finite &= logits.amax(dim=-1).where(counts, 0).isfinite().all()
 
     def _draw(self, logits: Tensor, firsts: Tensor) -> Tensor:
         if self._sampling.greedy:
@@ -273,43 +282,43 @@ class _Progress:
     """How far sequences are, as the host knows it: on a GPU it may be behind.
 
     Attributes:
-        decided: tokens of each sequence that are known or drawn for good.
+        decided: (R,) int64, tokens of each sequence that are known or drawn for good.
         slack: the most tokens of a sequence that were drawn since.
     """
 
     def __init__(self, n_rows: int) -> None:
-        self.decided, self.slack = [1] * n_rows, 0
-        self._ends = [0] * n_rows
+        self.decided, self.slack = np.ones(n_rows, np.int64), 0
+        self._ends = np.zeros(n_rows, np.int64)
         self._copies: list[tuple[Tensor, torch.cuda.Event | None]] = []  # under way
 
-    def is_over(self, row: int) -> bool:
-        """Tells whether nothing is left of a sequence."""
-        return self.decided[row] >= self._ends[row]
+    @property
+    def are_over(self) -> NDArray[np.bool_]:
+        """Tells of which sequences (R,) nothing is left."""
+        return self.decided >= self._ends
 
     @property
     def furthest(self) -> int:
         """Returns the most that is decided of a sequence that is not over; 1 if all are."""
-        under_way = zip(self.decided, self._ends, strict=True)
-        return max((n for n, end in under_way if n < end), default=1)
+        return int(self.decided.max(initial=1, where=~self.are_over))
 
     def passes_left(self, size: int) -> int:
         """Counts the passes over windows of this size that are left if every guess is right."""
-        n_left = max(map(int.__sub__, self._ends, self.decided), default=0)
-        return max(-(-n_left // size), 0)
+        n_left = int((self._ends - self.decided).max(initial=0))
+        return -(-n_left // size)
 
     def learn(self, decided: Tensor, ends: Tensor) -> None:
         """Reads from the device, at once, how far all are and where they end."""
-        self.decided, self._ends = decided.tolist(), ends.tolist()
+        self.decided, self._ends = _on_host(decided), _on_host(ends)
         self._copies.clear()  # of other sequences
 
     def advance(self) -> None:
         """Counts one more token of each sequence that is not over."""
-        self.decided = [n + (n < end) for n, end in zip(self.decided, self._ends, strict=True)]
+        self.decided = self.decided + ~self.are_over
 
     def read(self, decided: Tensor) -> None:
         """Reads it from the device: at once, or what was to be read the time before."""
         if not self.slack:
-            self.decided = decided.tolist()
+            self.decided = _on_host(decided)
             return
         copy = torch.empty_like(decided, device="cpu", pin_memory=decided.is_cuda)
         copy.copy_(decided, non_blocking=True)
@@ -322,4 +331,8 @@ class _Progress:
             arrived, event = self._copies.pop(0)
             if event is not None:
                 event.synchronize()
-            self.decided = arrived.tolist()
+            self.decided = _on_host(arrived)
+
+
+def _on_host(numbers: Tensor) -> NDArray[np.int64]:
+    return numbers.cpu().numpy().copy()

@@ -58,6 +58,8 @@ class KVCache:
             n_each: rows of each prompt.
             shared_length: of prompts of this length they share what they can; see `repeat`.
         """
+        if eight_bits and not by_start:
+            raise ValueError("a cache of 8 bits is for a kernel that takes starts alone")
         memory = torch.empty(0, device=device, dtype=dtype)
         self.by_channel = not eight_bits and reads_by_channel(memory, n_queries)
         self.by_start = by_start
@@ -208,18 +210,27 @@ class KVCache:
         return keys[:, :, :span], values[:, :, :span]
 
     def put(self, prompts: "KVCache", places: Sequence[int]) -> None:
-        """Copies what a cache holds of prompts, of at most this one's length, each to all rows of
-        one place: the places are numbered as the prompts of this cache are."""
-        if prompts.length > self.n_shared + self.keys[0].shape[2]:
+        """Copies what a cache holds of prompts, of at most this one's capacity, each to all rows of
+        one place: the places are numbered as the prompts of this cache are.
+
+        Raises ValueError for prompts in 8 bits, which are not rounded a second time.
+        """
+        if any(prompts.scales):
+            raise ValueError("a cache of 8 bits is not copied: copy the one that it was made of")
+        held = self.n_shared + self.keys[0].shape[2]
+        if prompts.length > held:
+            length, self.length = self.length, held  # all rows stay, however far they are
             self.repack(self.capacity)
+            self.length = length
         filled, n_places = prompts.length - self.n_shared, len(self.keys[0]) // self.n_each
         at = torch.tensor(places, device=self.keys[0].device)
         for layer, (k, v) in enumerate(prompts):
             prefix = self.prefixes[layer]
-            firsts = () if prefix is None else (prefix.k, prefix.v, *(prefix.scales or ()))
             parts = self._as_kept(layer, k[: len(places)], v[: len(places)])
-            for first, part in zip(firsts, parts, strict=bool(firsts)):
-                first[at] = part[:, :, : self.n_shared]
+            if prefix is not None:
+                firsts = (prefix.k, prefix.v, *(prefix.scales or ()))
+                for first, part in zip(firsts, parts, strict=True):
+                    first[at] = part[:, :, : self.n_shared]
             for own, part in zip(self._own(layer), parts, strict=True):
                 by_place = own.view(n_places, self.n_each, *own.shape[1:])
                 by_place[at, :, :, :filled] = part[:, None, :, self.n_shared :]
@@ -314,4 +325,5 @@ def _repack(layer: Tensor, span: int, length: int, by_channel: bool) -> Tensor:
     filled = layer[:, :, :length].clone()  # its old and new places overlap
     layer = _laid_out(layer, (batch, heads, span, head_size), by_channel)
     layer[:, :, :length] = filled
+    layer[:, :, length:] = 0  # of other rows, which may be NaN
     return layer

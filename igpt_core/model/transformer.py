@@ -185,11 +185,13 @@ class ImageGPTModel(PreTrained):
         """Returns the cache for a call, with room for its T positions and, if new, for no more."""
         batch_size, n_new, _ = x.shape
         if past is None:
-            n_past = 0
-        elif (given := past[0][0].shape)[0] == batch_size:
-            n_past = given[2]
+            n_rows, n_past = batch_size, 0
+        elif isinstance(past, KVCache):  # whose pairs may take a copy
+            n_rows, n_past = len(past.keys[0]), past.length
         else:
-            raise ValueError(f"past_key_values has {given[0]} rows, the input {batch_size}")
+            n_rows, _, n_past, _ = past[0][0].shape
+        if n_rows != batch_size:
+            raise ValueError(f"past_key_values has {n_rows} rows, the input {batch_size}")
         self._check_length(n_new, n_past=n_past)
         if isinstance(past, KVCache):
             past.reserve(self.config, n_new)

@@ -201,7 +201,7 @@ def _left_aside(spec: JobSpec, compute: "ComputePlan | None") -> list[str]:
     if found and compute.kv_cache_dtype:
         raise RunFailed(
             f"expected a GPU that samples with --kv-cache-dtype {compute.kv_cache_dtype}, found "
-            f"one that works without {found[0]}; next: --kv-cache-dtype auto"
+            f"one that must sample plainly, without {found[0]}; next: --kv-cache-dtype auto"
         )
     if progress == "text":
         for what in found:

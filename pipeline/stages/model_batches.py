@@ -14,11 +14,12 @@ from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.trial import try_fast_ways
 from igpt_core.heads import load_model, random_model
-from igpt_core.model.self_check import leave_all_aside, left_aside
+from igpt_core.model.self_check import leave_all_aside, left_aside, takes_starts
 from pipeline.errors import EndOfRun
 from pipeline.stages.cuda_errors import within_memory
 
 RANDOM = "random:"
+_BATCHES_ON_DEVICE = 8  # of rows that wait for a place: more take memory, fewer are over sooner
 Result = TypeVar("Result")
 
 
@@ -129,12 +130,29 @@ class ComputePlan:
                 batch.append(torch.from_numpy(padded))
             yield place, self._within_memory(lambda *rows, at_once: compute(*rows), batch)
 
-    def refilled(self, compute: Callable[..., Result], *arrays: NDArray[Any]) -> Result:
-        """Computes arrays of one length, given as int64 tensors on the device, by what itself
-        computes no more than `at_once` rows together, as many as a batch has, and lets others take
-        the place of those that are done. Raises as `in_batches`."""
-        rows = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
-        return self._within_memory(compute, rows)
+    def refilled(
+        self, compute: Callable[..., Result], *arrays: NDArray[Any]
+    ) -> Iterator[tuple[slice, Result]]:
+        """Computes arrays of one length some batches of rows at a time, given as int64 tensors on
+        the device, by what itself computes no more than `at_once` rows together, as many as a batch
+        has, and lets others take the place of those that are done. Yields and raises as
+        `in_batches`; nothing is padded."""
+        n_rows, most = len(arrays[0]), _BATCHES_ON_DEVICE * self.images
+        for first in range(0, n_rows, most):
+            place = slice(first, min(first + most, n_rows))
+            rows = [torch.from_numpy(array[place].astype(np.int64)) for array in arrays]
+            yield place, self._within_memory(compute, rows)
+
+    def check_cache(self, head_size: int) -> None:
+        """Raises EndOfRun where this device reads no cache of the dtype that is asked for."""
+        like = torch.empty(0, device=self.device, dtype=getattr(torch, self.dtype))
+        asked = self.kv_cache_dtype is not None
+        if asked and not takes_starts(like, head_size, eight_bits=True):
+            raise EndOfRun(
+                f"expected GPUs that sample with --kv-cache-dtype {self.kv_cache_dtype}, found one "
+                "whose trial of it failed, see its log; next: --kv-cache-dtype auto, with another "
+                "--output"
+            )
 
     def check_finite(self, name: str, results: NDArray[np.floating[Any]]) -> None:
         """Raises EndOfRun where results, named in the plural, are NaN or infinite."""

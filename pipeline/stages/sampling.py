@@ -107,16 +107,18 @@ class Sampler:
         self, prompt: Prompt, seeds: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
         """Returns images (N, S, T), and the passes (N,) that they took."""
+        self._compute_plan.check_cache(self._model.config.head_size)
         order = np.arange(len(seeds))
         if not isinstance(prompt.length, int):
             order = by_length(prompt.length)
         draw = partial(self._draw, prompt=prompt, draft=self._draft_for(prompt))
         arrays = (prompt.tokens[order], prompt.unknown[order], seeds[order])
-        images, n_passes = self._compute_plan.refilled(draw, *arrays)
-        tokens = np.empty(images.shape, np.uint16)
-        tokens[order] = images.cpu().numpy()
-        passes = np.empty(len(order), np.int32)
-        passes[order] = n_passes
+        n_rows, n_positions = prompt.tokens.shape
+        tokens = np.empty((n_rows, self._drawing.n_drawn, n_positions), np.uint16)
+        passes = np.empty(n_rows, np.int32)
+        for place, (images, n_passes) in self._compute_plan.refilled(draw, *arrays):
+            tokens[order[place]] = images.cpu().numpy()
+            passes[order[place]] = n_passes
         return tokens, passes
 
     def _draft_for(self, prompt: Prompt) -> NeighborTables | None:
@@ -186,5 +188,5 @@ class Sampler:
 
 def by_length(lengths: NDArray[np.int32]) -> NDArray[np.intp]:
     """Returns the order in which rows with prompts of their own lengths (N,) are drawn: those that
-    are computed together take as many steps as the shortest prompt."""
+    begin together, of like lengths, are over at about one time."""
     return np.argsort(lengths, kind="stable")

@@ -14,11 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
-from igpt_core.generation import captured, completion, decoding, noise, passes
+from igpt_core.generation import captured, completion, decoding, noise, passes, places
 from igpt_core.generation.captured import CapturedPass, Pass, cuda_graph
 from igpt_core.generation.completion import complete_prompts
 from igpt_core.generation.passes import decode_window
 from igpt_core.generation.speculation import _Progress
+from igpt_core.generation.trial import try_fast_ways
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import kv_cache, self_check, window_kernel
 from igpt_core.model.attention import Prefix, Scales
@@ -125,6 +126,26 @@ def drawn(
     )
 
 
+def test_captures_are_asked_for_the_passes_there_will_be(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past bug: they were asked before a sequence had begun, and never paid; nor in the trial."""
+    asked = []
+
+    def pays(device: torch.device, n_rows: int, n_passes: int) -> bool:
+        asked.append((n_rows, n_passes))
+        return False
+
+    monkeypatch.setattr(window_kernel, "attend_windows", by_torch)
+    monkeypatch.setattr(passes, "captures_pay", pays)
+    drawn({}, n_given=20)
+    drawn({"n_samples": 2, "window": 4}, n_given=20)
+    try_fast_ways(torch.device("cpu"), torch.float32, 8)
+    assert asked == [(3, 123), (6, 31), (4, 71)]
+    assert captured.captures_pay(torch.device("cuda"), *asked[0])
+    assert captured.captures_pay(torch.device("cuda"), *asked[2])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_one_capture_serves_all_positions(name: str, request: pytest.FixtureRequest) -> None:
     expected = drawn(CASES[name])
@@ -167,7 +188,7 @@ def test_samples_share_their_prompt_in_a_capture(
 ) -> None:
     """Whole splits of the kernel, of 256 positions each."""
     caches: list[KVCache] = []
-    new_cache = completion.new_cache
+    new_cache = places.new_cache
 
     def kept(*arguments: object, **options: object) -> KVCache:
         caches.append(new_cache(*arguments, **options))
@@ -186,7 +207,7 @@ def test_samples_share_their_prompt_in_a_capture(
 
     expected = found(3)
     made = request.getfixturevalue("captures")
-    monkeypatch.setattr(completion, "new_cache", kept)
+    monkeypatch.setattr(places, "new_cache", kept)
     assert torch.equal(found(3), expected)
     assert [cache.n_shared for cache in caches] == [256]
     assert len(made) == 1
@@ -256,7 +277,7 @@ def test_the_host_may_learn_late_how_far_sequences_are(
 
     def late(progress: _Progress, decided: Tensor) -> None:
         real(progress, decided)
-        read.append(max(map(int.__sub__, decided.tolist(), progress.decided)))
+        read.append(int((decided.numpy() - progress.decided).max()))
         assert read[-1] <= progress.slack
 
     monkeypatch.setattr(_Progress, "read", late)
@@ -295,7 +316,7 @@ def test_hooks_are_called_at_each_pass(captures: list[Callable[[], Tensor]]) -> 
     model, called = model_of(), []
     model.transformer.h[1].register_forward_hook(lambda *_: called.append(None))
     model_drawn = drawn({}, n_given=130, model=model)
-    assert len(called) == 3 + N_POSITIONS - 131  # each prompt, and a pass for each pixel but one
+    assert len(called) == 1 + N_POSITIONS - 131  # the prompts, and a pass for each pixel but one
     assert captures == []
     assert torch.equal(model_drawn, drawn({}, n_given=130))
     assert len(captures) == 1

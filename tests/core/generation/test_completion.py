@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, complete
-from igpt_core.generation import completion
 from igpt_core.generation import passes as model_passes
+from igpt_core.generation import places
 from igpt_core.generation.completion import complete_prompts
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from models import make_model
@@ -76,7 +76,7 @@ def begin_together(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Lets so many images begin as soon as there are places for them, as on a GPU."""
 
     def at_a_time(n: int) -> None:
-        monkeypatch.setattr(completion, "_begin_together", lambda _, n_places: min(n, n_places))
+        monkeypatch.setattr(places, "_begin_together", lambda _, n_places: min(n, n_places))
 
     return at_a_time
 
@@ -127,11 +127,9 @@ def test_a_row_does_not_depend_on_when_it_came_in(
         assert torch.equal(run(rows), whole[rows]), rows
 
 
-@pytest.mark.parametrize("way", ["one prompt length", "known pixels", "any prompt length"])
-def test_an_image_that_is_drawn_gives_its_place_to_the_next(
-    model, begin_together, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    """So there are fewer passes than where each batch waits for its last image."""
+@pytest.fixture
+def passes_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each pass of the model, but for prompts."""
     made: list[int] = []
     real = model_passes.decode_window
 
@@ -140,26 +138,78 @@ def test_an_image_that_is_drawn_gives_its_place_to_the_next(
         return real(model, tokens, *rest, **options)
 
     monkeypatch.setattr(model_passes, "decode_window", counted)
+    return made
+
+
+@pytest.mark.parametrize("way", ["one prompt length", "known pixels", "any prompt length"])
+def test_an_image_that_is_drawn_gives_its_place_to_the_next(
+    model, begin_together, passes_made, way: str
+) -> None:
+    """So there are fewer passes than where each batch waits for its last image."""
     counts = {}
     for together in (1, 4):
         begin_together(together)
-        made.clear()
+        passes_made.clear()
         draw(way, model, at_once=4, window=4)
-        assert set(made) == {8}
-        counts[together] = len(made)
+        assert set(passes_made) == {8}
+        counts[together] = len(passes_made)
     assert counts[1] < counts[4]
 
 
-def test_places_are_taken_again_before_a_batch_is_over(model, begin_together) -> None:
-    """Two places, an image that takes 99 passes and five that take one each: no pass more."""
+def test_places_are_taken_again_before_a_batch_is_over(model, begin_together, passes_made) -> None:
+    """Two places, an image that takes 99 passes and five that take one each, beside it."""
     image = drawn_image(1)[:6]
     lengths = torch.tensor([0, *[98] * 5])
-    begin_together(1)
-    passes: list[int] = []
     options = {"seeds": SEEDS[:6], "sampling": SamplingConfig()}
-    found = complete_prompts(model, image, lengths, at_once=2, passes=passes, **options)
-    assert torch.equal(found, complete_prompts(model, image, lengths, **options))
-    assert passes == [100, *[2] * 5]
+    expected = complete_prompts(model, image, lengths, **options)
+    found = {}
+    for together in (1, 2):
+        begin_together(together)
+        passes_made.clear()
+        passes: list[int] = []
+        drawn = complete_prompts(model, image, lengths, at_once=2, passes=passes, **options)
+        assert torch.equal(drawn, expected)
+        assert passes == [100, *[2] * 5]
+        found[together] = len(passes_made)
+    assert found == {1: 99, 2: 99 + 2}
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("at_once", [None, 2, 3, 4, 8])
+def test_what_is_not_drawn_cannot_fail_a_run(window: int, at_once: int | None) -> None:
+    """Past bug: places that hold nothing were fed color 0, and known pixels behind the last that is
+    drawn were looked at where a neighbor went on."""
+    model = model_of()
+    model.transformer.wte.weight.data[0] = torch.nan  # of color 0
+    image = drawn_image(1)[:3].clamp(min=1)
+    image[0, 60:] = 0  # behind its last unknown pixel
+    given = torch.zeros(3, N, dtype=torch.bool)
+    given[0, 50:] = True
+    allowed = torch.zeros(N_COLORS)
+    allowed[0] = -torch.inf  # no draw feeds it
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + allowed)
+    complete(
+        model,
+        image[:, :7],
+        n_positions=N,
+        pinned=Pinned(image, given),
+        seeds=SEEDS[:3],
+        sampling=SamplingConfig(),
+        window=window,
+        at_once=at_once,
+    )
+    given[0, 99] = False  # now a pixel is drawn behind them
+    with pytest.raises(FloatingPointError, match="finite logits"):
+        complete(
+            model,
+            image[:, :7],
+            n_positions=N,
+            pinned=Pinned(image, given),
+            seeds=SEEDS[:3],
+            sampling=SamplingConfig(),
+            window=window,
+            at_once=at_once,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -182,7 +232,7 @@ def test_a_model_that_overflows_is_found_in_the_images_that_waited(
 def test_a_cache_of_another_dtype_is_refused_where_nothing_reads_it(model, way: str) -> None:
     with pytest.raises(ValueError, match=r"kv_cache_dtype must be torch.int8, found torch.float16"):
         draw(way, model, kv_cache_dtype=torch.float16)
-    with pytest.raises(ValueError, match=r"expected a GPU .* caches of 8 bits, found cpu without"):
+    with pytest.raises(ValueError, match=r"expected a GPU .* caches of 8 bits, found cpu"):
         draw(way, model, kv_cache_dtype=torch.int8)
 
 
@@ -201,6 +251,21 @@ def test_what_is_no_color_is_refused_where_it_counts(model, wrong: int) -> None:
     with pytest.raises(ValueError, match=says):
         complete(model, image[:, :0], n_positions=N, pinned=Pinned(image, given), **how)
     complete_prompts(model, image, torch.tensor([7, 5]), **how)
+
+
+def test_an_own_forward_is_called_for_all_that_begin_together(model, begin_together) -> None:
+    """Also where prompts of one length are given as such of any."""
+    begin_together(1)
+    image, how = drawn_image(1), {"seeds": SEEDS, "sampling": SamplingConfig()}
+    lengths = torch.full((ROWS,), 90)
+    expected = complete(model, image[:, :90], n_positions=N, **how)
+    handle = model.register_forward_hook(lambda *_: None)
+    assert torch.equal(complete(model, image[:, :90], n_positions=N, at_once=3, **how), expected)
+    assert torch.equal(complete_prompts(model, image, lengths, at_once=4, **how), expected)
+    lengths[2] = 5
+    with pytest.raises(ValueError, match="rows that stand at one position"):
+        complete_prompts(model, image, lengths, **how)
+    handle.remove()
 
 
 @pytest.mark.parametrize("at_once", [0, -1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from igpt_core.errors import NonFiniteError
-from igpt_core.generation import completion, decoding, passes
+from igpt_core.generation import decoding, passes, places
 from igpt_core.generation.completion import complete
 from igpt_core.generation.decoding import decode, new_cache
 from igpt_core.generation.noise import GumbelNoise
@@ -354,13 +354,13 @@ def test_decode_goes_on_from_a_cache_that_was_filled_before() -> None:
 
 def test_the_cache_is_as_large_as_the_images_need(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    new_cache = completion.new_cache
+    new_cache = places.new_cache
 
     def watched(*arguments: Any, **options: Any) -> KVCache:
         made.append(new_cache(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(completion, "new_cache", watched)
+    monkeypatch.setattr(places, "new_cache", watched)
     complete(model_of(), prompts(2, 2), n_positions=70, seeds=seeds(2), sampling=SAMPLING)
     assert [(cache.capacity, cache.length) for cache in made] == [(128, 70)]
 

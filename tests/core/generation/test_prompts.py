@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from igpt_core import ImageGPTConfig, SamplingConfig, complete, complete_prompts
-from igpt_core.generation import completion, passes, speculation
+from igpt_core.generation import passes, places, speculation
 from models import make_model
 from parity import one_thread  # noqa: F401
 
@@ -85,14 +85,14 @@ def test_steps_are_those_of_the_shortest_prompt_and_each_prompt_is_read_once(
         steps.append(len(tokens))
         return torch.zeros(len(tokens), 1, N_COLORS)
 
-    real = completion.feed_prompts
+    real = places.feed_prompts
 
     def feed_prompts(model, tokens: Tensor, **options):
         read.append(tokens.numel())
         return real(model, tokens, **options)
 
     monkeypatch.setattr(passes, "decode_window", step)
-    monkeypatch.setattr(completion, "feed_prompts", feed_prompts)
+    monkeypatch.setattr(places, "feed_prompts", feed_prompts)
     rows = [0, 4, 6, 2, 5]
     run(model, image, rows, n_samples=2)
     assert steps == [2 * len(rows)] * (N - 64 - 1)
@@ -100,7 +100,7 @@ def test_steps_are_those_of_the_shortest_prompt_and_each_prompt_is_read_once(
 
 
 def test_whole_prompts_alone_cost_nothing(model, image, monkeypatch):
-    monkeypatch.setattr(completion, "feed_prompts", None)
+    monkeypatch.setattr(places, "feed_prompts", None)
     lengths = torch.full((ROWS,), N)
     found = complete_prompts(model, image, lengths, seeds=SEEDS, sampling=SAMPLING)
     assert torch.equal(found[:, 0], image)

@@ -30,8 +30,9 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernel_works(
     dtype: torch.dtype, eight_bits: bool, head_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert window_kernel_works(DEVICE, dtype, head_size, eight_bits)
-    assert not caplog.records
+    works = dtype != torch.float16 or not eight_bits  # which loses what is small
+    assert window_kernel_works(DEVICE, dtype, head_size, eight_bits) == works
+    assert len(caplog.records) == (not works)
 
 
 def wrong(*arguments: Tensor, **options: object) -> Tensor:

@@ -72,7 +72,7 @@ def test_rows_may_share_what_lies_before_their_keys(
     assert (found - expected).abs().max() <= TOLERANCES[torch.float32]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", TOLERANCES.keys() - {torch.float16})
 @pytest.mark.parametrize(("window", "head_size"), [(1, 64), (9, 32), (20, 8)])
 def test_keys_and_values_in_8_bits_are_those_that_their_scales_make_of_them(
     window: int, head_size: int, dtype: torch.dtype

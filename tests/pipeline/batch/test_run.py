@@ -56,8 +56,8 @@ def test_a_gpu_that_cannot_read_a_cache_of_8_bits_ends_a_run_that_asks_for_one(a
         found("cuda", cache="int8")
     assert asked == [(torch.device("cuda"), torch.bfloat16, 96, torch.int8)]
     assert str(ended.value) == (
-        "expected a GPU that samples with --kv-cache-dtype int8, found one that works without "
-        f"{SLOW}; next: --kv-cache-dtype auto"
+        "expected a GPU that samples with --kv-cache-dtype int8, found one that must sample "
+        f"plainly, without {SLOW}; next: --kv-cache-dtype auto"
     )
 
 

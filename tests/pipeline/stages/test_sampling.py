@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from igpt_core import ImageGPTConfig, NeighborTables, SamplingConfig, save_checkpoint
-from igpt_core.generation import completion, passes
+from igpt_core.generation import passes, places
 from igpt_core.images.palette import Palette
 from models import make_model
+from pipeline.errors import EndOfRun
 from pipeline.stages.model_batches import ComputePlan
 from pipeline.stages.sampling import Drawing, Prompt, Sampler
 
@@ -32,14 +33,14 @@ def test_prompts_of_any_length_cost_little_more_than_those_of_one(sampler, monke
         fed["steps"] += len(tokens)
         return torch.zeros(len(tokens), 1, N_COLORS)
 
-    real = completion.feed_prompts
+    real = places.feed_prompts
 
     def feed_prompts(model, tokens, **options):
         fed["prompts"] += tokens.numel()
         return real(model, tokens, **options)
 
     monkeypatch.setattr(passes, "decode_window", step)
-    monkeypatch.setattr(completion, "feed_prompts", feed_prompts)
+    monkeypatch.setattr(places, "feed_prompts", feed_prompts)
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, N, ROWS).astype(np.int32)
     tokens = rng.integers(0, N_COLORS, (ROWS, N)).astype(np.uint16)
@@ -96,3 +97,32 @@ def test_passes_are_those_of_each_row_and_drafts_are_counted_in_the_prompts(
     drafts.clear()
     assert np.array_equal(sampler().sample(prompt, ids).tokens, samples.tokens)
     assert not drafts, "the tables beside the model were not taken"
+
+
+def test_an_actor_that_reads_no_cache_of_8_bits_ends_the_run(tmp_path):
+    config = ImageGPTConfig(vocab_size=N_COLORS + 1, n_positions=N, n_embd=8, n_layer=1, n_head=1)
+    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (N_COLORS, 3)))
+    save_checkpoint(make_model(config, std=0.1), tmp_path, palette=palette, image_size=SIDE)
+    plan = ComputePlan(str(tmp_path), "cpu", "float32", 8, kv_cache_dtype="int8")
+    sampler = Sampler(plan, Drawing(1, 1, False, 0, SamplingConfig()))
+    prompt = Prompt(np.zeros((2, N), np.uint16), 5)
+    with pytest.raises(EndOfRun, match="--kv-cache-dtype auto, with another --output"):
+        sampler.sample(prompt, ["a", "b"])
+
+
+def test_rows_wait_for_a_place_a_few_batches_at_a_time(sampler, monkeypatch):
+    """A shard of any size takes no more memory than these."""
+    seen = []
+    real = sampler._compute_plan._on_device
+
+    def on_device(self, compute, *rows, at_once):
+        seen.append((len(rows[0]), at_once))
+        return real(compute, *rows, at_once=at_once)
+
+    monkeypatch.setattr(ComputePlan, "_on_device", on_device)
+    tokens = np.random.default_rng(0).integers(0, N_COLORS, (20 * BATCH + 3, N)).astype(np.uint16)
+    ids = [str(i) for i in range(len(tokens))]
+    found = sampler.sample(Prompt(tokens, N - 2), ids).tokens
+    assert seen == [(8 * BATCH, BATCH)] * 2 + [(4 * BATCH + 3, BATCH)]
+    alone = sampler.sample(Prompt(tokens[-2:], N - 2), ids[-2:]).tokens
+    assert np.array_equal(found[-2:], alone)

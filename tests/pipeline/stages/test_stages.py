@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from igpt_core.generation import completion, passes
+from igpt_core.generation import passes, places
 from igpt_core.generation.completion import complete
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.heads import load_model
@@ -144,7 +144,7 @@ def test_a_block_of_failed_rows_alone_goes_through_all_stages(bad_folder, tiny_m
     block = reader(plan, tiny_model)(plan.to_table())
     assert block[rows.ROW_TOKENS].to_pylist() == [None] * 3
     stage = completer(tiny_model)
-    monkeypatch.setattr(completion, "feed_prompts", never)
+    monkeypatch.setattr(places, "feed_prompts", never)
     finished = stage(block)
     assert finished["samples"].to_pylist() == [None] * 3
     assert finished["samples"].type == rows.samples_type(N)
@@ -225,8 +225,8 @@ def test_the_model_sees_batches_of_one_size_only(tiny_model, monkeypatch):
         steps.add(tuple(tokens.shape))
         return decode_window(model, tokens, *rest, **options)
 
-    feed_prompts, decode_window = completion.feed_prompts, passes.decode_window
-    monkeypatch.setattr(completion, "feed_prompts", feed)
+    feed_prompts, decode_window = places.feed_prompts, passes.decode_window
+    monkeypatch.setattr(places, "feed_prompts", feed)
     monkeypatch.setattr(passes, "decode_window", step)
     completer(tiny_model)(tokens_block(IDS[:6]))
     assert fed == [(4, GIVEN + 1)] * 2
