@@ -23,6 +23,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "ImageGPTForImageClassification",
     "ImageGPTImageProcessor",
     "ImageGPTModel",
+    "ImageGPTPreTrainedModel",
     "ImageScore",
     "KVCache",
     "LinearProbe",
@@ -75,7 +76,11 @@ if TYPE_CHECKING:
     from igpt_core.learning.probe import LinearProbe
     from igpt_core.learning.scoring import bits_per_pixel, token_nll
     from igpt_core.learning.training import TrainingConfig
-    from igpt_core.model.checkpoint import model_fingerprint, save_checkpoint
+    from igpt_core.model.checkpoint import (
+        ImageGPTPreTrainedModel,
+        model_fingerprint,
+        save_checkpoint,
+    )
     from igpt_core.model.config import VARIANTS, ImageGPTConfig
     from igpt_core.model.kv_cache import KVCache
     from igpt_core.model.outputs import (
@@ -101,6 +106,7 @@ else:
         "ImageGPTForImageClassification": "heads",
         "ImageGPTImageProcessor": "images.image_processor",
         "ImageGPTModel": "model.transformer",
+        "ImageGPTPreTrainedModel": "model.checkpoint",
         "ImageScore": "interface.image_gpt",
         "KVCache": "model.kv_cache",
         "LinearProbe": "learning.probe",

@@ -1,6 +1,7 @@
 """CheckpointError, the error of every reader of checkpoints, and library errors that end in it;
 NonFiniteError."""
 
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -85,12 +86,17 @@ def refuse_unserved(
     """
     for name in [name for name in neutral if name in arguments]:
         value = arguments.pop(name)
-        # By type too: 1 is no True.
-        known = [
-            value is each or (type(value) is type(each) and value == each) for each in neutral[name]
-        ]
-        if neutral[name] is not ANY and not any(known):
-            raise TypeError(
-                f"{function}: expected no {name}, which is not there, found {value!r}; next: "
-                f"{instead.get(name, 'leave it out')}"
-            )
+        if neutral[name] is ANY or _is_one_of(value, neutral[name]):
+            continue
+        found = " ".join(reprlib.repr(value).split())
+        raise TypeError(
+            f"{function}: expected no {name}, as there is none here, found {found}; next: "
+            f"{instead.get(name, 'leave it out')}"
+        )
+
+
+def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Compares by type too, since 1 is no True; an empty list is one of any class."""
+    if isinstance(value, Sequence) and not value:
+        return [] in neutral
+    return any(value is each or (type(value) is type(each) and value == each) for each in neutral)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igpt_core.generation.generate import GenerationMixin
-from igpt_core.model.checkpoint import PreTrained
+from igpt_core.model.checkpoint import ImageGPTPreTrainedModel
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
 from igpt_core.model.outputs import CausalOutput, ClassifierOutput
 from igpt_core.model.transformer import ImageGPTModel, Past
 
 
-class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
+class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
     """The transformer with a head that gives the next pixel's color.
 
     With tie_word_embeddings the head is the input embedding itself, so that V counts the start
@@ -97,7 +97,7 @@ class ImageGPTForCausalImageModeling(PreTrained, GenerationMixin):
         return output if by_name else output.to_tuple()
 
 
-class ImageGPTForImageClassification(PreTrained):
+class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     """The transformer with a linear layer on the mean of its last hidden state over positions.
 
     It is fed the pixels alone, without a start token, as in transformers.
@@ -181,7 +181,7 @@ def _class_loss(logits: Tensor, labels: Tensor, config: ImageGPTConfig) -> Tenso
 
 
 # What `load_model` can put on the transformer.
-HEADS: dict[str | None, type[PreTrained]] = {
+HEADS: dict[str | None, type[ImageGPTPreTrainedModel]] = {
     "causal": ImageGPTForCausalImageModeling,
     "classification": ImageGPTForImageClassification,
     None: ImageGPTModel,
@@ -228,8 +228,8 @@ def load_model(
     dtype: torch.dtype | None,
     head: Literal["causal", "classification"] | None = "causal",
     storage_options: Mapping[str, Any] | None = None,
-) -> PreTrained:
-    """Loads the model of a folder with one of the heads in HEADS; see `PreTrained.from_pretrained`.
+) -> ImageGPTPreTrainedModel:
+    """Loads the model of a folder with one of the heads in HEADS; see `from_pretrained`.
 
     Raises:
         ValueError: an unknown head. CheckpointError: a folder that does not hold the model.

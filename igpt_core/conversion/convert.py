@@ -15,7 +15,7 @@ from igpt_core.files.model_files import is_remote, model_files, resolve_revision
 from igpt_core.heads import HEADS
 from igpt_core.images.image_processor import PREPROCESSOR_FILE, ImageGPTImageProcessor
 from igpt_core.images.model_palette import load_palette
-from igpt_core.model.checkpoint import PreTrained
+from igpt_core.model.checkpoint import ImageGPTPreTrainedModel
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.model.saving import check_colors, make_processor, save_folder
 from igpt_core.model.weights import find_weights, read_weights
@@ -110,7 +110,7 @@ def _read_folder(
     return classes[0].__name__, config, weights
 
 
-def _declared_class(config: ImageGPTConfig) -> type[PreTrained] | None:
+def _declared_class(config: ImageGPTConfig) -> type[ImageGPTPreTrainedModel] | None:
     """Returns the class that config.json says the weights are for: without its head, a folder is
     not whole."""
     names = getattr(config, "architectures", None) or ()

@@ -41,7 +41,10 @@ FROM_THE_FOLDER = FetchOptions()
 # Arguments without a meaning here.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(
-        ("low_cpu_mem_usage", "trust_remote_code", "resume_download", "_fast_init", "use_kernels"),
+        (
+            *("low_cpu_mem_usage", "trust_remote_code", "resume_download", "use_kernels"),
+            *("_fast_init", "_commit_hash", "_from_auto", "_from_pipeline"),
+        ),
         ANY,
     ),
     **dict.fromkeys(

@@ -20,7 +20,7 @@ from igpt_core.model.spans import whole_units
 # Arguments of transformers without a meaning here, see `refuse_unserved`.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     # Images have one length, so that nothing is padded behind an end; a cache is kept always.
-    **dict.fromkeys(("pad_token_id", "bos_token_id", "use_cache", "synced_gpus"), ANY),
+    **dict.fromkeys(("bos_token_id", "use_cache", "synced_gpus"), ANY),
     **dict.fromkeys(("num_beams", "num_beam_groups"), (None, 1)),
     **dict.fromkeys(("repetition_penalty", "length_penalty", "typical_p"), (None, 1, 1.0)),
     **dict.fromkeys(
@@ -39,14 +39,41 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     ),
 }
 _BEAMS = "do_sample=True with top_k or top_p, and num_return_sequences of which the best is kept"
+_HOOK = "a forward hook on model.lm_head, which may change the logits"
 _INSTEAD = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "penalty_alpha", "assistant_model"), _BEAMS),
+    **dict.fromkeys(
+        (
+            *("logits_processor", "repetition_penalty", "bad_words_ids", "suppress_tokens"),
+            *("prefix_allowed_tokens_fn", "begin_suppress_tokens", "min_p", "guidance_scale"),
+        ),
+        _HOOK,
+    ),
+    **dict.fromkeys(
+        ("output_attentions", "output_hidden_states", "output_logits"),
+        "model(tokens, output_hidden_states=True, ...) on what is generated",
+    ),
     "eos_token_id": "max_length: no color ends an image",
 }
 
 
 class GenerationMixin(CausalModel):
-    """Adds `generate` to a model with a transformer and a next-pixel head."""
+    """Adds `generate` to a model with a transformer and a next-pixel head.
+
+    Attributes:
+        generation_config: options of `generate` in the place of its defaults; those of the folder's
+            generation_config.json, where there is one.
+    """
+
+    generation_config: Any = None
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Any = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Returns the arguments of a forward pass behind what a cache holds; `generate` does not
+        call it, but adapters of others do."""
+        new = input_ids if past_key_values is None else input_ids[:, -1:]
+        return {"input_ids": new, "past_key_values": past_key_values, **arguments}
 
     def generate(
         self,
@@ -60,6 +87,7 @@ class GenerationMixin(CausalModel):
         *,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        pad_token_id: int | None = None,
         max_new_tokens: int | None = None,
         generation_config: Any = None,
         return_dict_in_generate: bool = False,
@@ -77,6 +105,7 @@ class GenerationMixin(CausalModel):
                 config.vocab_size - 1, and what pixels there are. `input_ids` is another name.
             attention_mask: (B, T), zero or false for padding before a row's first token, which is
                 as if it were not there.
+            pad_token_id: the token of that padding, where no mask is given.
             max_length: tokens of a result, the given ones included, T < max_length <=
                 n_positions + 1; the latter, a whole image after its start token, unless given.
             max_new_tokens: those that are added, in place of it.
@@ -85,7 +114,8 @@ class GenerationMixin(CausalModel):
             temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
             num_return_sequences: samples of each row.
             generation_config: such options as attributes or as a dict, in the place of those that
-                are as by default.
+                are as by default; the second argument may be it too. `model.generation_config`
+                unless given.
             return_dict_in_generate: return a `GenerateOutput`.
             output_scores: with the filtered logits from which each token was drawn.
             seeds: (B,) of any integer dtype, one per row; drawn from torch's global generator
@@ -101,6 +131,10 @@ class GenerationMixin(CausalModel):
             TypeError: an argument that asks for what is not there, such as beams.
             NonFiniteError: a model that overflows in its dtype.
         """
+        if not isinstance(max_length, int | None):
+            max_length, generation_config = None, max_length
+        if generation_config is None:
+            generation_config = self.generation_config
         given = {
             "max_length": max_length,
             "max_new_tokens": max_new_tokens,
@@ -111,6 +145,7 @@ class GenerationMixin(CausalModel):
             "num_return_sequences": num_return_sequences,
             "return_dict_in_generate": return_dict_in_generate,
             "output_scores": output_scores,
+            "pad_token_id": pad_token_id,
             **arguments,
         }
         options = _options(given, generation_config)
@@ -134,6 +169,8 @@ class GenerationMixin(CausalModel):
         if seeds.shape != (rows,):
             raise ValueError(f"generate: expected one seed per row, ({rows},), found {seeds.shape}")
         noise = GumbelNoise(seeds.to(tokens.device), n_each)
+        if attention_mask is None and options["pad_token_id"] is not None:
+            attention_mask = tokens != options["pad_token_id"]
         n_padding = _n_padding(attention_mask, tokens)
         logits: list[Tensor] | None = None
         if options["return_dict_in_generate"] and options["output_scores"]:
@@ -233,6 +270,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "num_return_sequences": 1,
     "return_dict_in_generate": False,
     "output_scores": False,
+    "pad_token_id": None,
 }
 
 
@@ -249,6 +287,8 @@ def _options(given: dict[str, Any], config: Any) -> dict[str, Any]:
     refuse_unserved("generate", given, _NEUTRAL, _INSTEAD)
     if unknown := [name for name in given if name not in _DEFAULTS]:
         raise TypeError(f"generate: there is no argument {unknown[0]!r}")
+    for name in ("do_sample", "temperature", "num_return_sequences"):  # None is no choice
+        given[name] = _DEFAULTS[name] if given[name] is None else given[name]
     return given
 
 

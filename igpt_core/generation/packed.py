@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from igpt_core.model.layers import (
+    MLP,
     NO_ATTENTION_OPTIONS,
+    Activation,
     AttentionOptions,
     Block,
     CacheSlots,
@@ -240,6 +242,7 @@ def is_customized(model: nn.Module) -> bool:
         module._forward_hooks
         or module._forward_pre_hooks
         or "forward" in vars(module)  # replaced, as some libraries do in place of a hook
+        or (isinstance(module, MLP) and type(module.act) is not Activation)
         or not type(module).__module__.startswith(("torch.nn.modules.", "igpt_core."))
         for module in model.modules()
     )

@@ -71,5 +71,11 @@ def _array_to_image(array: npt.NDArray[Any], input_data_format: str | None) -> I
             "expected an array (H, W), or (H, W, C) or (C, H, W) with 1, 3 or 4 channels, found "
             f"{array.shape} with input_data_format={input_data_format!r}"
         )
+    wide = np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8
+    if wide and hwc.shape[0] == 1 < hwc.shape[1]:
+        raise ValueError(
+            f"expected an image, found {array.dtype} {array.shape}, a row of tokens by its looks; "
+            "next: the model itself for tokens, uint8 for an image of one row"
+        )
     pixels = np.ascontiguousarray(to_uint8(hwc))
     return Image.fromarray(pixels[..., 0] if hwc.shape[-1] == 1 else pixels)

@@ -267,7 +267,7 @@ class ImageGPTImageProcessor:
 
         Args:
             pretrained_model_name_or_path, storage_options, revision: as for
-                `PreTrained.from_pretrained`; or a local file.
+                `ImageGPTPreTrainedModel.from_pretrained`; or a local file.
             kwargs: arguments of the constructor, which beat what is stored, and
                 `return_unused_kwargs`, see `from_dict`; `subfolder`, and `cache_dir`, `token`,
                 `local_files_only` and `force_download` of the Hub; those of transformers that

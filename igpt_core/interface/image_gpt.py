@@ -19,15 +19,24 @@ from igpt_core.generation.known_pixels import prompt_length
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.images.model_palette import load_image_size, load_palette
 from igpt_core.images.pixels import Crop, Resize
-from igpt_core.interface.inputs import ImageInput, ImageList, Inputs, ids_of, is_list
+from igpt_core.interface.inputs import (
+    ImageInput,
+    ImageList,
+    Inputs,
+    check_whole,
+    ids_of,
+    is_list,
+)
 from igpt_core.interface.model_batches import ModelBatches
 from igpt_core.learning.features import chosen_layers, pooled_features
 from igpt_core.learning.scoring import token_nll
 from igpt_core.model.attention import multiplies_bfloat16
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig
+from igpt_core.model.placement import find_dtype
 from igpt_core.model.transformer import ImageGPTModel
 
 Floats = npt.NDArray[np.float32]
+Layers = str | int | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +86,7 @@ class ImageGPT:
         path_or_uri: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         batch_size: int | None = None,
         resize: Resize = "exact",
         crop: Crop = "squash",
@@ -98,12 +107,11 @@ class ImageGPT:
 
         Raises:
             CheckpointError: no such folder, or files that do not fit. ValueError: a batch size
-                below 1. TypeError: another dtype than one of torch.
+                below 1. TypeError: a dtype that is none.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, found {batch_size}")
-        if not isinstance(dtype, torch.dtype | None):
-            raise TypeError(f"expected a dtype such as torch.float32, found {dtype!r}")
+        dtype = find_dtype(dtype, None)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         fast = where.type == "cuda" or multiplies_bfloat16()
         location = resolve_revision(os.fspath(path_or_uri), (CONFIG_FILE,))
@@ -181,12 +189,14 @@ class ImageGPT:
             known: pixels known beside the upper part: an array of bool (side, side), true for
                 known; or an image as `--mask` takes it, black (darker than half) for known. One
                 for all images or a list with one for each.
-            temperature, top_k, top_p: see `SamplingConfig`.
+            temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
 
         Returns:
             `samples` RGB images of `side` x `side` pixels, in the palette's colors.
         """
-        sampling = SamplingConfig(temperature, top_k, top_p)
+        check_whole("seed", seed)
+        check_whole("samples", samples, least=1)
+        sampling = SamplingConfig(temperature, top_k or None, top_p)
         length = prompt_length(str(keep), self.side, masked=known is not None)
         names = ids_of(image, ids)
         given = None if known is None else self._inputs.known(known, len(names))
@@ -215,20 +225,20 @@ class ImageGPT:
 
         Args:
             seed: of the run; the id of sample k is "sample-" and k in 8 digits, as there.
-            temperature, top_k, top_p: see `SamplingConfig`.
+            temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
 
         Returns:
             RGB images of `side` x `side` pixels.
         """
-        if n < 1:
-            raise ValueError(f"n must be 1 or more, found {n}")
+        check_whole("seed", seed)
+        check_whole("n", n, least=1)
         drawn = self._model.draw(
             np.zeros((n, self.side**2), np.int64),
             [row_seed(seed, f"sample-{number:08d}") for number in range(n)],
             length=0,
             known=None,
             samples=1,
-            sampling=SamplingConfig(temperature, top_k, top_p),
+            sampling=SamplingConfig(temperature, top_k or None, top_p),
             doing="sample",
         )
         return [self._picture(tokens) for (tokens,) in drawn]
@@ -248,23 +258,28 @@ class ImageGPT:
         return scores if is_list(image) else scores[0]
 
     @overload
-    def embed(self, image: ImageInput, *, layers: str | int = ...) -> dict[int, Floats]: ...
+    def embed(self, image: ImageInput, *, layers: Layers = ...) -> dict[int, Floats]: ...
 
     @overload
-    def embed(self, image: ImageList, *, layers: str | int = ...) -> list[dict[int, Floats]]: ...
+    def embed(self, image: ImageList, *, layers: Layers = ...) -> list[dict[int, Floats]]: ...
 
     def embed(
-        self, image: ImageInput | ImageList, *, layers: str | int = "middle"
+        self,
+        image: ImageInput | ImageList,
+        *,
+        layers: Layers = "middle",
     ) -> dict[int, Floats] | list[dict[int, Floats]]:
         """Computes features of an image: hidden states averaged over positions, as `igpt embed`.
 
         Args:
-            layers: "middle" (n_layer // 2), "all", a number or numbers such as "8,12"; 0 is the
+            layers: "middle" (n_layer // 2), "all", a number or numbers, as "8,12" too; 0 is the
                 embedding. Blocks above the highest are not run.
 
         Returns:
             For each layer, ascending, (n_embd,) float32.
         """
+        if not isinstance(layers, str | int):
+            layers = ",".join(map(str, layers))
         chosen = chosen_layers(str(layers), self.config.n_layer)
         model = self._model.load(None)
 

@@ -51,6 +51,10 @@ class ModelBatches:
     storage_options: Mapping[str, Any] | None = field(repr=False)
     _loaded: dict[Head | None, Any] = field(default_factory=dict, init=False, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what is loaded, which a copy loads anew: packed weights have no copies."""
+        return {**vars(self), "_loaded": {}}
+
     def load(self, head: Head | None) -> Any:
         """Loads the model at the first call, for inference. Without a head any that is loaded is
         as good.
@@ -119,10 +123,8 @@ class ModelBatches:
         """Draws images (samples, T) from each row of tokens (N, T), of which the first `length` are
         known and those that `known` (N, T) says; see `complete`.
 
-        Raises ValueError for fewer samples than 1, and more of one image than a batch holds.
+        Raises ValueError for more samples of one image than a batch holds.
         """
-        if samples < 1:
-            raise ValueError(f"samples must be 1 or more, found {samples}")
         if samples > (self.batch_size or samples):
             raise ValueError(
                 f"batch_size {self.batch_size} is below the {samples} samples of an image: they "

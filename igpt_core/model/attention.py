@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -100,16 +100,20 @@ def attend(
         mask = _causal(n_queries, n_keys, q.device)
     if k.stride(3) != 1:
         k = k.contiguous()  # keys by channel: the fused kernel would not take them
+    fused = partial(
+        F.scaled_dot_product_attention,
+        of_first_order(q),
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=bool(mask is None and n_queries > 1),  # a tensor while torch.jit traces
+        scale=scale,
+    )
+    if torch.compiler.is_compiling():  # which cannot follow the switch
+        return fused()
     with _without_cudnn():
-        return F.scaled_dot_product_attention(
-            of_first_order(q),
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=mask is None and n_queries > 1,
-            scale=scale,
-        )
+        return fused()
 
 
 def reads_by_channel(like: Tensor, n_queries: int) -> bool:

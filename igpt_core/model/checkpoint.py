@@ -11,16 +11,17 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from igpt_core.errors import ANY, CheckpointError, NoHeadError, refuse_unserved
+from igpt_core.errors import ANY, CheckpointError, NoFileError, NoHeadError, refuse_unserved
 from igpt_core.files.hub import PUSH_OPTIONS, push_folder
 from igpt_core.files.loading import FetchOptions, refuse_without_meaning
-from igpt_core.files.model_files import at_revision
+from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.images.palette import Palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
 from igpt_core.model.model_methods import ModelMethods
@@ -28,11 +29,13 @@ from igpt_core.model.placement import DeviceMap, find_device, find_dtype
 from igpt_core.model.saving import make_processor, parsed_size, save_folder
 from igpt_core.model.weights import HEADS, find_weights, mismatch, read_weights, rename
 
+GENERATION_CONFIG_FILE = "generation_config.json"
+
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-class PreTrained(ModelMethods):
+class ImageGPTPreTrainedModel(ModelMethods):
     """What the model classes share: made as `cls(config)`, they come from and go to folders."""
 
     # A weight that a folder may lack: fine-tuning begins with a new one.
@@ -78,7 +81,7 @@ class PreTrained(ModelMethods):
         """Loads the model of a folder, in eval mode.
 
         A classifier made of a folder without a classification head gets a new one, drawn from
-        torch's global generator, with a warning.
+        torch's global generator, with a warning; so do the layers that a subclass has of its own.
 
         Args:
             pretrained_model_name_or_path: a local folder, "embedded", the URI of a folder on any
@@ -118,18 +121,25 @@ class PreTrained(ModelMethods):
         )
         if config is None:
             config = read_config(found[0], where=where)
-        elif not isinstance(config, ImageGPTConfig):
+        elif isinstance(config, str | os.PathLike):
             config = ImageGPTConfig.from_pretrained(config, storage_options=storage_options)
+        elif not isinstance(config, ImageGPTConfig):  # transformers' own
+            config = ImageGPTConfig.from_dict(config.to_dict())
         config = config.with_fields(**arguments)
         stored = read_weights(found[-1], where=where)
         new: dict[str, str] = {}
         if cls.new_head is not None and cls.new_head not in stored:
             new[cls.new_head] = "is not in it"
+        if not cls.__module__.startswith("igpt_core."):  # with layers of its own
+            wanted = dict(cls._on_meta(config, where).named_parameters())
+            there = rename(stored, wanted)
+            new |= {name: "is not in it" for name in wanted if name not in there}
         if ignore_mismatched_sizes:
             new |= cls._of_other_shapes(config, stored, where)
         model, weights = cls.fit(config, stored, where=where, lacking=new)
         for name, why in new.items():
-            weights[name] = torch.empty(model.get_parameter(name).shape)
+            like = next(iter(weights.values()))  # of one dtype with it, where none is given
+            weights[name] = torch.empty(model.get_parameter(name).shape, dtype=like.dtype)
             nn.init.normal_(weights[name], std=config.initializer_range)
             warnings.warn(f"{where}: {name} {why} and is new: train it", stacklevel=2)
         # One by one, so that beside the mapped file there is only what the model keeps.
@@ -142,6 +152,8 @@ class PreTrained(ModelMethods):
         model.load_state_dict(weights, assign=True)
         model.tie_weights()
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
+        if cls.can_generate():
+            model.generation_config = _generation_config(where, storage_options, fetch)
         model.eval()
         if not output_loading_info:
             return model
@@ -243,7 +255,7 @@ class PreTrained(ModelMethods):
             CheckpointError: a URI. TypeError: an argument that is none.
         """
         refuse_unserved("save_pretrained", arguments, _NEUTRAL_TO_SAVE, {})
-        if not push_to_hub and arguments:
+        if not push_to_hub and arguments.keys() - {"token"}:
             raise TypeError(f"save_pretrained: there is no argument {next(iter(arguments))!r}")
         if is_main_process:
             names = dict(self.named_parameters())
@@ -256,6 +268,10 @@ class PreTrained(ModelMethods):
                 pickled=not safe_serialization,
                 max_shard_bytes=parsed_size(max_shard_size),
             )
+            options = vars(getattr(self, "generation_config", None) or SimpleNamespace())
+            if options:
+                text = json.dumps(options, indent=2, sort_keys=True) + "\n"
+                Path(save_directory, GENERATION_CONFIG_FILE).write_text(text, encoding="utf-8")
             if push_to_hub:
                 repo_id = arguments.pop("repo_id", Path(save_directory).name)
                 push_folder(save_directory, repo_id, **arguments)
@@ -278,9 +294,24 @@ class PreTrained(ModelMethods):
 
 # Of transformers, without a meaning here.
 _NEUTRAL_TO_SAVE: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("save_function", "variant"), (None,)),
-    **dict.fromkeys(("save_peft_format", "save_original_format"), ANY),
+    "variant": (None,),
+    **dict.fromkeys(("save_function", "save_peft_format", "save_original_format"), ANY),
 }
+
+
+def _generation_config(
+    where: str, storage_options: Mapping[str, Any] | None, fetch: FetchOptions
+) -> SimpleNamespace:
+    """Returns the options of `generate` that lie in a folder, none where there are none."""
+    try:
+        (file,) = model_files(
+            where, (GENERATION_CONFIG_FILE,), storage_options=storage_options, fetch=fetch
+        )
+        return SimpleNamespace(**json.loads(file.read_text(encoding="utf-8")))
+    except NoFileError:
+        return SimpleNamespace()
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{where}: {GENERATION_CONFIG_FILE}: {error}") from error
 
 
 class _NoDraws(TorchFunctionMode):
@@ -301,7 +332,7 @@ class _NoDraws(TorchFunctionMode):
 
 
 def save_checkpoint(
-    model: PreTrained,
+    model: ImageGPTPreTrainedModel,
     path: str | os.PathLike[str],
     *,
     palette: Palette | None = None,

@@ -232,6 +232,10 @@ class ImageGPTConfig:
         """Returns the width of the hidden layer of each MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    def get_text_config(self, **_: Any) -> "ImageGPTConfig":
+        """Returns itself: there is no other part than the transformer."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as plain values, those that this class does not know included."""
         return {"model_type": self.model_type, **vars(self)}
@@ -313,7 +317,7 @@ class ImageGPTConfig:
 
         Args:
             pretrained_model_name_or_path, storage_options, revision: as for
-                `PreTrained.from_pretrained`; or a local file.
+                `ImageGPTPreTrainedModel.from_pretrained`; or a local file.
             return_unused_kwargs: return a pair, the configuration and those of `kwargs` that are no
                 fields, in place of a TypeError for these.
             kwargs: fields that beat those of the file, such as num_labels; `subfolder`, and

@@ -34,6 +34,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Activation(nn.Module):
+    """One of ACTIVATIONS as a module, which callers hook or put another in the place of."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class Conv1D(nn.Module):
     """x @ weight + bias; weight (in, out), the transposed layout of the checkpoints."""
 
@@ -125,6 +136,7 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.heads = Heads(config, layer)
+        self.attn_dropout = self.heads.attn_dropout  # where transformers has it
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
@@ -149,6 +161,7 @@ class CrossAttention(nn.Module):
         self.q_attn = Conv1D(config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.heads = Heads(config, layer)
+        self.attn_dropout = self.heads.attn_dropout  # where transformers has it
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor | None]:
@@ -167,7 +180,7 @@ class Heads(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_head = config.n_head
-        self.dropout = config.attn_pdrop
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.scale = config.head_size**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -212,7 +225,8 @@ class Heads(nn.Module):
         scales: Scales | None = None,
     ) -> Tensor:
         """Attends with each head and puts their outputs side by side, (B, T, C)."""
-        dropout = self.dropout if self.training else 0.0
+        # Of the module, whose share and mode callers change by themselves.
+        dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
         seen = {"mask": mask, "padding": options.padding}
         head_mask = options.head_mask
         factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
@@ -250,13 +264,13 @@ class MLP(nn.Module):
                 f"{config.activation_function!r}"
             )
         self.activation_function = config.activation_function
-        self.activation = ACTIVATIONS[config.activation_function]
+        self.act = Activation(ACTIVATIONS[config.activation_function])
         self.c_fc = Conv1D(config.n_embd, config.inner_size)
         self.c_proj = Conv1D(config.inner_size, config.n_embd)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))  # type: ignore[no-any-return]
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -27,6 +27,7 @@ class ModelMethods(nn.Module):
     _keys_to_ignore_on_save: ClassVar[list[str] | None] = None
 
     name_or_path = ""  # where it comes from
+    generation_config: Any = None  # of classes with `generate`, see there
 
     @property
     def device(self) -> torch.device:
@@ -40,6 +41,15 @@ class ModelMethods(nn.Module):
     def base_model(self) -> Any:
         """Returns the bare transformer, itself where there is no head."""
         return getattr(self, self.base_model_prefix, self)
+
+    @property
+    def num_labels(self) -> int:
+        """Counts the classes of a classifier."""
+        return self.config.num_labels
+
+    def post_init(self) -> None:
+        """Ties what the configuration ties; weights are drawn as modules are made."""
+        self.tie_weights()
 
     @classmethod
     def can_generate(cls) -> bool:

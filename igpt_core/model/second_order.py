@@ -50,8 +50,12 @@ class _FirstOrder(torch.autograd.Function):
 def of_first_order(x: Tensor) -> Tensor:
     """Returns what goes into a fused kernel, so that a gradient of its gradient fails with a line
     that names the way round; x itself where there is none to fail."""
+    # What follows the operations cannot follow these.
+    followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if followed or not (torch.is_grad_enabled() and x.requires_grad):
+        return x
     cuda = torch.backends.cuda
     fused = cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
-    if not (fused and torch.is_grad_enabled() and x.requires_grad):
+    if not fused:
         return x
     return _FirstOrder.apply(x)  # type: ignore[no-any-return, no-untyped-call]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from igpt_core.model.checkpoint import PreTrained
+from igpt_core.model.checkpoint import ImageGPTPreTrainedModel
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import AttentionOptions, Block, CacheSlots, Encoder, LayerNorm
@@ -21,7 +21,7 @@ from igpt_core.model.outputs import ModelOutput
 Past = KVCache | Sequence[Sequence[Tensor]]
 
 
-class ImageGPTModel(PreTrained):
+class ImageGPTModel(ImageGPTPreTrainedModel):
     """The bare transformer: tokens or embeddings in, hidden states out."""
 
     def __init__(self, config: ImageGPTConfig) -> None:

@@ -163,10 +163,10 @@ def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[
     prefix = PREFIX if any(name.startswith(PREFIX) for name in wanted) else ""
     renamed = {}
     for name, tensor in weights.items():
-        if not name.startswith(HEADS):
-            renamed[prefix + name.removeprefix(PREFIX)] = tensor
-        elif name in wanted:
+        if name in wanted:
             renamed[name] = tensor
+        elif not name.startswith(HEADS):
+            renamed[prefix + name.removeprefix(PREFIX)] = tensor
     return renamed
 
 

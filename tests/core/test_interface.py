@@ -1,6 +1,8 @@
 """ImageGPT, one image or a few: held against transformers and against each other."""
 
+import copy
 import io
+import pickle
 import shutil
 import sys
 import time
@@ -478,8 +480,28 @@ def test_models_that_cannot_are_refused(tiny_model, classifier_folder, tmp_path)
         ImageGPT.from_pretrained("nowhere")
     with pytest.raises(ValueError, match="batch_size must be 1 or more, found 0"):
         ImageGPT.from_pretrained(tiny_model, batch_size=0)
-    with pytest.raises(TypeError, match=r"expected a dtype such as torch.float32, found 'float32'"):
-        ImageGPT.from_pretrained(tiny_model, dtype="float32")
+    with pytest.raises(TypeError, match=r"expected dtype to be auto, float32, .*found 'int8'"):
+        ImageGPT.from_pretrained(tiny_model, dtype="int8")
     few = ImageGPT.from_pretrained(tiny_model, batch_size=2)
     with pytest.raises(ValueError, match="batch_size 2 is below the 3 samples of an image"):
         few.complete(photo(0), samples=3)
+
+
+def test_whole_numbers_are_asked_for(igpt):
+    for seed in (None, 1.0, True, "1"):
+        with pytest.raises(TypeError, match="seed must be a whole number, found"):
+            igpt.sample(seed=seed)
+    with pytest.raises(TypeError, match=r"n must be a whole number, found 1\.5"):
+        igpt.sample(1.5)
+
+
+def test_tokens_are_no_image(igpt):
+    """Past bug: a row of them was scored as a gray image."""
+    with pytest.raises(ValueError, match=r"found int64 \(1, 64\), a row of tokens by its looks"):
+        igpt.score(torch.zeros(1, 64, dtype=torch.int64))
+
+
+def test_one_that_was_used_may_be_copied(igpt):
+    expected = igpt.sample(1, seed=3)[0].tobytes()
+    for other in (copy.deepcopy(igpt), pickle.loads(pickle.dumps(igpt))):
+        assert other.sample(1, seed=3)[0].tobytes() == expected

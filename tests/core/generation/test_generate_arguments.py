@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 from torch.nn.utils import parametrizations, prune
 
 from igpt_core import ImageGPTConfig, SamplingConfig, complete
@@ -141,7 +142,8 @@ def test_a_configuration_stands_for_arguments(both, as_object):
 @pytest.mark.parametrize(
     "argument",
     [
-        {"pad_token_id": 0},
+        {"pad_token_id": 14},
+        {"temperature": None},
         {"eos_token_id": None},
         {"use_cache": False},
         {"num_beams": 1},
@@ -161,8 +163,9 @@ def test_arguments_that_ask_for_nothing_change_nothing(both, argument):
         ({"num_beams": 4}, "next: do_sample=True with top_k or top_p"),
         ({"penalty_alpha": 0.6}, "next: do_sample=True"),
         ({"eos_token_id": 3}, "next: max_length"),
-        ({"repetition_penalty": 1.2}, "next: leave it out"),
-        ({"logits_processor": [abs]}, "next: leave it out"),
+        ({"repetition_penalty": 1.2}, "next: a forward hook on model.lm_head"),
+        ({"logits_processor": [abs]}, "next: a forward hook on model.lm_head"),
+        ({"output_hidden_states": True}, r"next: model\(tokens, output_hidden_states=True"),
     ],
 )
 def test_others_are_refused_by_name(both, argument, next_move):
@@ -176,6 +179,48 @@ def test_others_are_refused_by_name(both, argument, next_move):
 def test_names_of_nothing_are_refused(both):
     with pytest.raises(TypeError, match="generate: there is no argument 'max_lenght'"):
         both[0].generate(started(1, 2), max_lenght=5)
+
+
+def test_a_configuration_may_come_second_or_from_the_folder(both, tmp_path):
+    """As transformers writes and takes it."""
+    ours, theirs = both
+    tokens, seeds = started(2, 3), torch.arange(2)
+    options = {"do_sample": True, "top_k": 3, "max_new_tokens": 4}
+    expected = ours.generate(tokens, seeds=seeds, **options)
+    config = transformers.GenerationConfig(**options)
+    assert ours.generate(tokens, config, seeds=seeds).equal(expected)
+    theirs.generation_config = config
+    theirs.save_pretrained(tmp_path)
+    loaded = ImageGPTForCausalImageModeling.from_pretrained(tmp_path, dtype=torch.float64)
+    assert loaded.generate(tokens, seeds=seeds).equal(expected)
+    assert loaded.generate(tokens, max_new_tokens=2, top_k=1).shape == (2, 6)
+    loaded.generation_config.repetition_penalty = 1.9
+    with pytest.raises(TypeError, match="expected no repetition_penalty"):
+        loaded.generate(tokens)
+    del loaded.generation_config.repetition_penalty
+    loaded.save_pretrained(tmp_path / "again")
+    again = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "again")
+    assert vars(again.generation_config) == vars(loaded.generation_config)
+    assert not vars(ours.from_pretrained("embedded").generation_config)
+
+
+def test_padding_is_found_by_its_token(both):
+    """As in transformers, where no mask is given."""
+    ours, theirs = both
+    tokens = started(2, 5).clamp(min=1)
+    tokens[1, :3] = 0
+    found = ours.generate(tokens, pad_token_id=0, max_length=12)
+    expected = theirs.generate(
+        tokens,
+        pad_token_id=0,
+        max_length=12,
+        do_sample=False,
+        cache_implementation="dynamic",
+    )
+    assert found.equal(expected)
+    tokens[0, 3] = 0
+    with pytest.raises(ValueError, match="padding before the first token"):
+        ours.generate(tokens, pad_token_id=0)
 
 
 # --- what a model may hold ------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def test_a_configuration_in_place_of_the_file(folder, model):
         LOAD(folder)
     assert_same_weights(LOAD(folder, config=model.config), model)
     model.config.save_pretrained(folder.parent / "other")
+    assert_same_weights(LOAD(folder, config=transformers.ImageGPTConfig(**CONFIG)), model)
     loaded = LOAD(folder, config=folder.parent / "other", output_hidden_states=True)
     assert_same_weights(loaded, model)
     assert loaded.config.output_hidden_states
@@ -191,6 +192,13 @@ def test_others_are_refused_by_name(folder, argument, next_move):
         LOAD(folder, num_lables=3)
 
 
+def test_a_refusal_is_one_short_line(folder, model):
+    with pytest.raises(TypeError, match="expected no state_dict") as refused:
+        LOAD(folder, state_dict=model.state_dict())
+    assert len(str(refused.value)) < 300
+    assert "\n" not in str(refused.value)
+
+
 # --- save_pretrained ------------------------------------------------------------------------------
 
 
@@ -240,7 +248,7 @@ def test_other_weights_than_the_models_own(tmp_path, model):
 
 
 def test_arguments_of_nothing_are_refused(tmp_path, model):
-    model.save_pretrained(tmp_path, save_function=None, variant=None)
+    model.save_pretrained(tmp_path, save_function=torch.save, variant=None, token=None)
     with pytest.raises(TypeError, match="save_pretrained: expected no variant"):
         model.save_pretrained(tmp_path, variant="fp16")
     with pytest.raises(TypeError, match="save_pretrained: there is no argument 'shards'"):

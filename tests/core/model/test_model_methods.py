@@ -202,6 +202,68 @@ def test_init_weights_draws_as_a_new_model_does():
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
+def test_activations_and_dropouts_are_modules_that_may_be_changed():
+    """Past bug: another activation was passed over, and attention kept its dropout."""
+    found = []
+    for model in pair(SHAPE):
+        seen = []
+        for block in model.transformer.h:
+            block.mlp.act.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        model(TOKENS)
+        assert len(seen) == 3
+        for block in model.transformer.h:
+            block.mlp.act = torch.nn.ReLU()
+        found.append(model(TOKENS).logits)
+    assert_equal_up_to_rounding(*found)
+    model, _ = pair(SHAPE)
+    before = model.generate(TOKENS[:, :1])
+    model.transformer.h[0].mlp.act = torch.nn.ReLU()
+    assert not model.generate(TOKENS[:, :1]).equal(before)
+    model, _ = pair(SHAPE, attn_pdrop=0.5, resid_pdrop=0.0, embd_pdrop=0.0)
+    for changed, varies in ((False, True), (True, False)):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.train(not changed)
+        assert torch.equal(model(TOKENS).logits, model(TOKENS).logits) != varies
+        assert model.transformer.h[0].attn.attn_dropout.training != changed
+
+
+def test_a_subclass_with_layers_of_its_own_loads_what_is_there(tmp_path):
+    class Points(igpt_core.ImageGPTPreTrainedModel):
+        def __init__(self, config):
+            super().__init__()
+            self.config = config
+            self.transformer = igpt_core.ImageGPTModel(config)
+            self.points = torch.nn.Linear(config.n_embd, 2)
+            self.post_init()
+
+        def forward(self, tokens):
+            return self.points(self.transformer(tokens).last_hidden_state.mean(dim=1))
+
+    model, _ = pair(SHAPE)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"points\.weight is not in it and is new"):
+        made = Points.from_pretrained(tmp_path)
+    assert made(TOKENS).shape == (3, 2)
+    state = made.transformer.state_dict()
+    assert all(torch.equal(state[n], w) for n, w in model.transformer.state_dict().items())
+    made.save_pretrained(tmp_path)
+    again = Points.from_pretrained(tmp_path)
+    assert torch.equal(again(TOKENS), made(TOKENS))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_models_are_traced_and_compiled(both):
+    model, _ = both
+    model.config.use_cache, model.config.return_dict = False, False
+    traced = torch.jit.trace(model, (TOKENS,))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    other = draw_tokens(SHAPE, 3, 7, seed=4)
+    for made in (traced, compiled):
+        assert_equal_up_to_rounding(made(other)[0], model(other)[0])
+
+
 def test_projections_pass_as_those_of_transformers():
     """peft asks whether a module is a Conv1D of transformers, whose layout this has."""
     model, _ = pair(SHAPE)
