@@ -249,3 +249,14 @@ def test_every_recipe_runs_and_gives_its_figures(ray_session, workplace):
     for block in BLOCKS:
         if block.page == "python.md" and not block.not_run:
             run_block(block)
+
+
+def test_all_that_moves_over_is_held_by_tests():
+    text = (ROOT / "docs/python.md").read_text("utf-8")
+    part = text.partition("## What moves over")[2].partition("\n## ")[0]
+    rows = [line for line in part.splitlines() if line.startswith("|")][2:]
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)`", row.split("|")[-2])
+        assert named, row
+        assert all((ROOT / name).is_file() for name in named), row
+    assert f"all {len(rows)} lines" in part
