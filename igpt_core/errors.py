@@ -1,6 +1,7 @@
 """CheckpointError, the error of every reader of checkpoints, and library errors that end in it;
 NonFiniteError."""
 
+import operator
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,3 +101,15 @@ def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
     if isinstance(value, Sequence) and not value:
         return [] in neutral
     return any(value is each or (type(value) is type(each) and value == each) for each in neutral)
+
+
+def check_whole(name: str, value: Any, *, least: int | None = None) -> None:
+    """Raises TypeError for what is no whole number, ValueError for one below the least."""
+    try:
+        whole = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None:
+        raise TypeError(f"{name} must be a whole number, found {value!r}")
+    if least is not None and whole < least:
+        raise ValueError(f"{name} must be {least} or more, found {value}")

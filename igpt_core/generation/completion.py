@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from igpt_core.errors import check_whole
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.noise import check_seeds
 from igpt_core.generation.packed import prepacked
@@ -178,8 +179,8 @@ def _checked_sizes(
         raise ValueError(f"expected one seed per row, ({rows},), found {tuple(seeds.shape)}")
     for name in ("n_samples", "window", "at_once"):
         number = getattr(how, name)
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be 1 or more, found {number}")
+        if number is not None:
+            check_whole(name, number, least=1)
     if how.kv_cache_dtype not in (None, torch.int8):
         raise ValueError(f"kv_cache_dtype must be torch.int8, found {how.kv_cache_dtype}")
     n_colors = model.config.n_colors

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from igpt_core.errors import ANY, refuse_unserved
+from igpt_core.errors import ANY, check_whole, refuse_unserved
 from igpt_core.generation.decoding import decode, feed_prompts, new_cache
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
@@ -131,7 +131,7 @@ class GenerationMixin(CausalModel):
             TypeError: an argument that asks for what is not there, such as beams.
             NonFiniteError: a model that overflows in its dtype.
         """
-        if not isinstance(max_length, int | None):
+        if isinstance(max_length, Mapping) or hasattr(max_length, "to_diff_dict"):
             max_length, generation_config = None, max_length
         if generation_config is None:
             generation_config = self.generation_config
@@ -289,6 +289,9 @@ def _options(given: dict[str, Any], config: Any) -> dict[str, Any]:
         raise TypeError(f"generate: there is no argument {unknown[0]!r}")
     for name in ("do_sample", "temperature", "num_return_sequences"):  # None is no choice
         given[name] = _DEFAULTS[name] if given[name] is None else given[name]
+    for name in ("max_length", "max_new_tokens", "num_return_sequences"):
+        if given[name] is not None:
+            check_whole(f"generate: {name}", given[name])
     return given
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from igpt_core.errors import CheckpointError
+from igpt_core.errors import CheckpointError, check_whole
 from igpt_core.files.model_files import resolve_revision
 from igpt_core.generation.known_pixels import prompt_length
 from igpt_core.generation.sampling import SamplingConfig, row_seed
@@ -23,7 +23,6 @@ from igpt_core.interface.inputs import (
     ImageInput,
     ImageList,
     Inputs,
-    check_whole,
     ids_of,
     is_list,
 )
@@ -107,12 +106,17 @@ class ImageGPT:
 
         Raises:
             CheckpointError: no such folder, or files that do not fit. ValueError: a batch size
-                below 1. TypeError: a dtype that is none.
+                below 1, or a GPU that is not there. TypeError: a dtype that is none.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, found {batch_size}")
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, least=1)
         dtype = find_dtype(dtype, None)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if where.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"expected a GPU for device {str(where)!r}, found none that torch can use; next: "
+                "device='cpu', or none"
+            )
         fast = where.type == "cuda" or multiplies_bfloat16()
         location = resolve_revision(os.fspath(path_or_uri), (CONFIG_FILE,))
         model = ModelBatches(

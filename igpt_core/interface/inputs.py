@@ -91,14 +91,6 @@ def ids_of(images: Any, ids: str | Sequence[str] | None) -> list[str]:
     return as_list(ids)
 
 
-def check_whole(name: str, value: Any, *, least: int | None = None) -> None:
-    """Raises TypeError for what is no whole number, ValueError for one below the least."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be a whole number, found {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be {least} or more, found {value}")
-
-
 def loadable(image: Any) -> bytes | Image.Image:
     """Returns what `load_pixels` takes: a path's bytes, an array (H, W) or (H, W, C) as a PIL
     image, bytes and PIL images as they are.

@@ -505,3 +505,9 @@ def test_one_that_was_used_may_be_copied(igpt):
     expected = igpt.sample(1, seed=3)[0].tobytes()
     for other in (copy.deepcopy(igpt), pickle.loads(pickle.dumps(igpt))):
         assert other.sample(1, seed=3)[0].tobytes() == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed_at_once(tiny_model):
+    with pytest.raises(ValueError, match="expected a GPU for device 'cuda', found none"):
+        ImageGPT.from_pretrained(tiny_model, device="cuda")

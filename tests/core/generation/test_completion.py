@@ -268,6 +268,13 @@ def test_an_own_forward_is_called_for_all_that_begin_together(model, begin_toget
     handle.remove()
 
 
+@pytest.mark.parametrize("name", ["n_samples", "window", "at_once"])
+def test_numbers_are_whole(model, name: str) -> None:
+    for wrong in (2.0, "2", True):
+        with pytest.raises(TypeError, match=f"{name} must be a whole number, found"):
+            draw("one prompt length", model, **{name: wrong})
+
+
 @pytest.mark.parametrize("at_once", [0, -1])
 def test_no_place_at_all_is_refused(model, at_once: int) -> None:
     with pytest.raises(ValueError, match=f"at_once must be 1 or more, found {at_once}"):

@@ -176,6 +176,15 @@ def test_others_are_refused_by_name(both, argument, next_move):
         both[0].generate(started(1, 2), generation_config=argument)
 
 
+@pytest.mark.parametrize("name", ["max_length", "max_new_tokens", "num_return_sequences"])
+def test_numbers_are_whole(both, name):
+    for wrong in (4.0, "4", True):
+        with pytest.raises(TypeError, match=f"{name} must be a whole number, found"):
+            both[0].generate(started(1, 2), do_sample=True, **{name: wrong})
+    found = both[0].generate(started(1, 2), do_sample=True, **{name: torch.tensor(5)})
+    assert found.equal(found.long())
+
+
 def test_names_of_nothing_are_refused(both):
     with pytest.raises(TypeError, match="generate: there is no argument 'max_lenght'"):
         both[0].generate(started(1, 2), max_lenght=5)
