@@ -74,3 +74,12 @@ def refuse_without_meaning(arguments: dict[str, Any]) -> None:
     Raises TypeError for one that asks for what is not there, with what to do instead.
     """
     refuse_unserved("from_pretrained", arguments, _NEUTRAL, _INSTEAD)
+
+
+def refuse_push(push_to_hub: bool) -> None:
+    """Raises TypeError where what is no model is to be pushed as it is saved."""
+    if push_to_hub:
+        raise TypeError(
+            "save_pretrained: expected push_to_hub=False, found True: nothing is pushed here; "
+            "next: huggingface_hub.upload_folder on the folder"
+        )

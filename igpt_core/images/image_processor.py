@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from igpt_core.errors import CheckpointError
-from igpt_core.files.loading import FetchOptions, refuse_without_meaning
+from igpt_core.files.loading import FetchOptions, refuse_push, refuse_without_meaning
 from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.images.batch_feature import TENSOR_TYPES
 from igpt_core.images.batch_feature import BatchFeature as BatchFeature
@@ -212,11 +212,7 @@ class ImageGPTImageProcessor:
 
         Raises TypeError for `push_to_hub`.
         """
-        if push_to_hub:
-            raise TypeError(
-                "save_pretrained: expected push_to_hub=False, found True: nothing is pushed here; "
-                "next: huggingface_hub.upload_folder on the folder"
-            )
+        refuse_push(push_to_hub)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / PREPROCESSOR_FILE)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from igpt_core.errors import CheckpointError
-from igpt_core.files.loading import FetchOptions, refuse_without_meaning
+from igpt_core.files.loading import FetchOptions, refuse_push, refuse_without_meaning
 from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.model.config_fields import RULES, SIZE, class_indices, class_names, inverse_names
 
@@ -372,11 +372,7 @@ class ImageGPTConfig:
 
         Raises TypeError for `push_to_hub`.
         """
-        if push_to_hub:
-            raise TypeError(
-                "save_pretrained: expected push_to_hub=False, found True: nothing is pushed here; "
-                "next: huggingface_hub.upload_folder on the folder"
-            )
+        refuse_push(push_to_hub)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / CONFIG_FILE, use_diff=False)

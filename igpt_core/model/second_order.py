@@ -6,18 +6,20 @@ import torch
 from torch import Tensor
 
 
-class _SecondOrder(torch.autograd.Function):
-    """The identity, whose gradient there is not."""
-
+class _Identity(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keeps nothing."""
+
+
+class _SecondOrder(_Identity):
+    """The identity, whose gradient there is not."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -28,18 +30,8 @@ class _SecondOrder(torch.autograd.Function):
         )
 
 
-class _FirstOrder(torch.autograd.Function):
+class _FirstOrder(_Identity):
     """The identity, whose gradient has no gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keeps nothing."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -188,28 +188,12 @@ def test_what_is_not_drawn_cannot_fail_a_run(window: int, at_once: int | None) -
     allowed = torch.zeros(N_COLORS)
     allowed[0] = -torch.inf  # no draw feeds it
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + allowed)
-    complete(
-        model,
-        image[:, :7],
-        n_positions=N,
-        pinned=Pinned(image, given),
-        seeds=SEEDS[:3],
-        sampling=SamplingConfig(),
-        window=window,
-        at_once=at_once,
-    )
+    how = {"seeds": SEEDS[:3], "sampling": SamplingConfig(), "window": window, "at_once": at_once}
+    draws = partial(complete, model, image[:, :7], n_positions=N, **how)
+    draws(pinned=Pinned(image, given))
     given[0, 99] = False  # now a pixel is drawn behind them
     with pytest.raises(FloatingPointError, match="finite logits"):
-        complete(
-            model,
-            image[:, :7],
-            n_positions=N,
-            pinned=Pinned(image, given),
-            seeds=SEEDS[:3],
-            sampling=SamplingConfig(),
-            window=window,
-            at_once=at_once,
-        )
+        draws(pinned=Pinned(image, given))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
