@@ -15,7 +15,8 @@ demo: install
 	$(BIN)/igpt demo
 
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto tests/core  # a core for each
+	$(BIN)/pytest --ignore=tests/core
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -9,6 +9,11 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 __all__ = [  # noqa: RUF022, in the order of sorted()
+    "AutoConfig",
+    "AutoFeatureExtractor",
+    "AutoImageProcessor",
+    "AutoModel",
+    "AutoModelForImageClassification",
     "BatchFeature",
     "CausalOutput",
     "CheckpointError",
@@ -65,8 +70,11 @@ if TYPE_CHECKING:
         load_model,
         random_model,
     )
+    from igpt_core.heads import ImageGPTForImageClassification as AutoModelForImageClassification
     from igpt_core.images.batch_feature import BatchFeature
     from igpt_core.images.image_processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
+    from igpt_core.images.image_processor import ImageGPTFeatureExtractor as AutoFeatureExtractor
+    from igpt_core.images.image_processor import ImageGPTImageProcessor as AutoImageProcessor
     from igpt_core.images.model_palette import load_image_size, load_palette
     from igpt_core.images.palette import ColorHistogram, Palette
     from igpt_core.images.pixels import encode_png, load_pixels
@@ -82,6 +90,7 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from igpt_core.model.config import VARIANTS, ImageGPTConfig
+    from igpt_core.model.config import ImageGPTConfig as AutoConfig
     from igpt_core.model.kv_cache import KVCache
     from igpt_core.model.outputs import (
         CausalOutput,
@@ -90,7 +99,16 @@ if TYPE_CHECKING:
         ModelOutput,
     )
     from igpt_core.model.transformer import ImageGPTModel
+    from igpt_core.model.transformer import ImageGPTModel as AutoModel
 else:
+    # Classes of transformers that choose by the kind of a model: there is one here.
+    _CHOSEN = {
+        "AutoConfig": "ImageGPTConfig",
+        "AutoFeatureExtractor": "ImageGPTFeatureExtractor",
+        "AutoImageProcessor": "ImageGPTImageProcessor",
+        "AutoModel": "ImageGPTModel",
+        "AutoModelForImageClassification": "ImageGPTForImageClassification",
+    }
     _MODULE_OF = {
         "BatchFeature": "images.batch_feature",
         "CausalOutput": "model.outputs",
@@ -138,9 +156,10 @@ else:
 
     def __getattr__(name):
         """Imports a public name's module at its first use (PEP 562)."""
-        if name not in _MODULE_OF:
+        kind = _CHOSEN.get(name, name)
+        if kind not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(_import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        value = getattr(_import_module(f"{__name__}.{_MODULE_OF[kind]}"), kind)
         globals()[name] = value  # the next use finds it there
         return value
 

@@ -1,11 +1,14 @@
 """CheckpointError, the error of every reader of checkpoints, and library errors that end in it;
-NonFiniteError."""
+NonFiniteError; checks of arguments."""
 
 import operator
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from torch import Tensor
 
 # What libraries that fetch files raise that is no OSError: no credentials, no connection ...
 _LIBRARY_ERRORS = (
@@ -89,9 +92,8 @@ def refuse_unserved(
         value = arguments.pop(name)
         if neutral[name] is ANY or _is_one_of(value, neutral[name]):
             continue
-        found = " ".join(reprlib.repr(value).split())
         raise TypeError(
-            f"{function}: expected no {name}, as there is none here, found {found}; next: "
+            f"{function}: expected no {name}, as there is none here, found {_short(value)}; next: "
             f"{instead.get(name, 'leave it out')}"
         )
 
@@ -103,13 +105,49 @@ def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
     return any(value is each or (type(value) is type(each) and value == each) for each in neutral)
 
 
-def check_whole(name: str, value: Any, *, least: int | None = None) -> None:
-    """Raises TypeError for what is no whole number, ValueError for one below the least."""
+def _short(value: Any) -> str:
+    return " ".join(reprlib.repr(value).split())
+
+
+def check_whole(name: str, value: Any, *, least: int | None = None) -> int:
+    """Returns a whole number of any kind as an int: products of numpy's and torch's wrap around.
+
+    Raises TypeError for what is no whole number, ValueError for one below the least.
+    """
     try:
         whole = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         whole = None
     if whole is None:
-        raise TypeError(f"{name} must be a whole number, found {value!r}")
+        raise TypeError(f"{name} must be a whole number, found {_short(value)}")
     if least is not None and whole < least:
-        raise ValueError(f"{name} must be {least} or more, found {value}")
+        raise ValueError(f"{name} must be {least} or more, found {whole}")
+    return whole
+
+
+def whole_tensor(name: str, value: Any, *, below: int | None = None) -> "Tensor":
+    """Returns a tensor of any integer dtype as int64: most operations take no other, and narrow
+    ones do not hold the start token.
+
+    Args:
+        below: where it is given, the numbers are held against [0, below), for which the host waits
+            for a GPU.
+
+    Raises TypeError for what is no tensor, ValueError for another dtype or numbers out of range.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"expected {name} as a tensor, found {type(value).__name__}; next: "
+            f"torch.as_tensor({name})"
+        )
+    dtype = value.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise ValueError(f"expected {name} of an integer dtype, found {dtype}; next: {name}.long()")
+    whole = value.long()
+    if below is not None and whole.numel():
+        low, high = (int(end) for end in whole.aminmax())
+        if low < 0 or high >= below:
+            raise ValueError(f"expected {name} from 0 to {below - 1}, found {low} to {high}")
+    return whole

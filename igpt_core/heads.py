@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from igpt_core.errors import check_whole, whole_tensor
 from igpt_core.generation.generate import GenerationMixin
 from igpt_core.model.checkpoint import ImageGPTPreTrainedModel
 from igpt_core.model.config import VARIANTS, ImageGPTConfig
@@ -62,7 +63,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         """Computes logits of the next pixel at every position; see `ImageGPTModel.forward`.
 
         Args:
-            labels: (B, T) int64 colors; shifted here, so that position i is held against
+            labels: (B, T) integer colors; shifted here, so that position i is held against
                 labels[:, i + 1]. The loss is the mean in nats over those that are not -100.
         """
         hidden = self.transformer(
@@ -84,7 +85,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden.last_hidden_state)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            behind = whole_tensor("labels", labels)[:, 1:]
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), behind.flatten())
         output = CausalOutput(
             loss=loss,
             logits=logits,
@@ -133,7 +135,7 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
         The mean is over all positions given, padding included, as in transformers.
 
         Args:
-            labels: (B,) int64 classes, for the cross entropy in nats; (B, num_labels) floats in
+            labels: (B,) integer classes, for the cross entropy in nats; (B, num_labels) floats in
                 [0, 1], for the mean binary cross entropy of each class; where num_labels is 1,
                 (B,) floats, for the mean squared error. The configuration's problem_type
                 ("single_label_classification", "multi_label_classification", "regression")
@@ -174,9 +176,21 @@ def _class_loss(logits: Tensor, labels: Tensor, config: ImageGPTConfig) -> Tenso
     if kind == "regression":
         return F.mse_loss(logits, labels.view(logits.shape).to(logits.dtype))
     if kind == "single_label_classification":
-        return F.cross_entropy(logits, labels.flatten())
+        classes = whole_tensor("labels", labels).flatten()
+        if len(classes) != len(logits):
+            raise ValueError(
+                f"expected labels ({len(logits)},), a class of each row, found "
+                f"{tuple(labels.shape)}; next: floats {tuple(logits.shape)} for several of each"
+            )
+        return F.cross_entropy(logits, classes)
     if kind == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels)
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"expected labels {tuple(logits.shape)}, a share of each class, found "
+                f"{tuple(labels.shape)}; next: integers ({len(logits)},) for one class of each row"
+            )
+        shares = labels if labels.is_floating_point() else labels.to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, shares)
     raise ValueError(f"config: unknown problem_type {kind!r}")
 
 
@@ -246,6 +260,7 @@ def random_model(variant: str, *, seed: int) -> ImageGPTForCausalImageModeling:
 
     The same seed gives the same weights; torch's global generator is left as it was.
     """
+    seed = check_whole("seed", seed)
     if variant not in VARIANTS:
         raise ValueError(f"expected variant to be one of {list(VARIANTS)}, found {variant!r}")
     with torch.random.fork_rng(devices=[]):

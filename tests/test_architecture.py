@@ -265,12 +265,14 @@ def test_no_benchmark_has_the_name_of_a_package():
 def test_public_names_are_sorted_and_complete():
     tree = ast.parse(Path(igpt_core.__file__).read_text("utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]  # for type checkers
-    module_of = {name.name: node.module for node in block.body for name in node.names}
+    imported = [(node.module, name) for node in block.body for name in node.names]
+    module_of = {name.asname or name.name: module for module, name in imported}
     assert igpt_core.__all__ == sorted(module_of)
     assert set(igpt_core.__all__) <= set(dir(igpt_core))
-    for name, module in module_of.items():
-        assert getattr(igpt_core, name) is getattr(importlib.import_module(module), name)
-    assert igpt_core._MODULE_OF.keys() == module_of.keys()
+    for module, name in imported:
+        value = getattr(importlib.import_module(module), name.name)
+        assert getattr(igpt_core, name.asname or name.name) is value
+    assert igpt_core._MODULE_OF.keys() | igpt_core._CHOSEN.keys() == module_of.keys()
     others = {name for name in vars(igpt_core) if not name.startswith("_")} - set(module_of)
     assert others <= {"TYPE_CHECKING", *ROOMS["igpt_core"]}
     with pytest.raises(AttributeError, match="'igpt_core' has no attribute 'Pallete'"):

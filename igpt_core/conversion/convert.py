@@ -61,7 +61,10 @@ def convert_checkpoint(
     Raises:
         CheckpointError: an output that is taken, a source that is damaged or holds another model,
             or a palette that does not fit it.
+        TypeError: a dtype that is no float one, which would leave nothing of the weights.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"convert_checkpoint: expected a float dtype for weights, found {dtype}")
     _check_output(output, overwrite=overwrite)
     if is_openai(source) and not Path(source).is_dir():
         architecture = HEADS["causal"].__name__

@@ -56,10 +56,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
         (None, False, {}),
     ),
     "weights_only": (None, True),
-    "attn_implementation": (None, "eager", "sdpa"),
 }
 _INSTEAD = {
-    "attn_implementation": "leave it out: the fastest kernel of the device is taken",
     "weights_only": "leave it out: pickles are read as weights only",
     "state_dict": "model.load_state_dict",
     "from_tf": "igpt convert",

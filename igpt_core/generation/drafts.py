@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from igpt_core.errors import CheckpointError, NoFileError
+from igpt_core.errors import CheckpointError, NoFileError, check_whole, whole_tensor
 from igpt_core.files.model_files import model_files
 
 TABLES_FILE = "neighbor_tables.safetensors"  # in a model's folder
@@ -56,6 +56,7 @@ class NeighborTables:
 
         Raises CheckpointError where they cannot be fetched or are no such tables.
         """
+        n_colors = check_whole("n_colors", n_colors, least=1)
         try:
             (path,) = model_files(path_or_uri, [TABLES_FILE], storage_options=storage_options)
         except NoFileError:
@@ -98,12 +99,22 @@ class NeighborTables:
 
         Returns:
             None where there are too many colors for tables, or no pixel to count.
+
+        Raises ValueError for another dtype or shape, and known pixels that are no colors.
         """
+        n_colors = check_whole("n_colors", n_colors, least=1)
+        images = whole_tensor("images", images)
+        if known.dtype != torch.bool or known.shape != images.shape:
+            raise ValueError(
+                f"expected known pixels to be torch.bool of shape {tuple(images.shape)}, found "
+                f"{known.dtype} of {tuple(known.shape)}"
+            )
+        whole_tensor("known pixels of images", images[known], below=n_colors)
         if n_colors > _MOST_COLORS or not bool(known.any()):
             return None
         side = math.isqrt(images.shape[1])
         square = (-1, side, side)
-        image = images[:, : side * side].long().view(square)
+        image = images[:, : side * side].view(square)
         given = known[:, : side * side].view(square)
         shares = torch.bincount(image[given], minlength=n_colors) + 1.0
         shares = shares / shares.sum()

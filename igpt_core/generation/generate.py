@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from igpt_core.errors import whole_tensor
 from igpt_core.generation.decoding import decode, feed_prompts, new_cache
-from igpt_core.generation.generate_arguments import count_padding, options_of, tokens_of
+from igpt_core.generation.generate_arguments import (
+    check_range,
+    count_padding,
+    options_of,
+    refuse_virtual_tokens,
+    tokens_of,
+)
 from igpt_core.generation.noise import GumbelNoise
 from igpt_core.generation.packed import prepacked
 from igpt_core.generation.passes import CausalModel, has_own_forward
@@ -62,8 +69,9 @@ class GenerationMixin(CausalModel):
         by rounding; not of the other rows.
 
         Args:
-            inputs: (B, T) int64 in [0, vocab_size), T >= 1; for images the start token,
-                config.vocab_size - 1, and what pixels there are. `input_ids` is another name.
+            inputs: (B, T) of any integer dtype in [0, vocab_size), T >= 1; for images the start
+                token, config.vocab_size - 1, and what pixels there are. `input_ids` is another
+                name.
             attention_mask: (B, T), zero or false for padding before a row's first token, which is
                 as if it were not there.
             pad_token_id: the token of that padding, where no mask is given.
@@ -78,9 +86,10 @@ class GenerationMixin(CausalModel):
                 are as by default; the second argument may be it too. `model.generation_config`
                 unless given.
             return_dict_in_generate: return a `GenerateOutput`.
-            output_scores: with the filtered logits from which each token was drawn.
-            seeds: (B,) of any integer dtype, one per row; drawn from torch's global generator
-                unless given.
+            output_scores: with the filtered logits from which each token was drawn; not looked at
+                otherwise.
+            seeds: (B,) of any integer dtype, one per row, to sample by; drawn from torch's global
+                generator unless given.
             arguments: others of transformers, where they ask for nothing which is not so anyway.
 
         Returns:
@@ -88,8 +97,10 @@ class GenerationMixin(CausalModel):
             added are colors, never the start token.
 
         Raises:
-            ValueError: an option or a size out of its range, or seeds that are no integers.
-            TypeError: an argument that asks for what is not there, such as beams.
+            ValueError: an option, a size or a token out of its range, or tokens or seeds that are
+                no integers.
+            TypeError: an argument that asks for what is not there, such as beams, or is of another
+                type.
             NonFiniteError: a model that overflows in its dtype.
         """
         if isinstance(max_length, Mapping) or hasattr(max_length, "to_diff_dict"):
@@ -109,6 +120,7 @@ class GenerationMixin(CausalModel):
             "pad_token_id": pad_token_id,
             **arguments,
         }
+        refuse_virtual_tokens(self)
         options = options_of(given, generation_config)
         tokens = tokens_of(inputs, input_ids)
         n_each = options["num_return_sequences"]
@@ -119,6 +131,7 @@ class GenerationMixin(CausalModel):
                 options["temperature"], options["top_k"] or None, options["top_p"]
             )
             seeds = torch.randint(2**63 - 1, (rows,)) if seeds is None else seeds
+            seeds = whole_tensor("seeds", seeds)
         else:
             sampling = SamplingConfig(greedy=True)
             seeds = torch.zeros(rows, dtype=torch.int64)  # of noise that is not looked at
@@ -133,6 +146,7 @@ class GenerationMixin(CausalModel):
         if attention_mask is None and options["pad_token_id"] is not None:
             attention_mask = tokens != options["pad_token_id"]
         n_padding = count_padding(attention_mask, tokens)
+        check_range(tokens, n_padding, self.config.vocab_size)
         logits: list[Tensor] | None = None
         if options["return_dict_in_generate"] and options["output_scores"]:
             logits = []
@@ -144,6 +158,20 @@ class GenerationMixin(CausalModel):
         if logits is not None:
             scores = tuple(filter_logits(each, sampling) for each in logits)
         return GenerateOutput(sequences=drawn, scores=scores)
+
+    def compute_transition_scores(
+        self, sequences: Tensor, scores: tuple[Tensor, ...], normalize_logits: bool = False
+    ) -> Tensor:
+        """Returns the score of each token that was drawn, (R, N), of a result with `output_scores`.
+
+        Args:
+            sequences: (R, L) int64.
+            scores: of the last N tokens, (R, V) each.
+            normalize_logits: the log of their probabilities in nats in place of the scores.
+        """
+        stacked = torch.stack(scores, dim=1)
+        stacked = stacked.log_softmax(dim=-1) if normalize_logits else stacked
+        return stacked.gather(2, sequences[:, -len(scores) :, None])[..., 0]
 
     def _length(self, n_given: int, max_length: int | None, max_new: int | None) -> int:
         """Returns the tokens of a result, of which so many are given."""

@@ -3,22 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from igpt_core.errors import ANY, check_whole, refuse_unserved
+from igpt_core.errors import ANY, check_whole, refuse_unserved, whole_tensor
 
 # Arguments of transformers without a meaning here, see `refuse_unserved`.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     # Images have one length, so that nothing is padded behind an end; a cache is kept always.
     **dict.fromkeys(("bos_token_id", "use_cache", "synced_gpus"), ANY),
     **dict.fromkeys(("num_beams", "num_beam_groups"), (None, 1)),
-    **dict.fromkeys(("repetition_penalty", "length_penalty", "typical_p"), (None, 1, 1.0)),
+    **dict.fromkeys(
+        ("repetition_penalty", "length_penalty", "typical_p", "guidance_scale"), (None, 1, 1.0)
+    ),
+    # 0 is a color and the shortest time.
+    **dict.fromkeys(
+        ("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "max_time"), (None, [])
+    ),
     **dict.fromkeys(
         (
             *("penalty_alpha", "diversity_penalty", "no_repeat_ngram_size", "min_length"),
-            *("min_new_tokens", "min_p", "epsilon_cutoff", "eta_cutoff", "guidance_scale"),
-            *("bad_words_ids", "force_words_ids", "constraints", "suppress_tokens", "eos_token_id"),
-            *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "max_time"),
+            *("min_new_tokens", "min_p", "epsilon_cutoff", "eta_cutoff", "begin_suppress_tokens"),
+            *("bad_words_ids", "force_words_ids", "constraints", "suppress_tokens"),
             *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"),
             *("assistant_model", "early_stopping", "output_attentions", "output_hidden_states"),
             *("output_logits", "renormalize_logits", "remove_invalid_values", "low_memory"),
@@ -76,20 +82,19 @@ def options_of(given: dict[str, Any], config: Any) -> dict[str, Any]:
         raise TypeError(f"generate: there is no argument {unknown[0]!r}")
     for name in ("do_sample", "temperature", "num_return_sequences"):  # None is no choice
         given[name] = _DEFAULTS[name] if given[name] is None else given[name]
-    for name in ("max_length", "max_new_tokens", "num_return_sequences"):
+    for name in ("max_length", "max_new_tokens", "top_k", "num_return_sequences", "pad_token_id"):
         if given[name] is not None:
-            check_whole(f"generate: {name}", given[name])
+            given[name] = check_whole(f"generate: {name}", given[name])
     return given
 
 
 def tokens_of(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:
     if (inputs is None) == (input_ids is None):
         raise ValueError("generate: give the tokens to begin with once, as inputs or as input_ids")
-    given = input_ids if inputs is None else inputs
-    assert given is not None
-    if given.dim() != 2:
-        raise ValueError(f"generate: expected tokens (B, T), found {tuple(given.shape)}")
-    return given.long()
+    tokens = whole_tensor("inputs", input_ids if inputs is None else inputs)
+    if tokens.dim() != 2:
+        raise ValueError(f"generate: expected tokens (B, T), found {tuple(tokens.shape)}")
+    return tokens
 
 
 def count_padding(mask: Tensor | None, tokens: Tensor) -> list[int]:
@@ -108,3 +113,21 @@ def count_padding(mask: Tensor | None, tokens: Tensor) -> list[int]:
             "behind it; next: move the padding to the left"
         )
     return (1 - seen).sum(dim=1).tolist()
+
+
+def check_range(tokens: Tensor, n_padding: list[int], vocab_size: int) -> None:
+    """Raises ValueError for tokens behind the padding, which may be any, that have no embedding."""
+    seen = torch.arange(tokens.shape[1]) >= torch.tensor(n_padding)[:, None]
+    whole_tensor("inputs", tokens[seen.to(tokens.device)], below=vocab_size)
+
+
+def refuse_virtual_tokens(model: Any) -> None:
+    """Raises TypeError for a model before whose tokens an adapter of peft puts its own: it would
+    have each step prepared by itself, which `generate` does not."""
+    adapted = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)
+    config = getattr(adapted, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise TypeError(
+            f"generate: expected no virtual tokens, found those of {type(config).__name__}; next: "
+            "an adapter on projections, such as LoRA, or the next pixel's logits, model(input_ids)"
+        )

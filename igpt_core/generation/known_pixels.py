@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from igpt_core.errors import check_whole
 from igpt_core.images.pixels import Crop, load_pixels
 
 _KEEP = re.compile(r"(\d+|\d*\.\d+)\s*(rows?|pixels?|px|)")
@@ -21,6 +22,7 @@ def prompt_length(keep: str, image_size: int, *, masked: bool) -> int:
 
     Raises ValueError for another text, and where nothing is known, or all is.
     """
+    image_size = check_whole("image_size", image_size, least=1)
     found = _KEEP.fullmatch(keep.strip())
     if found is None:
         raise ValueError(

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from igpt_core.errors import whole_tensor
+
 # Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -82,9 +84,7 @@ class GumbelNoise:
         Raises:
             ValueError: seeds of a dtype that is no integer one.
         """
-        check_seeds(seeds)
-        # Narrower ones hold neither the words nor their mask.
-        self.seeds = seeds.long().repeat_interleave(n_samples)
+        self.seeds = whole_tensor("seeds", seeds).repeat_interleave(n_samples)
         self.samples = torch.arange(n_samples, device=seeds.device).repeat(len(seeds))
 
     def put(self, rows: Tensor, noise: "GumbelNoise") -> None:
@@ -92,12 +92,14 @@ class GumbelNoise:
         self.seeds[rows], self.samples[rows] = noise.seeds, noise.samples
 
     def at(self, positions: Tensor, n_colors: int) -> Tensor:
-        """Draws the noise at positions (T,) of all sequences, or (R, T) of each its own; int64.
+        """Draws the noise at positions (T,) of all sequences, or (R, T) of each its own, of any
+        integer dtype.
 
         Returns:
             (R, T, n_colors) float32, from -3.13 to 22.9: the same bits on every device.
         """
-        return _gumbel(_hashed(self._words(positions), n_colors))
+        words = self._words(whole_tensor("positions", positions))
+        return _gumbel(_hashed(words, n_colors))
 
     def _words(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Computes two words (R, T) int64 for each position."""
@@ -105,13 +107,6 @@ class GumbelNoise:
         zero = torch.zeros_like(seeds)
         key = (seeds & _MASK32, (seeds >> 32) & _MASK32)
         return philox((positions, samples, zero, zero), key)[:2]
-
-
-def check_seeds(seeds: Tensor) -> None:
-    """Raises ValueError for seeds of a dtype that is no integer one."""
-    dtype = seeds.dtype
-    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-        raise ValueError(f"expected seeds of an integer dtype, found {dtype}; next: seeds.long()")
 
 
 class NoiseAhead:

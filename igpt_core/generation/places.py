@@ -1,6 +1,6 @@
 """Places of images that are decoded together, which others take once these are drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,7 @@ class Places:
         self._model, self._images, self._n_samples = model, images, how.n_samples
         self._result, self._n_passes = result, n_passes
         self._waiting: list[int] = (~images.known).any(dim=1).nonzero()[:, 0].tolist()
+        self._n_pixels_waiting = self._n_pixels(self._waiting)
         self._holds: dict[int, int] = {}  # the image in each place
         self._n_places = how.at_once or rows
         own_forward = has_own_forward(model)  # which all rows need at one position
@@ -94,11 +95,31 @@ class Places:
         if how.at_once is not None and not own_forward:
             self._n_together = _begin_together(self._cache, self._n_places)
 
-    def decode(self) -> None:
-        """Draws all that waits."""
+    def decode(self, on_progress: Callable[[float], None] | None = None) -> None:
+        """Draws all that waits. `on_progress`: as of `complete`."""
         apart = self._apart or self._n_together < self._n_places
-        decode(self._model, self._cache, self._windows, apart=apart, refill=self._refill)
+        n_all, share = self._n_pixels_waiting, 0.0
+
+        def refill() -> None:
+            nonlocal share
+            self._refill()
+            if on_progress is not None:
+                share = max(share, 1 - self._most_pixels_left() / n_all)
+                on_progress(share)
+
+        decode(self._model, self._cache, self._windows, apart=apart, refill=refill)
         self._collect(list(self._holds))
+
+    def _most_pixels_left(self) -> int:
+        """Counts the pixels that wait, and those under way as if all stood where the last does."""
+        n_under_way = int((~self._windows.are_over).sum())
+        most_each = self._windows.fewest_passes * self._windows.size
+        return self._n_pixels_waiting + n_under_way * most_each
+
+    def _n_pixels(self, images: Sequence[int]) -> int:
+        """Counts the pixels behind the prompts of images, in all samples."""
+        lengths, n_positions = self._images.lengths, self._images.image.shape[1]
+        return sum(n_positions - lengths[image] for image in images) * self._n_samples
 
     def _refill(self) -> None:
         while self._waiting:
@@ -107,6 +128,7 @@ class Places:
                 return
             images = self._waiting[: self._n_together]
             del self._waiting[: self._n_together]
+            self._n_pixels_waiting -= self._n_pixels(images)
             self._begin(images, free[: len(images)])
 
     def _free(self) -> list[int]:

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from igpt_core.errors import check_whole
+
 if TYPE_CHECKING:  # for names alone: options are checked without torch, which takes seconds
     from torch import Tensor
 
@@ -41,14 +43,19 @@ class SamplingConfig:
                 f"temperature must be from 1e-30 to 1e30, found {self.temperature}; next: greedy "
                 "for the most probable color"
             )
-        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
-            raise ValueError(f"top_k must be 1 or more, found {self.top_k}")
+        if self.top_k is not None:
+            # As an int, which compares and sums like others.
+            object.__setattr__(self, "top_k", check_whole("top_k", self.top_k, least=1))
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], found {self.top_p}")
 
 
 def row_seed(run_seed: int, row_id: str) -> int:
-    """Returns a row's seed, a stable 63-bit hash (BLAKE2b) of the run's seed and the row's id."""
+    """Returns a row's seed, a stable 63-bit hash (BLAKE2b) of the run's seed and the row's id.
+
+    Raises TypeError for a seed that is no whole number, of which the hash would be another.
+    """
+    run_seed = check_whole("run_seed", run_seed)
     digest = hashlib.blake2b(f"{run_seed}\x00{row_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

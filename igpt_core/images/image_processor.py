@@ -22,6 +22,7 @@ from igpt_core.images.processor_arguments import (
     COMPAT,
     KNOWN,
     as_clusters,
+    as_resample,
     as_size,
     check_choice,
     check_others,
@@ -78,7 +79,7 @@ class ImageGPTImageProcessor:
         self.clusters = None if clusters is None else as_clusters(clusters)
         self.do_resize = do_resize
         self.size = as_size(256 if size is None else size)
-        self.resample = Image.Resampling(resample)
+        self.resample = as_resample(resample)
         self.do_normalize = do_normalize
         self.do_color_quantize = do_color_quantize
         self.compat = check_choice("compat", compat, COMPAT)
@@ -164,7 +165,7 @@ class ImageGPTImageProcessor:
         resample: int | None,
     ) -> list[Pixels]:
         """Resizes RGB images to pixels (H, W, 3), as this call or the processor says."""
-        kernel = self.resample if resample is None else Image.Resampling(resample)
+        kernel = self.resample if resample is None else as_resample(resample)
         target = self.size if size is None else as_size(size)
         resized = self.do_resize if do_resize is None else do_resize
         batch: list[Pixels] = []

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from igpt_core.errors import check_whole
 from igpt_core.images.color_table import cached_table, nearest_colors, save_atomically
 from igpt_core.images.kmeans import lloyd, plus_plus
 
@@ -54,10 +55,20 @@ class ColorHistogram:
     """Distinct colors (N,) uint32, r << 16 | g << 8 | b, ascending, and counts (N,) int64.
 
     Histograms of parts add up, in any order, to exactly the histogram of the whole.
+    Raises ValueError for other shapes, or numbers that are no integers.
     """
 
     colors: npt.NDArray[np.uint32]
     counts: IntArray
+
+    def __post_init__(self) -> None:
+        colors, counts = self.colors, self.counts
+        kinds = {colors.dtype.kind, counts.dtype.kind}
+        if colors.ndim != 1 or colors.shape != counts.shape or not kinds <= {"i", "u"}:
+            raise ValueError(
+                f"a histogram needs integer colors (N,) and counts (N,), found {colors.dtype} "
+                f"{colors.shape} and {counts.dtype} {counts.shape}"
+            )
 
     @classmethod
     def of(cls, pixels: PixelArray) -> Self:
@@ -173,8 +184,10 @@ class Palette:
         """Fits a palette to a histogram by k-means: k-means++, then Lloyd's algorithm.
 
         The same seed gives the same colors, sorted from dark to light (luma of ITU-R BT.601).
-        ValueError when there are fewer distinct colors than `n_colors`.
+        ValueError when there are fewer distinct colors than `n_colors`, or for a negative seed;
+        TypeError for a number that is not whole.
         """
+        n_colors, seed = check_whole("n_colors", n_colors), check_whole("seed", seed, least=0)
         if not 1 <= n_colors <= _MAX_COLORS:
             raise ValueError(f"n_colors must be 1 to {_MAX_COLORS}, not {n_colors}")
         if len(histogram.colors) < n_colors:

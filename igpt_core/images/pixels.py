@@ -31,6 +31,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from igpt_core.errors import check_whole
 from igpt_core.images.depths import TiffLayout, check_jpeg2000, tiff_layout
 from igpt_core.images.exact_colors import deep_kind, deep_to_rgb, lab_to_rgb
 from igpt_core.images.raster_formats import (
@@ -74,8 +75,10 @@ def load_pixels(
     `crop="squash"` resizes both axes on their own, as the reference does; `"center"` takes
     the largest centered square first.
 
-    Raises ImageError as `open_rgb` does, ValueError for a wrong option.
+    Raises ImageError as `open_rgb` does, ValueError for a wrong option, TypeError for a size that
+    is no whole number.
     """
+    size = check_whole("size", size)
     if size < 1:
         raise ValueError(f"expected a size of at least 1, found {size}")
     if resize not in ("exact", "fast"):

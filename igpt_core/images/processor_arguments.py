@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from igpt_core.errors import one_of
+from igpt_core.errors import check_whole, one_of
 from igpt_core.images.image_inputs import is_tensor
 from igpt_core.images.palette import FloatArray
 
@@ -77,16 +78,22 @@ def as_clusters(clusters: Any) -> FloatArray:
 
 
 def as_size(size: Any) -> dict[str, int]:
-    if isinstance(size, int):  # the layout of the first checkpoints
-        size = {"height": size, "width": size}
-    elif isinstance(size, list | tuple) and len(size) == 2:
-        size = {"height": size[0], "width": size[1]}
+    """Reads the sides of images, each 1 or more; raises ValueError for anything else."""
+    if isinstance(size, list | tuple) and len(size) == 2:
+        sides = {"height": size[0], "width": size[1]}
+    elif hasattr(size, "__index__"):  # the layout of the first checkpoints
+        sides = {"height": size, "width": size}
+    else:
+        sides = size
     try:
-        sides = dict(size)
+        sides = {name: check_whole(name, side, least=1) for name, side in dict(sides).items()}
     except (TypeError, ValueError):
         sides = {}
-    if set(sides) != {"height", "width"} or not all(
-        isinstance(side, int) and side > 0 for side in sides.values()
-    ):
+    if set(sides) != {"height", "width"}:
         raise ValueError(f'expected size {{"height": H, "width": W}} or one int, found {size!r}')
     return {"height": sides["height"], "width": sides["width"]}
+
+
+def as_resample(resample: Any) -> Image.Resampling:
+    """Reads the number of one of Pillow's filters: true is none, though Pillow takes it for 1."""
+    return Image.Resampling(check_whole("resample", resample))

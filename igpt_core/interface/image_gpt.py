@@ -19,20 +19,17 @@ from igpt_core.generation.known_pixels import prompt_length
 from igpt_core.generation.sampling import SamplingConfig, row_seed
 from igpt_core.images.model_palette import load_image_size, load_palette
 from igpt_core.images.pixels import Crop, Resize
-from igpt_core.interface.inputs import (
-    ImageInput,
-    ImageList,
-    Inputs,
-    ids_of,
-    is_list,
-)
+from igpt_core.interface.batch_size import Memory
+from igpt_core.interface.inputs import ImageInput, ImageList, Inputs
 from igpt_core.interface.model_batches import ModelBatches
+from igpt_core.interface.model_folder import check_head, check_sizes
 from igpt_core.learning.features import chosen_layers, pooled_features
 from igpt_core.learning.scoring import token_nll
-from igpt_core.model.attention import multiplies_bfloat16
-from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig
-from igpt_core.model.placement import find_dtype
-from igpt_core.model.transformer import ImageGPTModel
+from igpt_core.model.config import CONFIG_FILE
+from igpt_core.model.placement import best_device, best_dtype, find_dtype
+
+# One process may take more than an actor, of which a machine has several.
+_CPU = Memory.of_cpu(8 << 30)
 
 Floats = npt.NDArray[np.float32]
 Layers = str | int | Sequence[int]
@@ -56,10 +53,11 @@ class ImageScore:
 class ImageGPT:
     """Completes, samples, scores, embeds and classifies images, as the jobs of these names do.
 
-    An image is the path of a local file, encoded bytes, a PIL image of any mode, or a numpy array
-    or torch tensor (H, W) or (H, W, C), gray, RGB or RGBA, uint8 or as `to_uint8` takes values.
-    It is made `side` x `side` pixels and quantized. A list of images gives a list of results, each
-    of which depends on its own image alone.
+    An image is the path of a local file, encoded bytes, a binary file that is open, a PIL image of
+    any mode, or a numpy array or torch tensor (H, W), (H, W, C) or (C, H, W), gray, RGB or RGBA,
+    uint8 or as `to_uint8` takes values; where either axis may be that of 1, 3 or 4 channels, the
+    last is. It is made `side` x `side` pixels and quantized. A list or tuple of images, an iterator
+    or a batch of four axes gives a list of results, each of which depends on its own image alone.
 
     Where stderr is a terminal, work of more than a second shows there how far it is. Methods raise
     ImageError for an image that cannot be used, TypeError for what is none, ValueError for options
@@ -73,10 +71,10 @@ class ImageGPT:
         device, dtype: in which it computes.
     """
 
-    def __init__(self, model: ModelBatches, config: ImageGPTConfig, inputs: Inputs) -> None:
+    def __init__(self, model: ModelBatches, inputs: Inputs) -> None:
         """Use `from_pretrained`."""
         self._model, self._inputs = model, inputs
-        self.config, self.palette, self.side = config, inputs.palette, inputs.side
+        self.config, self.palette, self.side = model.config, inputs.palette, inputs.side
         self.device, self.dtype = model.device, model.dtype
 
     @classmethod
@@ -98,9 +96,9 @@ class ImageGPT:
             device: a GPU where there is one, unless given.
             dtype: bfloat16 on GPUs and on processors that multiply it, else float32, unless given.
             batch_size: images that are computed together; of `complete` and `sample` sequences. As
-                many as there are, up to 16 and 32, unless given. With that of a job (run.json), and
-                torch.set_num_threads(1) on a CPU, the results are the job's to the bit; with
-                another a rounding may tip a draw.
+                many as there are, up to what memory holds and a bound, on a CPU 16 and 32, unless
+                given. With that of a job (run.json), and torch.set_num_threads(1) on a CPU, the
+                results are the job's to the bit; with another a rounding may tip a draw.
             resize, crop: how images become square pixels; see `load_pixels`.
             storage_options: for the URI's filesystem.
 
@@ -111,31 +109,23 @@ class ImageGPT:
         if batch_size is not None:
             check_whole("batch_size", batch_size, least=1)
         dtype = find_dtype(dtype, None)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if where.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"expected a GPU for device {str(where)!r}, found none that torch can use; next: "
-                "device='cpu', or none"
-            )
-        fast = where.type == "cuda" or multiplies_bfloat16()
+        device = best_device(device)
         location = resolve_revision(os.fspath(path_or_uri), (CONFIG_FILE,))
-        model = ModelBatches(
-            location,
-            where,
-            dtype or (torch.bfloat16 if fast else torch.float32),
-            batch_size,
-            storage_options,
-        )
-        config = ImageGPTModel.check_pretrained(location, storage_options=storage_options)
+        config = check_head(location, None, storage_options)
         palette = load_palette(location, storage_options)
         side = load_image_size(location, storage_options)
-        if side**2 > config.n_positions or len(palette) > config.n_colors:
-            raise CheckpointError(
-                f"{path_or_uri} has {config.n_positions} positions and {config.n_colors} colors, "
-                f"its preprocessor_config.json {side} x {side} pixels and {len(palette)} colors; "
-                "next: a model folder whose files fit"
-            )
-        return cls(model, config, Inputs(palette, side, resize, crop))
+        check_sizes(location, config, palette, side)
+        on_gpu = device.type == "cuda"
+        model = ModelBatches(
+            location,
+            config,
+            device,
+            dtype or best_dtype(device.type),
+            batch_size,
+            Memory.of_gpu(torch.cuda.mem_get_info(device)[0]) if on_gpu else _CPU,
+            storage_options,
+        )
+        return cls(model, Inputs(palette, side, resize, crop))
 
     @overload
     def complete(
@@ -188,11 +178,12 @@ class ImageGPT:
             samples: completions of each image, which are computed together; sample 0 is the same
                 whether there are more.
             seed: of the run; with an id it makes the image's own, see `row_seed`.
-            ids: of each image; unless given the file's name of a path, which is a job's id of a
-                file in its input folder, and of other images the number in the list, "0" of one.
+            ids: of each image; unless given the file's name of a path or an open file, which is a
+                job's id of a file in its input folder, and of other images the number in the list,
+                "0" of one.
             known: pixels known beside the upper part: an array of bool (side, side), true for
                 known; or an image as `--mask` takes it, black (darker than half) for known. One
-                for all images or a list with one for each.
+                for all images, or one for each as a list, an iterator or a batch.
             temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
 
         Returns:
@@ -202,19 +193,19 @@ class ImageGPT:
         check_whole("samples", samples, least=1)
         sampling = SamplingConfig(temperature, top_k or None, top_p)
         length = prompt_length(str(keep), self.side, masked=known is not None)
-        names = ids_of(image, ids)
-        given = None if known is None else self._inputs.known(known, len(names))
+        images = self._inputs.read(image)
+        seeds = [row_seed(seed, id_) for id_ in images.ids(ids)]
         drawn = self._model.draw(
-            self._inputs.tokens(image),
-            [row_seed(seed, name) for name in names],
+            images.tokens,
+            seeds,
             length=length,
-            known=given,
+            known=None if known is None else self._inputs.known(known, len(seeds)),
             samples=samples,
             sampling=sampling,
             doing="complete",
         )
         pictures = [[self._picture(tokens) for tokens in row] for row in drawn]
-        return pictures if is_list(image) else pictures[0]
+        return images.results(pictures)
 
     def sample(
         self,
@@ -255,11 +246,10 @@ class ImageGPT:
 
     def score(self, image: ImageInput | ImageList) -> ImageScore | list[ImageScore]:
         """Computes how likely the model finds an image, as `igpt score --map`."""
-        tokens = self._inputs.tokens(image)
+        images = self._inputs.read(image)
         compute = partial(token_nll, self._model.load("causal"))
-        nll = self._model.forward(compute, tokens, doing="score", results="likelihoods")
-        scores = [self._scored(row) for row in nll]
-        return scores if is_list(image) else scores[0]
+        nll = self._model.forward(compute, images.tokens, doing="score", results="likelihoods")
+        return images.results([self._scored(row) for row in nll])
 
     @overload
     def embed(self, image: ImageInput, *, layers: Layers = ...) -> dict[int, Floats]: ...
@@ -290,10 +280,9 @@ class ImageGPT:
         def pooled(tokens: Tensor) -> Tensor:
             return torch.stack(list(pooled_features(model, tokens, chosen).values()), dim=1)
 
-        tokens = self._inputs.tokens(image)
-        features = self._model.forward(pooled, tokens, doing="embed", results="features")
-        found = [dict(zip(chosen, row, strict=True)) for row in features]
-        return found if is_list(image) else found[0]
+        images = self._inputs.read(image)
+        features = self._model.forward(pooled, images.tokens, doing="embed", results="features")
+        return images.results([dict(zip(chosen, row, strict=True)) for row in features])
 
     @overload
     def classify(self, image: ImageInput) -> list[tuple[str, float]]: ...
@@ -315,15 +304,15 @@ class ImageGPT:
                 "expected a model with classes, found one whose one output is a number; next: igpt "
                 "finetune with labels of two classes or more"
             )
-        tokens = self._inputs.tokens(image)
+        images = self._inputs.read(image)
         logits = self._model.forward(
             lambda batch: model(batch, use_cache=False).logits,
-            tokens,
+            images.tokens,
             doing="classify",
             results="logits",
         )
         found = [self._labeled(row) for row in logits]
-        return found if is_list(image) else found[0]
+        return images.results(found)
 
     def _picture(self, tokens: npt.NDArray[np.int64]) -> Image.Image:
         return Image.fromarray(self.palette.decode(tokens.reshape(self.side, self.side)))

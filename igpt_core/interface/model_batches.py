@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from igpt_core.errors import NoHeadError, NonFiniteError
+from igpt_core.errors import NonFiniteError
 from igpt_core.generation.completion import Pinned, complete
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.generation.packed import prepacked
@@ -18,18 +18,12 @@ from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.generation.speculation import best_window
 from igpt_core.generation.trial import try_fast_ways
 from igpt_core.heads import HEADS
-from igpt_core.interface.progress import batches_of
+from igpt_core.interface.batch_size import Memory, forward_images, sampling_images
+from igpt_core.interface.model_folder import check_head
+from igpt_core.interface.progress import ProgressLine, batches_of
+from igpt_core.model.config import ImageGPTConfig
 
 Head = Literal["causal", "classification"]
-
-# Computed together unless told otherwise: on a CPU more gain nothing, and they bound the memory.
-_MOST_IMAGES = 16
-_MOST_SEQUENCES = 32
-
-_HEADLESS: dict[Head | None, str] = {
-    "causal": "has no next-pixel head; next: another model, this one can embed and classify",
-    "classification": "has no classification head; next: igpt finetune gives it one",
-}
 
 
 @dataclass(eq=False)
@@ -38,16 +32,20 @@ class ModelBatches:
 
     Attributes:
         location: of its folder.
+        config: what the folder says.
         device, dtype: in which it computes.
-        batch_size: rows of a batch, of which the last is padded; as many as there are, up to a
-            bound, where None.
+        batch_size: rows of a batch, of which the last is padded; as many as there are, up to what
+            `memory` holds, where None.
+        memory: what a batch may take. Found once: a call must not depend on what others have left.
         storage_options: for the location's filesystem.
     """
 
     location: str
+    config: ImageGPTConfig
     device: torch.device
     dtype: torch.dtype
     batch_size: int | None
+    memory: Memory
     storage_options: Mapping[str, Any] | None = field(repr=False)
     _loaded: dict[Head | None, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -69,16 +67,12 @@ class ModelBatches:
 
     def _load(self, head: Head | None) -> Any:
         options = self.storage_options
-        try:
-            HEADS[head].check_pretrained(self.location, storage_options=options)
-        except NoHeadError as error:
-            raise NoHeadError(f"{self.location} {_HEADLESS[head]}") from error
-        model = HEADS[head].from_pretrained(
+        check_head(self.location, head, options)
+        if head == "causal" and self.device.type == "cuda":
+            try_fast_ways(self.device, self.dtype, self.config.head_size)
+        return HEADS[head].from_pretrained(
             self.location, device=self.device, dtype=self.dtype, storage_options=options
         )
-        if head == "causal" and self.device.type == "cuda":
-            try_fast_ways(self.device, self.dtype, model.config.head_size)
-        return model
 
     @torch.inference_mode()
     def forward(
@@ -97,9 +91,11 @@ class ModelBatches:
 
         Raises NonFiniteError for NaN or infinite results.
         """
-        size = self.batch_size or _even_size(len(tokens), _MOST_IMAGES)
+        n_rows, n_positions = tokens.shape
+        most = forward_images(self.config, n_positions, dtype=self.dtype, memory=self.memory)
+        size = self.batch_size or _even_size(n_rows, most)
         found: list[npt.NDArray[np.float32]] = []
-        for rows in batches_of(len(tokens), size, doing=doing):
+        for rows in batches_of(n_rows, size, doing=doing):
             n = rows.stop - rows.start
             # As many rows always: products may round otherwise for another number.
             batch = np.pad(tokens[rows], ((0, size - n), (0, 0)))
@@ -119,49 +115,55 @@ class ModelBatches:
         samples: int,
         sampling: SamplingConfig,
         doing: str,
-    ) -> list[npt.NDArray[np.int64]]:
-        """Draws images (samples, T) from each row of tokens (N, T), of which the first `length` are
-        known and those that `known` (N, T) says; see `complete`.
+    ) -> npt.NDArray[np.int64]:
+        """Draws images (N, samples, T), some from each row of tokens (N, T), of which the first
+        `length` are known and those that `known` (N, T) says; see `complete`.
 
         Raises ValueError for more samples of one image than a batch holds.
         """
-        if samples > (self.batch_size or samples):
+        n_rows, n_positions = tokens.shape
+        at_once = self._images_at_once(n_rows, n_positions, samples)
+        model = self.load("causal")
+        window = best_window(self.device.type, at_once * samples, self.dtype)
+        image = torch.from_numpy(tokens).to(self.device)
+        pinned = None
+        if known is not None:
+            pinned = Pinned(image, torch.from_numpy(known.copy()).to(self.device))
+        with ProgressLine(doing, n_rows) as line:
+            drawn = complete(
+                model,
+                image[:, :length],
+                n_positions=n_positions,
+                seeds=torch.tensor(seeds, dtype=torch.int64, device=self.device),
+                sampling=sampling,
+                n_samples=samples,
+                window=window,
+                draft=self._draft() if window > 1 else None,
+                pinned=pinned,
+                at_once=at_once,
+                on_progress=line.move,
+            )
+        return drawn.cpu().numpy()
+
+    def _images_at_once(self, n_rows: int, n_positions: int, samples: int) -> int:
+        """Returns how many images are drawn together, of which the first that is drawn gives its
+        place to the next. Raises ValueError for more samples of one than a batch holds."""
+        if self.batch_size is None:
+            most = sampling_images(
+                self.config, n_positions, n=samples, dtype=self.dtype, memory=self.memory
+            )
+            return _even_size(n_rows, most)
+        if samples > self.batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is below the {samples} samples of an image: they "
                 "are computed together"
             )
-        if self.batch_size is None:
-            at_once = _even_size(len(tokens), max(_MOST_SEQUENCES // samples, 1))
-        else:
-            at_once = self.batch_size // samples
-        model = self.load("causal")
-        window = best_window(self.device.type, at_once * samples, self.dtype)
-        draft = self._draft(model.config.n_colors) if window > 1 else None
-        drawn: list[npt.NDArray[np.int64]] = []
-        for rows in batches_of(len(tokens), at_once, doing=doing):
-            image = torch.from_numpy(tokens[rows]).to(self.device)
-            pinned = None
-            if known is not None:
-                pinned = Pinned(image, torch.from_numpy(known[rows].copy()).to(self.device))
-            found = complete(
-                model,
-                image[:, :length],
-                n_positions=image.shape[1],
-                seeds=torch.tensor(seeds[rows], device=self.device),
-                sampling=sampling,
-                n_samples=samples,
-                window=window,
-                draft=draft,
-                pinned=pinned,
-                at_once=at_once,
-            )
-            drawn.extend(found.cpu().numpy())
-        return drawn
+        return self.batch_size // samples
 
-    def _draft(self, n_colors: int) -> NeighborTables | None:
+    def _draft(self) -> NeighborTables | None:
         return NeighborTables.load(
             self.location,
-            n_colors=n_colors,
+            n_colors=self.config.n_colors,
             device=self.device,
             storage_options=self.storage_options,
         )

@@ -1,4 +1,4 @@
-"""How far a loop over batches is, on the last line of a terminal."""
+"""How far work on images is, on the last line of a terminal."""
 
 import sys
 import threading
@@ -9,27 +9,24 @@ _SECONDS = 1.0  # until a line is shown, and from one to the next
 _WIDTH = 20
 
 
-def batches_of(n_rows: int, size: int, *, doing: str) -> Iterator[slice]:
-    """Yields the rows of each batch of `size`; the last may have fewer.
+class ProgressLine:
+    """A line of how much of the work is done, which is removed in the end.
 
-    Where stderr is a terminal, a line there says how many rows are done, from one second on, and
-    is removed in the end. `doing` is its first word.
+    It is shown where stderr is a terminal, from one second on, by a thread: a pass of a large model
+    may take as long.
     """
-    with _Line(doing, n_rows) as line:
-        for first in range(0, n_rows, size):
-            line.n_done = first
-            yield slice(first, min(first + size, n_rows))
 
-
-class _Line:
-    """The line, which a thread writes: a batch may take minutes."""
-
-    def __init__(self, doing: str, n_rows: int) -> None:
-        self._doing, self._n_rows, self.n_done = doing, n_rows, 0
+    def __init__(self, doing: str, n_images: int) -> None:
+        """`doing` is the line's first word."""
+        self._doing, self._n_images, self._share = doing, n_images, 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
 
-    def __enter__(self) -> "_Line":
+    def move(self, share: float) -> None:
+        """Lets it say from now on how much is done, from 0 to 1."""
+        self._share = share
+
+    def __enter__(self) -> "ProgressLine":
         if sys.stderr.isatty():
             self._thread.start()
         return self
@@ -42,10 +39,19 @@ class _Line:
     def _show(self) -> None:
         begun, shown = time.monotonic(), ""
         while not self._over.wait(_SECONDS):
-            bar = "#" * (_WIDTH * self.n_done // self._n_rows)
+            bar = "#" * int(_WIDTH * self._share)
             seconds = time.monotonic() - begun
-            counts = f"{self.n_done} of {self._n_rows} images, {seconds:.0f} s"
-            shown = f"{self._doing} [{bar:.<{_WIDTH}}] {counts}"
+            done = f"{self._share:.0%} of {self._n_images} images, {seconds:.0f} s"
+            shown = f"{self._doing} [{bar:.<{_WIDTH}}] {done}"
             print(f"\r{shown}", end="", file=sys.stderr, flush=True)
         if shown:
             print(f"\r{' ' * len(shown)}\r", end="", file=sys.stderr, flush=True)
+
+
+def batches_of(n_rows: int, size: int, *, doing: str) -> Iterator[slice]:
+    """Yields the rows of each batch of `size`, the last of which may have fewer, and shows on a
+    `ProgressLine` how far they are."""
+    with ProgressLine(doing, n_rows) as line:
+        for first in range(0, n_rows, size):
+            line.move(first / n_rows)
+            yield slice(first, min(first + size, n_rows))

@@ -15,7 +15,7 @@ from igpt_core.heads import (
     ImageGPTForImageClassification,
     load_model,
 )
-from igpt_core.learning.scoring import token_nll
+from igpt_core.learning.scoring import checked_tokens, token_nll
 from igpt_core.model.transformer import ImageGPTModel
 
 
@@ -27,7 +27,7 @@ class NextPixel(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Computes the loss () of tokens (B, T) int64."""
+        """Computes the loss () of tokens (B, T); see `token_nll`."""
         return token_nll(self.model, tokens).mean()
 
 
@@ -55,6 +55,8 @@ class JointClassification(nn.Module):
         super().__init__()
         if (lm_head is None) != (next_pixel_weight == 0):
             raise ValueError("a next-pixel loss needs its head, and without one there is none")
+        if not next_pixel_weight >= 0:
+            raise ValueError(f"next_pixel_weight must be 0 or more, found {next_pixel_weight}")
         self.model = model
         self.lm_head = lm_head
         self.next_pixel_weight = next_pixel_weight
@@ -94,7 +96,12 @@ class JointClassification(nn.Module):
         return cls(model, lm_head, next_pixel_weight=next_pixel_weight)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Computes the loss () of tokens (B, T) int64 and classes (B,) int64."""
+        """Computes the loss () of tokens (B, T), without the start token, and classes (B,), both of
+        any integer dtype.
+
+        Raises ValueError for tokens of another dtype or shape, or that are no colors.
+        """
+        tokens = checked_tokens(tokens, self.model.config.n_colors)
         output = self.model(tokens, labels=labels, use_cache=False, output_hidden_states=True)
         if self.lm_head is None:
             return output.loss  # type: ignore[no-any-return]

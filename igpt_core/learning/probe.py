@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
+from igpt_core.errors import check_whole
 from igpt_core.images.color_table import save_atomically
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
@@ -54,6 +56,9 @@ class LinearProbe:
         for name, shape in shapes.items():
             if (found := getattr(self, name).shape) != shape:
                 raise ValueError(f"probe: expected {name} {shape}, found {found}")
+        if self.layer is not None:
+            layer = check_whole("probe: layer", self.layer, least=0)
+            object.__setattr__(self, "layer", layer)
 
     @classmethod
     def fit(
@@ -70,20 +75,24 @@ class LinearProbe:
 
         Args:
             features: (N, C), any float dtype.
-            labels: (N,) int64, two classes at least, one of them of three rows or more.
+            labels: (N,) of any integer dtype, two classes at least, one of them of three rows or
+                more.
             strengths: values of C, the inverse regularization, above 0, to choose from; of equally
                 good ones the first is taken.
-            seed: of the choice of validation rows; the same seed gives the same probe.
+            seed: of the choice of validation rows, 0 or more; the same seed gives the same probe.
             names, layer: kept with the probe.
 
         Raises:
             ImportError: scikit-learn is not installed.
             ValueError: shapes that do not fit together, features that are not finite, labels that
-                there is nothing to learn from or that have no name, no strengths.
+                there is nothing to learn from or that have no name, no strengths, a negative seed
+                or layer.
+            TypeError: a seed or a layer that is no whole number.
         """
+        seed = check_whole("probe: seed", seed, least=0)
         features = _doubles(features)
-        _check_labels(labels, len(features), names)
-        if not strengths:
+        labels = _checked_labels(labels, len(features), names)
+        if not len(strengths):
             raise ValueError("probe: expected one strength at least, found none")
         validation = _validation(labels, seed)
         accuracies = [
@@ -126,11 +135,12 @@ class LinearProbe:
         return exponentials / exponentials.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def accuracy(self, features: Floats, labels: Labels) -> float:
-        """Computes the share of rows (N, C) whose most probable class is their label (N,) int64.
+        """Computes the share of rows (N, C) whose most probable class is their label (N,), of any
+        integer dtype.
 
         Raises ValueError for shapes that do not fit together.
         """
-        _check_labels(labels, len(features), None)
+        labels = _checked_labels(labels, len(features), None)
         return float((self.predict(features) == labels).mean())
 
     def _logits(self, features: Floats) -> Doubles:
@@ -170,7 +180,8 @@ class LinearProbe:
             ) from error
 
 
-def _doubles(features: Floats) -> Doubles:
+def _doubles(features: npt.ArrayLike) -> Doubles:
+    features = np.asarray(features)
     if features.ndim != 2 or features.dtype.kind != "f" or not features.size:
         raise ValueError(
             f"probe: expected float features (N, C), found {features.dtype} {features.shape}"
@@ -180,8 +191,9 @@ def _doubles(features: Floats) -> Doubles:
     return features.astype(np.float64)
 
 
-def _check_labels(labels: Labels, n_rows: int, names: Sequence[str] | None) -> None:
-    if labels.shape != (n_rows,) or labels.dtype.kind != "i":
+def _checked_labels(labels: npt.ArrayLike, n_rows: int, names: Sequence[str] | None) -> Labels:
+    labels = np.asarray(labels)
+    if labels.shape != (n_rows,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"probe: expected integer labels ({n_rows},), one for each row of features, found "
             f"{labels.dtype} {labels.shape}"
@@ -191,6 +203,7 @@ def _check_labels(labels: Labels, n_rows: int, names: Sequence[str] | None) -> N
             f"probe: expected labels from 0 to {len(names) - 1}, which have names, found "
             f"{labels.min()} to {labels.max()}"
         )
+    return labels.astype(np.int64)
 
 
 def _validation(labels: Labels, seed: int) -> NDArray[np.bool_]:

@@ -11,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from igpt_core.errors import check_whole, one_of
 from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
-from igpt_core.learning.scoring import token_nll
+from igpt_core.learning.scoring import checked_tokens, token_nll
+
+Integers = NDArray[np.integer[Any]]
 
 BETAS = (0.9, 0.95)  # AdamW, as in the ImageGPT paper
 GRADIENT_NORM = 1.0
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # autocast passes over others
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class TrainingConfig:
 
     The learning rate rises over `warmup_steps`, then falls along a cosine to `final_fraction`
     of `learning_rate` when the bound is reached.
+
+    Raises ValueError for a number out of its range or another dtype, TypeError for one that is not
+    whole.
     """
 
     steps: int | None = None
@@ -40,11 +47,22 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("training is bounded by either steps or minutes: give one of them")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes must be above 0, found {self.minutes}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"expected dtype {one_of([*map(str, DTYPES)])}, found {self.dtype}")
+        # As ints, which what is computed from them is then too.
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
+            number = getattr(self, name)
+            if name != "steps" or number is not None:
+                object.__setattr__(self, name, check_whole(name, number, least=least))
 
     def progress(self, step: int, seconds: float) -> float:
         """Returns the share of the run that is behind, in [0, 1]."""
-        done = step / self.steps if self.steps else seconds / (60 * (self.minutes or 1.0))
-        return min(done, 1.0)
+        if self.steps is not None:
+            return min(step / self.steps, 1.0)
+        assert self.minutes is not None
+        return min(seconds / (60.0 * float(self.minutes)), 1.0)
 
     def learning_rate_at(self, step: int, progress: float) -> float:
         """Returns the learning rate of a step, given `progress` before it."""
@@ -71,12 +89,12 @@ class TrainingState:
 
 
 def batches(
-    tokens: NDArray[np.uint16],
+    tokens: Integers,
     config: TrainingConfig,
     image_size: int,
     *,
     start: int,
-    labels: NDArray[np.int64] | None = None,
+    labels: Integers | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yields batches without end, every epoch in a new order, half of the images flipped: tokens
     (batch_size, T) int64 and, where there are labels, theirs (batch_size,) int64.
@@ -88,13 +106,21 @@ def batches(
         tokens: (N, T) colors, T = image_size ** 2, N >= batch_size.
         start: number of the first batch.
         labels: (N,) classes.
+
+    Raises ValueError for another shape or dtype, or a negative start.
     """
+    _check_arrays(tokens, labels)
+    image_size = check_whole("image_size", image_size, least=1)
+    if tokens.shape[1] != image_size**2:
+        raise ValueError(
+            f"expected images of {image_size} x {image_size} pixels, found {tokens.shape[1]} tokens"
+        )
     per_epoch = len(tokens) // config.batch_size
     if per_epoch == 0:
         raise ValueError(
             f"training needs at least one batch of {config.batch_size} images, found {len(tokens)}"
         )
-    number = start
+    number = check_whole("start", start, least=0)
     while True:
         epoch, first = divmod(number, per_epoch)
         order = np.random.default_rng((config.seed, epoch)).permutation(len(tokens))
@@ -108,8 +134,24 @@ def batches(
             if labels is None:
                 yield (torch.from_numpy(batch),)
             else:
-                yield torch.from_numpy(batch), torch.from_numpy(labels[chosen])
+                yield torch.from_numpy(batch), torch.from_numpy(labels[chosen].astype(np.int64))
             number += 1
+
+
+def _check_arrays(tokens: Integers, labels: Integers | None) -> None:
+    """Raises ValueError for anything else than integer tokens (N, T) and as many labels."""
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
+        raise ValueError(
+            "expected integer tokens (N, T) of one image at least, found "
+            f"{tokens.dtype} {tokens.shape}"
+        )
+    if labels is None:
+        return
+    if labels.shape != (len(tokens),) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected integer labels ({len(tokens)},), one for each image, found "
+            f"{labels.dtype} {labels.shape}"
+        )
 
 
 def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -147,13 +189,13 @@ def train_step(
 def train(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    tokens: NDArray[np.uint16],
+    tokens: Integers,
     config: TrainingConfig,
     *,
     image_size: int,
     state: TrainingState,
     on_step: Callable[[TrainingState, Tensor, float], None],
-    labels: NDArray[np.int64] | None = None,
+    labels: Integers | None = None,
 ) -> None:
     """Trains until the bound of `config`, from `state` on; the objective ends in eval mode. Seeds
     torch's global generator.
@@ -186,10 +228,15 @@ def train(
 
 @torch.inference_mode()
 def evaluate(
-    model: ImageGPTForCausalImageModeling, tokens: NDArray[np.uint16], *, batch_size: int = 16
+    model: ImageGPTForCausalImageModeling, tokens: Integers, *, batch_size: int = 16
 ) -> float:
-    """Computes the mean nats per pixel over tokens (N, T), in the precision of the weights."""
+    """Computes the mean nats per pixel over tokens (N, T), in the precision of the weights.
+
+    Raises ValueError for another shape or dtype, and for tokens that are no colors.
+    """
+    _check_arrays(tokens, None)
     device = next(model.parameters()).device
+    batch_size = check_whole("batch_size", batch_size, least=1)
     total = 0.0
     for first in range(0, len(tokens), batch_size):
         batch = torch.from_numpy(tokens[first : first + batch_size].astype(np.int64))
@@ -200,16 +247,22 @@ def evaluate(
 @torch.inference_mode()
 def accuracy(
     model: ImageGPTForImageClassification,
-    tokens: NDArray[np.uint16],
-    labels: NDArray[np.int64],
+    tokens: Integers,
+    labels: Integers,
     *,
     batch_size: int = 16,
 ) -> float:
-    """Computes the share of images (N, T) whose most probable class is their label (N,)."""
+    """Computes the share of images (N, T) whose most probable class is their label (N,).
+
+    Raises ValueError for another shape or dtype, and for tokens that are no colors.
+    """
+    _check_arrays(tokens, labels)
     device = next(model.parameters()).device
+    batch_size = check_whole("batch_size", batch_size, least=1)
     right = 0
     for first in range(0, len(tokens), batch_size):
         batch = torch.from_numpy(tokens[first : first + batch_size].astype(np.int64))
-        found = model(batch.to(device), use_cache=False).logits.argmax(dim=1).cpu().numpy()
+        batch = checked_tokens(batch.to(device), model.config.n_colors)
+        found = model(batch, use_cache=False).logits.argmax(dim=1).cpu().numpy()
         right += int((found == labels[first : first + batch_size]).sum())
     return right / len(tokens)

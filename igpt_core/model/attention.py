@@ -98,6 +98,9 @@ def attend(
     if mask is None and 1 < n_queries < n_keys:
         # The kernel's own causal flag aligns the first query with the first key.
         mask = _causal(n_queries, n_keys, q.device)
+    causal = mask is None
+    if n_queries == 1:  # no comparison as a value: it is no bool while torch.compile or jit traces
+        causal = False
     if k.stride(3) != 1:
         k = k.contiguous()  # keys by channel: the fused kernel would not take them
     fused = partial(
@@ -107,7 +110,7 @@ def attend(
         v,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=bool(mask is None and n_queries > 1),  # a tensor while torch.jit traces
+        is_causal=causal,
         scale=scale,
     )
     if torch.compiler.is_compiling():  # which cannot follow the switch

@@ -10,6 +10,7 @@ from igpt_core.errors import CheckpointError
 from igpt_core.files.loading import FetchOptions, refuse_push, refuse_without_meaning
 from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.model.config_fields import RULES, SIZE, class_indices, class_names, inverse_names
+from igpt_core.model.passing import PassesAs
 
 CONFIG_FILE = "config.json"
 
@@ -27,7 +28,7 @@ _DERIVED = {"n_colors", "start_token", "head_size", "inner_size", "use_return_di
 _DTYPES = ("dtype", "torch_dtype")  # of the stored weights: the name in files, and its former one
 
 
-class ImageGPTConfig:
+class ImageGPTConfig(PassesAs):
     """Configuration of an ImageGPT model; fields and defaults as in transformers.
 
     `id2label` names the classes of a classifier, as a list or by index, and `label2id` is its
@@ -44,6 +45,7 @@ class ImageGPTConfig:
     """
 
     model_type = "imagegpt"
+    passes_as = ("transformers.configuration_utils", "PreTrainedConfig")
 
     # Fields of every transformers configuration that the models read; in the file only where set.
     add_cross_attention = False
@@ -70,6 +72,7 @@ class ImageGPTConfig:
     tokenizer_class: str | None = None
     transformers_version: str | None = None
     _name_or_path = ""
+    _attn_implementation = "sdpa"
 
     attribute_map = _ALIASES
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
@@ -186,6 +189,22 @@ class ImageGPTConfig:
             self.label2id = inverse_names(self.id2label)
 
     @property
+    def attn_implementation(self) -> str:
+        """Returns how attention is computed: "sdpa", by the fastest kernel of the device, or
+        "eager", without one, which is slower and has gradients of any order. It is of the model
+        that is made, and in no file."""
+        return self._attn_implementation
+
+    @attn_implementation.setter
+    def attn_implementation(self, value: str | None) -> None:
+        if value not in (None, "sdpa", "eager"):
+            raise ValueError(
+                "config: attn_implementation must be 'sdpa', which takes the fastest kernel of the "
+                f"device, or 'eager', found {value!r}"
+            )
+        self._attn_implementation = value or "sdpa"
+
+    @property
     def use_return_dict(self) -> bool:
         """Returns `return_dict`, of which this is the former name."""
         return self.return_dict
@@ -205,7 +224,7 @@ class ImageGPTConfig:
             return getattr(self, _ALIASES[name])
         if name in _DTYPES:
             return next((vars(self)[other] for other in _DTYPES if other in vars(self)), None)
-        raise AttributeError(f"ImageGPTConfig has no field {name!r}")
+        return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DTYPES and value is not None:
@@ -238,7 +257,28 @@ class ImageGPTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as plain values, those that this class does not know included."""
-        return {"model_type": self.model_type, **vars(self)}
+        fields = {name: v for name, v in vars(self).items() if name != "_attn_implementation"}
+        return {"model_type": self.model_type, **fields}
+
+    def update_from_string(self, update_str: str) -> None:
+        """Sets fields from such as "n_layer=2,use_cache=false", each of the type that it has.
+
+        Raises ValueError as `update` does, for a name that is no field and for text of another
+        type.
+        """
+        changes = {}
+        for part in update_str.split(","):
+            name, separator, text = (word.strip() for word in part.partition("="))
+            old = getattr(self, name, None)
+            if not separator or not isinstance(old, bool | int | float | str):
+                raise ValueError(f"config: expected name=value of a field, found {part!r}")
+            truths = {"true": True, "false": False}
+            try:
+                changes[name] = truths[text] if isinstance(old, bool) else type(old)(text)
+            except (ValueError, KeyError) as error:
+                kind = "true or false" if isinstance(old, bool) else f"a {type(old).__name__}"
+                raise ValueError(f"config: {name} must be {kind}, found {text!r}") from error
+        self.update(changes)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Returns what `to_dict` does but the fields of every transformers configuration that have
@@ -288,7 +328,7 @@ class ImageGPTConfig:
 
     def _changed(self, changes: Mapping[str, Any]) -> "ImageGPTConfig":
         changes = {_ALIASES.get(name, name): value for name, value in changes.items()}
-        fields = self.to_dict()
+        fields = {**self.to_dict(), "attn_implementation": self._attn_implementation}
         if {"num_labels", "id2label"} & changes.keys():
             del fields["id2label"], fields["label2id"]
         return _from_fields({**fields, **changes})

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from igpt_core.model.attention import Prefix, Scales, reads_by_channel
+from igpt_core.model.cache_methods import CacheMethods
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.spans import SPAN_UNIT
 
 
-class KVCache:
+class KVCache(CacheMethods):
     """Preallocated keys and values of every layer; one length for the whole batch.
 
     It reads as transformers' past_key_values: a pair of keys and values for each layer.
@@ -30,7 +31,7 @@ class KVCache:
         by_channel: the keys lie in memory as (B, H, D, S), the order in which `attend` reads them
             on some processors.
         by_start: `attend` takes the start of each row's window in place of a mask.
-        capacity: the most positions that it holds.
+        capacity: the most positions that it holds without taking memory anew.
         length: positions filled so far.
     """
 
@@ -107,18 +108,26 @@ class KVCache:
                 f"expected keys and values of {config.n_layer} layers, each of one shape "
                 f"(B, {config.n_head}, T, {config.head_size}), found {found}"
             )
-        first = layers[0][0]
-        cache = cls(
-            config,
-            batch_size=batch_size,
-            capacity=length + room,
-            device=first.device,
-            dtype=first.dtype,
-        )
+        cache = cls.for_calls(config, batch_size, length + room, like=layers[0][0])
         for layer, (k, v) in enumerate(layers):
             cache.write(layer, k, v, span=length)
         cache.length = length
         return cache
+
+    @classmethod
+    def for_calls(
+        cls, config: ImageGPTConfig, batch_size: int, capacity: int, *, like: Tensor
+    ) -> "KVCache":
+        """Makes an empty cache on the device and in the dtype of a tensor, for calls of the model:
+        without memory where these append to it, see `write`."""
+        capacity = 0 if _appends() else capacity
+        return cls(
+            config,
+            batch_size=batch_size,
+            capacity=capacity,
+            device=like.device,
+            dtype=like.dtype,
+        )
 
     def __len__(self) -> int:
         """Counts the layers, as in a tuple of (keys, values)."""
@@ -146,25 +155,13 @@ class KVCache:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self[layer] for layer in range(len(self)))
 
-    def get_seq_length(self) -> int:
-        """Returns `length`, by transformers' name."""
-        return self.length
-
     def reserve(self, config: ImageGPTConfig, n_new: int) -> None:
         """Makes room for `n_new` more positions: twice as many as before, where it takes a copy.
-
-        Where gradients are enabled it always does: what their graph refers to must not be written
-        again.
-        """
+        None is needed where these are appended; see `write`."""
         needed = self.length + n_new
-        if torch.is_grad_enabled():
-            grown = KVCache.of_layers(config, list(self), room=n_new)
-        elif needed > self.capacity:
+        if needed > self.capacity and not _appends():
             capacity = max(needed, min(2 * self.capacity, config.n_positions))
-            grown = self.repeat(1, capacity=capacity)
-        else:
-            return
-        vars(self).update(vars(grown))
+            vars(self).update(vars(self.repeat(1, capacity=capacity)))
 
     @staticmethod
     def bytes_per_row(config: ImageGPTConfig, capacity: int, dtype: torch.dtype) -> int:
@@ -180,6 +177,9 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Stores the keys and values of new positions; returns the first `span` of all.
 
+        Where gradients are enabled, and where torch.compile traces, they are appended in new memory
+        in place of the layer's: what a graph refers to must not be written again.
+
         Args:
             layer: index of the layer.
             k, v: (B, H, T, D) of the new positions.
@@ -194,6 +194,13 @@ class KVCache:
         keys, values, span = self.keys[layer], self.values[layer], span - self.n_shared
         if positions is None:
             start = self.length - self.n_shared
+            if _appends():
+                self.capacity = self.length  # of what it then holds no more is written
+                if start:
+                    k = torch.cat([keys[:, :, :start], k], dim=2)
+                    v = torch.cat([values[:, :, :start], v], dim=2)
+                self.keys[layer], self.values[layer] = k, v
+                return k, v
             new = slice(start, start + k.shape[2])
             for own, part in zip(self._own(layer), self._as_kept(layer, k, v), strict=True):
                 own[:, :, new] = part
@@ -284,6 +291,11 @@ class KVCache:
 
 
 Shape = tuple[int, int, int, int]  # B, H, S, D
+
+
+def _appends() -> bool:
+    """Tells whether new positions are appended in new memory; see `KVCache.write`."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def _strides(shape: Shape, by_channel: bool) -> Shape:

@@ -3,11 +3,9 @@
 Axes as in transformer.py. Parameter names, shapes and order are those of the published checkpoints.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 from igpt_core.model.attention import Prefix, Scales, attend, attend_with_weights
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.passing import PassesAs
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -45,8 +44,10 @@ class Activation(nn.Module):
         return self.function(x)
 
 
-class Conv1D(nn.Module):
+class Conv1D(PassesAs, nn.Module):
     """x @ weight + bias; weight (in, out), the transposed layout of the checkpoints."""
+
+    passes_as = ("transformers.pytorch_utils", "Conv1D")
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -56,24 +57,6 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.t(), self.bias)
-
-    @property
-    def __class__(self) -> Any:
-        """Returns that of transformers where it is loaded: adapters such as peft's look for it, as
-        the layout of its weights is this."""
-        theirs = sys.modules.get("transformers.pytorch_utils")
-        return type(self) if theirs is None or type(self) is not Conv1D else theirs.Conv1D
-
-    @__class__.setter
-    def __class__(self, cls: type) -> None:  # parametrizations make one of their own
-        object.__dict__["__class__"].__set__(self, cls)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _empty_conv1d, (), vars(self)  # pickle refuses a class that is not the type
-
-
-def _empty_conv1d() -> Conv1D:
-    return Conv1D.__new__(Conv1D)
 
 
 class LayerNorm(nn.Module):
@@ -105,11 +88,13 @@ class AttentionOptions:
         padding: (B, Tk) boolean, true for keys that no query may see.
         head_mask: (L, H) factors of the heads' attention weights.
         weights: where each layer appends its attention weights (B, H, Tq, Tk).
+        plain: no fused kernel is used, whether weights are asked for or not.
     """
 
     padding: Tensor | None = None
     head_mask: Tensor | None = None
     weights: list[Tensor] | None = None
+    plain: bool = False
 
     @property
     def last_weights(self) -> Tensor | None:
@@ -137,6 +122,8 @@ class Attention(nn.Module):
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.heads = Heads(config, layer)
         self.attn_dropout = self.heads.attn_dropout  # where transformers has it
+        self.embed_dim, self.num_heads = config.n_embd, config.n_head  # transformers' names
+        self.head_dim, self.layer_idx = config.head_size, layer
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
@@ -162,6 +149,8 @@ class CrossAttention(nn.Module):
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.heads = Heads(config, layer)
         self.attn_dropout = self.heads.attn_dropout  # where transformers has it
+        self.embed_dim, self.num_heads = config.n_embd, config.n_head  # transformers' names
+        self.head_dim, self.layer_idx = config.head_size, layer
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor | None]:
@@ -230,7 +219,7 @@ class Heads(nn.Module):
         seen = {"mask": mask, "padding": options.padding}
         head_mask = options.head_mask
         factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
-        if options.weights is None:
+        if options.weights is None and not options.plain:
             y = attend(
                 q,
                 k,
@@ -249,7 +238,8 @@ class Heads(nn.Module):
             y, weights = attend_with_weights(
                 q, k, v, **seen, scale=self.scale, dropout=dropout, factors=factors
             )
-            options.weights.append(weights)
+            if options.weights is not None:
+                options.weights.append(weights)
         return y.transpose(1, 2).flatten(2)
 
 

@@ -2,18 +2,20 @@
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from igpt_core.errors import refuse_unserved
 from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.passing import PassesAs
 
 
-class ModelMethods(nn.Module):
+class ModelMethods(PassesAs, nn.Module):
     """Methods and attributes of the model classes, by the names that transformers has."""
 
+    passes_as = ("transformers.modeling_utils", "PreTrainedModel")
     config: ImageGPTConfig
     config_class: ClassVar[type[ImageGPTConfig]] = ImageGPTConfig
     base_model_prefix: ClassVar[str] = "transformer"
@@ -28,6 +30,7 @@ class ModelMethods(nn.Module):
 
     name_or_path = ""  # where it comes from
     generation_config: Any = None  # of classes with `generate`, see there
+    _gradient_hook: Any = None  # see `enable_input_require_grads`
 
     @property
     def device(self) -> torch.device:
@@ -36,6 +39,11 @@ class ModelMethods(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    @classmethod
+    def from_config(cls, config: ImageGPTConfig, **fields: Any) -> Self:
+        """Makes a model with new weights, as `cls(config)`, with other values of some fields."""
+        return cls(config.with_fields(**fields) if fields else config)
 
     @property
     def base_model(self) -> Any:
@@ -67,6 +75,10 @@ class ModelMethods(nn.Module):
         """Returns the layer that gives the colors' logits; None where there is none."""
         return self._modules.get("lm_head")
 
+    def get_position_embeddings(self) -> nn.Module:
+        """Returns the positions' embedding."""
+        return self.base_model.wpe  # type: ignore[no-any-return]
+
     def set_output_embeddings(self, value: nn.Module) -> None:
         if self.get_output_embeddings() is None:
             raise ValueError(f"{type(self).__name__} has no layer that gives colors' logits")
@@ -95,11 +107,33 @@ class ModelMethods(nn.Module):
         held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(tensor.nbytes for tensor in held)
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Changes how attention is computed; see `ImageGPTConfig.attn_implementation`."""
+        self.config.attn_implementation = attn_implementation
+        self.base_model.config.attn_implementation = attn_implementation
+
     def enable_input_require_grads(self) -> None:
         """Lets the embeddings' results take gradients, as adapters on frozen weights need where
         gradient checkpointing is on."""
         embeddings = self.get_input_embeddings()
-        embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+        self._gradient_hook = embeddings.register_forward_hook(
+            lambda _, __, output: output.requires_grad_(True)
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Takes back what `enable_input_require_grads` did."""
+        if self._gradient_hook is not None:
+            self._gradient_hook.remove()
+            self._gradient_hook = None
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **arguments: Any
+    ) -> None:
+        """Does what `gradient_checkpointing_enable` does, of which it is the new name."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **arguments)
+
+    def activation_checkpointing_disable(self) -> None:
+        self.gradient_checkpointing_disable()
 
     def gradient_checkpointing_enable(
         self,
@@ -129,6 +163,11 @@ class ModelMethods(nn.Module):
     @property
     def is_gradient_checkpointing(self) -> bool:
         return self.base_model.checkpointing is not None
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Returns the same, by the name that transformers 5 has for it."""
+        return self.is_gradient_checkpointing
 
     @torch.no_grad()
     def resize_token_embeddings(

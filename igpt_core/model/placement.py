@@ -1,8 +1,10 @@
-"""Devices and dtypes by the names that `from_pretrained` of transformers takes."""
+"""Devices and dtypes: by the names that `from_pretrained` of transformers takes, and the best."""
 
 from collections.abc import Mapping
 
 import torch
+
+from igpt_core.model.attention import multiplies_bfloat16
 
 Device = torch.device | str | int
 DeviceMap = Device | Mapping[str, Device] | None
@@ -30,6 +32,26 @@ def find_device(device: Device | None, device_map: DeviceMap) -> torch.device:
     if device_map in _ANY_GPU:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device_map)
+
+
+def best_device(device: torch.device | str | None) -> torch.device:
+    """Returns the device that is given, else a GPU where there is one.
+
+    Raises ValueError for a GPU that is not there.
+    """
+    found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"expected a GPU for device {str(found)!r}, found none that torch can use; next: "
+            "device='cpu', or none"
+        )
+    return found
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """Returns bfloat16 for "cuda" and for a processor that multiplies it itself, of this machine;
+    else float32."""
+    return torch.bfloat16 if device == "cuda" or multiplies_bfloat16() else torch.float32
 
 
 def find_dtype(

@@ -25,8 +25,8 @@ class _SecondOrder(_Identity):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         raise RuntimeError(
             "expected gradients of the first order: the fused kernel of attention has no others; "
-            "next: output_attentions=True, or torch.nn.attention.sdpa_kernel(SDPBackend.MATH) "
-            "around the forward pass"
+            "next: attn_implementation='eager' for the model, or torch.nn.attention.sdpa_kernel("
+            "SDPBackend.MATH) around the forward pass"
         )
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from igpt_core.model.cache_methods import extended, held_by, is_cache_of_transformers
 from igpt_core.model.checkpoint import ImageGPTPreTrainedModel
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import AttentionOptions, Block, CacheSlots, Encoder, LayerNorm
 from igpt_core.model.outputs import ModelOutput
 
-Past = KVCache | Sequence[Sequence[Tensor]]
+Past = KVCache | Sequence[Sequence[Tensor]] | Any  # the latter a cache of transformers
 
 
 class ImageGPTModel(ImageGPTPreTrainedModel):
@@ -90,8 +91,9 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         Args:
             input_ids: (B, T) int64 in [0, vocab_size). Either these or inputs_embeds.
             past_key_values: P positions before these, as an earlier call returned them, or a pair
-                of keys and values (B, H, P, D) per layer. P + T <= n_positions. A cache is extended
-                in place, unless use_cache is false: to go on from it twice, copy it (deepcopy).
+                of keys and values (B, H, P, D) per layer, or a DynamicCache of transformers 5.
+                P + T <= n_positions. A cache is extended in place, unless use_cache is false: to
+                go on from it twice, copy it (deepcopy).
             attention_mask: (B, P + T), zero or false for padding, which no position sees.
             token_type_ids: (B, T) int64 in [0, vocab_size): their embeddings are added.
             position_ids: (B, T) or (1, T) int64; P ... P + T - 1 unless given.
@@ -121,7 +123,11 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds, and only one of them")
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         if x.ndim != 3:
-            raise ValueError(f"expected input_ids (B, T) or inputs_embeds (B, T, C): {x.shape}")
+            given = inputs_embeds if input_ids is None else input_ids
+            raise ValueError(
+                "expected input_ids (B, T) or inputs_embeds (B, T, C), found "
+                f"{tuple(given.shape)}; next: [None] behind one row makes a batch of it"  # type: ignore[union-attr]
+            )
         use_cache = config.use_cache if use_cache is None else use_cache
         use_cache = use_cache and not self._is_checkpointing
         cache = self._cache(past_key_values, x, use_cache)
@@ -136,6 +142,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             padding=_padding("attention_mask", attention_mask, (x.shape[0], n_past + n_new)),
             head_mask=self._head_mask(head_mask, x.dtype),
             weights=[] if output_attentions else None,
+            plain=config._attn_implementation == "eager",
         )
         encoder = self._encoder(encoder_hidden_states, encoder_attention_mask, options)
 
@@ -151,11 +158,9 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 states.append(x)
             x = self._run(block, x, cache_slots, options, encoder)
         x = self.ln_f(x)
-        if cache is not None and use_cache:
-            cache.length += n_new
         output = ModelOutput(
             last_hidden_state=x,
-            past_key_values=cache if use_cache else None,
+            past_key_values=_extended(past_key_values, cache, n_new) if use_cache else None,
             hidden_states=(*states, x) if output_hidden_states else None,
             attentions=_tuple(options.weights),
             cross_attentions=None if encoder is None else _tuple(encoder.options.weights),
@@ -183,6 +188,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
     def _cache(self, past: Past | None, x: Tensor, use_cache: bool) -> KVCache | None:
         """Returns the cache for a call, with room for its T positions and, if new, for no more."""
+        if is_cache_of_transformers(past):
+            past = held_by(past)
         batch_size, n_new, _ = x.shape
         if past is None:
             n_rows, n_past = batch_size, 0
@@ -200,13 +207,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             return KVCache.of_layers(self.config, past, room=n_new)
         if not use_cache:
             return None
-        return KVCache(
-            self.config,
-            batch_size=batch_size,
-            capacity=n_new,
-            device=x.device,
-            dtype=product_dtype(x),
-        )
+        like = x.new_empty(0, dtype=product_dtype(x))
+        return KVCache.for_calls(self.config, batch_size, n_new, like=like)
 
     def _check_length(self, n_new: int, *, n_past: int = 0) -> None:
         limit = self.config.n_positions
@@ -237,7 +239,15 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             )
         padding = _padding("encoder_attention_mask", mask, states.shape[:2])
         weights: list[Tensor] | None = None if options.weights is None else []
-        return Encoder(states, AttentionOptions(padding, options.head_mask, weights))
+        return Encoder(states, AttentionOptions(padding, options.head_mask, weights, options.plain))
+
+
+def _extended(given: Past | None, cache: KVCache | None, n_new: int) -> Any:
+    """Returns the cache with the new positions that were written into it; what was given, where
+    that is one of transformers."""
+    assert cache is not None
+    cache.length += n_new
+    return extended(given, cache, n_new) if is_cache_of_transformers(given) else cache
 
 
 def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:

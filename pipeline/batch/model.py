@@ -1,19 +1,20 @@
 """What a job computes with, as the driver knows it: the model, device and dtype."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from igpt_core.errors import NoHeadError
+import torch
+
 from igpt_core.files.model_files import EMBEDDED, resolve_revision
 from igpt_core.generation.sampling import SamplingConfig
-from igpt_core.heads import HEADS
-from igpt_core.model.attention import multiplies_bfloat16
+from igpt_core.interface.batch_size import Memory, forward_images, sampling_images
+from igpt_core.interface.model_folder import check_head, check_sizes
 from igpt_core.model.checkpoint import model_fingerprint
 from igpt_core.model.config import CONFIG_FILE, VARIANTS, ImageGPTConfig
+from igpt_core.model.placement import best_dtype
 from pipeline.batch.quantizer import Quantizer, find_quantizer
 from pipeline.engine import allocation
-from pipeline.engine.batch_size import CPU, Memory, forward_images, sampling_images
 from pipeline.engine.gpu import free_gpu_bytes
 from pipeline.engine.progress import Mode
 from pipeline.errors import UsageError
@@ -21,6 +22,9 @@ from pipeline.options import ModelOptions, SamplingOptions
 from pipeline.stages.model_batches import RANDOM
 from pipeline.stages.sampling import Drawing
 from pipeline.storage.filesystem import absolute_model, options_for
+
+CPU = Memory.of_cpu(1 << 30)  # every actor of a machine has such a share of its memory
+_FEWER_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
@@ -33,35 +37,19 @@ class Model:
     quantizer: Quantizer
 
 
-# The next move where a model lacks a head.
-_HEADLESS: dict[str | None, str] = {
-    "causal": "has no next-pixel head; next: a model of igpt train or a published one (igpt "
-    "finetune takes this one with --next-pixel-weight 0)",
-    "classification": "has no classification head; next: igpt finetune gives it one",
-}
-
-
 def find_model(location: str, options: Mapping[str, Any], *, head: str | None = "causal") -> Model:
     """Returns the model of a folder, checked but not loaded.
 
     Args:
         head: of igpt_core.heads.HEADS, which the folder must have.
 
-    Raises CheckpointError for a folder that holds none, UsageError for one that lacks the head
-    or whose palette or image size does not fit.
+    Raises CheckpointError for a folder that holds none, that lacks the head, or whose palette or
+    image size does not fit.
     """
-    given, location = location, resolve_revision(absolute_model(location), (CONFIG_FILE,))
-    try:
-        config = HEADS[head].check_pretrained(location, storage_options=options)
-    except NoHeadError as error:
-        raise UsageError(f"{given} {_HEADLESS[head]}") from error
+    location = resolve_revision(absolute_model(location), (CONFIG_FILE,))
+    config = check_head(location, head, options)
     quantizer = find_quantizer(location, None, options)
-    if quantizer.image_size**2 > config.n_positions or len(quantizer.palette) > config.n_colors:
-        raise UsageError(
-            f"{given} has {config.n_positions} positions and {config.n_colors} colors, its "
-            f"preprocessor_config.json {quantizer.image_size} x {quantizer.image_size} pixels and "
-            f"{len(quantizer.palette)} colors; next: a model folder whose files fit"
-        )
+    check_sizes(location, config, quantizer.palette, quantizer.image_size)
     return Model(location, config, model_fingerprint(location, options), quantizer)
 
 
@@ -102,11 +90,10 @@ def find_device(options: ModelOptions, *, grows: bool = False) -> tuple[str, str
     elif device == "cuda" and not allocation.gpus() and not (grows and options.model_actors):
         more = "--model-actors N, for which its autoscaler brings N GPUs, or " if grows else ""
         raise UsageError(f"expected a GPU for --device cuda, found none; next: {more}--device cpu")
-    dtype = options.dtype
-    if dtype == "auto":
-        # On CPUs by this machine's, for which those of the nodes are taken.
-        dtype = "bfloat16" if device == "cuda" or multiplies_bfloat16() else "float32"
-    return device, dtype
+    if options.dtype != "auto":
+        return device, options.dtype
+    # On CPUs by this machine's, for which those of the nodes are taken.
+    return device, str(best_dtype(device)).removeprefix("torch.")
 
 
 def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str, int | None], int]:
@@ -117,7 +104,7 @@ def forward_batches(model: Model, options: ModelOptions) -> Callable[[str, str, 
         return options.batch_size or forward_images(
             model.config,
             model.quantizer.image_size**2,
-            dtype=dtype,
+            dtype=getattr(torch, dtype),
             memory=memory(device, options.progress),
         )
 
@@ -144,14 +131,15 @@ def sampling_batches(
             return given // n_drawn
         positions, room = model.quantizer.image_size**2, memory(device, options.progress)
         if device == "cpu":  # where nobody has counted the rows these may be few
-            room = room.shared_by((n_rows or 0) * n_drawn, allocation.auto_model_actors(device))
+            n_actors = allocation.auto_model_actors(device)
+            room = shared_by(room, (n_rows or 0) * n_drawn, n_actors)
         return sampling_images(
             model.config,
             positions,
             n=n_drawn,
-            dtype=dtype,
+            dtype=getattr(torch, dtype),
             memory=room,
-            kv_cache_dtype=cache_dtype,
+            kv_cache_dtype=None if cache_dtype is None else getattr(torch, cache_dtype),
         )
 
     return images
@@ -161,6 +149,13 @@ def drawing_of(options: SamplingOptions, n_samples: int, n_drawn: int) -> Drawin
     """Returns how pixels are drawn: `n_samples` images are kept of the `n_drawn` of each row."""
     sampling = SamplingConfig(options.temperature, options.top_k, options.top_p)
     return Drawing(n_samples, n_drawn, options.scored, options.seed, sampling)
+
+
+def shared_by(memory: Memory, n_sequences: int, n_actors: int) -> Memory:
+    """Returns the same with fewer sequences together, but not below 16, where otherwise the actors
+    would not have two batches each."""
+    most = max(-(-n_sequences // (2 * n_actors)), _FEWER_SEQUENCES)
+    return replace(memory, most_sequences=min(most, memory.most_sequences))
 
 
 def memory(device: str, progress: Mode) -> Memory:

@@ -22,9 +22,8 @@ from pipeline.stages.model_batches import ComputePlan
 
 def class_names(config: ImageGPTConfig) -> list[str] | None:
     """Names a classifier's classes; None where they are only numbered, as LABEL_0."""
-    numbered = [f"LABEL_{i}" for i in range(config.num_labels)]
-    names = [config.id2label.get(i, numbered[i]) for i in range(config.num_labels)]
-    return None if names == numbered else names
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    return None if names == [f"LABEL_{i}" for i in range(config.num_labels)] else names
 
 
 def with_results(

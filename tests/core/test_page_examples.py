@@ -7,13 +7,15 @@ the second.
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
+import igpt_core
 from igpt_core import (
+    AutoImageProcessor,
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
-    ImageGPTImageProcessor,
     ImageGPTModel,
 )
 from pictures import SIDE, photo
@@ -22,6 +24,20 @@ from pictures import SIDE, photo
 @pytest.fixture(scope="module")
 def image():
     return photo(1)
+
+
+def test_classes_by_the_kind_of_model(tiny_model):
+    """There is one kind."""
+    for name, cls in (
+        ("AutoConfig", ImageGPTConfig),
+        ("AutoModel", ImageGPTModel),
+        ("AutoModelForImageClassification", ImageGPTForImageClassification),
+        ("AutoFeatureExtractor", igpt_core.ImageGPTFeatureExtractor),
+        ("AutoImageProcessor", igpt_core.ImageGPTImageProcessor),
+    ):
+        assert getattr(igpt_core, name) is cls
+        assert getattr(transformers, name)
+    assert AutoImageProcessor.from_pretrained(tiny_model).size["height"] == SIDE
 
 
 def test_configuration():
@@ -38,7 +54,7 @@ def test_configuration():
 
 
 def test_features(tiny_model, image):
-    image_processor = ImageGPTImageProcessor.from_pretrained(tiny_model)
+    image_processor = AutoImageProcessor.from_pretrained(tiny_model)
     model = ImageGPTModel.from_pretrained(tiny_model)
 
     inputs = image_processor(images=image, return_tensors="pt")
@@ -52,7 +68,7 @@ def test_features(tiny_model, image):
 
 
 def test_unconditional_samples(tiny_model):
-    image_processor = ImageGPTImageProcessor.from_pretrained(tiny_model)
+    image_processor = AutoImageProcessor.from_pretrained(tiny_model)
     model = ImageGPTForCausalImageModeling.from_pretrained(tiny_model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
@@ -86,7 +102,7 @@ def test_unconditional_samples(tiny_model):
 
 
 def test_classes(tiny_model, image):
-    image_processor = ImageGPTImageProcessor.from_pretrained(tiny_model)
+    image_processor = AutoImageProcessor.from_pretrained(tiny_model)
     # The page loads a causal model here, so that the head is new.
     with pytest.warns(UserWarning, match=r"score\.weight is not in it and is new"):
         model = ImageGPTForImageClassification.from_pretrained(tiny_model)

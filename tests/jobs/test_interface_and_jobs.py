@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from igpt_core.errors import CheckpointError
 from igpt_core.heads import ImageGPTForImageClassification
 from igpt_core.interface.image_gpt import ImageGPT
 from models import save_tiny
 from pictures import GOOD, SIDE, photo
+from pipeline.batch.model import find_model
 from runs import FORWARD, igpt, results
 
 SAMPLED = FORWARD | {"samples": 2, "shard_size": 8, "seed": 11}
@@ -145,3 +147,25 @@ def test_one_file_as_input_has_its_name_as_id(in_process, tiny_model, tmp_path):
     model = ImageGPT.from_pretrained(tiny_model, device="cpu", dtype=torch.float32, batch_size=2)
     found = model.complete(tmp_path / "photo.png", seed=2, samples=2)
     assert np.array_equal(pixels(row["images"]), [np.asarray(image) for image in found])
+
+
+def test_a_folder_that_lacks_something_is_refused_in_the_same_words(tmp_path):
+    def both_refuse(here, head: str | None) -> str:
+        with pytest.raises(CheckpointError) as by_core:
+            here()
+        with pytest.raises(CheckpointError) as by_job:
+            find_model(str(tmp_path), {}, head=head)
+        assert str(by_core.value) == str(by_job.value)
+        return str(by_core.value)
+
+    save_tiny(tmp_path, ImageGPTForImageClassification, std=0.5)
+    classifier = ImageGPT.from_pretrained(tmp_path)
+    assert "has no next-pixel head" in both_refuse(classifier.sample, "causal")
+    save_tiny(tmp_path, std=0.5)
+    model = ImageGPT.from_pretrained(tmp_path)
+    no_classes = both_refuse(lambda: model.classify(photo(0)), "classification")
+    assert "has no classification head" in no_classes
+    preprocessor = tmp_path / "preprocessor_config.json"
+    preprocessor.write_text(preprocessor.read_text().replace(f": {SIDE}", ": 9"))
+    unfit = both_refuse(lambda: ImageGPT.from_pretrained(tmp_path), None)
+    assert "9 x 9 pixels and 32 colors; next: a model folder whose files fit" in unfit

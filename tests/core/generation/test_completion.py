@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -263,3 +264,21 @@ def test_numbers_are_whole(model, name: str) -> None:
 def test_no_place_at_all_is_refused(model, at_once: int) -> None:
     with pytest.raises(ValueError, match=f"at_once must be 1 or more, found {at_once}"):
         draw("one prompt length", model, at_once=at_once)
+
+
+@pytest.mark.parametrize("at_once", [None, 3])
+@pytest.mark.parametrize("together", [1, 16])
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("way", ["one prompt length", "known pixels"])
+def test_progress_goes_from_nothing_to_all_and_changes_no_pixel(
+    model, begin_together, way: str, window: int, together: int, at_once: int | None
+) -> None:
+    begin_together(together)
+    shares: list[float] = []
+    drawn = draw(way, model, window=window, at_once=at_once, on_progress=shares.append)
+    assert torch.equal(drawn, draw(way, model))
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < 0.3
+    assert shares[-1] == 1
+    assert len(set(shares)) > 10
+    assert max(after - before for before, after in pairwise(shares)) < 0.5

@@ -98,6 +98,16 @@ def test_scores_are_the_logits_of_each_step(both):
     assert len(found.scores) == len(expected.scores) == 5
     for one, two in zip(found.scores, expected.scores, strict=True):
         torch.testing.assert_close(one.float(), two)  # theirs are of float32 always
+    drawn = ours.compute_transition_scores(found.sequences, found.scores)
+    theirs_drawn = theirs.compute_transition_scores(
+        expected.sequences, expected.scores, normalize_logits=False
+    )
+    # Theirs steps from row to row by vocab_size, one more than the logits are.
+    torch.testing.assert_close(drawn[0].float(), theirs_drawn[0].float())
+    logs = ours.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+    steps = zip(found.scores, found.sequences[:, 4:].T, strict=True)
+    each = [-torch.nn.functional.cross_entropy(s, t, reduction="none") for s, t in steps]
+    torch.testing.assert_close(logs, torch.stack(each, dim=1))
     assert ours.generate(tokens, return_dict_in_generate=True).scores is None
     assert found["sequences"] is found[0]
     assert torch.is_tensor(ours.generate(tokens, output_scores=True))
@@ -148,6 +158,7 @@ def test_a_configuration_stands_for_arguments(both, as_object):
         {"use_cache": False},
         {"num_beams": 1},
         {"repetition_penalty": 1.0},
+        {"guidance_scale": 1.0},
         {"logits_processor": []},
         {"synced_gpus": True},
     ],
@@ -163,6 +174,10 @@ def test_arguments_that_ask_for_nothing_change_nothing(both, argument):
         ({"num_beams": 4}, "next: do_sample=True with top_k or top_p"),
         ({"penalty_alpha": 0.6}, "next: do_sample=True"),
         ({"eos_token_id": 3}, "next: max_length"),
+        ({"eos_token_id": 0}, "next: max_length"),
+        ({"forced_eos_token_id": 0}, "next: leave it out"),
+        ({"max_time": 0.0}, "next: leave it out"),
+        ({"guidance_scale": 0}, "next: a forward hook on model.lm_head"),
         ({"repetition_penalty": 1.2}, "next: a forward hook on model.lm_head"),
         ({"logits_processor": [abs]}, "next: a forward hook on model.lm_head"),
         ({"output_hidden_states": True}, r"next: model\(tokens, output_hidden_states=True"),

@@ -157,6 +157,24 @@ def test_where_a_model_came_from(tmp_path):
     assert config.to_dict()["_name_or_path"] == "other"
 
 
+def test_update_from_a_string():
+    text = "n_layer=2,use_cache=false,resid_pdrop=0.5,activation_function=gelu"
+    ours, theirs = ImageGPTConfig(), transformers.ImageGPTConfig()
+    ours.update_from_string(text)
+    theirs.update_from_string(text)
+    for name in ("n_layer", "use_cache", "resid_pdrop", "activation_function"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    for text, words in (
+        ("n_layer=3.5", "n_layer must be a int, found '3.5'"),
+        ("use_cache=no", "use_cache must be true or false, found 'no'"),
+        ("n_layers=2", "expected name=value of a field, found 'n_layers=2'"),
+        ("n_layer", "expected name=value of a field, found 'n_layer'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ours.update_from_string(text)
+    assert ours.n_layer == 2
+
+
 def test_update():
     config, theirs = ImageGPTConfig(), transformers.ImageGPTConfig()
     changes = {"n_layer": 7, "hidden_size": 64, "num_labels": 3, "note": "x", "pad_token_id": 1}

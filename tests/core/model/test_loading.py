@@ -174,7 +174,6 @@ def test_arguments_that_ask_for_nothing_change_nothing(folder, model, argument):
 @pytest.mark.parametrize(
     ("argument", "next_move"),
     [
-        ({"attn_implementation": "flash_attention_2"}, "the fastest kernel"),
         ({"weights_only": False}, "pickles are read as weights only"),
         ({"from_tf": True}, "igpt convert"),
         ({"quantization_config": {"bits": 4}}, "leave it out"),

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 from igpt_core import KVCache, TrainingConfig, token_nll
 from igpt_core.learning.objectives import NextPixel
@@ -196,3 +197,78 @@ def test_scoring_and_training_allocate_no_cache(monkeypatch):
     train_step(NextPixel(ours), optimizer, [tokens], learning_rate=1e-3, dtype=config.dtype)
     with pytest.raises(AssertionError, match="a cache"):
         ours(tokens)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_cache_of_transformers_is_extended(shape, gradients):
+    """Of whichever model: it is the same object, with the same content."""
+    ours, theirs = pair(shape)
+    tokens, found = draw_tokens(shape, 3, 9), []
+    for model in (ours, theirs):
+        cache = DynamicCache()
+        with torch.set_grad_enabled(gradients):
+            assert model(tokens[:, :4], past_key_values=cache).past_key_values is cache
+            model(tokens[:, 4:7], past_key_values=cache)
+            cache.crop(-2)
+            found.append((model(tokens[:, 5:], past_key_values=cache).logits, cache))
+    (mine, own), (other, their) = found
+    assert_equal_up_to_rounding(mine, other)
+    for one, two in zip(own.layers, their.layers, strict=True):
+        assert_equal_up_to_rounding(one.keys, two.keys)
+        assert_equal_up_to_rounding(one.values, two.values)
+
+
+def test_a_cache_with_places_that_are_not_filled_is_refused(shape):
+    ours, _ = pair(shape)
+    cache = StaticCache(ours.config, max_cache_len=9)
+    rows = torch.zeros(1, shape["n_head"], 1, shape["n_embd"] // shape["n_head"])
+    cache.update(rows, rows, 0)
+    with pytest.raises(TypeError, match=r"expected a KVCache.*found StaticCache"):
+        ours(draw_tokens(shape, 1, 2), past_key_values=cache)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_rows_and_positions_of_a_cache_are_chosen(shape, gradients):
+    """By the methods of transformers' own; a cache that was cropped is gone on from as one of fewer
+    positions is, and what was made before has its gradients still."""
+    ours, theirs = pair(shape)
+    tokens = draw_tokens(shape, 3, 9)
+    order = torch.tensor([2, 0, 0])
+    found = []
+    for model in (ours, theirs):
+        with torch.set_grad_enabled(gradients):
+            first = model(tokens[:, :7])
+            cache = first.past_key_values
+            cache.crop(-3)
+            assert cache.get_seq_length() == 4
+            cache.batch_select_indices(order)
+            cache.batch_repeat_interleave(2)
+            cache.reorder_cache(torch.tensor([5, 4, 3, 2, 1, 0]))
+            rest = tokens[order].repeat_interleave(2, dim=0).flip(0)[:, 4:]
+            last = model(rest, past_key_values=cache)
+            found.append((last.logits, cache))
+            if gradients:
+                (first.logits.square().sum() + last.logits.square().sum()).backward()
+    assert_equal_up_to_rounding(found[0][0], found[1][0])
+    assert_same_cache(found[0][1], found[1][1])
+    assert_same_gradients(ours, theirs)
+    kept = KVCache.of_layers(ours.config, list(found[0][1]), room=0)
+    kept.crop(2)
+    assert kept.get_seq_length() == 2
+    kept.reset()
+    assert kept.get_seq_length() == 0
+
+
+def test_a_graph_survives_what_is_cached_after_it(shape):
+    """Keys that gradients need are never written over, whoever uses the cache next."""
+    ours, theirs = pair(shape)
+    tokens = draw_tokens(shape, 2, 8)
+    for model in (ours, theirs):
+        with torch.no_grad():
+            cache = model(tokens[:, :3]).past_key_values
+        given = cache if model is ours else copy.deepcopy(cache)
+        loss = model(tokens[:, 3:6], past_key_values=given, use_cache=False).logits.square().sum()
+        with torch.no_grad():
+            model(tokens[:, 3:], past_key_values=cache)
+        loss.backward()
+    assert_same_gradients(ours, theirs)

@@ -34,8 +34,13 @@ def test_the_ways_round_give_the_gradient_of_finite_differences(model, inputs):
     inputs.grad = None
     with sdpa_kernel(SDPBackend.MATH):
         penalty(model, inputs).backward()
+    found.append(inputs.grad.clone())
+    inputs.grad = None
+    model.set_attn_implementation("eager")
+    penalty(model, inputs).backward()
     found.append(inputs.grad)
-    torch.testing.assert_close(*found)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
     step = torch.zeros_like(inputs)
     step[1, 2, 3] = 1e-5
     with torch.enable_grad():
@@ -48,7 +53,7 @@ def test_the_ways_round_give_the_gradient_of_finite_differences(model, inputs):
 def test_without_them_a_line_names_them(model, inputs):
     value = penalty(model, inputs)  # of the first order there are gradients
     assert value > 0
-    with pytest.raises(RuntimeError, match=r"next: output_attentions=True, or torch\.nn"):
+    with pytest.raises(RuntimeError, match=r"next: attn_implementation='eager' for the model, or"):
         value.backward()
 
 
@@ -58,3 +63,31 @@ def test_first_gradients_are_as_they_were(model, inputs):
     loss = model(inputs_embeds=inputs, output_attentions=True).logits.square().mean()
     (plain,) = torch.autograd.grad(loss, inputs)
     torch.testing.assert_close(once, plain)
+
+
+def test_forward_gradients_of_plain_attention(model, inputs):
+    """Which the fused kernel has none of, against finite differences."""
+    model.set_attn_implementation("eager")
+
+    def logits(embeds):
+        return model(inputs_embeds=embeds, use_cache=False).logits
+
+    step = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(2)).double()
+    _, found = torch.func.jvp(logits, (inputs.detach(),), (step,))
+    with torch.no_grad():
+        up, down = logits(inputs + 1e-6 * step), logits(inputs - 1e-6 * step)
+    torch.testing.assert_close(found, (up - down) / 2e-6, rtol=1e-5, atol=1e-6)
+
+
+def test_plain_attention_is_asked_for_as_in_transformers(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    plain = type(model).from_pretrained(tmp_path, attn_implementation="eager")
+    assert plain.config._attn_implementation == plain.config.attn_implementation == "eager"
+    assert "attn_implementation" not in plain.config.to_json()
+    assert plain.config.with_fields(n_layer=2).attn_implementation == "eager"
+    torch.testing.assert_close(plain(TOKENS).logits, model(TOKENS).logits)
+    made = type(model).from_config(model.config, attn_implementation="eager")
+    assert made.config.attn_implementation == "eager"
+    assert model.config.attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match=r"must be 'sdpa'.*found 'flash_att"):
+        type(model).from_pretrained(tmp_path, attn_implementation="flash_attention_2")

@@ -1,6 +1,6 @@
 """Batch sizes: how many images the memory of a device holds."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -25,20 +25,17 @@ class Memory:
         """Returns that of a GPU with so many free bytes."""
         return cls(int(_SHARE * free), most_images=256, most_sequences=512)
 
-    def shared_by(self, n_sequences: int, n_actors: int) -> "Memory":
-        """Returns the same with fewer sequences together, but not below 16, where otherwise the
-        actors would not have two batches each."""
-        most = max(-(-n_sequences // (2 * n_actors)), _FEWER_SEQUENCES)
-        return replace(self, most_sequences=min(most, self.most_sequences))
+    @classmethod
+    def of_cpu(cls, n_bytes: int) -> "Memory":
+        """Returns so many bytes of a CPU's, of which a core gains nothing from larger batches."""
+        # Two processes decode 32 sequences of the shipped model in bfloat16 1.2 times as fast as
+        # 16 or 64.
+        return cls(n_bytes, most_images=16, most_sequences=32)
 
 
-# A core gains nothing from larger batches, and every actor of a machine has such a share of it.
-# Two actors decode 32 sequences of the shipped model in bfloat16 1.2 times as fast as 16 or 64.
-CPU = Memory(1 << 30, most_images=16, most_sequences=32)
-_FEWER_SEQUENCES = 16
-
-
-def forward_images(config: ImageGPTConfig, n_positions: int, *, dtype: str, memory: Memory) -> int:
+def forward_images(
+    config: ImageGPTConfig, n_positions: int, *, dtype: torch.dtype, memory: Memory
+) -> int:
     """Counts the images that fit one forward pass without gradients; one at least."""
     room = memory.bytes - _weights(config, dtype)
     return max(1, min(room // _activations(config, n_positions, dtype), memory.most_images))
@@ -49,9 +46,9 @@ def sampling_images(
     n_positions: int,
     *,
     n: int,
-    dtype: str,
+    dtype: torch.dtype,
     memory: Memory,
-    kv_cache_dtype: str | None = None,
+    kv_cache_dtype: torch.dtype | None = None,
 ) -> int:
     """Counts the images that are sampled together, n sequences of each; one at least.
 
@@ -59,7 +56,7 @@ def sampling_images(
     which is of the dtype too unless that of a cache is given.
     """
     prompt, sequence = (
-        KVCache.bytes_per_row(config, n_positions, getattr(torch, each))
+        KVCache.bytes_per_row(config, n_positions, each)
         for each in (dtype, kv_cache_dtype or dtype)
     )
     image = _activations(config, n_positions, dtype) + prompt + n * sequence
@@ -67,17 +64,17 @@ def sampling_images(
     return max(1, min(room // image, memory.most_sequences // n))
 
 
-def _activations(config: ImageGPTConfig, n_positions: int, dtype: str) -> int:
+def _activations(config: ImageGPTConfig, n_positions: int, dtype: torch.dtype) -> int:
     """Counts the bytes of one layer at once: the input, the normed one, q, k and v, the output,
     and the two of the MLP."""
     width = 6 * config.n_embd + 2 * config.inner_size
-    return int(width * n_positions * getattr(torch, dtype).itemsize)
+    return width * n_positions * dtype.itemsize
 
 
-def _weights(config: ImageGPTConfig, dtype: str) -> int:
+def _weights(config: ImageGPTConfig, dtype: torch.dtype) -> int:
     """Counts the bytes of the matrices: four of attention and two of the MLP in each layer, and
     those of colors and positions."""
     width = config.n_embd
     layer = width * (4 * width + 2 * config.inner_size)
     tables = (2 * config.vocab_size + config.n_positions) * width
-    return int((config.n_layer * layer + tables) * getattr(torch, dtype).itemsize)
+    return (config.n_layer * layer + tables) * dtype.itemsize

@@ -4,8 +4,7 @@ import copy
 import io
 import pickle
 import shutil
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from igpt_core.errors import CheckpointError, NonFiniteError
 from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from igpt_core.images.model_palette import load_palette
 from igpt_core.images.raster_formats import ImageError
-from igpt_core.interface import image_gpt, model_batches, progress
+from igpt_core.interface import image_gpt, model_batches
+from igpt_core.interface.batch_size import Memory
 from igpt_core.interface.image_gpt import ImageGPT
-from igpt_core.interface.progress import batches_of
+from igpt_core.model import placement
 from igpt_core.model.checkpoint import save_checkpoint
 from models import save_tiny
 from pictures import SIDE, encoded, photo
@@ -287,24 +287,43 @@ def test_batches_are_bounded(tiny_model, monkeypatch):
     image_token_nll, core_complete = image_gpt.token_nll, model_batches.complete
     monkeypatch.setattr(image_gpt, "token_nll", scored)
     monkeypatch.setattr(model_batches, "complete", completed)
-    monkeypatch.setattr(model_batches, "_MOST_IMAGES", 3)
-    monkeypatch.setattr(model_batches, "_MOST_SEQUENCES", 6)
+    igpt._model.memory = Memory(1 << 30, most_images=3, most_sequences=6)
     for ours, theirs in zip(igpt.score(images), together[0], strict=True):
         assert np.allclose(ours.nll_map, theirs.nll_map, rtol=0, atol=1e-4)
     assert igpt.complete(images, keep=0, known=masks, samples=2) == together[1]
     assert fed == [3, 3, 3], "the last one padded"
-    assert at_once == [(3, 6), (3, 6), (1, 6)]
+    assert at_once == [(7, 6)], "completion fills the places of those that are drawn"
     igpt.score(images[:4])
     assert fed[3:] == [2, 2], "as even as can be"
     smaller = ImageGPT.from_pretrained(tiny_model, dtype=torch.float32, batch_size=4)
     smaller.score(images[:2])
     smaller.complete(images[:3], samples=2)
-    assert (fed[5:], at_once[3:]) == ([4], [(2, 4), (1, 4)])
+    assert (fed[5:], at_once[1:]) == ([4], [(3, 4)])
+
+
+def test_memory_bounds_batches_too(tiny_model, monkeypatch):
+    """As of a job with --batch-size auto: what one image takes decides."""
+    igpt = ImageGPT.from_pretrained(tiny_model, device="cpu", dtype=torch.float32)
+    assert igpt._model.memory == Memory(8 << 30, most_images=16, most_sequences=32)
+    model = replace(igpt._model, memory=Memory(1, most_images=16, most_sequences=32))
+    assert model._images_at_once(9, SIDE**2, 2) == 1
+    fed = []
+    model.forward(
+        lambda tokens: fed.append(len(tokens)) or tokens,
+        np.zeros((3, SIDE**2), np.int64),
+        doing="score",
+        results="likelihoods",
+    )
+    assert fed == [1, 1, 1]
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(image_gpt, "best_device", lambda _: cuda)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 20 << 30))
+    assert ImageGPT.from_pretrained(tiny_model)._model.memory == Memory.of_gpu(10 << 30)
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_dtype_is_what_the_processor_multiplies(tiny_model, monkeypatch, native, dtype):
-    monkeypatch.setattr(image_gpt, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(placement, "multiplies_bfloat16", lambda: native)
     igpt = ImageGPT.from_pretrained(tiny_model, device="cpu")
     assert (igpt.dtype, igpt.device.type) == (dtype, "cpu")
     rough = igpt.embed(photo(0))[1]
@@ -360,37 +379,6 @@ def test_a_model_of_any_filesystem(igpt, tiny_model, tmp_path, monkeypatch):
     assert remote.complete(photo(0)) == igpt.complete(photo(0))
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_long_work_shows_how_far_it_is_on_a_terminal_alone(monkeypatch):
-    monkeypatch.setattr(progress, "_SECONDS", 0.02)
-
-    def shown(stream: io.StringIO, seconds: float, *, fails: bool = False) -> str:
-        monkeypatch.setattr(sys, "stderr", stream)
-        try:
-            for rows in batches_of(8, 3, doing="score"):
-                time.sleep(seconds if rows.start == 6 else 0)
-                if fails and rows.start == 6:
-                    raise ValueError("in a batch")
-        except ValueError:
-            assert fails
-        text = stream.getvalue()
-        time.sleep(0.1)
-        assert stream.getvalue() == text, "nothing is written later"
-        return text
-
-    *lines, last, end = shown(_Terminal(), 0.5)[1:].split("\r")
-    assert "score [###############.....] 6 of 8 images, 0 s" in lines
-    assert (last.strip(), end) == ("", "")
-    assert len(last) >= max(map(len, lines)), "nothing is left of the line"
-    assert "6 of 8" in shown(_Terminal(), 0.5, fails=True)
-    assert shown(_Terminal(), 0) == ""
-    assert shown(io.StringIO(), 0.5) == ""
-
-
 # --- what is refused ------------------------------------------------------------------------------
 
 BROKEN = encoded(photo(0, size=(99, 99)), "JPEG")[:900]
@@ -400,16 +388,6 @@ REFUSED = [
     (lambda g: g.score([photo(0), b"text"]), ImageError, r"images\[1\]: expected an encoded image"),
     (lambda g: g.score(7), TypeError, "expected an image as a path, .* found int"),
     (lambda g: g.score([[photo(0)]]), TypeError, r"images\[0\]: expected .* found list"),
-    (
-        lambda g: g.score(np.zeros((2, 8, 8, 3))),
-        ValueError,
-        r"\(2, 8, 8, 3\); next: a list for several",
-    ),
-    (
-        lambda g: g.score(np.zeros((3, 8, 8))),
-        ValueError,
-        r"found an array \(3, 8, 8\); next: .* np.moveaxis",
-    ),
     (lambda g: g.score(np.full((8, 8), -1)), ImageError, "expected pixel values in .* found -1"),
     (lambda g: g.complete(photo(0), keep=1), ValueError, "next: 1rows or 1pixels are numbers of"),
     (lambda g: g.complete(photo(0), keep=-0.5), ValueError, "such as 16rows .* found -0.5"),
