@@ -24,6 +24,12 @@ _FIXED: dict[str, Any] = {
     "default_to_square": True,
     "device": "cpu",
 }
+_VALUES = "do_normalize=False with do_color_quantize=False, and values made of those"
+_INSTEAD = {
+    "do_rescale": "leave it out: floats from 0 to 1 are read as such",
+    **dict.fromkeys(("rescale_factor", "image_mean", "image_std"), _VALUES),
+    "do_center_crop": "the crop of a PIL image before",
+}
 # Those that change no result: sizes of what is refused above, speed, and names of classes.
 _WITHOUT_EFFECT = {
     *("crop_size", "pad_size", "disable_grouping", "use_fast", "backend"),
@@ -53,8 +59,10 @@ def check_others(arguments: Mapping[str, Any]) -> None:
         if name in _FIXED:
             # One number may stand for those of all channels.
             if value is not None and set(np.ravel(value)) != set(np.ravel(_FIXED[name])):
+                move = _INSTEAD.get(name, "leave it out")
                 raise ValueError(
-                    f"expected {name} {_FIXED[name]}, found {value}: nothing else is done here"
+                    f"expected {name} {_FIXED[name]}, found {value}: nothing else is done here; "
+                    f"next: {move}"
                 )
         elif name not in _WITHOUT_EFFECT:
             raise TypeError(f"{name} is no argument of an ImageGPT image processor")
