@@ -20,6 +20,7 @@ __all__ = [  # noqa: RUF022, in the order of sorted()
     "ClassifierOutput",
     "ColorHistogram",
     "GenerateOutput",
+    "GenerationConfig",
     "ImageError",
     "ImageGPT",
     "ImageGPTConfig",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     )
     from igpt_core.model.config import VARIANTS, ImageGPTConfig
     from igpt_core.model.config import ImageGPTConfig as AutoConfig
+    from igpt_core.model.generation_config import GenerationConfig
     from igpt_core.model.kv_cache import KVCache
     from igpt_core.model.outputs import (
         CausalOutput,
@@ -116,6 +118,7 @@ else:
         "ClassifierOutput": "model.outputs",
         "ColorHistogram": "images.palette",
         "GenerateOutput": "model.outputs",
+        "GenerationConfig": "model.generation_config",
         "ImageError": "images.raster_formats",
         "ImageGPT": "interface.image_gpt",
         "ImageGPTConfig": "model.config",
@@ -154,8 +157,18 @@ else:
         "token_nll": "learning.scoring",
     }
 
+    _THEIRS = (
+        *("AutoProcessor", "DynamicCache", "Trainer", "TrainingArguments", "pipeline"),
+        *("default_data_collator", "set_seed"),
+    )
+
     def __getattr__(name):
         """Imports a public name's module at its first use (PEP 562)."""
+        if name in _THEIRS:
+            raise ImportError(
+                f"{name} is no part of igpt_core; next: from transformers import {name}, which "
+                "takes the models that are made here"
+            )
         kind = _CHOSEN.get(name, name)
         if kind not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,8 +28,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
     """
 
     def __init__(self, config: ImageGPTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        config = self.config
         self.transformer = ImageGPTModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.n_colors, bias=False)
         if config.tie_word_embeddings:
@@ -108,8 +108,8 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     new_head = "score.weight"
 
     def __init__(self, config: ImageGPTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        config = self.config
         self.transformer = ImageGPTModel(config)
         self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         nn.init.normal_(self.score.weight, std=config.initializer_range)

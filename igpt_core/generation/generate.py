@@ -1,6 +1,7 @@
 """GenerationMixin: `generate`, as users of transformers know it."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch.nn.functional import pad
 from igpt_core.errors import whole_tensor
 from igpt_core.generation.decoding import decode, feed_prompts, new_cache
 from igpt_core.generation.generate_arguments import (
+    NOT_GIVEN,
     check_range,
     count_padding,
     options_of,
+    padding_by,
     refuse_virtual_tokens,
     tokens_of,
 )
@@ -21,6 +24,7 @@ from igpt_core.generation.packed import prepacked
 from igpt_core.generation.passes import CausalModel, has_own_forward
 from igpt_core.generation.sampling import SamplingConfig, filter_logits
 from igpt_core.generation.speculation import Windows
+from igpt_core.model.generation_config import GenerationConfig
 from igpt_core.model.outputs import GenerateOutput
 from igpt_core.model.spans import whole_units
 
@@ -33,7 +37,9 @@ class GenerationMixin(CausalModel):
             generation_config.json, where there is one.
     """
 
-    generation_config: Any = None
+    @cached_property
+    def generation_config(self) -> Any:
+        return GenerationConfig()
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: Any = None, **arguments: Any
@@ -46,20 +52,20 @@ class GenerationMixin(CausalModel):
     def generate(
         self,
         inputs: Tensor | None = None,
-        max_length: int | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = 50,
-        top_p: float | None = None,
-        num_return_sequences: int = 1,
+        max_length: int | None = NOT_GIVEN,
+        do_sample: bool = NOT_GIVEN,
+        temperature: float = NOT_GIVEN,
+        top_k: int | None = NOT_GIVEN,
+        top_p: float | None = NOT_GIVEN,
+        num_return_sequences: int = NOT_GIVEN,
         *,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        pad_token_id: int | None = None,
-        max_new_tokens: int | None = None,
+        pad_token_id: int | None = NOT_GIVEN,
+        max_new_tokens: int | None = NOT_GIVEN,
         generation_config: Any = None,
-        return_dict_in_generate: bool = False,
-        output_scores: bool = False,
+        return_dict_in_generate: bool = NOT_GIVEN,
+        output_scores: bool = NOT_GIVEN,
         seeds: Tensor | None = None,
         **arguments: Any,
     ) -> Tensor | GenerateOutput:
@@ -74,17 +80,18 @@ class GenerationMixin(CausalModel):
                 name.
             attention_mask: (B, T), zero or false for padding before a row's first token, which is
                 as if it were not there.
-            pad_token_id: the token of that padding, where no mask is given.
+            pad_token_id: the token of that padding, where no mask is given; later it is a color.
             max_length: tokens of a result, the given ones included, T < max_length <=
                 n_positions + 1; the latter, a whole image after its start token, unless given.
             max_new_tokens: those that are added, in place of it.
             do_sample: draw each token; else the most probable is taken and the options that follow
                 are not looked at.
-            temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
+            temperature, top_k, top_p: see `SamplingConfig`; top_k is 50 unless given, and 0 is no
+                limit either.
             num_return_sequences: samples of each row.
-            generation_config: such options as attributes or as a dict, in the place of those that
-                are as by default; the second argument may be it too. `model.generation_config`
-                unless given.
+            generation_config: such options as attributes or as a dict, where they are not given as
+                arguments; the second argument may be it too. What it does not set
+                `model.generation_config` may.
             return_dict_in_generate: return a `GenerateOutput`.
             output_scores: with the filtered logits from which each token was drawn; not looked at
                 otherwise.
@@ -104,9 +111,8 @@ class GenerationMixin(CausalModel):
             NonFiniteError: a model that overflows in its dtype.
         """
         if isinstance(max_length, Mapping) or hasattr(max_length, "to_diff_dict"):
-            max_length, generation_config = None, max_length
-        if generation_config is None:
-            generation_config = self.generation_config
+            max_length, generation_config = NOT_GIVEN, max_length
+        configs = [c for c in (self.generation_config, generation_config) if c is not None]
         given = {
             "max_length": max_length,
             "max_new_tokens": max_new_tokens,
@@ -121,7 +127,7 @@ class GenerationMixin(CausalModel):
             **arguments,
         }
         refuse_virtual_tokens(self)
-        options = options_of(given, generation_config)
+        options = options_of(given, configs)
         tokens = tokens_of(inputs, input_ids)
         n_each = options["num_return_sequences"]
         rows, n_given = tokens.shape
@@ -144,7 +150,7 @@ class GenerationMixin(CausalModel):
             raise ValueError(f"generate: expected one seed per row, ({rows},), found {seeds.shape}")
         noise = GumbelNoise(seeds.to(tokens.device), n_each)
         if attention_mask is None and options["pad_token_id"] is not None:
-            attention_mask = tokens != options["pad_token_id"]
+            attention_mask = padding_by(options["pad_token_id"], tokens)
         n_padding = count_padding(attention_mask, tokens)
         check_range(tokens, n_padding, self.config.vocab_size)
         logits: list[Tensor] | None = None

@@ -1,12 +1,13 @@
 """What `generate` takes: its options, the tokens to begin with, and the padding before them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from igpt_core.errors import ANY, check_whole, refuse_unserved, whole_tensor
+from igpt_core.model.generation_config import DEFAULTS, options_in
 
 # Arguments of transformers without a meaning here, see `refuse_unserved`.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -52,36 +53,23 @@ _INSTEAD = {
     "eos_token_id": "max_length: no color ends an image",
 }
 
-# Of `generate`, which a configuration may have other values of.
-_DEFAULTS: Mapping[str, Any] = {
-    "max_length": None,
-    "max_new_tokens": None,
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": None,
-    "num_return_sequences": 1,
-    "return_dict_in_generate": False,
-    "output_scores": False,
-    "pad_token_id": None,
-}
+# In the place of an argument that is not given: None may be one.
+NOT_GIVEN: Any = type("NotGiven", (), {"__repr__": lambda _: "not given"})()
 
 
-def options_of(given: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Returns the options of a call, by the names of `_DEFAULTS`."""
-    if config is not None:
-        if not isinstance(config, Mapping):
-            as_dict = getattr(config, "to_diff_dict", None)
-            config = vars(config) if as_dict is None else as_dict()
-        for name, value in config.items():
-            by_default = given.get(name) == _DEFAULTS.get(name)
-            if by_default and not name.startswith("_") and name != "transformers_version":
-                given[name] = value
+def options_of(arguments: dict[str, Any], configs: Sequence[Any]) -> dict[str, Any]:
+    """Returns the options of a call, by the names of `DEFAULTS`: an argument that is given beats
+    the configurations, and of these the last that sets an option."""
+    given: dict[str, Any] = {}
+    for config in configs:
+        given |= options_in(config)
+    given |= {name: value for name, value in arguments.items() if value is not NOT_GIVEN}
     refuse_unserved("generate", given, _NEUTRAL, _INSTEAD)
-    if unknown := [name for name in given if name not in _DEFAULTS]:
+    if unknown := [name for name in given if name not in DEFAULTS]:
         raise TypeError(f"generate: there is no argument {unknown[0]!r}")
+    given = {**DEFAULTS, **given}
     for name in ("do_sample", "temperature", "num_return_sequences"):  # None is no choice
-        given[name] = _DEFAULTS[name] if given[name] is None else given[name]
+        given[name] = DEFAULTS[name] if given[name] is None else given[name]
     for name in ("max_length", "max_new_tokens", "top_k", "num_return_sequences", "pad_token_id"):
         if given[name] is not None:
             given[name] = check_whole(f"generate: {name}", given[name])
@@ -113,6 +101,12 @@ def count_padding(mask: Tensor | None, tokens: Tensor) -> list[int]:
             "behind it; next: move the padding to the left"
         )
     return (1 - seen).sum(dim=1).tolist()
+
+
+def padding_by(token: int, tokens: Tensor) -> Tensor:
+    """Makes the mask (B, T) of tokens that are this one before any other: where it comes later it
+    is a color."""
+    return (tokens != token).long().cummax(dim=1).values
 
 
 def check_range(tokens: Tensor, n_padding: list[int], vocab_size: int) -> None:

@@ -41,8 +41,11 @@ _NOTHING = _PostOperation()
 # By the names of ACTIVATIONS.
 _POST_OPERATIONS = {
     "quick_gelu": _PostOperation("swish", scale=1.702),
-    "gelu": _PostOperation("gelu", "none"),
-    "gelu_new": _PostOperation("gelu", "tanh"),
+    **dict.fromkeys(("gelu", "gelu_python"), _PostOperation("gelu", "none")),
+    **dict.fromkeys(
+        ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"),
+        _PostOperation("gelu", "tanh"),
+    ),
     "relu": _PostOperation("relu"),
     "silu": _PostOperation("swish"),
     "swish": _PostOperation("swish"),
@@ -117,7 +120,7 @@ class PackedBlock(nn.Module):
         super().__init__()
         attention, mlp = block.attn, block.mlp
         then = _POST_OPERATIONS[mlp.activation_function]
-        self.heads = attention.heads
+        self.heads, self.attn_dropout = attention.heads, attention.attn_dropout
         self.ln_1 = block.ln_1  # which is asked for by itself, for features
         self.norm = _Norm(len(block.ln_1.weight), block.ln_1.eps)
         self.into_heads = _packed(attention.c_attn, gain=block.ln_1.weight)
@@ -138,10 +141,11 @@ class PackedBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Computes what `Block` does."""
         together = self.into_heads(self.norm(x))
-        x = self.out_of_heads(self.heads.of_all(together, cache_slots, mask, options), x)
+        y, weights = self.heads.of_all(together, cache_slots, mask, options, self.attn_dropout)
+        x = self.out_of_heads(y, x)
         if encoder is not None:
             x = x + self.crossattention(self.ln_cross_attn(x), encoder)[0]
-        return self.out_of_mlp(self.into_mlp(self.norm(x)), x), options.last_weights
+        return self.out_of_mlp(self.into_mlp(self.norm(x)), x), weights
 
 
 def _packed(

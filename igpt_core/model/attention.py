@@ -1,6 +1,6 @@
 """attend: the only place that picks an attention kernel."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -179,7 +179,7 @@ def attend_with_weights(
     mask: Tensor | None = None,
     padding: Tensor | None = None,
     scale: float | None = None,
-    dropout: float = 0.0,
+    dropout: float | Callable[[Tensor], Tensor] = 0.0,
     factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes `attend` without a kernel, for its weights and for padding, which kernels get wrong.
@@ -190,6 +190,7 @@ def attend_with_weights(
 
     Args:
         padding: boolean (B, Tk), true for keys that no query sees, beside those of `mask`.
+        dropout: share of the weights dropped, or what drops them.
         factors: of the weights, that broadcast.
 
     Returns:
@@ -207,7 +208,8 @@ def attend_with_weights(
         if padding is not None:
             # Added: beside it a score vanishes, and twice the lowest is -inf.
             scores = scores + padding[:, None, None].to(wide) * lowest
-        weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
+        weights = scores.softmax(dim=-1).to(v.dtype)
+        weights = dropout(weights) if callable(dropout) else F.dropout(weights, dropout)
         weights = weights if factors is None else weights * factors
         return weights @ v, weights
 

@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, Self, overload
 
 import torch
@@ -24,12 +23,15 @@ from igpt_core.files.loading import FetchOptions, refuse_without_meaning
 from igpt_core.files.model_files import at_revision, model_files
 from igpt_core.images.palette import Palette
 from igpt_core.model.config import CONFIG_FILE, ImageGPTConfig, read_config
+from igpt_core.model.generation_config import (
+    GENERATION_CONFIG_FILE,
+    GenerationConfig,
+    options_in,
+)
 from igpt_core.model.model_methods import ModelMethods
 from igpt_core.model.placement import DeviceMap, find_device, find_dtype
 from igpt_core.model.saving import make_processor, parsed_size, save_folder
 from igpt_core.model.weights import HEADS, find_weights, mismatch, read_weights, rename
-
-GENERATION_CONFIG_FILE = "generation_config.json"
 
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -268,10 +270,9 @@ class ImageGPTPreTrainedModel(ModelMethods):
                 pickled=not safe_serialization,
                 max_shard_bytes=parsed_size(max_shard_size),
             )
-            options = vars(getattr(self, "generation_config", None) or SimpleNamespace())
+            options = options_in(self.generation_config) if self.can_generate() else {}
             if options:
-                text = json.dumps(options, indent=2, sort_keys=True) + "\n"
-                Path(save_directory, GENERATION_CONFIG_FILE).write_text(text, encoding="utf-8")
+                GenerationConfig(**options).save_pretrained(save_directory)
             if push_to_hub:
                 repo_id = arguments.pop("repo_id", Path(save_directory).name)
                 push_folder(save_directory, repo_id, **arguments)
@@ -301,15 +302,15 @@ _NEUTRAL_TO_SAVE: Mapping[str, tuple[Any, ...]] = {
 
 def _generation_config(
     where: str, storage_options: Mapping[str, Any] | None, fetch: FetchOptions
-) -> SimpleNamespace:
+) -> GenerationConfig:
     """Returns the options of `generate` that lie in a folder, none where there are none."""
     try:
         (file,) = model_files(
             where, (GENERATION_CONFIG_FILE,), storage_options=storage_options, fetch=fetch
         )
-        return SimpleNamespace(**json.loads(file.read_text(encoding="utf-8")))
+        return GenerationConfig.from_file(file)
     except NoFileError:
-        return SimpleNamespace()
+        return GenerationConfig()
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: {GENERATION_CONFIG_FILE}: {error}") from error
 

@@ -22,13 +22,13 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 # By transformers' names; ImageGPT was trained with quick_gelu.
+_GELU_BY_TANH = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
+    **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), _GELU_BY_TANH),
     "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
+    **dict.fromkeys(("silu", "swish"), F.silu),
     "tanh": torch.tanh,
 }
 
@@ -96,11 +96,6 @@ class AttentionOptions:
     weights: list[Tensor] | None = None
     plain: bool = False
 
-    @property
-    def last_weights(self) -> Tensor | None:
-        """Returns those of the layer that has just run, where they are asked for."""
-        return self.weights[-1] if self.weights else None
-
 
 @dataclass(frozen=True)
 class Encoder:
@@ -121,22 +116,23 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.heads = Heads(config, layer)
-        self.attn_dropout = self.heads.attn_dropout  # where transformers has it
-        self.embed_dim, self.num_heads = config.n_embd, config.n_head  # transformers' names
-        self.head_dim, self.layer_idx = config.head_size, layer
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
+        self.embed_dim = self.split_size = config.n_embd  # transformers' names
+        self.num_heads, self.head_dim, self.layer_idx = config.n_head, config.head_size, layer
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
         self,
-        x: Tensor,
-        cache_slots: CacheSlots | None,
-        mask: Tensor | None,
-        options: AttentionOptions,
+        hidden_states: Tensor,
+        cache_slots: CacheSlots | None = None,
+        mask: Tensor | None = None,
+        options: AttentionOptions = NO_ATTENTION_OPTIONS,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns what is added to the residual stream, (B, T, C), and the weights, where the
-        options ask for them: a tuple, as hooks on transformers' attention get."""
-        y = self.heads.of_all(self.c_attn(x), cache_slots, mask, options)
-        return self.resid_dropout(self.c_proj(y)), options.last_weights
+        """Returns what is added to the residual stream, (B, T, C), and the weights, None where a
+        fused kernel computes: a tuple, as hooks on transformers' attention get."""
+        qkv = self.c_attn(hidden_states)
+        y, weights = self.heads.of_all(qkv, cache_slots, mask, options, self.attn_dropout)
+        return self.resid_dropout(self.c_proj(y)), weights
 
 
 class CrossAttention(nn.Module):
@@ -148,7 +144,7 @@ class CrossAttention(nn.Module):
         self.q_attn = Conv1D(config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.heads = Heads(config, layer)
-        self.attn_dropout = self.heads.attn_dropout  # where transformers has it
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.embed_dim, self.num_heads = config.n_embd, config.n_head  # transformers' names
         self.head_dim, self.layer_idx = config.head_size, layer
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
@@ -158,8 +154,8 @@ class CrossAttention(nn.Module):
         (q,) = self.heads.split(self.q_attn(x), 1)
         k, v = self.heads.split(self.c_attn(encoder.states), 2)
         all_seen = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
-        y = self.heads(q, k, v, all_seen, encoder.options)
-        return self.resid_dropout(self.c_proj(y)), encoder.options.last_weights
+        y, weights = self.heads(q, k, v, all_seen, encoder.options, self.attn_dropout)
+        return self.resid_dropout(self.c_proj(y)), weights
 
 
 class Heads(nn.Module):
@@ -169,7 +165,6 @@ class Heads(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_head = config.n_head
-        self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.scale = config.head_size**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -186,21 +181,24 @@ class Heads(nn.Module):
         cache_slots: CacheSlots | None,
         mask: Tensor | None,
         options: AttentionOptions,
-    ) -> Tensor:
+        dropout: nn.Module,
+    ) -> tuple[Tensor, Tensor | None]:
         """Attends with queries, keys and values (B, T, 3 * C) to these positions and, with a cache,
-        to those that it holds: (B, T, C)."""
+        to those that it holds; returns what `forward` does."""
         q, k, v = self.split(x, 3)
         if cache_slots is None:
-            return self(q, k, v, mask, options)  # type: ignore[no-any-return]
+            return self(q, k, v, mask, options, dropout)  # type: ignore[no-any-return]
         cache, index, span = cache_slots.cache, cache_slots.index, cache_slots.span
         held = cache.write(self.layer, k, v, positions=index, span=span)
         # Where all is new, k and v are the same numbers, and gradients need no cache.
         k, v = held if span > k.shape[2] else (k, v)
         starts, scales = None, cache.scales[self.layer]
+        # A forward that computes in another dtype than the weights have, as accelerate makes it.
+        q = q if scales else q.to(k.dtype)
         if cache.by_start and index is not None:
             starts = index[..., 0].expand(len(q))
         prefix = cache.prefixes[self.layer]
-        return self(q, k, v, mask, options, prefix, starts, scales)  # type: ignore[no-any-return]
+        return self(q, k, v, mask, options, dropout, prefix, starts, scales)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -209,24 +207,26 @@ class Heads(nn.Module):
         v: Tensor,
         mask: Tensor | None,
         options: AttentionOptions,
+        dropout: nn.Module,
         prefix: Prefix | None = None,
         starts: Tensor | None = None,
         scales: Scales | None = None,
-    ) -> Tensor:
-        """Attends with each head and puts their outputs side by side, (B, T, C)."""
-        # Of the module, whose share and mode callers change by themselves.
-        dropout = self.attn_dropout.p if self.attn_dropout.training else 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends with each head and puts their outputs side by side, (B, T, C); returns them with
+        the weights (B, H, Tq, Tk), None where a fused kernel computes."""
         seen = {"mask": mask, "padding": options.padding}
         head_mask = options.head_mask
         factors = None if head_mask is None else head_mask[self.layer].view(1, -1, 1, 1)
-        if options.weights is None and not options.plain:
+        weights = None
+        if not (options.weights is not None or options.plain or _is_custom(dropout)):
             y = attend(
                 q,
                 k,
                 v,
                 **seen,
                 scale=self.scale,
-                dropout=dropout,
+                # Whose share and mode callers change by themselves.
+                dropout=dropout.p if dropout.training else 0.0,  # type: ignore[arg-type]
                 prefix=prefix,
                 starts=starts,
                 scales=scales,
@@ -240,7 +240,13 @@ class Heads(nn.Module):
             )
             if options.weights is not None:
                 options.weights.append(weights)
-        return y.transpose(1, 2).flatten(2)
+        return y.transpose(1, 2).flatten(2), weights
+
+
+def _is_custom(dropout: nn.Module) -> bool:
+    """Tells whether it does something else than a kernel does by its share."""
+    hooked = dropout._forward_hooks or dropout._forward_pre_hooks or "forward" in vars(dropout)
+    return type(dropout) is not nn.Dropout or bool(hooked)
 
 
 class MLP(nn.Module):
@@ -278,22 +284,23 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        hidden_states: Tensor,
         cache_slots: CacheSlots | None = None,
         mask: Tensor | None = None,
         options: AttentionOptions = NO_ATTENTION_OPTIONS,
         encoder: Encoder | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Adds to x (B, T, C) what attention and the MLP make of it. Returns it with the weights of
-        attention, where the options ask for them: a tuple, as hooks on transformers' blocks get.
+        """Adds to hidden states (B, T, C) what attention and the MLP make of them. Returns them
+        with the weights of attention, None where a fused kernel computes: a tuple, as hooks on
+        transformers' blocks get.
 
         Args:
             cache_slots: where keys and values go, if they are to be cached.
             mask: as in `attend`, like the padding of `options`.
             encoder: for the cross-attention of a configuration that adds it; passed over without.
         """
-        y, weights = self.attn(self.ln_1(x), cache_slots, mask, options)
-        x = x + y
+        y, weights = self.attn(self.ln_1(hidden_states), cache_slots, mask, options)
+        x = hidden_states + y
         if encoder is not None:
             x = x + self.crossattention(self.ln_cross_attn(x), encoder)[0]
         return x + self.mlp(self.ln_2(x)), weights

@@ -29,8 +29,15 @@ class ModelMethods(PassesAs, nn.Module):
     _keys_to_ignore_on_save: ClassVar[list[str] | None] = None
 
     name_or_path = ""  # where it comes from
-    generation_config: Any = None  # of classes with `generate`, see there
+    generation_config: Any  # of classes with `generate`, see there
     _gradient_hook: Any = None  # see `enable_input_require_grads`
+
+    def __init__(self, config: Any = None) -> None:
+        """Keeps a configuration, one of transformers as one of here."""
+        super().__init__()
+        if config is not None:
+            is_ours = isinstance(config, ImageGPTConfig)
+            self.config = config if is_ours else ImageGPTConfig.from_dict(config.to_dict())
 
     @property
     def device(self) -> torch.device:

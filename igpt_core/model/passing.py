@@ -50,7 +50,14 @@ class PassesAs:
 @lru_cache
 def _derived(mine: type, theirs: type) -> type:
     names = {"__module__": mine.__module__, "__qualname__": mine.__qualname__}
-    return type(mine.__name__, (mine, theirs), {**names, "_derived_from": mine})
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        # `model.__class__(config)` makes what `type(model)` does.
+        return mine(*args, **kwargs) if cls is derived else object.__new__(cls)
+
+    members = {**names, "_derived_from": mine, "__new__": new}
+    derived = type(mine.__name__, (mine, theirs), members)
+    return derived
 
 
 def _empty(cls: Any) -> Any:

@@ -26,8 +26,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     """The bare transformer: tokens or embeddings in, hidden states out."""
 
     def __init__(self, config: ImageGPTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        config = self.config
         self.checkpointing: dict[str, Any] | None = None  # options of torch.utils.checkpoint
         self.checkpointed: list[nn.Module] = []  # the blocks that these are for
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
@@ -126,7 +126,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             given = inputs_embeds if input_ids is None else input_ids
             raise ValueError(
                 "expected input_ids (B, T) or inputs_embeds (B, T, C), found "
-                f"{tuple(given.shape)}; next: [None] behind one row makes a batch of it"  # type: ignore[union-attr]
+                f"{tuple(given.shape)}; next: .view(B, T) of them, as a batch of rows"  # type: ignore[union-attr]
             )
         use_cache = config.use_cache if use_cache is None else use_cache
         use_cache = use_cache and not self._is_checkpointing
@@ -262,7 +262,8 @@ def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor |
             f"expected {name} to have a number for each row and position, past ones included, "
             f"{tuple(shape)}, found {tuple(mask.shape)}"
         )
-    return None if mask.all() else mask == 0
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return mask == 0 if traced or not mask.all() else None  # a graph is for other masks too
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

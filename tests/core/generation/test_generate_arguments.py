@@ -7,9 +7,10 @@ import torch
 import transformers
 from torch.nn.utils import parametrizations, prune
 
-from igpt_core import ImageGPTConfig, SamplingConfig, complete
+from igpt_core import GenerationConfig, ImageGPTConfig, SamplingConfig, complete
 from igpt_core.generation.sampling import filter_logits
 from igpt_core.heads import ImageGPTForCausalImageModeling
+from igpt_core.model.generation_config import options_in
 from parity import (
     CAUSAL,
     SHAPES,
@@ -224,8 +225,39 @@ def test_a_configuration_may_come_second_or_from_the_folder(both, tmp_path):
     del loaded.generation_config.repetition_penalty
     loaded.save_pretrained(tmp_path / "again")
     again = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "again")
-    assert vars(again.generation_config) == vars(loaded.generation_config)
+    assert options_in(again.generation_config) == options_in(loaded.generation_config)
+    with pytest.raises(AttributeError, match="has no option 'top_q'"):
+        again.generation_config.top_q  # noqa: B018
     assert not vars(ours.from_pretrained("embedded").generation_config)
+
+
+def test_arguments_beat_configurations_also_where_they_are_as_by_default(both):
+    """As in transformers: what the one that is handed over does not set the model's may."""
+    ours, theirs = both
+    tokens, seeds = started(2, 3), torch.arange(2)
+    own = {"do_sample": True, "temperature": 3.0, "top_k": 2, "max_new_tokens": 4}
+    for model in both:
+        model.generation_config.update(**own)
+    greedy = {"do_sample": False, "temperature": 1.0, "top_k": 50}
+    assert ours.generate(tokens, **greedy).equal(theirs.generate(tokens, **greedy))
+    assert ours.generate(tokens, seeds=seeds, top_k=None).equal(
+        ours.generate(tokens, seeds=seeds, top_k=0)
+    )
+    config = transformers.GenerationConfig(max_new_tokens=6)
+    found = ours.generate(tokens, generation_config=config, seeds=seeds)
+    assert found.equal(
+        ours.generate(tokens, seeds=seeds, **{**own, "max_new_tokens": 6}),
+    )
+    ours.generation_config = transformers.GenerationConfig(**own)
+    assert ours.generation_config.top_k == GenerationConfig(**own).top_k == 2
+    assert type(ours)(ours.config).generation_config.top_k is None
+
+
+def test_a_configuration_of_transformers_is_saved(both, tmp_path):
+    ours, _ = both
+    ours.generation_config = transformers.GenerationConfig(max_new_tokens=3)
+    ours.save_pretrained(tmp_path)
+    assert type(ours).from_pretrained(tmp_path).generate(started(1, 2)).shape == (1, 6)
 
 
 def test_padding_is_found_by_its_token(both):
@@ -242,9 +274,9 @@ def test_padding_is_found_by_its_token(both):
         cache_implementation="dynamic",
     )
     assert found.equal(expected)
-    tokens[0, 3] = 0
-    with pytest.raises(ValueError, match="padding before the first token"):
-        ours.generate(tokens, pad_token_id=0)
+    tokens[0, 3] = 0  # behind the first it is a color, which transformers would not see
+    found = ours.generate(tokens, pad_token_id=0, max_length=12)
+    assert found[:1].equal(ours.generate(tokens[:1], max_length=12))
 
 
 # --- what a model may hold ------------------------------------------------------------------------
