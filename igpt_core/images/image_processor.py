@@ -19,9 +19,12 @@ from igpt_core.images.image_inputs import rgb_images
 from igpt_core.images.palette import FloatArray, Palette, pack_rgb, pixels_to_unit
 from igpt_core.images.pixels import Pixels, resize_rgb
 from igpt_core.images.processor_arguments import (
-    COMPAT,
+    FIXED,
     KNOWN,
+    READERS,
+    Size,
     as_clusters,
+    as_compat,
     as_resample,
     as_size,
     check_choice,
@@ -54,6 +57,9 @@ class ImageGPTImageProcessor:
             `pixel_values` and 0..255.) Saved unless it is "5".
         kwargs: what else transformers takes, where it asks for what this class does anyway.
 
+    All are attributes too. Values that are set later are converted and checked as arguments are;
+    attributes by the names of `kwargs` say what this class always does.
+
     Any image becomes 8-bit RGB first, see `rgb_images`. On RGB images that leaves the results of
     transformers' Pillow backend; it differs on purpose in this:
     gray, transparent, CMYK and other images work; EXIF orientation is applied; float arrays in
@@ -62,6 +68,10 @@ class ImageGPTImageProcessor:
     """
 
     model_input_names = ("input_ids",)
+
+    clusters: FloatArray | None
+    size: Size
+    resample: Image.Resampling
 
     def __init__(
         self,
@@ -76,14 +86,27 @@ class ImageGPTImageProcessor:
         **kwargs: Any,
     ) -> None:
         check_others(kwargs)
+        # Converted for type checkers: `__setattr__` does so in any case.
         self.clusters = None if clusters is None else as_clusters(clusters)
         self.do_resize = do_resize
         self.size = as_size(256 if size is None else size)
         self.resample = as_resample(resample)
         self.do_normalize = do_normalize
         self.do_color_quantize = do_color_quantize
-        self.compat = check_choice("compat", compat, COMPAT)
+        self.compat = compat
         self._palette: Palette | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED:
+            check_others({name: value})  # it is so, and there is nothing to keep
+        else:
+            read = READERS.get(name)
+            super().__setattr__(name, read(value) if read else value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in FIXED:
+            return FIXED[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def preprocess(
         self,
@@ -105,7 +128,8 @@ class ImageGPTImageProcessor:
         """Preprocesses an image or a batch of images.
 
         Args:
-            images: PIL images, encoded bytes, arrays or tensors, one or many: see `rgb_images`.
+            images: paths of local files, encoded bytes, PIL images, arrays or tensors, one or
+                many: see `rgb_images`.
             do_resize, size, resample, do_normalize, do_color_quantize, clusters, compat: override
                 what the processor was made with.
             return_tensors: "pt", "np", or None for a list with an array for each image.
@@ -119,7 +143,7 @@ class ImageGPTImageProcessor:
             (B, H, W, 3) float32, for another name and dtype see `compat`.
 
         Raises:
-            ImageError: an image cannot be decoded. ValueError, TypeError: wrong arguments.
+            ImageError: an image cannot be read or decoded. ValueError, TypeError: wrong arguments.
         """
         check_others(kwargs)
         check_choice("return_tensors", return_tensors, TENSOR_TYPES)
@@ -132,7 +156,7 @@ class ImageGPTImageProcessor:
         batch = self._resized(
             rgb_images(images, input_data_format=input_data_format), do_resize, size, resample
         )
-        compat = self.compat if compat is None else check_choice("compat", compat, COMPAT)
+        compat = self.compat if compat is None else as_compat(compat)
         normalize = self.do_normalize if do_normalize is None else do_normalize
         values = (_values(pixels, normalize, compat) for pixels in batch)
         key = "input_ids"
@@ -271,12 +295,13 @@ class ImageGPTImageProcessor:
                 change nothing here.
 
         Raises:
-            CheckpointError: see `model_files`; or a file or argument that asks for what this class
-                cannot do.
-            TypeError: an argument that asks to load in a way that is not there.
+            CheckpointError: see `model_files`; or a file that asks for what this class cannot do.
+            TypeError, ValueError: wrong arguments, or ones that ask to load in a way that is not
+                there.
         """
         fetch = FetchOptions.taken_from(kwargs)
         refuse_without_meaning(kwargs)
+        cls.from_dict({}, **kwargs)  # raises for wrong ones, of which the file is not to blame
         if not fetch.subfolder and os.path.isfile(pretrained_model_name_or_path):
             file = Path(pretrained_model_name_or_path)
             return cls._read(file, where=str(file.parent), **kwargs)

@@ -81,13 +81,18 @@ def load_pixels(
     size = check_whole("size", size)
     if size < 1:
         raise ValueError(f"expected a size of at least 1, found {size}")
+    check_resize_and_crop(resize, crop)
+    decoded = _decode(image, draft_side=2 * size if resize == "fast" else None)
+    box = decoded.box if crop == "squash" else decoded.middle_square()
+    return resize_rgb(decoded.rgb, size, size, box=box)
+
+
+def check_resize_and_crop(resize: Resize, crop: Crop) -> None:
+    """Raises ValueError for options that `load_pixels` does not have."""
     if resize not in ("exact", "fast"):
         raise ValueError(f"expected resize 'exact' or 'fast', found {resize!r}")
     if crop not in ("squash", "center"):
         raise ValueError(f"expected crop 'squash' or 'center', found {crop!r}")
-    decoded = _decode(image, draft_side=2 * size if resize == "fast" else None)
-    box = decoded.box if crop == "squash" else decoded.middle_square()
-    return resize_rgb(decoded.rgb, size, size, box=box)
 
 
 def resize_rgb(

@@ -2,10 +2,10 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,9 @@ from igpt_core.errors import CheckpointError, check_whole
 from igpt_core.files.model_files import resolve_revision
 from igpt_core.generation.known_pixels import prompt_length
 from igpt_core.generation.sampling import SamplingConfig, row_seed
+from igpt_core.images.image_inputs import is_path
 from igpt_core.images.model_palette import load_image_size, load_palette
-from igpt_core.images.pixels import Crop, Resize
+from igpt_core.images.pixels import Crop, Resize, check_resize_and_crop
 from igpt_core.interface.batch_size import Memory
 from igpt_core.interface.inputs import ImageInput, ImageList, Inputs
 from igpt_core.interface.model_batches import ModelBatches
@@ -32,7 +33,7 @@ from igpt_core.model.placement import best_device, best_dtype, find_dtype
 _CPU = Memory.of_cpu(8 << 30)
 
 Floats = npt.NDArray[np.float32]
-Layers = str | int | Sequence[int]
+Layers = str | SupportsIndex | Iterable[SupportsIndex]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +105,17 @@ class ImageGPT:
 
         Raises:
             CheckpointError: no such folder, or files that do not fit. ValueError: a batch size
-                below 1, or a GPU that is not there. TypeError: a dtype that is none.
+                below 1, a GPU that is not there, another device, resize or crop. TypeError: a
+                dtype or a folder that is none.
         """
+        if not is_path(path_or_uri):
+            raise TypeError(
+                "expected a model's folder, its URI, its id on the Hugging Face Hub or 'embedded', "
+                f"found {type(path_or_uri).__name__}"
+            )
         if batch_size is not None:
             check_whole("batch_size", batch_size, least=1)
+        check_resize_and_crop(resize, crop)
         dtype = find_dtype(dtype, None)
         device = best_device(device)
         location = resolve_revision(os.fspath(path_or_uri), (CONFIG_FILE,))
@@ -182,8 +190,9 @@ class ImageGPT:
                 job's id of a file in its input folder, and of other images the number in the list,
                 "0" of one.
             known: pixels known beside the upper part: an array of bool (side, side), true for
-                known; or an image as `--mask` takes it, black (darker than half) for known. One
-                for all images, or one for each as a list, an iterator or a batch.
+                known; or an image as `--mask` takes it, black (darker than half) for known; not
+                an array of zeros and ones alone, which could be either. One for all images, or one
+                for each as a list, an iterator or a batch.
             temperature, top_k, top_p: see `SamplingConfig`; top_k = 0 is no limit either.
 
         Returns:
@@ -272,9 +281,7 @@ class ImageGPT:
         Returns:
             For each layer, ascending, (n_embd,) float32.
         """
-        if not isinstance(layers, str | int):
-            layers = ",".join(map(str, layers))
-        chosen = chosen_layers(str(layers), self.config.n_layer)
+        chosen = chosen_layers(_layers_as_text(layers), self.config.n_layer)
         model = self._model.load(None)
 
         def pooled(tokens: Tensor) -> Tensor:
@@ -328,3 +335,17 @@ class ImageGPT:
         chances /= chances.sum()
         order = np.argsort(-logits, kind="stable")
         return [(self.config.id2label[int(label)], float(chances[label])) for label in order]
+
+
+def _layers_as_text(layers: Any) -> str:
+    """Writes a number or numbers of layers as `chosen_layers` reads them; text is returned itself.
+
+    Raises TypeError for what is no whole number.
+    """
+    if isinstance(layers, str):
+        return layers
+    try:
+        numbers = list(layers)
+    except TypeError:  # one number, which may be an array without axes
+        numbers = [layers]
+    return ",".join(str(check_whole("each of the layers", number)) for number in numbers)

@@ -1,12 +1,10 @@
 """What callers hand over, to arrays: images to tokens, names to ids, masks to known pixels."""
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +12,17 @@ import torch
 from PIL import Image
 
 from igpt_core.generation.known_pixels import known_in_mask
-from igpt_core.images.image_inputs import is_tensor, rgb_images
+from igpt_core.images.image_inputs import (
+    CHANNELS,
+    decodable,
+    is_file,
+    is_path,
+    is_tensor,
+    rgb_images,
+    to_numpy,
+)
 from igpt_core.images.palette import Palette
 from igpt_core.images.pixels import Crop, Resize, load_pixels
-from igpt_core.images.raster_formats import ImageError
-
-_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
-_URL = re.compile(r"(data|[a-z][\w+.-]+(?=:/)):", re.IGNORECASE)
 
 Result = TypeVar("Result")
 
@@ -33,7 +35,15 @@ class BinaryFile(Protocol):
 
 
 ImageInput: TypeAlias = (
-    str | os.PathLike[str] | bytes | BinaryFile | Image.Image | npt.NDArray[Any] | torch.Tensor
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryFile
+    | Image.Image
+    | npt.NDArray[Any]
+    | torch.Tensor
 )
 ImageList: TypeAlias = list[Any] | tuple[Any, ...] | Iterator[Any]  # of ImageInput
 
@@ -83,7 +93,8 @@ class Inputs:
     def read(self, images: Any) -> TokenizedImages:
         """Loads and quantizes images, one or several, one after the other.
 
-        Raises as `loadable` and `load_pixels`; of several the message begins with the place.
+        Raises as `loadable` and `load_pixels`, and ValueError for tokens; of several the message
+        begins with the place.
         """
         several = is_list(images)
         tokens: list[npt.NDArray[Any]] = []
@@ -91,16 +102,32 @@ class Inputs:
         for place, image in enumerate(images if several else [images]):
             names.append(_file_name(image) or str(place))
             with _at(f"images[{place}]: " if several else ""):
+                self._refuse_tokens(image)
                 content = loadable(image)
                 pixels = load_pixels(content, self.side, resize=self.resize, crop=self.crop)
             tokens.append(self.palette.encode(pixels))
         rows = np.reshape(np.array(tokens, np.int64), (-1, self.side**2))
         return TokenizedImages(rows, names, several)
 
+    def _refuse_tokens(self, image: Any) -> None:
+        """Raises ValueError for a few rows of tokens, which could be a wide gray image: of an
+        integer dtype that images hardly have, as wide as a row, and of the palette's colors."""
+        n_pixels = self.side**2
+        if tuple(getattr(image, "shape", ()))[1:] != (n_pixels,):
+            return
+        rows = to_numpy(image) if is_tensor(image) else np.asarray(image)
+        few, wide = 1 < len(rows) <= n_pixels // 8, rows.dtype in (np.int32, np.int64)
+        if few and wide and rows.min() >= 0 and rows.max() < len(self.palette):
+            raise ValueError(
+                f"expected an image, found {rows.dtype} {rows.shape}, rows of tokens by its looks; "
+                "next: the model itself for tokens, uint8 for an image"
+            )
+
     def known(self, known: Any, n_images: int) -> npt.NDArray[np.bool_]:
         """Reads which pixels are known, of all images or of each of several: (n_images, side ** 2).
 
-        Raises ValueError for another number or shape, and as `read`.
+        Raises ValueError for another number or shape, for arrays of zeros and ones that are not
+        bool, and as `read`.
         """
         masks = _as_list(known)
         if is_list(known) and len(masks) != n_images:
@@ -112,10 +139,22 @@ class Inputs:
         return np.broadcast_to(found, (n_images, self.side**2))
 
     def _known(self, mask: Any) -> npt.NDArray[np.bool_]:
+        to_bool = ".bool()" if is_tensor(mask) else ".astype(bool)"
         if is_tensor(mask):
-            mask = mask.numpy(force=True)
-        if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_):
-            return known_in_mask(loadable(mask), self.side, crop=self.crop)
+            mask = to_numpy(mask)
+        if isinstance(mask, np.ndarray):
+            if mask.dtype == np.bool_:
+                return self._known_as_bool(mask)
+            if mask.size and np.isin(mask, (0, 1)).all():
+                # Meant as bool most likely, of which an image is the opposite: black is known.
+                raise ValueError(
+                    "expected bool, true for known pixels, found zeros and ones alone in an array "
+                    f"of {mask.dtype}; next: {to_bool}, or 0 and 255 for an image, black for known "
+                    "pixels"
+                )
+        return known_in_mask(loadable(mask), self.side, crop=self.crop)
+
+    def _known_as_bool(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         if mask.shape != (self.side, self.side):
             raise ValueError(
                 f"expected an array of bool ({self.side}, {self.side}), true for known pixels, "
@@ -125,59 +164,35 @@ class Inputs:
 
 
 def loadable(image: Any) -> bytes | Image.Image:
-    """Returns what `load_pixels` takes: the bytes of a path or an open file, an array as a PIL
-    image, bytes and PIL images as they are.
+    """Returns what `load_pixels` takes: an array as a PIL image, anything else as `decodable`.
 
-    Raises ImageError for a file that cannot be read, ValueError for an array of another shape,
-    TypeError for something else than an image.
+    Raises as `decodable`, and ValueError for an array of another shape.
     """
-    if isinstance(image, bytes | Image.Image):
-        return image
     if isinstance(image, np.ndarray) or is_tensor(image):
         return _array_image(image)
-    if _is_path(image) or _is_file(image):
-        return _content(image)
-    several = "; next: list(...) of it for several" if isinstance(image, Iterable) else ""
-    raise TypeError(
-        "expected an image as a path, encoded bytes, open file, PIL image or array, found "
-        f"{type(image).__name__}{several}"
-    )
+    if isinstance(image, list | tuple):  # as of a DataLoader: images and labels
+        raise TypeError(
+            f"expected an image, found {type(image).__name__}; next: one batch at a time, its "
+            "images alone"
+        )
+    return decodable(image)
 
 
 def _array_image(array: Any) -> Image.Image:
     """Makes an RGB image of an array or tensor (H, W), (H, W, C) or (C, H, W), which of the two by
     where 1, 3 or 4 channels are; last if in doubt."""
     shape = tuple(array.shape)
-    channels_last = len(shape) == 2 or (len(shape) == 3 and shape[2] in _CHANNELS)
-    channels_first = not channels_last and len(shape) == 3 and shape[0] in _CHANNELS
+    channels_last = len(shape) == 2 or (len(shape) == 3 and shape[2] in CHANNELS)
+    channels_first = not channels_last and len(shape) == 3 and shape[0] in CHANNELS
     if not (channels_last or channels_first):
+        # A batch by itself is several images; here it is one of several.
+        several = "one batch at a time" if len(shape) == 4 else "a list for several images"
         raise ValueError(
             "expected an image (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, found an "
-            f"array {shape}; next: a list for several images"
+            f"array {shape}; next: {several}"
         )
     layout = "channels_last" if channels_last else "channels_first"
     return next(rgb_images(array, input_data_format=layout))
-
-
-def _content(source: Any) -> bytes:
-    """Reads the file of a path, or what is left of an open one."""
-    try:
-        content = Path(source).read_bytes() if _is_path(source) else source.read()
-    except OSError as error:
-        # Only now: a folder may be called s3: too. A URL may hold secrets, so it is not shown.
-        if _is_path(source) and (url := _URL.match(os.fspath(source))):
-            raise ImageError(
-                f"expected an image file on this machine, found a URL of {url[1]}; next: fetch it "
-                "first, as by fsspec.open(url).open().read()"
-            ) from None
-        reason = error.strerror or error
-        raise ImageError(f"expected an image file, found {reason}: {source}") from error
-    if not isinstance(content, bytes):
-        raise TypeError(
-            "expected an open file whose read() returns bytes, found "
-            f"{type(content).__name__}; next: open it with mode 'rb'"
-        )
-    return content
 
 
 @contextmanager
@@ -194,7 +209,7 @@ def is_list(value: Any) -> bool:
     can be gone through once, or a batch along a fourth axis."""
     if isinstance(value, np.ndarray) or is_tensor(value):
         return value.ndim == 4
-    return isinstance(value, list | tuple | Iterator) and not _is_file(value)
+    return isinstance(value, list | tuple | Iterator) and not is_file(value)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -202,16 +217,8 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if is_list(value) else [value]
 
 
-def _is_path(image: Any) -> TypeGuard[str | os.PathLike[str]]:
-    return isinstance(image, str | os.PathLike)
-
-
-def _is_file(image: Any) -> bool:
-    return hasattr(image, "read")
-
-
 def _file_name(image: Any) -> str | None:
     """Returns the name of an image's file, None where it has none; of some open files it is a
     number."""
-    source = getattr(image, "name", None) if _is_file(image) else image
-    return os.path.basename(source) if _is_path(source) else None
+    source = getattr(image, "name", None) if is_file(image) else image
+    return os.path.basename(source) if is_path(source) else None

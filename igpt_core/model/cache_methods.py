@@ -1,6 +1,8 @@
 """What callers ask of a cache in transformers, and caches of transformers as arguments."""
 
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +16,15 @@ class CacheMethods:
     values: list[Tensor]
     length: int
     capacity: int
+
+    @property
+    def layers(self) -> list[SimpleNamespace]:
+        """Returns the keys and values of each layer, as attributes."""
+        return [SimpleNamespace(keys=k, values=v) for k, v in self]
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the keys and values of each layer."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Counts the positions filled, as many in each layer."""

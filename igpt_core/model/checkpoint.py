@@ -10,8 +10,9 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,16 @@ from igpt_core.model.generation_config import (
 from igpt_core.model.model_methods import ModelMethods
 from igpt_core.model.placement import DeviceMap, find_device, find_dtype
 from igpt_core.model.saving import make_processor, parsed_size, save_folder
-from igpt_core.model.weights import HEADS, find_weights, mismatch, read_weights, rename
+from igpt_core.model.weights import (
+    HEADS,
+    find_weights,
+    mismatch,
+    read_weights,
+    rename,
+    tensors_of,
+)
+
+Made = TypeVar("Made", bound=nn.Module)
 
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -83,7 +93,8 @@ class ImageGPTPreTrainedModel(ModelMethods):
         """Loads the model of a folder, in eval mode.
 
         A classifier made of a folder without a classification head gets a new one, drawn from
-        torch's global generator, with a warning; so do the layers that a subclass has of its own.
+        torch's global generator, with a warning. So do the layers that a subclass has of its own,
+        as its constructor makes them.
 
         Args:
             pretrained_model_name_or_path: a local folder, "embedded", the URI of a folder on any
@@ -103,7 +114,8 @@ class ImageGPTPreTrainedModel(ModelMethods):
             output_loading_info: return what was missing, unexpected or of another shape too.
             arguments: `subfolder`, and of the Hub `cache_dir`, `token`, `local_files_only` and
                 `force_download`; those of transformers that change nothing here; and fields in
-                place of those of the configuration, such as num_labels.
+                place of those of the configuration, such as num_labels. Others are of a subclass's
+                constructor, behind the configuration.
 
         Raises:
             CheckpointError: no such folder, a file missing or damaged, or weights that do not
@@ -127,30 +139,25 @@ class ImageGPTPreTrainedModel(ModelMethods):
             config = ImageGPTConfig.from_pretrained(config, storage_options=storage_options)
         elif not isinstance(config, ImageGPTConfig):  # transformers' own
             config = ImageGPTConfig.from_dict(config.to_dict())
+        make: Callable[[ImageGPTConfig], Self] = cls
+        if cls._is_derived():
+            own = {name: arguments.pop(name) for name in [*arguments] if not hasattr(config, name)}
+            make = partial(cls, **own)
         config = config.with_fields(**arguments)
         stored = read_weights(found[-1], where=where)
-        new: dict[str, str] = {}
-        if cls.new_head is not None and cls.new_head not in stored:
-            new[cls.new_head] = "is not in it"
-        if not cls.__module__.startswith("igpt_core."):  # with layers of its own
-            wanted = dict(cls._on_meta(config, where).named_parameters())
-            there = rename(stored, wanted)
-            new |= {name: "is not in it" for name in wanted if name not in there}
-        if ignore_mismatched_sizes:
-            new |= cls._of_other_shapes(config, stored, where)
-        model, weights = cls.fit(config, stored, where=where, lacking=new)
+        new = cls._new_tensors(_on_meta(make, config, where), stored, ignore_mismatched_sizes)
+        model, weights = cls.fit(config, stored, where=where, lacking=new, make=make)
+        weights |= cls._initial(make, config, model, new, like=next(iter(weights.values())))
         for name, why in new.items():
-            like = next(iter(weights.values()))  # of one dtype with it, where none is given
-            weights[name] = torch.empty(model.get_parameter(name).shape, dtype=like.dtype)
-            nn.init.normal_(weights[name], std=config.initializer_range)
             warnings.warn(f"{where}: {name} {why} and is new: train it", stacklevel=2)
         # One by one, so that beside the mapped file there is only what the model keeps.
         for name in list(weights):
             weight = weights.pop(name)
-            weights[name] = weight.to(device, dtype or weight.dtype, copy=True)
-        names = {id(weight): name for name, weight in model.named_parameters()}
-        for name, weight in model.named_parameters(remove_duplicate=False):
-            weights[name] = weights[names[id(weight)]]  # tied ones are stored once
+            kept = dtype if dtype and weight.is_floating_point() else weight.dtype
+            weights[name] = weight.to(device, kept, copy=True)
+        names = {id(tensor): name for name, tensor in tensors_of(model).items()}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            weights[name] = weights[names[id(tensor)]]  # tied ones are stored once
         model.load_state_dict(weights, assign=True)
         model.tie_weights()
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
@@ -168,17 +175,47 @@ class ImageGPTPreTrainedModel(ModelMethods):
         }
 
     @classmethod
-    def _of_other_shapes(
-        cls, config: ImageGPTConfig, stored: Mapping[str, Tensor], where: str
+    def _is_derived(cls) -> bool:
+        """Tells whether this is a class of a caller, which may have layers of its own."""
+        return not cls.__module__.startswith("igpt_core.")
+
+    @classmethod
+    def _new_tensors(
+        cls, model: Self, stored: Mapping[str, Tensor], mismatched: bool
     ) -> dict[str, str]:
-        """Returns the names of weights whose shape is not the configuration's, with the reason."""
-        wanted = dict(cls._on_meta(config, where).named_parameters())
-        shapes = {name: tuple(w.shape) for name, w in rename(stored, wanted).items()}
-        return {
-            name: f"is of shape {shapes[name]}, not {tuple(weight.shape)},"
-            for name, weight in wanted.items()
-            if shapes.get(name, tuple(weight.shape)) != tuple(weight.shape)
-        }
+        """Returns the names of tensors that a folder may lack and lacks, with the reason; and where
+        they may be `mismatched` those of another shape than the model's."""
+        wanted = tensors_of(model)
+        there = rename(stored, wanted)
+        may_lack = [name for name in wanted if cls._is_derived() or name == cls.new_head]
+        new = {name: "is not in it" for name in may_lack if name not in there}
+        for name, tensor in wanted.items() if mismatched else ():
+            found, expected = tuple(there.get(name, tensor).shape), tuple(tensor.shape)
+            if found != expected:
+                new[name] = f"is of shape {found}, not {expected},"
+        return new
+
+    @classmethod
+    def _initial(
+        cls,
+        make: Callable[[ImageGPTConfig], Self],
+        config: ImageGPTConfig,
+        model: Self,
+        names: Collection[str],
+        *,
+        like: Tensor,
+    ) -> dict[str, Tensor]:
+        """Makes new tensors of a model, floats in the dtype of one that is stored: of a caller's
+        class those of its constructor."""
+        if cls._is_derived() and names:
+            made = tensors_of(make(config))
+            found = {name: made[name].detach() for name in names}
+        else:
+            shapes = {name: tensor.shape for name, tensor in tensors_of(model).items()}
+            found = {name: torch.empty(shapes[name]) for name in names}
+            for tensor in found.values():
+                nn.init.normal_(tensor, std=config.initializer_range)
+        return {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in found.items()}
 
     @classmethod
     def check_pretrained(
@@ -207,29 +244,22 @@ class ImageGPTPreTrainedModel(ModelMethods):
         *,
         where: str,
         lacking: Collection[str] = (),
+        make: Callable[[ImageGPTConfig], Self] | None = None,
     ) -> tuple[Self, dict[str, Tensor]]:
         """Makes a model on the meta device, and names the weights as it does: those of other heads
         than the class has are left out, and those that are `lacking`, which are not looked at.
+        `make` makes the model of its configuration, in place of the class.
 
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
         """
-        model = cls._on_meta(config, where)
-        wanted = {name: w for name, w in model.named_parameters() if name not in lacking}
+        model = _on_meta(make or cls, config, where)
+        wanted = {name: w for name, w in tensors_of(model).items() if name not in lacking}
         renamed = {name: w for name, w in rename(weights, wanted).items() if name not in lacking}
         if problem := mismatch(renamed, wanted):
             found = {n: w for n, w in wanted.items() if n in renamed or not n.startswith(HEADS)}
             kind = CheckpointError if mismatch(renamed, found) else NoHeadError
             raise kind(f"{where}: its weights do not fit {cls.__name__}: {problem}")
         return model, renamed
-
-    @classmethod
-    def _on_meta(cls, config: ImageGPTConfig, where: str) -> Self:
-        """Makes a model of shapes only: nothing is allocated. Raises CheckpointError."""
-        try:
-            with torch.device("meta"), _NoDraws():
-                return cls(config)
-        except ValueError as error:
-            raise CheckpointError(f"{where}: {error}") from error
 
     def save_pretrained(
         self,
@@ -254,14 +284,21 @@ class ImageGPTPreTrainedModel(ModelMethods):
             arguments: of `push_to_hub`.
 
         Raises:
-            CheckpointError: a URI. TypeError: an argument that is none.
+            CheckpointError: a URI, or a state_dict without all of the model's tensors. TypeError:
+                an argument that is none.
         """
         refuse_unserved("save_pretrained", arguments, _NEUTRAL_TO_SAVE, {})
         if not push_to_hub and arguments.keys() - {"token"}:
             raise TypeError(f"save_pretrained: there is no argument {next(iter(arguments))!r}")
         if is_main_process:
-            names = dict(self.named_parameters())
-            weights = names if state_dict is None else {n: state_dict[n] for n in names}
+            weights = tensors_of(self)
+            if state_dict is not None:
+                if missing := [name for name in weights if name not in state_dict]:
+                    raise CheckpointError(
+                        f"expected all of the model's tensors in state_dict, found none of "
+                        f"{missing[0]} and {len(missing) - 1} others; next: model.state_dict()"
+                    )
+                weights = {name: state_dict[name] for name in weights}
             save_folder(
                 save_directory,
                 self.config,
@@ -315,6 +352,15 @@ def _generation_config(
         raise CheckpointError(f"{where}: {GENERATION_CONFIG_FILE}: {error}") from error
 
 
+def _on_meta(make: Callable[[ImageGPTConfig], Made], config: ImageGPTConfig, where: str) -> Made:
+    """Makes a model of shapes only: nothing is allocated. Raises CheckpointError."""
+    try:
+        with torch.device("meta"), _NoDraws():
+            return make(config)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
 class _NoDraws(TorchFunctionMode):
     """Leaves out random initialization: on shapes alone it is of no use and costs seconds, as
     torch imports its symbolic shapes for it."""
@@ -357,7 +403,7 @@ def save_checkpoint(
     save_folder(
         path,
         model.config,
-        dict(model.named_parameters()),
+        tensors_of(model),
         architecture=type(model).__name__,
         processor=processor,
     )

@@ -72,6 +72,8 @@ class ImageGPTConfig(PassesAs):
     tokenizer_class: str | None = None
     transformers_version: str | None = None
     _name_or_path = ""
+    id2label: dict[int, str]
+    label2id: dict[str, int]
     _attn_implementation = "sdpa"
 
     attribute_map = _ALIASES
@@ -160,14 +162,14 @@ class ImageGPTConfig(PassesAs):
             self.num_labels = 2 if num_labels is None else num_labels
             return
         if id2label is None:
-            self.id2label = class_names({index: name for name, index in (given or {}).items()})
+            self.id2label = {index: name for name, index in (given or {}).items()}
         else:
             self.id2label = class_names(id2label)
         if num_labels not in (None, len(self.id2label)):
             raise ValueError(
                 f"config: num_labels is {num_labels!r}, but id2label names {len(self.id2label)}"
             )
-        self.label2id = inverse_names(self.id2label) if given is None else given
+        self.label2id = self.label2id if given is None else given
         for name, index in self.label2id.items():
             if self.id2label.get(index) != name:
                 raise ValueError(
@@ -186,7 +188,6 @@ class ImageGPTConfig(PassesAs):
             raise ValueError(f"config: num_labels must be {SIZE[0]}, found {value!r}")
         if len(getattr(self, "id2label", ())) != value:
             self.id2label = {index: f"LABEL_{index}" for index in range(value)}
-            self.label2id = inverse_names(self.id2label)
 
     @property
     def attn_implementation(self) -> str:
@@ -229,6 +230,9 @@ class ImageGPTConfig(PassesAs):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DTYPES and value is not None:
             value = str(value).removeprefix("torch.")
+        if name == "id2label":
+            value = class_names(value)
+            super().__setattr__("label2id", inverse_names(value))
         super().__setattr__(_ALIASES.get(name, name), value)
 
     @property

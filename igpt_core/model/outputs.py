@@ -7,18 +7,22 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from igpt_core.model.kv_cache import KVCache
+from igpt_core.model.passing import PassesAs
 
 
-class Output(dict[str, Any]):
+class Output(PassesAs, dict[str, Any]):
     """Fields by name; those that are not None also by key and by position, as in transformers.
 
     It is a dict, and a node of torch's pytrees, so that what rebuilds the outputs of a model works:
     mixed precision of accelerate, a Trainer, DataParallel, torch.export.
     """
 
+    passes_as = ("transformers.utils.generic", "ModelOutput")
     _names: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
+        if "_derived_from" in vars(cls):  # what it passes as
+            return
         cls._names = tuple(cls.__annotations__)
         pytree.register_pytree_node(
             cls,
@@ -32,7 +36,7 @@ class Output(dict[str, Any]):
         self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any
     ) -> None:
         """Takes fields by name, or as a mapping or pairs. Raises TypeError for others."""
-        super().__init__()
+        dict.__init__(self)
         given = dict(fields, **named)
         if unknown := [name for name in given if name not in self._names]:
             raise TypeError(f"{type(self).__name__} has no field {unknown[0]!r}")
@@ -40,17 +44,20 @@ class Output(dict[str, Any]):
             setattr(self, name, given.get(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
+        object.__setattr__(self, name, value)
         if value is None:
-            self.pop(name, None)
+            dict.pop(self, name, None)
         elif name in self._names:
-            super().__setitem__(name, value)
+            dict.__setitem__(self, name, value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         setattr(self, key, value)
 
     def __getitem__(self, key: int | slice | str) -> Any:
-        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+        return dict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Returns the fields that are not None, in order."""

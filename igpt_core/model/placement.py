@@ -34,12 +34,17 @@ def find_device(device: Device | None, device_map: DeviceMap) -> torch.device:
     return torch.device(device_map)
 
 
-def best_device(device: torch.device | str | None) -> torch.device:
+def best_device(device: Device | None) -> torch.device:
     """Returns the device that is given, else a GPU where there is one.
 
-    Raises ValueError for a GPU that is not there.
+    Raises ValueError for a GPU that is not there, and for what is no device.
     """
-    found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
+    except (RuntimeError, TypeError):  # torch's take several lines, or list every kind
+        raise ValueError(f"expected a device such as 'cpu' or 'cuda:0', found {device!r}") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"expected a GPU for device {str(found)!r}, found none that torch can use; next: "

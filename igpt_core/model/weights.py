@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from igpt_core.errors import CheckpointError
 from igpt_core.files.loading import FROM_THE_FOLDER, FetchOptions
@@ -158,6 +158,16 @@ def _read_pickle(file: Path, where: str) -> dict[str, Tensor]:
     return weights
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns what a model folder holds of a model: parameters and buffers by name, tied ones
+    once, and no buffers that the model itself leaves out of its state."""
+    names: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), name)
+    return {name: state[name] for name in names.values()}
+
+
 def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adds or removes the transformer's prefix as in `wanted`; leaves out heads not in it."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in wanted) else ""
@@ -181,7 +191,11 @@ def mismatch(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str
             for name in common
             if weights[name].shape != wanted[name].shape
         ],
-        "not of a float dtype": [n for n in common if not weights[n].is_floating_point()],
+        "not of a float dtype": [
+            name
+            for name in common
+            if wanted[name].is_floating_point() and not weights[name].is_floating_point()
+        ],
     }
     return "; ".join(
         f"{len(names)} {problem} ({_few(names)})" for problem, names in problems.items() if names

@@ -1,7 +1,9 @@
 """ImageGPTImageProcessor against transformers' Pillow processor, and where it goes further."""
 
+import copy
 import io
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,6 +180,30 @@ def test_arrays_and_tensors_in_any_layout(ours: ImageGPTImageProcessor) -> None:
     assert np.array_equal(ours(buffer.getvalue(), return_tensors="np").input_ids, expected)
 
 
+def test_local_files_and_buffers_of_bytes(
+    ours: ImageGPTImageProcessor, reference: ImageGPTImageProcessorPil, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.png"
+    PHOTOS["odd"].save(path)
+    content = path.read_bytes()
+    expected = ours(PHOTOS["odd"], return_tensors="np").input_ids
+    theirs = reference(str(path), return_tensors="np")["input_ids"]
+    assert np.array_equal(reference(PHOTOS["odd"], return_tensors="np")["input_ids"], theirs)
+    for same in (str(path), path, bytearray(content), memoryview(content), io.BytesIO(content)):
+        assert np.array_equal(ours(same, return_tensors="np").input_ids, expected)
+    both = ours([str(path), path], return_tensors="np").input_ids
+    assert np.array_equal(both, np.concatenate([expected, expected]))
+
+
+def test_tensors_in_bfloat16(ours: ImageGPTImageProcessor) -> None:
+    """Which numpy does not have."""
+    clusters = torch.from_numpy(CLUSTERS).bfloat16()
+    stored = ImageGPTImageProcessor(clusters).clusters
+    assert np.array_equal(stored, clusters.float().numpy())
+    image = torch.from_numpy(np.asarray(PHOTOS["odd"]).copy())
+    assert np.array_equal(ours(image.bfloat16()).input_ids, ours(image).input_ids)
+
+
 def test_batches_along_a_fourth_axis_and_nested_lists(ours: ImageGPTImageProcessor) -> None:
     images = [photo(40, 50, seed=s) for s in range(3)]
     expected = ours(images, return_tensors="np").input_ids
@@ -231,7 +257,13 @@ def test_transparent_arrays_lie_on_white(ours: ImageGPTImageProcessor) -> None:
     ("images", "error", "message"),
     [
         ([], ValueError, "expected at least one image"),
-        ("photo.jpg", TypeError, "found str"),
+        ("photo.jpg", ImageError, "expected an image file, found No such file.*: photo.jpg"),
+        (
+            "https://example.com/cat.png?token=secret",
+            ImageError,
+            r"found a URL of https; next: fetch it first, as by fsspec\.open\(url\)",
+        ),
+        ((photo(4, 4) for _ in range(2)), TypeError, "found generator; next: list.* for several"),
         ([[1, 2], [3, 4]], TypeError, "found int"),
         (None, TypeError, "found NoneType"),
         (np.zeros((5, 6, 2), np.uint8), ValueError, r"1, 3 or 4 channels, found \(5, 6, 2\)"),
@@ -400,6 +432,73 @@ def test_other_arguments_that_ask_for_something_else_are_refused(
         ours(PHOTOS["odd"], **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_rescale", False),
+        ("rescale_factor", 1.0),
+        ("image_mean", [0.0] * 3),
+        ("image_std", 0.2),
+        ("do_center_crop", True),
+        ("data_format", "channels_last"),
+        ("return_tensors", "pt"),
+        ("size", 0),
+        ("clusters", [1, 2, 3]),
+        ("resample", 17),
+        ("compat", "3"),
+    ],
+)
+def test_attributes_are_refused_as_arguments_are(name: str, value: object) -> None:
+    """Past bug: they were taken, and ignored or broke the next call."""
+    processor = ImageGPTImageProcessor(CLUSTERS, size=SIZE)
+    before = processor.to_dict()
+    with pytest.raises(ValueError, match=name if name != "resample" else "17 is not a valid"):
+        setattr(processor, name, value)
+    assert processor.to_dict() == before
+
+
+def test_attributes_are_read_as_arguments_are() -> None:
+    processor = ImageGPTImageProcessor()
+    for size in (8, (8, 8), {"height": 8, "width": 8}):
+        processor.size = size
+        assert processor.size == {"height": 8, "width": 8}
+    processor.clusters = CLUSTERS.tolist()
+    processor.resample = 3
+    processor.do_normalize = True
+    made = ImageGPTImageProcessor(CLUSTERS, size=8, resample=Image.Resampling.BICUBIC)
+    assert processor.resample is Image.Resampling.BICUBIC
+    assert processor.to_dict() == made.to_dict()
+    found = processor(PHOTOS["odd"], return_tensors="np").input_ids
+    assert np.array_equal(found, made(PHOTOS["odd"], return_tensors="np").input_ids)
+    processor.size["width"] = 9
+    assert (processor.size.height, processor.size.width) == (8, 9)
+    processor.clusters = None
+    assert processor.clusters is None
+
+
+def test_what_is_always_done_can_be_read(reference: ImageGPTImageProcessorPil) -> None:
+    processor = ImageGPTImageProcessor(CLUSTERS, size=SIZE)
+    for name in (
+        *("do_rescale", "rescale_factor", "image_mean", "image_std", "default_to_square"),
+        *("input_data_format", "return_tensors"),
+    ):
+        assert getattr(processor, name) == getattr(reference, name), name
+    assert (processor.do_convert_rgb, processor.do_center_crop, processor.do_pad) == (
+        *(True, False, False),
+    )
+    assert (reference.size.height, reference.size.width) == (
+        *(processor.size.height, processor.size.width),
+    )
+    processor.image_mean = [0.5] * 3
+    processor.do_center_crop = None
+    assert (processor.image_mean, processor.do_center_crop) == ((0.5, 0.5, 0.5), False)
+    with pytest.raises(AttributeError, match=r"'ImageGPTImageProcessor' .* 'sizes'"):
+        _ = processor.sizes
+    for other in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
+        assert other.to_dict() == processor.to_dict()
+        assert other.size.width == 32
+
+
 @pytest.mark.parametrize("clusters", [CLUSTERS, CLUSTERS.tolist(), torch.from_numpy(CLUSTERS)])
 def test_clusters_may_be_a_list_array_or_tensor(clusters: object) -> None:
     stored = ImageGPTImageProcessor(clusters).clusters
@@ -498,8 +597,13 @@ def test_arguments_beat_what_is_stored(tmp_path: Path) -> None:
     assert expected.shape == (1, 3, 4, 4)
     # a few float32 roundings of values up to 1
     assert np.abs(ours(image, return_tensors="np").pixel_values - expected).max() < 5e-7
-    with pytest.raises(CheckpointError, match="sizes is no argument"):
-        ImageGPTImageProcessor.from_pretrained(tmp_path, sizes=4)
+    for wrong, error, message in (
+        ({"sizes": 4}, TypeError, "^sizes is no argument"),
+        ({"size": "x"}, ValueError, "^expected size"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            ImageGPTImageProcessor.from_pretrained(tmp_path, **wrong)
+        assert not isinstance(caught.value, CheckpointError), "the file is not to blame"
 
 
 def test_the_layout_of_the_published_checkpoints(tmp_path: Path) -> None:

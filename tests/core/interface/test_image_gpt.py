@@ -107,7 +107,10 @@ def test_embeddings_are_mean_hidden_states_of_transformers(igpt, tiny_model):
         # float32 sums in another order: features of order 1 move by some 1e-6
         assert np.allclose(features, states[layer][0].mean(dim=0), rtol=0, atol=1e-4)
     assert list(igpt.embed(photo(2))) == [1], "the middle"
-    assert np.array_equal(igpt.embed(photo(2), layers=2)[2], igpt.embed(photo(2), layers="2")[2])
+    last = igpt.embed(photo(2), layers="2")[2]
+    for layers in (2, np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), [np.int64(2)]):
+        assert np.array_equal(igpt.embed(photo(2), layers=layers)[2], last)
+    assert list(igpt.embed(photo(2), layers=np.arange(3))) == [0, 1, 2]
 
 
 @torch.no_grad()
@@ -418,6 +421,8 @@ REFUSED = [
         "known: expected an image file, found No such file",
     ),
     (lambda g: g.sample(0), ValueError, "n must be 1 or more, found 0"),
+    (lambda g: g.embed(photo(0), layers=1.0), TypeError, "layers must be .* whole .*found 1.0"),
+    (lambda g: g.embed(photo(0), layers=None), TypeError, "layers must be .* found None"),
     (lambda g: g.embed(photo(0), layers=3), ValueError, "numbers from 0 to 2 .* found '3'"),
     (
         lambda g: g.classify(photo(0)),
@@ -458,6 +463,16 @@ def test_models_that_cannot_are_refused(tiny_model, classifier_folder, tmp_path)
         ImageGPT.from_pretrained("nowhere")
     with pytest.raises(ValueError, match="batch_size must be 1 or more, found 0"):
         ImageGPT.from_pretrained(tiny_model, batch_size=0)
+    for wrong, error, message in (
+        ({"resize": "x"}, ValueError, "expected resize 'exact' or 'fast', found 'x'"),
+        ({"crop": "x"}, ValueError, "expected crop 'squash' or 'center', found 'x'"),
+        ({"device": "foo"}, ValueError, "expected a device such as 'cpu' .*, found 'foo'"),
+        ({"device": 1.5}, ValueError, "expected a device such as 'cpu' .*, found 1.5"),
+        ({"path_or_uri": None}, TypeError, "expected a model's folder, .* found NoneType"),
+    ):
+        with pytest.raises(error, match=message) as found:
+            ImageGPT.from_pretrained(**{"path_or_uri": tiny_model, **wrong})
+        assert "\n" not in str(found.value)
     with pytest.raises(TypeError, match=r"expected dtype to be auto, float32, .*found 'int8'"):
         ImageGPT.from_pretrained(tiny_model, dtype="int8")
     few = ImageGPT.from_pretrained(tiny_model, batch_size=2)
@@ -477,6 +492,28 @@ def test_tokens_are_no_image(igpt):
     """Past bug: a row of them was scored as a gray image."""
     with pytest.raises(ValueError, match=r"found int64 \(1, 64\), a row of tokens by its looks"):
         igpt.score(torch.zeros(1, 64, dtype=torch.int64))
+    for tokens in (torch.zeros(2, 64, dtype=torch.int64), np.full((8, 64), 31, np.int32)):
+        with pytest.raises(
+            ValueError, match=r"found int.. \(., 64\), rows of tokens by its looks; next: "
+        ):
+            igpt.score(tokens)
+
+
+@pytest.mark.parametrize(
+    "gray",
+    [
+        np.zeros((2, 64), np.uint8),
+        np.zeros((2, 64), np.uint16),
+        np.zeros((2, 64)),
+        np.full((2, 64), 32),  # no color of the tiny model
+        np.zeros((9, 64), np.int64),
+        np.zeros((2, 63), np.int64),
+        np.zeros((64, 2), np.int64),
+    ],
+    ids=lambda gray: f"{gray.dtype} {gray.shape} {gray.max()}",
+)
+def test_gray_images_are_no_tokens(igpt, gray):
+    assert igpt.score(gray).nll_map.shape == (SIDE, SIDE)
 
 
 def test_one_that_was_used_may_be_copied(igpt):

@@ -130,6 +130,38 @@ def test_open_files_are_images_named_by_their_files(igpt, inputs, tmp_path):
         assert inputs.read([descriptor]).names == ["0"], "its name is a number"
 
 
+def test_buffers_of_bytes_are_encoded_images(inputs):
+    content = encoded(photo(0))
+    read = inputs.read([bytearray(content), memoryview(content)])
+    assert read.names == ["0", "1"]
+    assert (read.tokens == inputs.read(content).tokens).all()
+
+
+def test_files_that_are_closed_or_text(inputs, tmp_path):
+    """Past bug: a list with a file opened as text ended in a message about UnicodeDecodeError."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded(photo(1)))
+    with path.open("rb") as closed:
+        pass
+    with pytest.raises(ImageError, match=r"^images\[0\]: .* found a closed one; next: open it"):
+        inputs.read([closed])
+    with path.open(encoding="ascii") as text, pytest.raises(TypeError, match=r"next: .*'rb'"):
+        inputs.read([text])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, torch.int64, torch.bfloat16])
+def test_masks_of_zeros_and_ones_are_in_doubt(inputs, kind):
+    """Past bug: as bool 1 is known, as an image black is; the latter was taken in silence."""
+    known = np.eye(SIDE)
+    mask = known.astype(kind) if isinstance(kind, type) else torch.from_numpy(known).to(kind)
+    cast = r"\.astype\(bool\)" if isinstance(kind, type) else r"\.bool\(\)"
+    for several in (False, True):
+        with pytest.raises(ValueError, match=f"^known: expected .*bool.*; next: {cast}") as found:
+            inputs.known([mask] if several else mask, 1)
+        assert "\n" not in str(found.value)
+    assert inputs.known(known * 255, 1).any(), "an image"
+
+
 def test_masks_may_be_a_batch_an_iterator_or_a_file(inputs):
     known = np.random.default_rng(0).random((2, SIDE, SIDE)) < 0.5
     levels = np.where(known, 0, 255).astype(np.uint8)
@@ -178,6 +210,13 @@ REFUSED = [
     (np.zeros((2, 8, 8)), ValueError, r"found an array \(2, 8, 8\); next: a list for several"),
     ([np.zeros((2, 8, 8, 3))], ValueError, r"images\[0\]: .* found an array \(2, 8, 8, 3\)"),
     (torch.zeros(2, 8, 8, 8, 3), ValueError, r"\(2, 8, 8, 8, 3\); next: a list for several"),
+    ([np.zeros((2, 8, 8, 3))], ValueError, "next: one batch at a time"),
+    (iter([torch.zeros(2, 3, 8, 8)]), ValueError, r"\(2, 3, 8, 8\); next: one batch at a time"),
+    (
+        iter([(torch.zeros(2, 3, 8, 8), torch.zeros(2))]),
+        TypeError,
+        r"images\[0\]: .* found tuple; next: one batch at a time, its images alone",
+    ),
     (iter([photo(0), 7]), TypeError, r"images\[1\]: expected an image as a path, .* found int"),
     ({}.values(), TypeError, "found dict_values; next: list.* for several"),
 ]

@@ -203,6 +203,17 @@ def test_a_value_of_another_type_or_range_is_refused(tmp_path, name, value):
     assert "\n" not in message
 
 
+def test_classes_may_be_named_later():
+    config = ImageGPTConfig(num_labels=2)
+    config.id2label = {0: "cat", 1: "dog"}
+    assert config.label2id == {"cat": 0, "dog": 1}
+    assert ImageGPTConfig.from_dict(config.to_dict()) == config
+    config.id2label = ["a", "b", "c"]
+    assert config.num_labels == 3
+    with pytest.raises(ValueError, match="id2label must have a name for each class"):
+        config.id2label = {1: "cat"}
+
+
 def test_an_unknown_field_is_no_attribute():
     with pytest.raises(AttributeError, match="'ImageGPTConfig' object has no attribute 'n_heads'"):
         _ = ImageGPTConfig().n_heads

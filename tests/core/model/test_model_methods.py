@@ -284,6 +284,22 @@ def test_models_are_compiled_whole_with_their_caches_and_gradients(both):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_graphs_are_for_any_mask(both):
+    """Past bug: one that was made with a mask of ones had none."""
+    model, _ = both
+    model.config.use_cache, model.config.return_dict = False, False
+    given = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
+    other = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
+    other["attention_mask"][1, :3] = 0
+    traced = torch.jit.trace(model, example_kwarg_inputs=given)
+    exported = torch.export.export(model, (), kwargs=given).module()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for made in (traced, exported, compiled):
+        for inputs in (given, other):
+            assert_equal_up_to_rounding(made(**inputs)[0], model(**inputs)[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_models_are_traced_and_compiled(both):
     model, _ = both
     model.config.use_cache, model.config.return_dict = False, False
@@ -292,6 +308,65 @@ def test_models_are_traced_and_compiled(both):
     other = draw_tokens(SHAPE, 3, 7, seed=4)
     for made in (traced, compiled):
         assert_equal_up_to_rounding(made(other)[0], model(other)[0])
+
+
+def test_layers_of_a_subclass_are_as_its_constructor_makes_them(tmp_path):
+    """Its buffers are saved too, and its own arguments are handed over."""
+
+    class Scored(igpt_core.ImageGPTPreTrainedModel):
+        def __init__(self, config, n_out=2):
+            super().__init__(config)
+            self.transformer = igpt_core.ImageGPTModel(config)
+            self.norm = torch.nn.BatchNorm1d(config.n_embd)
+            self.score = torch.nn.Sequential(torch.nn.Linear(config.n_embd, n_out))
+            self.scale = torch.nn.Parameter(torch.full((3,), 3.0))
+
+        def forward(self, tokens):
+            return self.score(self.norm(self.transformer(tokens).last_hidden_state.mean(dim=1)))
+
+    model, _ = pair(SHAPE, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="is new: train it"):
+        made = Scored.from_pretrained(tmp_path, n_out=5, attn_pdrop=0.5)
+    assert made.config.attn_pdrop == 0.5
+    assert made.norm.weight.equal(torch.ones(48))
+    assert made.scale.equal(torch.full((3,), 3.0))
+    assert made(TOKENS).shape == (3, 5)
+    made.train()(TOKENS)  # which changes what the norm remembers
+    made.save_pretrained(tmp_path)
+    again = Scored.from_pretrained(tmp_path, n_out=5)
+    assert again.norm.num_batches_tracked == 1
+    assert torch.equal(again(TOKENS), made.eval()(TOKENS))
+    with pytest.raises(igpt_core.CheckpointError, match="all of the model's tensors in state_dict"):
+        made.save_pretrained(tmp_path, state_dict={"scale": made.scale})
+
+
+def test_dropout_of_attention_is_the_module_that_is_there():
+    """It is called on the weights where it is another than torch's or has a hook, as in
+    transformers without a fused kernel; with that, hooks on attention get the weights too."""
+    ours, theirs = pair(SHAPE, attn_implementation="eager")
+    found = []
+    for model in (ours, theirs):
+        seen, attention = [], model.transformer.h[1].attn
+        attention.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output[1]))
+        model(TOKENS)
+        attention.attn_dropout.register_forward_hook(lambda _, __, weights: weights * 0.5)
+        plain = model(TOKENS).logits
+        attention.attn_dropout = torch.nn.Softmax(dim=-1)
+        found.append([*seen, plain, model(TOKENS).logits])
+    for one, two in zip(*found, strict=True):
+        assert_equal_up_to_rounding(one, two)
+    ours.set_attn_implementation("sdpa")
+    assert_equal_up_to_rounding(ours(TOKENS).logits, found[0][-1])
+
+
+def test_parts_are_called_by_hand(both):
+    states = torch.randn(3, 7, 48, generator=torch.Generator().manual_seed(1)).double()
+    for name in ("attn", "mlp"):
+        mine, other = (getattr(body(model).h[0], name)(states) for model in both)
+        assert_equal_up_to_rounding(*(o[0] if name == "attn" else o for o in (mine, other)))
+    mine, other = (body(model).h[0](hidden_states=states) for model in both)
+    assert_equal_up_to_rounding(mine[0], other[0])
 
 
 @pytest.mark.parametrize("name", CLASSES)

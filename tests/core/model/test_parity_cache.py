@@ -255,6 +255,7 @@ def test_rows_and_positions_of_a_cache_are_chosen(shape, gradients):
     kept = KVCache.of_layers(ours.config, list(found[0][1]), room=0)
     kept.crop(2)
     assert kept.get_seq_length() == 2
+    assert kept.layers[0].keys.equal(found[0][1].layers[0].keys[:, :, :2])
     kept.reset()
     assert kept.get_seq_length() == 0
 

@@ -20,8 +20,9 @@ from parity import (
     one_thread,  # noqa: F401
     pair,
 )
+from pictures import photo
 
-pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate")
 peft = pytest.importorskip("peft")
 
 SHAPE = SHAPES["small"]
@@ -182,3 +183,65 @@ def test_projections_pass_as_those_of_transformers():
     assert torch.equal(model(TOKENS).logits, plain)
     torch.nn.utils.parametrize.remove_parametrizations(module, "weight")
     assert type(module) is Conv1D
+
+
+def test_a_class_as_an_object_has_it_makes_what_its_type_does(tmp_path):
+    """Where transformers is loaded that class is derived from one of there."""
+    model, _ = pair(SHAPE)
+    model.save_pretrained(tmp_path)
+    for made in (model.__class__(model.config), model.__class__.from_pretrained(tmp_path)):
+        assert type(made) is type(model)
+        assert made(TOKENS).logits.shape == (8, 16, 16)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_results_of_pipelines_are_those_of_transformers(name):
+    ours, theirs = pair(SHAPE, name, dtype=torch.float32)
+    task = "image-classification" if name == CLASSIFIER else "image-feature-extraction"
+    clusters = torch.linspace(-1, 1, 48).reshape(16, 3).numpy()
+    processor = igpt_core.ImageGPTImageProcessor(clusters, size={"height": 4, "width": 4})
+    image = photo(3)
+    mine, other = (
+        transformers.pipeline(task, model=model, image_processor=processor)(image)
+        for model in (ours, theirs)
+    )
+    if name == CLASSIFIER:
+        mine, other = ([[each["score"] for each in found]] for found in (mine, other))
+    torch.testing.assert_close(torch.tensor(mine), torch.tensor(other), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_prepared_for_mixed_precision_generates():
+    """accelerate puts autocast into the forward pass itself."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of Trainers before
+    model, _ = pair(SHAPE, dtype=torch.float32)
+    expected = model.generate(TOKENS[:, :3], return_dict_in_generate=True, output_scores=True)
+    accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+    prepared = accelerator.prepare(copy.deepcopy(model))
+    found = prepared.generate(TOKENS[:, :3], return_dict_in_generate=True, output_scores=True)
+    torch.testing.assert_close(found.scores[0], expected.scores[0], rtol=0.1, atol=0.1)
+    assert found.sequences.shape == expected.sequences.shape
+
+
+def test_outputs_pass_as_those_of_transformers():
+    model, _ = pair(SHAPE)
+    with torch.no_grad():
+        output = model(TOKENS, use_cache=False)
+    assert isinstance(output, transformers.utils.ModelOutput)
+    for other in (pickle.loads(pickle.dumps(output)), copy.copy(output), copy.deepcopy(output)):
+        assert type(other) is igpt_core.CausalOutput
+        assert other.logits.equal(output.logits)
+
+
+def test_models_are_made_of_configurations_of_transformers():
+    _, theirs = pair(SHAPE)
+    made = igpt_core.ImageGPTForCausalImageModeling(theirs.config)
+    assert isinstance(made.config, igpt_core.ImageGPTConfig)
+    made.double().eval().load_state_dict(theirs.state_dict())
+    assert_equal_up_to_rounding(made(TOKENS).logits, theirs(TOKENS).logits)
+
+
+@pytest.mark.parametrize("name", igpt_core._THEIRS)
+def test_what_is_no_part_of_this_is_imported_from_transformers(name):
+    assert hasattr(transformers, name)
+    with pytest.raises(ImportError, match=f"next: from transformers import {name}"):
+        getattr(igpt_core, name)
