@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from igpt_core.model.second_order import of_first_order
+from igpt_core.model.training_attention import attend_in_blocks, trains_in_blocks
 
 # Up to so many queries per row weighted sums are faster than the fused kernel; see _attend_by_sums.
 _FEW_QUERIES = 8
@@ -95,6 +96,10 @@ def attend(
         return attend_with_weights(
             q, k, v, mask=mask, padding=padding, scale=scale, dropout=dropout
         )[0]
+    if mask is None and not dropout and trains_in_blocks(q, k):
+        return attend_in_blocks(
+            of_first_order(q), k, v, q.shape[3] ** -0.5 if scale is None else scale
+        )
     if mask is None and 1 < n_queries < n_keys:
         # The kernel's own causal flag aligns the first query with the first key.
         mask = _causal(n_queries, n_keys, q.device)

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,10 @@ from torch import nn
 from igpt_core.generation.drafts import NeighborTables
 from igpt_core.images.palette import Palette
 from igpt_core.learning.objectives import JointClassification, NextPixel
+from igpt_core.learning.speed import flops_per_token, product_rate
 from igpt_core.learning.training import TrainingConfig, TrainingState, make_optimizer, train
 from igpt_core.model.checkpoint import save_checkpoint
+from igpt_core.model.config import ImageGPTConfig
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
 from pipeline.run_directory.record import differences
@@ -152,7 +155,9 @@ def run_training(
     state = _restore(folder / STATE_FILE, objective, optimizer, device)
     if state.step:
         report(f"going on at step {state.step} after {state.seconds / 60:.1f} minutes")
-    journal = _Journal(folder, objective, optimizer, config, image_size**2, report)
+    speed = _Speed.measured(objective.model.config, device, config.dtype)
+    report(f"plain matrix products: {speed.products / 1e12:.2f} TFLOP/s")
+    journal = _Journal(folder, objective, optimizer, config, image_size**2, speed, report)
     train(
         objective,
         optimizer,
@@ -213,6 +218,19 @@ def _restore(
     return TrainingState(step=saved["step"], seconds=saved["seconds"])
 
 
+@dataclass(frozen=True)
+class _Speed:
+    """What a token costs, and what the device does in plain matrix products: operations and
+    operations per second."""
+
+    per_token: int
+    products: float
+
+    @classmethod
+    def measured(cls, model: ImageGPTConfig, device: str, dtype: torch.dtype) -> "_Speed":
+        return cls(flops_per_token(model), product_rate(device, dtype))
+
+
 class _Journal:
     """Writes the log and the state, and reports, each at its own interval."""
 
@@ -223,8 +241,10 @@ class _Journal:
         optimizer: torch.optim.Optimizer,
         config: TrainingConfig,
         pixels: int,
+        speed: _Speed,
         report: Callable[[str], None],
     ) -> None:
+        self._speed = speed
         self._folder, self._objective, self._optimizer = folder, objective, optimizer
         self._config, self._pixels, self._report = config, pixels, report
         self._losses: list[torch.Tensor] = []
@@ -243,7 +263,8 @@ class _Journal:
 
     def _log(self, state: TrainingState, rate: float, seconds: float) -> None:
         mean = torch.stack(self._losses).mean().item()
-        speed = len(self._losses) * self._config.batch_size * self._pixels / seconds
+        tokens = len(self._losses) * self._config.batch_size * self._pixels / seconds
+        share = tokens * self._speed.per_token / self._speed.products
         self._losses = []
         progress = self._config.progress(state.step, state.seconds)
         line = {
@@ -251,13 +272,14 @@ class _Journal:
             "seconds": round(state.seconds, 1),
             "loss": round(mean, 4),
             "learning_rate": rate,
-            "tokens_per_second": round(speed),
+            "tokens_per_second": round(tokens),
+            "share_of_products": round(share, 3),
         }
         with open(self._folder / LOG_FILE, "a") as log:
             log.write(json.dumps(line) + "\n")
         self._report(
-            f"step {state.step}, loss {mean:.3f}, {speed:.0f} tokens/s, "
-            f"{100 * progress:.0f} % done, "
+            f"step {state.step}, loss {mean:.3f}, {tokens:.0f} tokens/s, {share:.0%} of plain "
+            f"products, {100 * progress:.0f} % done, "
             f"about {state.seconds / max(progress, 1e-9) * (1 - progress) / 60:.0f} min left"
         )
 

@@ -129,8 +129,10 @@ def test_the_log_has_a_line_for_each_time_of_reporting(tmp_path, monkeypatch):
     log = [json.loads(line) for line in (tmp_path / "run" / train.LOG_FILE).open()]
     assert [line["step"] for line in log] == list(range(1, STEPS + 1))
     assert all(0 < line["loss"] < 4 and line["tokens_per_second"] > 0 for line in log)
-    assert said[STEPS // 2 - 1].startswith(f"step {STEPS // 2}, ")
-    assert " 50 % done" in said[STEPS // 2 - 1]
+    assert all(0 < line["share_of_products"] < 1.5 for line in log)
+    assert said[0].startswith("plain matrix products: ")
+    assert said[STEPS // 2].startswith(f"step {STEPS // 2}, ")
+    assert " 50 % done" in said[STEPS // 2]
 
 
 def content(folder: Path) -> dict[str, bytes]:
