@@ -60,6 +60,7 @@ def run(options: TrainOptions) -> None:
         image_size=options.image_size,
         record={"palette": palette.fingerprint},
         report=say,
+        held_out=evaluated,
     )
     click.echo(summary(options, state, images))
     if evaluated is not None:

@@ -203,7 +203,7 @@ class TrainingOptions(PixelOptions, StorageOptions):
     learning_rate: float = Field(2e-3, gt=0, description="highest learning rate")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
     warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
-    eval_input: str | None = Field(None, description="validation images for a final figure")
+    eval_input: str | None = Field(None, description="validation images to evaluate on")
     max_error_fraction: MaxErrorFraction = 0.1
     seed: int = Field(0, ge=0, description="seed of new weights, order and flips")
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(

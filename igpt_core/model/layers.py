@@ -15,11 +15,7 @@ from igpt_core.model.attention import Prefix, Scales, attend, attend_with_weight
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.passing import PassesAs
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
+from igpt_core.model.training_functions import quick_gelu, rms_norm
 
 # By transformers' names; ImageGPT was trained with quick_gelu.
 _GELU_BY_TANH = partial(F.gelu, approximate="tanh")
@@ -68,7 +64,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True)

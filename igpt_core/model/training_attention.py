@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from igpt_core.model.training_functions import is_trained_on_cpu
+
 _BLOCK = 128  # queries of one product: of the keys a half of the last block is for nothing
 _ROWS = 12  # heads of so many images at most in one product: what it makes stays in the cache
 
@@ -18,17 +20,8 @@ _ROWS = 12  # heads of so many images at most in one product: what it makes stay
 def trains_in_blocks(q: Tensor, k: Tensor) -> bool:
     """Tells whether `attend_in_blocks` is for these (B, H, T, D), and may be used here."""
     is_served = q.device.type == "cpu" and q.dtype == k.dtype == torch.bfloat16
-    if not (is_served and torch.is_grad_enabled() and q.shape == k.shape):
-        return False
-    if not (q.requires_grad or k.requires_grad) or q.shape[2] < 2 * _BLOCK:
-        return False
-    # What follows the operations, or maps them, cannot follow these.
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    is_long = q.shape == k.shape and q.shape[2] >= 2 * _BLOCK
+    return is_served and is_long and is_trained_on_cpu(q, k)
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -47,9 +40,10 @@ class _InBlocks(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         shape = q.shape
         q, k, v = (_in_groups(x, shape) for x in (q * scale, k, v))
+        by_channel = k.mT.contiguous()  # products with a part of it as it lies take twice the time
         result, kept = torch.empty_like(q), []
         for group, start, end in _blocks(q):
-            scores = torch.bmm(q[group, :, start:end], k[group, :, :end].mT)
+            scores = torch.bmm(q[group, :, start:end], by_channel[group, :, :, :end])
             scores[..., start:] += _causal_bias(end - start)
             weights = scores.softmax(dim=-1)
             torch.bmm(weights, v[group, :, :end], out=result[group, :, start:end])
@@ -65,13 +59,14 @@ class _InBlocks(torch.autograd.Function):
         P * (dP - sum(P * dP)), where the sum over keys is that of result * its gradient."""
         q, k, v, result, *kept = ctx.saved_tensors
         gradient = _in_groups(gradient, ctx.shape)
+        by_channel = v.mT.contiguous()
         of_q = torch.empty_like(q)
         # Sums over blocks, in float32.
         of_k, of_v = (torch.zeros(q.shape, dtype=torch.float32) for _ in range(2))
         sums = (gradient * result).sum(dim=-1, keepdim=True)
         for (group, start, end), weights in zip(_blocks(q), kept, strict=True):
             own = gradient[group, :, start:end]
-            of_scores = torch.bmm(own, v[group, :, :end].mT)
+            of_scores = torch.bmm(own, by_channel[group, :, :, :end])
             of_scores -= sums[group, :, start:end]
             of_scores *= weights
             torch.bmm(of_scores, k[group, :, :end], out=of_q[group, :, start:end])

@@ -24,6 +24,7 @@ from pipeline.run_directory.record import differences
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import local_output, open_location, options_for
 from pipeline.storage.redact import redacted_location
+from pipeline.training.evaluations import Evaluations
 from pipeline.training.images import TrainingImages, read_images
 
 Objective = TypeVar("Objective", NextPixel, JointClassification)
@@ -122,6 +123,7 @@ def run_training(
     image_size: int,
     record: Mapping[str, Any],
     report: Callable[[str], None],
+    held_out: TrainingImages | None = None,
 ) -> tuple[Objective, TrainingState]:
     """Trains, or resumes where the same command was interrupted, and saves the objective's model.
 
@@ -132,6 +134,7 @@ def run_training(
             returned are rounded to `save_dtype` as those saved are.
         record: what the result depends on beside the options; a folder of other ones is refused.
         report: is called with a line of progress now and then.
+        held_out: images on which a causal model is evaluated during the run.
 
     Raises UsageError before anything is trained: too few images, or a folder that is not free.
     """
@@ -158,6 +161,18 @@ def run_training(
     speed = _Speed.measured(objective.model.config, device, config.dtype)
     report(f"plain matrix products: {speed.products / 1e12:.2f} TFLOP/s")
     journal = _Journal(folder, objective, optimizer, config, image_size**2, speed, report)
+    evaluations = None
+    if held_out is not None and isinstance(objective, NextPixel):
+        evaluations = Evaluations(
+            folder, objective.model, held_out.tokens, palette, dtype=config.dtype, report=report
+        )
+        evaluations.resume(state.step)
+
+    def on_step(state: TrainingState, loss: torch.Tensor, rate: float) -> None:
+        journal.step(state, loss, rate)
+        if evaluations is not None:
+            evaluations.step(state, loss, config.progress(state.step, state.seconds))
+
     train(
         objective,
         optimizer,
@@ -165,9 +180,11 @@ def run_training(
         config,
         image_size=image_size,
         state=state,
-        on_step=journal.step,
+        on_step=on_step,
         labels=None if images.labels is None else images.labels.classes,
     )
+    if evaluations is not None:
+        evaluations.finish(state)
     objective.model.to(getattr(torch, options.save_dtype))
     save_checkpoint(objective.model, str(folder), palette=palette, image_size=image_size)
     if isinstance(objective, NextPixel):
