@@ -103,7 +103,8 @@ class ImageGPTPreTrainedModel(ModelMethods):
             config: in place of config.json, itself or the place of a folder that has one.
             device: the CPU unless given.
             device_map: a device too, or "auto" for a GPU where there is one.
-            dtype: of the weights, also by name; "auto", as without it, are those that are stored.
+            dtype: of the weights, also by name; "auto", as without it, is that of config.json, else
+                those that are stored.
             torch_dtype: the former name of dtype.
             storage_options: for the URI's filesystem.
             revision: branch, tag or commit of a model on the Hub; other places have none, and it
@@ -148,6 +149,13 @@ class ImageGPTPreTrainedModel(ModelMethods):
         new = cls._new_tensors(_on_meta(make, config, where), stored, ignore_mismatched_sizes)
         model, weights = cls.fit(config, stored, where=where, lacking=new, make=make)
         weights |= cls._initial(make, config, model, new, like=next(iter(weights.values())))
+        dtype = dtype or _dtype_named(config, weights)
+        if new and torch.float16 in {dtype or weight.dtype for weight in weights.values()}:
+            warnings.warn(
+                f"{where}: float16 weights are NaN after a step of AdamW, whose epsilon is 0 in "
+                "it; next: dtype=torch.float32",
+                stacklevel=2,
+            )
         for name, why in new.items():
             warnings.warn(f"{where}: {name} {why} and is new: train it", stacklevel=2)
         # One by one, so that beside the mapped file there is only what the model keeps.
@@ -350,6 +358,15 @@ def _generation_config(
         return GenerationConfig()
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: {GENERATION_CONFIG_FILE}: {error}") from error
+
+
+def _dtype_named(config: ImageGPTConfig, weights: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Returns the dtype that a configuration names for weights of one dtype: they may be stored in
+    a smaller one. None where it names none, or they are of several."""
+    named = getattr(torch, config.dtype or "", None)
+    stored = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
+    is_float = isinstance(named, torch.dtype) and named.is_floating_point
+    return named if is_float and len(stored) == 1 else None
 
 
 def _on_meta(make: Callable[[ImageGPTConfig], Made], config: ImageGPTConfig, where: str) -> Made:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,44 @@ def test_dtypes_that_are_none(folder):
             LOAD(folder, dtype=wrong)
     with pytest.raises(TypeError, match="torch_dtype is the former name of dtype: give one"):
         LOAD(folder, dtype="auto", torch_dtype="auto")
+
+
+def test_weights_stored_in_a_smaller_dtype_are_loaded_in_that_of_the_configuration(folder):
+    """As in transformers 5: the shipped model is stored so."""
+    model = LOAD(folder, dtype=torch.float16)
+    model.save_pretrained(folder)
+    assert LOAD(folder).dtype == torch.float16
+    file = Path(folder, "config.json")
+    file.write_text(file.read_text().replace('"float16"', '"float32"'))
+    assert LOAD(folder).dtype == LOAD(folder, dtype="auto").dtype == torch.float32
+    theirs = transformers.ImageGPTForCausalImageModeling.from_pretrained(folder)
+    assert theirs.dtype == torch.float32
+    assert LOAD(folder, dtype=torch.float16).dtype == torch.float16
+
+
+def test_a_new_head_on_weights_of_float16_warns_of_training(folder):
+    LOAD(folder, dtype=torch.float16).save_pretrained(folder)
+    load = igpt_core.ImageGPTForImageClassification.from_pretrained
+    with pytest.warns(UserWarning, match="NaN after a step of AdamW"):
+        load(folder)
+    with pytest.warns(UserWarning, match="is new: train it") as warned:
+        load(folder, dtype=torch.float32)
+    assert len(warned) == 1
+
+
+def test_the_shipped_model_is_trained_in_a_plain_loop():
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="is new: train it"):
+        model = igpt_core.AutoModelForImageClassification.from_pretrained("embedded", num_labels=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    tokens = torch.randint(512, (3, 64), generator=torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(5):
+        losses.append(model(tokens, labels=torch.arange(3)).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_a_folder_of_mixed_dtypes_keeps_them(tmp_path, model):
