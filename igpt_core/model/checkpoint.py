@@ -8,15 +8,13 @@ import hashlib
 import json
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, overload
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from igpt_core.errors import ANY, CheckpointError, NoFileError, NoHeadError, refuse_unserved
 from igpt_core.files.hub import PUSH_OPTIONS, push_folder
@@ -30,18 +28,18 @@ from igpt_core.model.generation_config import (
     options_in,
 )
 from igpt_core.model.model_methods import ModelMethods
+from igpt_core.model.new_weights import Make, initial, new_tensors, on_meta, warn_of
 from igpt_core.model.placement import DeviceMap, find_device, find_dtype
 from igpt_core.model.saving import make_processor, parsed_size, save_folder
 from igpt_core.model.weights import (
     HEADS,
     find_weights,
     mismatch,
+    put_into,
     read_weights,
     rename,
     tensors_of,
 )
-
-Made = TypeVar("Made", bound=nn.Module)
 
 # Fields of config.json that say how the file came about and change no result.
 _BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -134,39 +132,22 @@ class ImageGPTPreTrainedModel(ModelMethods):
             fetch=fetch,
             safetensors=use_safetensors,
         )
-        if config is None:
-            config = read_config(found[0], where=where)
-        elif isinstance(config, str | os.PathLike):
-            config = ImageGPTConfig.from_pretrained(config, storage_options=storage_options)
-        elif not isinstance(config, ImageGPTConfig):  # transformers' own
-            config = ImageGPTConfig.from_dict(config.to_dict())
-        make: Callable[[ImageGPTConfig], Self] = cls
+        config = _configuration(config, found[0], where, storage_options)
+        make: Make[Self] = cls
         if cls._is_derived():
             own = {name: arguments.pop(name) for name in [*arguments] if not hasattr(config, name)}
             make = partial(cls, **own)
         config = config.with_fields(**arguments)
         stored = read_weights(found[-1], where=where)
-        new = cls._new_tensors(_on_meta(make, config, where), stored, ignore_mismatched_sizes)
+        shapes = on_meta(make, config, where)
+        may_lack = tensors_of(shapes) if cls._is_derived() else filter(None, [cls.new_head])
+        new = new_tensors(shapes, stored, [*may_lack], mismatched=ignore_mismatched_sizes)
         model, weights = cls.fit(config, stored, where=where, lacking=new, make=make)
-        weights |= cls._initial(make, config, model, new, like=next(iter(weights.values())))
+        stored_dtype = next(iter(weights.values())).dtype
+        weights |= initial(make, config, new, by_class=cls._is_derived(), dtype=stored_dtype)
         dtype = dtype or _dtype_named(config, weights)
-        if new and torch.float16 in {dtype or weight.dtype for weight in weights.values()}:
-            warnings.warn(
-                f"{where}: float16 weights are NaN after a step of AdamW, whose epsilon is 0 in "
-                "it; next: dtype=torch.float32",
-                stacklevel=2,
-            )
-        for name, why in new.items():
-            warnings.warn(f"{where}: {name} {why} and is new: train it", stacklevel=2)
-        # One by one, so that beside the mapped file there is only what the model keeps.
-        for name in list(weights):
-            weight = weights.pop(name)
-            kept = dtype if dtype and weight.is_floating_point() else weight.dtype
-            weights[name] = weight.to(device, kept, copy=True)
-        names = {id(tensor): name for name, tensor in tensors_of(model).items()}
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            weights[name] = weights[names[id(tensor)]]  # tied ones are stored once
-        model.load_state_dict(weights, assign=True)
+        warn_of(new, where=where, dtypes={dtype or weight.dtype for weight in weights.values()})
+        put_into(model, weights, device, dtype)
         model.tie_weights()
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
         if cls.can_generate():
@@ -186,44 +167,6 @@ class ImageGPTPreTrainedModel(ModelMethods):
     def _is_derived(cls) -> bool:
         """Tells whether this is a class of a caller, which may have layers of its own."""
         return not cls.__module__.startswith("igpt_core.")
-
-    @classmethod
-    def _new_tensors(
-        cls, model: Self, stored: Mapping[str, Tensor], mismatched: bool
-    ) -> dict[str, str]:
-        """Returns the names of tensors that a folder may lack and lacks, with the reason; and where
-        they may be `mismatched` those of another shape than the model's."""
-        wanted = tensors_of(model)
-        there = rename(stored, wanted)
-        may_lack = [name for name in wanted if cls._is_derived() or name == cls.new_head]
-        new = {name: "is not in it" for name in may_lack if name not in there}
-        for name, tensor in wanted.items() if mismatched else ():
-            found, expected = tuple(there.get(name, tensor).shape), tuple(tensor.shape)
-            if found != expected:
-                new[name] = f"is of shape {found}, not {expected},"
-        return new
-
-    @classmethod
-    def _initial(
-        cls,
-        make: Callable[[ImageGPTConfig], Self],
-        config: ImageGPTConfig,
-        model: Self,
-        names: Collection[str],
-        *,
-        like: Tensor,
-    ) -> dict[str, Tensor]:
-        """Makes new tensors of a model, floats in the dtype of one that is stored: of a caller's
-        class those of its constructor."""
-        if cls._is_derived() and names:
-            made = tensors_of(make(config))
-            found = {name: made[name].detach() for name in names}
-        else:
-            shapes = {name: tensor.shape for name, tensor in tensors_of(model).items()}
-            found = {name: torch.empty(shapes[name]) for name in names}
-            for tensor in found.values():
-                nn.init.normal_(tensor, std=config.initializer_range)
-        return {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in found.items()}
 
     @classmethod
     def check_pretrained(
@@ -252,7 +195,7 @@ class ImageGPTPreTrainedModel(ModelMethods):
         *,
         where: str,
         lacking: Collection[str] = (),
-        make: Callable[[ImageGPTConfig], Self] | None = None,
+        make: Make[Self] | None = None,
     ) -> tuple[Self, dict[str, Tensor]]:
         """Makes a model on the meta device, and names the weights as it does: those of other heads
         than the class has are left out, and those that are `lacking`, which are not looked at.
@@ -260,7 +203,7 @@ class ImageGPTPreTrainedModel(ModelMethods):
 
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
         """
-        model = _on_meta(make or cls, config, where)
+        model = on_meta(make or cls, config, where)
         wanted = {name: w for name, w in tensors_of(model).items() if name not in lacking}
         renamed = {name: w for name, w in rename(weights, wanted).items() if name not in lacking}
         if problem := mismatch(renamed, wanted):
@@ -360,6 +303,23 @@ def _generation_config(
         raise CheckpointError(f"{where}: {GENERATION_CONFIG_FILE}: {error}") from error
 
 
+def _configuration(
+    config: ImageGPTConfig | str | os.PathLike[str] | None,
+    file: Path,
+    where: str,
+    storage_options: Mapping[str, Any] | None,
+) -> ImageGPTConfig:
+    """Returns the configuration that is given, itself or its place, else that of a folder's file.
+    One of transformers becomes one of here."""
+    if config is None:
+        return read_config(file, where=where)
+    if isinstance(config, str | os.PathLike):
+        return ImageGPTConfig.from_pretrained(config, storage_options=storage_options)
+    if isinstance(config, ImageGPTConfig):
+        return config
+    return ImageGPTConfig.from_dict(config.to_dict())
+
+
 def _dtype_named(config: ImageGPTConfig, weights: Mapping[str, Tensor]) -> torch.dtype | None:
     """Returns the dtype that a configuration names for weights of one dtype: they may be stored in
     a smaller one. None where it names none, or they are of several."""
@@ -367,32 +327,6 @@ def _dtype_named(config: ImageGPTConfig, weights: Mapping[str, Tensor]) -> torch
     stored = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
     is_float = isinstance(named, torch.dtype) and named.is_floating_point
     return named if is_float and len(stored) == 1 else None
-
-
-def _on_meta(make: Callable[[ImageGPTConfig], Made], config: ImageGPTConfig, where: str) -> Made:
-    """Makes a model of shapes only: nothing is allocated. Raises CheckpointError."""
-    try:
-        with torch.device("meta"), _NoDraws():
-            return make(config)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-
-
-class _NoDraws(TorchFunctionMode):
-    """Leaves out random initialization: on shapes alone it is of no use and costs seconds, as
-    torch imports its symbolic shapes for it."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def save_checkpoint(

@@ -168,6 +168,27 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: state[name] for name in names.values()}
 
 
+def put_into(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> None:
+    """Gives a model all of its tensors, copies on a device, floats in a dtype if one is given.
+
+    One by one, so that beside a mapped file there is only what the model keeps: `weights` holds
+    what it is given in the end, tied ones by each of their names.
+    """
+    for name in list(weights):
+        weight = weights.pop(name)
+        kept = dtype if dtype and weight.is_floating_point() else weight.dtype
+        weights[name] = weight.to(device, kept, copy=True)
+    names = {id(tensor): name for name, tensor in tensors_of(model).items()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        weights[name] = weights[names[id(tensor)]]
+    model.load_state_dict(weights, assign=True)
+
+
 def rename(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adds or removes the transformer's prefix as in `wanted`; leaves out heads not in it."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in wanted) else ""

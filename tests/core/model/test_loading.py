@@ -71,11 +71,11 @@ def test_weights_stored_in_a_smaller_dtype_are_loaded_in_that_of_the_configurati
 
 def test_a_new_head_on_weights_of_float16_warns_of_training(folder):
     LOAD(folder, dtype=torch.float16).save_pretrained(folder)
-    load = igpt_core.ImageGPTForImageClassification.from_pretrained
+    classifier_of = igpt_core.ImageGPTForImageClassification.from_pretrained
     with pytest.warns(UserWarning, match="NaN after a step of AdamW"):
-        load(folder)
+        classifier_of(folder)
     with pytest.warns(UserWarning, match="is new: train it") as warned:
-        load(folder, dtype=torch.float32)
+        classifier_of(folder, dtype=torch.float32)
     assert len(warned) == 1
 
 
