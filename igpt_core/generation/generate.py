@@ -112,7 +112,7 @@ class GenerationMixin(CausalModel):
         """
         if isinstance(max_length, Mapping) or hasattr(max_length, "to_diff_dict"):
             max_length, generation_config = NOT_GIVEN, max_length
-        configs = [c for c in (self.generation_config, generation_config) if c is not None]
+        configs = [self.generation_config, generation_config]
         given = {
             "max_length": max_length,
             "max_new_tokens": max_new_tokens,

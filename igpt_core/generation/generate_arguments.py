@@ -53,6 +53,9 @@ _INSTEAD = {
     "eos_token_id": "max_length: no color ends an image",
 }
 
+_LENGTHS = {"max_length", "max_new_tokens"}
+_NO_CHOICE = ("do_sample", "temperature", "num_return_sequences", *_LENGTHS)  # where None
+
 # In the place of an argument that is not given: None may be one.
 NOT_GIVEN: Any = type("NotGiven", (), {"__repr__": lambda _: "not given"})()
 
@@ -61,15 +64,19 @@ def options_of(arguments: dict[str, Any], configs: Sequence[Any]) -> dict[str, A
     """Returns the options of a call, by the names of `DEFAULTS`: an argument that is given beats
     the configurations, and of these the last that sets an option."""
     given: dict[str, Any] = {}
-    for config in configs:
-        given |= options_in(config)
-    given |= {name: value for name, value in arguments.items() if value is not NOT_GIVEN}
+    last = {
+        name: value
+        for name, value in arguments.items()
+        if value is not NOT_GIVEN and (value is not None or name not in _NO_CHOICE)
+    }
+    for options in (*map(options_in, configs), last):
+        if _LENGTHS & options.keys():  # either of the two takes the place of both
+            given = {name: value for name, value in given.items() if name not in _LENGTHS}
+        given |= options
     refuse_unserved("generate", given, _NEUTRAL, _INSTEAD)
     if unknown := [name for name in given if name not in DEFAULTS]:
         raise TypeError(f"generate: there is no argument {unknown[0]!r}")
     given = {**DEFAULTS, **given}
-    for name in ("do_sample", "temperature", "num_return_sequences"):  # None is no choice
-        given[name] = DEFAULTS[name] if given[name] is None else given[name]
     for name in ("max_length", "max_new_tokens", "top_k", "num_return_sequences", "pad_token_id"):
         if given[name] is not None:
             given[name] = check_whole(f"generate: {name}", given[name])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from igpt_core.model.layers import (
+    ACTIVATIONS,
     MLP,
     NO_ATTENTION_OPTIONS,
     Activation,
@@ -236,20 +237,22 @@ def _pack_below(parent: nn.Module) -> None:
 def is_customized(model: nn.Module) -> bool:
     """Tells whether calling a module of the model may do other than its class here or in torch.nn
     does for inference. Parametrizations and compiled modules have classes of their own."""
-    if (
-        model.training
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-    ):
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return True
     return any(
-        module._forward_hooks
+        module.training
+        or module._forward_hooks
         or module._forward_pre_hooks
         or "forward" in vars(module)  # replaced, as some libraries do in place of a hook
-        or (isinstance(module, MLP) and type(module.act) is not Activation)
+        or (isinstance(module, MLP) and not _is_named(module.act, module.activation_function))
         or not type(module).__module__.startswith(("torch.nn.modules.", "igpt_core."))
         for module in model.modules()
     )
+
+
+def _is_named(activation: nn.Module, name: str) -> bool:
+    """Tells whether an MLP's activation is the one whose name it has."""
+    return type(activation) is Activation and activation.function is ACTIVATIONS[name]
 
 
 def _is_served(weight: Tensor) -> bool:

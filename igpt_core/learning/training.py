@@ -222,7 +222,9 @@ def train(
         loss = train_step(objective, optimizer, on_device, learning_rate=rate, dtype=config.dtype)
         state.step += 1
         state.seconds = time.monotonic() - begun
+        called = time.monotonic()
         on_step(state, loss, rate)
+        begun += time.monotonic() - called  # what is done with a step is no training
     objective.eval()
 
 

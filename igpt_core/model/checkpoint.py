@@ -135,7 +135,7 @@ class ImageGPTPreTrainedModel(ModelMethods):
         config = _configuration(config, found[0], where, storage_options)
         make: Make[Self] = cls
         if cls._is_derived():
-            own = {name: arguments.pop(name) for name in [*arguments] if not hasattr(config, name)}
+            own = {name: arguments.pop(name) for name in [*arguments] if not config.has_field(name)}
             make = partial(cls, **own)
         config = config.with_fields(**arguments)
         stored = read_weights(found[-1], where=where)
@@ -143,8 +143,16 @@ class ImageGPTPreTrainedModel(ModelMethods):
         may_lack = tensors_of(shapes) if cls._is_derived() else filter(None, [cls.new_head])
         new = new_tensors(shapes, stored, [*may_lack], mismatched=ignore_mismatched_sizes)
         model, weights = cls.fit(config, stored, where=where, lacking=new, make=make)
-        stored_dtype = next(iter(weights.values())).dtype
-        weights |= initial(make, config, new, by_class=cls._is_derived(), dtype=stored_dtype)
+        if cls._is_derived() or {*new} - {cls.new_head}:
+            made = make(config)  # with weights, of which new ones are taken
+            weights |= initial(made, new, config)
+            # Of a caller's class all that its constructor makes stays, ties and other buffers too.
+            model = made if cls._is_derived() else model
+        else:
+            weights |= initial(model, new, config)
+        floats = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
+        first = next(iter(floats.values())).dtype  # of what is stored
+        weights |= {name: floats[name].to(first) for name in new if name in floats}
         dtype = dtype or _dtype_named(config, weights)
         warn_of(new, where=where, dtypes={dtype or weight.dtype for weight in weights.values()})
         put_into(model, weights, device, dtype)
@@ -204,8 +212,9 @@ class ImageGPTPreTrainedModel(ModelMethods):
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
         """
         model = on_meta(make or cls, config, where)
-        wanted = {name: w for name, w in tensors_of(model).items() if name not in lacking}
-        renamed = {name: w for name, w in rename(weights, wanted).items() if name not in lacking}
+        known = tensors_of(model)
+        wanted = {name: w for name, w in known.items() if name not in lacking}
+        renamed = {name: w for name, w in rename(weights, known).items() if name not in lacking}
         if problem := mismatch(renamed, wanted):
             found = {n: w for n, w in wanted.items() if n in renamed or not n.startswith(HEADS)}
             kind = CheckpointError if mismatch(renamed, found) else NoHeadError
@@ -258,9 +267,10 @@ class ImageGPTPreTrainedModel(ModelMethods):
                 pickled=not safe_serialization,
                 max_shard_bytes=parsed_size(max_shard_size),
             )
-            options = options_in(self.generation_config) if self.can_generate() else {}
-            if options:
-                GenerationConfig(**options).save_pretrained(save_directory)
+            if self.can_generate():
+                GenerationConfig(**options_in(self.generation_config)).save_pretrained(
+                    save_directory
+                )
             if push_to_hub:
                 repo_id = arguments.pop("repo_id", Path(save_directory).name)
                 push_folder(save_directory, repo_id, **arguments)

@@ -186,7 +186,7 @@ class ImageGPTConfig(PassesAs):
     def num_labels(self, value: int) -> None:
         if not SIZE[1](value):
             raise ValueError(f"config: num_labels must be {SIZE[0]}, found {value!r}")
-        if len(getattr(self, "id2label", ())) != value:
+        if len(vars(self).get("id2label", ())) != value:
             self.id2label = {index: f"LABEL_{index}" for index in range(value)}
 
     @property
@@ -319,9 +319,13 @@ class ImageGPTConfig(PassesAs):
         Raises TypeError for a name that is no field; ValueError as the constructor does.
         """
         for name in changes:
-            if not hasattr(self, name):
+            if not self.has_field(name):
                 raise TypeError(f"ImageGPTConfig has no field {name!r}")
         return self._changed(changes)
+
+    def has_field(self, name: str) -> bool:
+        """Tells whether it may be set, by any of its names."""
+        return name in vars(self) or name in (*_ALIASES, *_DTYPES) or hasattr(type(self), name)
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Sets fields, new ones too, in place; names of classes that they contradict go.
@@ -343,7 +347,7 @@ class ImageGPTConfig(PassesAs):
         # Typed as what nearly every caller gets.
         if not return_unused_kwargs:
             return self.with_fields(**kwargs)
-        unused = {name: value for name, value in kwargs.items() if not hasattr(self, name)}
+        unused = {name: value for name, value in kwargs.items() if not self.has_field(name)}
         fields = {name: value for name, value in kwargs.items() if name not in unused}
         return self.with_fields(**fields), unused  # type: ignore[return-value]
 

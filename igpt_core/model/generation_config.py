@@ -51,7 +51,11 @@ class GenerationConfig:
         return cls(**json.loads(file.read_text(encoding="utf-8")))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes generation_config.json into a folder that is there."""
+        """Writes generation_config.json into a folder that is there; without options there is
+        none."""
+        if not vars(self):
+            Path(save_directory, GENERATION_CONFIG_FILE).unlink(missing_ok=True)
+            return
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         Path(save_directory, GENERATION_CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -67,6 +71,8 @@ class GenerationConfig:
 def options_in(config: Any) -> dict[str, Any]:
     """Returns the options that are set in a mapping, a `GenerationConfig` of here or transformers,
     or any object with them as attributes."""
+    if config is None:
+        return {}
     if not isinstance(config, Mapping):
         as_dict = getattr(config, "to_diff_dict", None)
         config = vars(config) if as_dict is None else as_dict()

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,6 +130,15 @@ class KVCache(CacheMethods):
             dtype=like.dtype,
         )
 
+    def __deepcopy__(self, _: Any) -> "KVCache":
+        """Copies what is held, within its graph where it has one."""
+        copied = copy.copy(self)
+        copied.keys = [keys.clone() for keys in self.keys]
+        copied.values = [values.clone() for values in self.values]
+        copied.scales = [None if s is None else Scales(*map(torch.clone, s)) for s in self.scales]
+        copied.prefixes = list(self.prefixes)  # which are not written any more
+        return copied
+
     def __len__(self) -> int:
         """Counts the layers, as in a tuple of (keys, values)."""
         return len(self.keys)
@@ -177,8 +187,8 @@ class KVCache(CacheMethods):
     ) -> tuple[Tensor, Tensor]:
         """Stores the keys and values of new positions; returns the first `span` of all.
 
-        Where gradients are enabled, and where torch.compile traces, they are appended in new memory
-        in place of the layer's: what a graph refers to must not be written again.
+        Where gradients are enabled, torch.compile traces or there is no room, they are appended in
+        new memory in place of the layer's: what a graph refers to must not be written again.
 
         Args:
             layer: index of the layer.
@@ -194,7 +204,7 @@ class KVCache(CacheMethods):
         keys, values, span = self.keys[layer], self.values[layer], span - self.n_shared
         if positions is None:
             start = self.length - self.n_shared
-            if _appends():
+            if _appends() or start + k.shape[2] > keys.shape[2]:
                 self.capacity = self.length  # of what it then holds no more is written
                 if start:
                     k = torch.cat([keys[:, :, :start], k], dim=2)

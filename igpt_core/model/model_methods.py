@@ -162,10 +162,10 @@ class ModelMethods(PassesAs, nn.Module):
             raise TypeError(f"gradient_checkpointing_enable: there is no argument {name!r}")
         options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         self.base_model.checkpointing = options
-        self.base_model.checkpointed = list(self.base_model.h[::every_n_layers])
+        self.base_model.checkpoint_every = every_n_layers
 
     def gradient_checkpointing_disable(self) -> None:
-        self.base_model.checkpointing, self.base_model.checkpointed = None, []
+        self.base_model.checkpointing = None
 
     @property
     def is_gradient_checkpointing(self) -> bool:

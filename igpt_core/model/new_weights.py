@@ -31,25 +31,15 @@ def new_tensors(
     return new
 
 
-def initial(
-    make: Make[nn.Module],
-    config: ImageGPTConfig,
-    names: Collection[str],
-    *,
-    by_class: bool,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    """Makes new tensors of a model, floats in a dtype: `by_class` as its constructor makes them,
-    else normal with initializer_range."""
-    if not names:
-        return {}
-    if by_class:
-        made = tensors_of(make(config))
-        found = {name: made[name].detach() for name in names}
-        return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
-    shapes = {name: tensor.shape for name, tensor in tensors_of(on_meta(make, config)).items()}
+def initial(model: nn.Module, names: Collection[str], config: ImageGPTConfig) -> dict[str, Tensor]:
+    """Returns new tensors: those that a model has, and of one of shapes alone normal ones."""
+    held = tensors_of(model)
+    found = {name: held[name].detach() for name in names}
     std = config.initializer_range
-    return {name: nn.init.normal_(torch.empty(shapes[name]), std=std).to(dtype) for name in names}
+    return {
+        name: nn.init.normal_(torch.empty(tensor.shape), std=std) if tensor.is_meta else tensor
+        for name, tensor in found.items()
+    }
 
 
 def warn_of(new: Mapping[str, str], *, where: str, dtypes: Collection[torch.dtype]) -> None:

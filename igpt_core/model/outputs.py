@@ -23,7 +23,7 @@ class Output(PassesAs, dict[str, Any]):
     def __init_subclass__(cls) -> None:
         if "_derived_from" in vars(cls):  # what it passes as
             return
-        cls._names = tuple(cls.__annotations__)
+        cls._names = (*cls._names, *(n for n in cls.__annotations__ if n not in cls._names))
         pytree.register_pytree_node(
             cls,
             _flattened,
@@ -52,6 +52,11 @@ class Output(PassesAs, dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         setattr(self, key, value)
+
+    def update(self, *fields: Any, **named: Any) -> None:
+        """Sets fields by name."""
+        for name, value in dict(*fields, **named).items():
+            self[name] = value
 
     def __getitem__(self, key: int | slice | str) -> Any:
         return dict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]

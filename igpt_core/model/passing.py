@@ -9,6 +9,8 @@ import sys
 from functools import lru_cache
 from typing import Any, ClassVar
 
+_NOTHING = object()
+
 
 class PassesAs:
     """For classes that do what a class there does; what they have not is taken from it.
@@ -38,13 +40,16 @@ class PassesAs:
             return super().__getattr__(name)  # type: ignore[misc]  # of modules
         except AttributeError:
             derived = self.__class__
-        found = None if derived is type(self) else inspect.getattr_static(derived, name, None)
-        if found is None:
+        found = _NOTHING
+        if derived is not type(self):
+            found = inspect.getattr_static(derived, name, _NOTHING)
+        if found is _NOTHING:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return found.__get__(self, derived) if hasattr(found, "__get__") else found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _empty, (type(self),), vars(self)  # pickle refuses a class that is not the type
+        # As object has it, for the type: pickle refuses a class that is none.
+        return _empty, (type(self),), self.__getstate__()
 
 
 @lru_cache
@@ -56,7 +61,10 @@ def _derived(mine: type, theirs: type) -> type:
         return mine(*args, **kwargs) if cls is derived else object.__new__(cls)
 
     members = {**names, "_derived_from": mine, "__new__": new}
-    derived = type(mine.__name__, (mine, theirs), members)
+    try:
+        derived = type(mine.__name__, (mine, theirs), members)
+    except TypeError:  # a class of a caller that is not derived from as it is
+        return mine
     return derived
 
 

@@ -39,6 +39,12 @@ class _FirstOrder(_Identity):
         return _SecondOrder.apply(gradient) if gradient.requires_grad else gradient  # type: ignore[no-untyped-call]
 
 
+def takes_fused_kernels() -> bool:
+    """Tells whether callers have left attention a kernel whose gradients have no gradients."""
+    cuda = torch.backends.cuda
+    return bool(cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled())  # type: ignore[no-untyped-call]
+
+
 def of_first_order(x: Tensor) -> Tensor:
     """Returns what goes into a fused kernel, so that a gradient of its gradient fails with a line
     that names the way round; x itself where there is none to fail."""
@@ -46,8 +52,6 @@ def of_first_order(x: Tensor) -> Tensor:
     followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     if followed or not (torch.is_grad_enabled() and x.requires_grad):
         return x
-    cuda = torch.backends.cuda
-    fused = cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
-    if not fused:
+    if not takes_fused_kernels():
         return x
     return _FirstOrder.apply(x)  # type: ignore[no-any-return, no-untyped-call]

@@ -4,13 +4,13 @@ The fused kernel of torch takes twice the time, forward and backward (`benchmark
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from igpt_core.model.second_order import takes_fused_kernels
 from igpt_core.model.training_functions import is_trained_on_cpu
 
 _BLOCK = 128  # queries of one product: of the keys a half of the last block is for nothing
@@ -21,7 +21,7 @@ def trains_in_blocks(q: Tensor, k: Tensor) -> bool:
     """Tells whether `attend_in_blocks` is for these (B, H, T, D), and may be used here."""
     is_served = q.device.type == "cpu" and q.dtype == k.dtype == torch.bfloat16
     is_long = q.shape == k.shape and q.shape[2] >= 2 * _BLOCK
-    return is_served and is_long and is_trained_on_cpu(q, k)
+    return is_served and is_long and is_trained_on_cpu(q, k) and takes_fused_kernels()
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -41,10 +41,12 @@ class _InBlocks(torch.autograd.Function):
         shape = q.shape
         q, k, v = (_in_groups(x, shape) for x in (q * scale, k, v))
         by_channel = k.mT.contiguous()  # products with a part of it as it lies take twice the time
+        later = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool, device="cpu").triu(1)
+        bias = torch.zeros_like(later, dtype=q.dtype).masked_fill_(later, -torch.inf)
         result, kept = torch.empty_like(q), []
         for group, start, end in _blocks(q):
             scores = torch.bmm(q[group, :, start:end], by_channel[group, :, :, :end])
-            scores[..., start:] += _causal_bias(end - start)
+            scores[..., start:] += bias[: end - start, : end - start]
             weights = scores.softmax(dim=-1)
             torch.bmm(weights, v[group, :, :end], out=result[group, :, start:end])
             kept.append(weights)
@@ -62,7 +64,7 @@ class _InBlocks(torch.autograd.Function):
         by_channel = v.mT.contiguous()
         of_q = torch.empty_like(q)
         # Sums over blocks, in float32.
-        of_k, of_v = (torch.zeros(q.shape, dtype=torch.float32) for _ in range(2))
+        of_k, of_v = (torch.zeros_like(q, dtype=torch.float32) for _ in range(2))
         sums = (gradient * result).sum(dim=-1, keepdim=True)
         for (group, start, end), weights in zip(_blocks(q), kept, strict=True):
             own = gradient[group, :, start:end]
@@ -89,10 +91,3 @@ def _blocks(q: Tensor) -> Iterator[tuple[int, int, int]]:
     for group in range(len(q)):
         for start in range(0, q.shape[2], _BLOCK):
             yield group, start, min(start + _BLOCK, q.shape[2])
-
-
-@lru_cache(maxsize=4)
-def _causal_bias(n: int) -> Tensor:
-    """Makes what is added to the scores of n queries and their own keys."""
-    later = torch.ones(n, n, dtype=torch.bool).triu(1)
-    return torch.zeros(n, n, dtype=torch.bfloat16).masked_fill_(later, -torch.inf)

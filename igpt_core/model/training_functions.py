@@ -1,6 +1,6 @@
 """Norm and activation with gradients on a CPU, in fewer passes over memory than torch takes.
 
-Each saves its input alone, so that gradients of any order are right.
+Each saves what it is given alone, so that gradients of any order are right.
 """
 
 from typing import Any
@@ -70,7 +70,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         root = _inverse_root(x, ctx.eps)
         normed = x * root
-        of_weight = (gradient * normed).flatten(0, -2).sum(dim=0)
+        of_weight = (gradient * normed).reshape(-1, x.shape[-1]).sum(dim=0)
         of_normed = gradient * weight
         mean = (of_normed * normed).mean(dim=-1, keepdim=True)
         return torch.addcmul(of_normed, normed, mean, value=-1).mul_(root), of_weight, None

@@ -29,7 +29,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         super().__init__(config)
         config = self.config
         self.checkpointing: dict[str, Any] | None = None  # options of torch.utils.checkpoint
-        self.checkpointed: list[nn.Module] = []  # the blocks that these are for
+        self.checkpoint_every = 1  # of so many blocks the first is run again
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -153,10 +153,11 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         states = []  # of each layer (B, T, C): too large to keep unasked
-        for block in self.h:
+        for layer, block in enumerate(self.h):
             if output_hidden_states:
                 states.append(x)
-            x = self._run(block, x, cache_slots, options, encoder)
+            again = self._is_checkpointing and layer % self.checkpoint_every == 0
+            x = self._run(block, x, cache_slots, options, encoder, again=again)
         x = self.ln_f(x)
         output = ModelOutput(
             last_hidden_state=x,
@@ -179,10 +180,12 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         cache_slots: CacheSlots | None,
         options: AttentionOptions,
         encoder: Encoder | None,
+        *,
+        again: bool,
     ) -> Tensor:
-        """Runs a block; while gradient checkpointing it runs again in the backward pass."""
+        """Runs a block, `again` in the backward pass where nothing of it is kept."""
         given = (x, cache_slots, None, options, encoder)
-        if self._is_checkpointing and block in self.checkpointed:
+        if again:
             return checkpoint(block, *given, **(self.checkpointing or {}))[0]  # type: ignore[no-any-return]
         return block(*given)[0]  # type: ignore[no-any-return]
 

@@ -164,7 +164,8 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
-        names.setdefault(id(tensor), name)
+        if isinstance(tensor, Tensor):  # and no state of a module's own
+            names.setdefault(id(tensor), name)
     return {name: state[name] for name in names.values()}
 
 
@@ -174,7 +175,8 @@ def put_into(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> None:
-    """Gives a model all of its tensors, copies on a device, floats in a dtype if one is given.
+    """Gives a model all of its tensors, copies on a device, floats in a dtype if one is given; a
+    model of shapes alone becomes one with weights.
 
     One by one, so that beside a mapped file there is only what the model keeps: `weights` holds
     what it is given in the end, tied ones by each of their names.
@@ -183,7 +185,13 @@ def put_into(
         weight = weights.pop(name)
         kept = dtype if dtype and weight.is_floating_point() else weight.dtype
         weights[name] = weight.to(device, kept, copy=True)
-    names = {id(tensor): name for name, tensor in tensors_of(model).items()}
+    held = tensors_of(model)
+    if not any(tensor.is_meta for tensor in held.values()):
+        for name, tensor in held.items():
+            tensor.data = weights[name]  # in place: ties and what else refers to it stay
+        model.to(device)
+        return
+    names = {id(tensor): name for name, tensor in held.items()}
     for name, tensor in model.state_dict(keep_vars=True).items():
         weights[name] = weights[names[id(tensor)]]
     model.load_state_dict(weights, assign=True)

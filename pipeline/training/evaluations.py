@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from igpt_core.errors import NonFiniteError
 from igpt_core.generation.completion import complete
 from igpt_core.generation.sampling import SamplingConfig
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.images.palette import Palette
 from igpt_core.images.pixels import encode_png
 from igpt_core.learning.training import TrainingState, evaluate
+from igpt_core.model.weights import put_into, tensors_of
 from pipeline.report.contact_sheet import draw_contact_sheet
 from pipeline.report.pictures import Example, Picture
 from pipeline.storage.atomic import write_atomic
@@ -37,7 +40,7 @@ class Evaluations:
     """Evaluates a model in training at equal shares of a run, and keeps its best weights.
 
     A resumed run goes on behind the last evaluation before its state, and makes those behind it
-    again.
+    again: it must be told of a step before that is saved.
     """
 
     def __init__(
@@ -56,47 +59,59 @@ class Evaluations:
         self._tokens, self._dtype, self._report = tokens[:N_IMAGES], dtype, report
         self._losses: list[Tensor] = []
         self._points: list[Point] = []
+        self._n_shares = 0  # of the run that are evaluated
+        self._best: Point | None = None  # whose weights are kept
 
     def resume(self, step: int) -> None:
         """Reads what an earlier process wrote, up to the step of its state."""
         path = self._folder / TABLE_FILE
         if path.exists():
             with path.open(newline="") as table:
-                read = [
-                    Point(int(s), float(t), float(h)) for s, t, h in list(csv.reader(table))[1:]
-                ]
-            self._points = [point for point in read if point.step <= step]
+                _, *lines = csv.reader(table)
+            points = [Point.read(line) for line in lines]
+            self._points = [point for point in points if point.step <= step]
+        self._n_shares = len(self._points)
+        if (self._folder / BEST_FILE).exists():
+            with safe_open(self._folder / BEST_FILE, framework="pt") as stored:
+                best_step = int(stored.metadata()["step"])
+            self._best = next((p for p in self._points if p.step == best_step), None)
 
     def step(self, state: TrainingState, loss: Tensor, progress: float) -> None:
         """Notes a step; evaluates where the run has come to the next share."""
         self._losses.append(loss)
-        if progress * N_EVALUATIONS >= len(self._points) + 1:
+        n_shares = int(progress * N_EVALUATIONS)
+        if n_shares > self._n_shares:
+            self._n_shares = n_shares
             self._evaluate(state.step)
 
     def finish(self, state: TrainingState) -> None:
         """Evaluates the end, and puts the best weights into the model."""
-        if self._losses:
+        if not self._points or self._points[-1].step != state.step:
             self._evaluate(state.step)
-        best = min(self._points, key=lambda point: point.held_out)
-        if best != self._points[-1]:
-            self._report(f"the weights of step {best.step} were better than the last: kept")
-            self._model.load_state_dict(load_file(self._folder / BEST_FILE))
+        if self._best is not None and self._best != self._points[-1]:
+            self._report(f"the weights of step {self._best.step} were better than the last: kept")
+            put_into(self._model, load_file(self._folder / BEST_FILE), self._model.device, None)
+
+    def clear(self) -> None:
+        """Deletes the best weights, once the model is saved."""
         (self._folder / BEST_FILE).unlink(missing_ok=True)
 
     def _evaluate(self, step: int) -> None:
+        was_training = self._model.training
         self._model.eval()
         with torch.autocast(self._model.device.type, self._dtype, self._dtype != torch.float32):
             held_out = evaluate(self._model, self._tokens)
-        training = torch.stack(self._losses).mean().item()
+        # None where the run has been resumed at its end.
+        training = torch.stack(self._losses).mean().item() if self._losses else None
         self._losses = []
-        self._report(f"step {step}, {held_out:.4f} nats per pixel held out, {training:.4f} trained")
-        if held_out < min((point.held_out for point in self._points), default=float("inf")):
-            temporary = self._folder / f"{BEST_FILE}.tmp"
-            save_file(dict(self._model.named_parameters()), temporary)
-            temporary.replace(self._folder / BEST_FILE)
-        self._points.append(Point(step, training, held_out))
+        self._points.append(point := Point(step, training, held_out))
+        self._report(f"step {step}, {held_out:.4f} nats per pixel held out")
+        if self._best is None or held_out < self._best.held_out:
+            content = save(tensors_of(self._model), {"step": str(step)})
+            write_atomic(*open_location(str(self._folder / BEST_FILE)), content)
+            self._best = point
         self._write(step)
-        self._model.train()
+        self._model.train(was_training)
 
     def _write(self, step: int) -> None:
         table = io.StringIO()
@@ -104,8 +119,11 @@ class Evaluations:
         files = {
             TABLE_FILE: table.getvalue().encode(),
             CURVE_FILE: draw_loss_curve(self._points).encode(),
-            f"{SHEETS}/step-{step:08}.png": self._sheet(step),
         }
+        try:
+            files[f"{SHEETS}/step-{step:08}.png"] = self._sheet(step)
+        except NonFiniteError as error:  # a model that diverges, which the losses show
+            self._report(f"no completions: {error}")
         (self._folder / SHEETS).mkdir(exist_ok=True)
         for name, content in files.items():
             write_atomic(*open_location(str(self._folder / name)), content)

@@ -1,5 +1,6 @@
 """The losses of a training run as an SVG."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,17 +12,26 @@ _TRAINING, _HELD_OUT, _QUIET, _GRID = "#98a2b3", "#3b6cf6", "#667085", "#e4e7ec"
 
 
 class Point(NamedTuple):
-    """Nats per pixel at a step: the mean of training since the point before, and held out."""
+    """Nats per pixel at a step: the mean of training since the point before, where it is known, and
+    held out."""
 
     step: int
-    training: float
+    training: float | None
     held_out: float
+
+    @classmethod
+    def read(cls, fields: Sequence[str]) -> "Point":
+        """Reads a line of a CSV."""
+        step, training, held_out = fields
+        return cls(int(step), float(training) if training else None, float(held_out))
 
 
 def draw_loss_curve(points: Sequence[Point]) -> str:
     """Draws both losses, nats per pixel over steps, as the text of an SVG; one point at least."""
     last = max(points[-1].step, 1)
-    losses = [loss for _, *pair in points for loss in pair]
+    of_training = [(p.step, p.training) for p in points if p.training is not None]
+    held_out = [(p.step, p.held_out) for p in points]
+    losses = [loss for _, loss in (*of_training, *held_out) if math.isfinite(loss)] or [0.0]
     low, high = min(losses), max(losses)
     margin = max(high - low, 0.02) * 0.05
     low, high = low - margin, high + margin
@@ -32,14 +42,11 @@ def draw_loss_curve(points: Sequence[Point]) -> str:
     def y(loss: float) -> float:
         return _TOP + (high - loss) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    def line(color: str, values: Sequence[float]) -> str:
-        at = [f"{x(p.step):.1f},{y(value):.1f}" for p, value in zip(points, values, strict=True)]
-        dots = "".join(
-            f'<circle cx="{place.partition(",")[0]}" cy="{place.partition(",")[2]}" r="2.5" '
-            f'fill="{color}"/>'
-            for place in at
-        )
-        return f'<polyline points="{" ".join(at)}" fill="none" stroke="{color}"/>{dots}'
+    def line(color: str, curve: Sequence[tuple[int, float]]) -> str:
+        at = [(f"{x(step):.1f}", f"{y(loss):.1f}") for step, loss in curve if math.isfinite(loss)]
+        dots = "".join(f'<circle cx="{cx}" cy="{cy}" r="2.5" fill="{color}"/>' for cx, cy in at)
+        places = " ".join(map(",".join, at))
+        return f'<polyline points="{places}" fill="none" stroke="{color}"/>{dots}'
 
     def text(left: float, top: float, words: str, anchor: str, color: str = _QUIET) -> str:
         where = f'x="{left:.1f}" y="{top:.1f}" text-anchor="{anchor}" fill="{color}"'
@@ -54,8 +61,8 @@ def draw_loss_curve(points: Sequence[Point]) -> str:
         ),
         *(text(x(step), bottom + 18, f"{step:,.0f}", "middle") for step in ticks(0, last, 6)),
         text((_LEFT + right) / 2, bottom + 36, "steps", "middle"),
-        line(_TRAINING, [point.training for point in points]),
-        line(_HELD_OUT, [point.held_out for point in points]),
+        line(_TRAINING, of_training),
+        line(_HELD_OUT, held_out),
         text(_LEFT, 20, "nats per pixel", "start"),
         text(right - 110, 20, "training", "end", _TRAINING),
         text(right, 20, f"held out {points[-1].held_out:.4f}", "end", _HELD_OUT),

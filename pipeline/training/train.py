@@ -160,7 +160,9 @@ def run_training(
         report(f"going on at step {state.step} after {state.seconds / 60:.1f} minutes")
     speed = _Speed.measured(objective.model.config, device, config.dtype)
     report(f"plain matrix products: {speed.products / 1e12:.2f} TFLOP/s")
-    journal = _Journal(folder, objective, optimizer, config, image_size**2, speed, report)
+    journal = _Journal(
+        folder, objective, optimizer, config, image_size**2, speed, report, seconds=state.seconds
+    )
     evaluations = None
     if held_out is not None and isinstance(objective, NextPixel):
         evaluations = Evaluations(
@@ -169,9 +171,9 @@ def run_training(
         evaluations.resume(state.step)
 
     def on_step(state: TrainingState, loss: torch.Tensor, rate: float) -> None:
-        journal.step(state, loss, rate)
         if evaluations is not None:
             evaluations.step(state, loss, config.progress(state.step, state.seconds))
+        journal.step(state, loss, rate)  # which saves: the evaluation is made before
 
     train(
         objective,
@@ -190,6 +192,8 @@ def run_training(
     if isinstance(objective, NextPixel):
         _save_draft(images, objective.model.config.n_colors, folder)
     (folder / STATE_FILE).unlink(missing_ok=True)
+    if evaluations is not None:
+        evaluations.clear()
     objective.model.float()
     return objective, state
 
@@ -260,20 +264,23 @@ class _Journal:
         pixels: int,
         speed: _Speed,
         report: Callable[[str], None],
+        *,
+        seconds: float,
     ) -> None:
         self._speed = speed
         self._folder, self._objective, self._optimizer = folder, objective, optimizer
         self._config, self._pixels, self._report = config, pixels, report
         self._losses: list[torch.Tensor] = []
         self._logged = self._saved = time.monotonic()
+        self._seconds = seconds  # of training, when it was logged
 
     def step(self, state: TrainingState, loss: torch.Tensor, rate: float) -> None:
         """Notes a step: its loss, a scalar on the device, and the learning rate that it had."""
         self._losses.append(loss)
         now = time.monotonic()
         if now - self._logged >= LOG_SECONDS:
-            self._log(state, rate, now - self._logged)
-            self._logged = now
+            self._log(state, rate, state.seconds - self._seconds)
+            self._logged, self._seconds = now, state.seconds
         if now - self._saved >= SAVE_SECONDS:
             self._save(state)
             self._saved = now

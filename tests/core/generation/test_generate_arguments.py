@@ -253,6 +253,41 @@ def test_arguments_beat_configurations_also_where_they_are_as_by_default(both):
     assert type(ours)(ours.config).generation_config.top_k is None
 
 
+def test_a_length_takes_the_place_of_the_other(both, tmp_path):
+    ours, _ = both
+    ours.generation_config.update(max_new_tokens=5, temperature=0.1)
+    assert ours.generate(started(1, 3), max_length=7).shape == (1, 7)
+    assert ours.generate(started(1, 3), generation_config={"max_length": 8}).shape == (1, 8)
+    seeds, options = torch.tensor([3]), {"do_sample": True, "seeds": torch.tensor([3])}
+    found = ours.generate(started(1, 3), temperature=None, **options)
+    assert found.equal(ours.generate(started(1, 3), do_sample=True, seeds=seeds))
+    ours.save_pretrained(tmp_path)
+    ours.generation_config = None
+    assert ours.generate(started(1, 3)).shape == (1, 17)
+    ours.save_pretrained(tmp_path)
+    assert not (tmp_path / "generation_config.json").exists()
+
+
+def test_what_modules_do_counts_while_the_model_itself_is_not_training(both):
+    """Dropout by itself, and another function of an activation."""
+    ours, _ = both
+    tokens = started(1, 3)
+    before = ours.generate(tokens)
+    ours.transformer.h[0].mlp.act.function = torch.nn.functional.relu
+    longer = tokens
+    for _ in range(5):
+        longer = torch.cat([longer, ours(longer).logits[:, -1:].argmax(dim=-1)], dim=1)
+    assert ours.generate(tokens, max_new_tokens=5).equal(longer)
+    assert before.shape == (1, 17)
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train()
+            module.p = 0.5
+    options = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 1}
+    first, second = (ours.generate(tokens, **options).scores[0] for _ in range(2))
+    assert not first.equal(second)
+
+
 def test_a_configuration_of_transformers_is_saved(both, tmp_path):
     ours, _ = both
     ours.generation_config = transformers.GenerationConfig(max_new_tokens=3)

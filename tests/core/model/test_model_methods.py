@@ -341,6 +341,67 @@ def test_layers_of_a_subclass_are_as_its_constructor_makes_them(tmp_path):
         made.save_pretrained(tmp_path, state_dict={"scale": made.scale})
 
 
+def test_what_a_constructor_makes_beside_weights_stays(tmp_path):
+    """Ties of a caller's class, buffers that are in no file, plain tensors, states of modules."""
+
+    class Tied(igpt_core.ImageGPTPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.transformer = igpt_core.ImageGPTModel(config)
+            self.first, self.second = (torch.nn.Linear(48, 48) for _ in range(2))
+            self.second.weight = self.first.weight
+            self.register_buffer("places", torch.arange(3.0), persistent=False)
+            self.plain = torch.arange(3.0)
+
+        def get_extra_state(self):
+            return {"seen": 3}
+
+        def set_extra_state(self, state):
+            """Takes any."""
+
+    model, _ = pair(SHAPE, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="is new: train it"):
+        made = Tied.from_pretrained(tmp_path)
+    assert made.first.weight is made.second.weight
+    assert made.places.equal(torch.arange(3.0))
+    assert made.plain.equal(torch.arange(3.0))
+    made.save_pretrained(tmp_path)
+    again = Tied.from_pretrained(tmp_path)
+    assert again.first.weight is again.second.weight
+    assert again.first.weight.equal(made.first.weight)
+
+
+def test_weights_of_another_shape_are_as_the_constructor_makes_them(tmp_path):
+    model, _ = pair(SHAPE, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="is of shape"):
+        made = type(model).from_pretrained(tmp_path, n_inner=64, ignore_mismatched_sizes=True)
+    assert not made.transformer.h[0].mlp.c_fc.bias.any()
+    with pytest.warns(UserWarning, match="is of shape"):
+        type(model).from_pretrained(tmp_path, n_embd=12, ignore_mismatched_sizes=True)
+
+
+def test_wrapped_blocks_are_checkpointed_too():
+    """As those that FSDP or torch.compile put in the place of blocks."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block, self.calls = block, 0
+
+        def forward(self, *arguments):
+            self.calls += 1
+            return self.block(*arguments)
+
+    model, _ = pair(SHAPE)
+    model.train().gradient_checkpointing_enable(every_n_layers=2)
+    for layer, block in enumerate(model.transformer.h):
+        model.transformer.h[layer] = Wrapper(block)
+    model(TOKENS).logits.square().mean().backward()
+    assert [block.calls for block in model.transformer.h] == [2, 1, 2]
+
+
 def test_dropout_of_attention_is_the_module_that_is_there():
     """It is called on the weights where it is another than torch's or has a hook, as in
     transformers without a fused kernel; with that, hooks on attention get the weights too."""

@@ -93,6 +93,16 @@ def test_a_model_is_exported(name):
     torch.testing.assert_close(found[0], expected[0])
 
 
+def test_outputs_of_ones_own_have_the_fields_of_what_they_are_derived_from():
+    class Scored(igpt_core.CausalOutput):
+        score: float | None = None
+
+    output = Scored(loss=1, score=2)
+    assert output.to_tuple() == (1, 2)
+    output.update(score=3, logits=4)
+    assert (output.score, output["logits"]) == (3, 4)
+
+
 def test_every_output_class_is_public():
     assert {cls.__name__ for cls in igpt_core.ModelOutput.__base__.__subclasses__()} <= set(
         igpt_core.__all__

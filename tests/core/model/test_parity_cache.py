@@ -260,6 +260,27 @@ def test_rows_and_positions_of_a_cache_are_chosen(shape, gradients):
     assert kept.get_seq_length() == 0
 
 
+def test_a_cache_with_gradients_is_copied_to_go_on_from_it_twice(shape):
+    ours, _ = pair(shape)
+    tokens = draw_tokens(shape, 2, 8)
+    cache = ours(tokens[:, :4]).past_key_values
+    again = copy.deepcopy(cache)
+    first, second = (ours(tokens[:, 4:], past_key_values=c).logits for c in (cache, again))
+    assert_equal_up_to_rounding(first, second)
+    (first.sum() + second.sum()).backward()
+
+
+def test_keys_before_a_prompt_and_checkpoints_that_run_without_gradients(shape):
+    ours, _ = pair(shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    tokens = draw_tokens(shape, 2, 8)
+    past = [tuple(layer) for layer in ours(tokens[:, :4]).past_key_values]
+    expected = ours(tokens[:, 4:], past_key_values=past, use_cache=False).logits
+    ours.train().gradient_checkpointing_enable({"use_reentrant": True})
+    embeds = ours.transformer.wte(tokens[:, 4:])
+    found = ours(inputs_embeds=embeds, past_key_values=past, use_cache=False).logits
+    assert_equal_up_to_rounding(found, expected)
+
+
 def test_a_graph_survives_what_is_cached_after_it(shape):
     """Keys that gradients need are never written over, whoever uses the cache next."""
     ours, theirs = pair(shape)

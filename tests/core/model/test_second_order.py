@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from igpt_core import ImageGPTConfig, ImageGPTForCausalImageModeling
 from parity import SHAPES, draw_tokens, one_thread, pair  # noqa: F401
 
 SHAPE = SHAPES["small"]
@@ -77,6 +78,20 @@ def test_forward_gradients_of_plain_attention(model, inputs):
     with torch.no_grad():
         up, down = logits(inputs + 1e-6 * step), logits(inputs - 1e-6 * step)
     torch.testing.assert_close(found, (up - down) / 2e-6, rtol=1e-5, atol=1e-6)
+
+
+def test_long_rows_of_bfloat16_have_gradients_of_gradients_by_the_same_ways_round():
+    """They are trained in blocks otherwise."""
+    config = ImageGPTConfig(9, 256, 32, 1, 2)
+    model = ImageGPTForCausalImageModeling(config).bfloat16().eval()
+    embeds = torch.randn(1, 256, 32).bfloat16().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        penalty(model, embeds).backward()
+    found = embeds.grad.clone()
+    embeds.grad = None
+    model.set_attn_implementation("eager")
+    penalty(model, embeds).backward()
+    torch.testing.assert_close(found, embeds.grad, rtol=0.2, atol=found.abs().max().item() / 20)
 
 
 def test_plain_attention_is_asked_for_as_in_transformers(model, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -238,6 +239,37 @@ def test_models_are_made_of_configurations_of_transformers():
     assert isinstance(made.config, igpt_core.ImageGPTConfig)
     made.double().eval().load_state_dict(theirs.state_dict())
     assert_equal_up_to_rounding(made(TOKENS).logits, theirs(TOKENS).logits)
+
+
+def test_objects_that_say_what_is_copied_of_them_are_copied():
+    class Locked(igpt_core.ImageGPTModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.lock = threading.Lock()
+
+        def __getstate__(self):
+            return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    model = Locked(igpt_core.ImageGPTConfig(**SHAPE)).eval()
+    assert torch.equal(copy.deepcopy(model)(TOKENS)[0], model(TOKENS)[0])
+
+
+def test_a_class_that_others_cannot_be_derived_from_is_itself():
+    class Tagged(igpt_core.ImageGPTModel):
+        def __init_subclass__(cls, *, tag):
+            """Asks for a tag."""
+
+    model = Tagged(igpt_core.ImageGPTConfig(**SHAPE)).eval()
+    assert not isinstance(model, transformers.PreTrainedModel)
+    assert model(TOKENS)[0].shape == (8, 16, 48)
+
+
+def test_what_is_none_there_is_none():
+    model, theirs = pair(SHAPE)
+    for name in ("_tp_plan", "_keep_in_fp32_modules", "_keys_to_ignore_on_load_missing"):
+        assert getattr(model, name) == getattr(type(theirs), name)
+    with pytest.raises(TypeError, match="has no field 'sub_configs'"):
+        model.config.with_fields(sub_configs={})
 
 
 @pytest.mark.parametrize("name", igpt_core._THEIRS)

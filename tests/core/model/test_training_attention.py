@@ -58,6 +58,14 @@ def test_a_position_sees_none_behind_it():
     assert not of_q[:, :, :300].any()
 
 
+def test_another_default_device_changes_nothing():
+    """Past bug: a mask that was made under one was kept for all that came later."""
+    (q, k, v), _ = draw((1, 2, 256, 16))
+    with torch.device("meta"):
+        first = attend(q, k, v)
+    assert first.equal(attend(q, k, v))
+
+
 @pytest.mark.parametrize("frozen", ["q", "kv"])
 def test_some_need_no_gradients(frozen):
     (q, k, v), gradient = draw((2, 2, 256, 16))

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from igpt_core import ImageGPTConfig, ImageGPTForCausalImageModeling, Palette, token_nll
 from igpt_core.learning.objectives import NextPixel
+from igpt_core.learning.training import TrainingState
 from pipeline.options import TrainingOptions
 from pipeline.training import evaluations, train
+from pipeline.training.evaluations import Evaluations
 from pipeline.training.images import TrainingImages
 from pipeline.training.loss_curve import Point, draw_loss_curve
 from pipeline.training.train import run_training
@@ -117,6 +119,47 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(finished, tmp_path):
     ]
     for one, two in zip(again.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def evaluations_of(folder, *, step):
+    config = ImageGPTConfig(9, 16, 16, 1, 2)
+    model = ImageGPTForCausalImageModeling(config)
+    palette = Palette(np.random.default_rng(2).uniform(-1, 1, (8, 3)))
+    made = Evaluations(folder, model, HELD_OUT, palette, dtype=torch.float32, report=print)
+    made.resume(step)
+    return made
+
+
+def test_a_run_that_was_killed_at_its_end_ends(finished, tmp_path):
+    """Before anything was evaluated, after it, and after the best weights were deleted."""
+    (tmp_path / "run").mkdir()
+    at_end = TrainingState(step=5)
+    evaluations_of(tmp_path / "run", step=5).finish(at_end)
+    assert [line["step"] for line in curve_of(tmp_path / "run")] == ["5"]
+    assert curve_of(tmp_path / "run")[0]["training"] == ""
+    evaluations_of(tmp_path / "run", step=5).finish(at_end)
+    (tmp_path / "run" / evaluations.BEST_FILE).unlink()
+    evaluations_of(tmp_path / "run", step=5).finish(TrainingState(step=6))
+    assert [line["step"] for line in curve_of(tmp_path / "run")] == ["5", "6"]
+
+
+def test_a_step_past_several_shares_is_evaluated_once(tmp_path):
+    found = evaluations_of(tmp_path, step=0)
+    for step, progress in enumerate((0.75, 0.76, 0.79, 0.8)):
+        found.step(TrainingState(step=step), torch.tensor(1.0), progress)
+    assert [line["step"] for line in curve_of(tmp_path)] == ["0", "3"]
+
+
+def test_a_model_that_diverges_leaves_its_curve(tmp_path):
+    found = evaluations_of(tmp_path, step=0)
+    found.step(TrainingState(step=1), torch.tensor(1.0), 0.1)
+    with torch.no_grad():
+        found._model.transformer.wte.weight.fill_(float("nan"))
+    found.step(TrainingState(step=2), torch.tensor(float("nan")), 0.2)
+    assert curve_of(tmp_path)[1]["held_out"] == "nan"
+    ElementTree.parse(tmp_path / evaluations.CURVE_FILE)
+    found.finish(TrainingState(step=2))
+    assert not found._model.transformer.wte.weight.isnan().any()
 
 
 def test_the_best_weights_are_kept(tmp_path, monkeypatch):
