@@ -206,7 +206,7 @@ def prepacked(model: Model) -> Model:
         return model
     result = _copied(model, {})
     _pack_below(result)
-    return result
+    return result.eval()  # as all modules of the model are, and new ones are not
 
 
 def _copied(module: Model, copies: dict[int, nn.Module]) -> Model:
