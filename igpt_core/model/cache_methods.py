@@ -1,8 +1,6 @@
 """What callers ask of a cache in transformers, and caches of transformers as arguments."""
 
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,15 +14,6 @@ class CacheMethods:
     values: list[Tensor]
     length: int
     capacity: int
-
-    @property
-    def layers(self) -> list[SimpleNamespace]:
-        """Returns the keys and values of each layer, as attributes."""
-        return [SimpleNamespace(keys=k, values=v) for k, v in self]
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the keys and values of each layer."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Counts the positions filled, as many in each layer."""

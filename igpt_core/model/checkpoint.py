@@ -142,14 +142,12 @@ class ImageGPTPreTrainedModel(ModelMethods):
         shapes = on_meta(make, config, where)
         may_lack = tensors_of(shapes) if cls._is_derived() else filter(None, [cls.new_head])
         new = new_tensors(shapes, stored, [*may_lack], mismatched=ignore_mismatched_sizes)
-        model, weights = cls.fit(config, stored, where=where, lacking=new, make=make)
-        if cls._is_derived() or {*new} - {cls.new_head}:
-            made = make(config)  # with weights, of which new ones are taken
-            weights |= initial(made, new, config)
-            # Of a caller's class all that its constructor makes stays, ties and other buffers too.
-            model = made if cls._is_derived() else model
-        else:
-            weights |= initial(model, new, config)
+        model, weights = cls.fit(config, stored, where=where, lacking=new, model=shapes)
+        with_weights = cls._is_derived() or {*new} - {cls.new_head}
+        made = make(config) if with_weights else model
+        weights |= initial(made, new, config)
+        # Of a caller's class all that its constructor makes stays, ties and other buffers too.
+        model = made if cls._is_derived() else model
         floats = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
         first = next(iter(floats.values())).dtype  # of what is stored
         weights |= {name: floats[name].to(first) for name in new if name in floats}
@@ -203,15 +201,15 @@ class ImageGPTPreTrainedModel(ModelMethods):
         *,
         where: str,
         lacking: Collection[str] = (),
-        make: Make[Self] | None = None,
+        model: Self | None = None,
     ) -> tuple[Self, dict[str, Tensor]]:
         """Makes a model on the meta device, and names the weights as it does: those of other heads
         than the class has are left out, and those that are `lacking`, which are not looked at.
-        `make` makes the model of its configuration, in place of the class.
+        `model`: one of shapes alone, where there is one.
 
         Raises CheckpointError, which starts with `where`, for weights that do not fit.
         """
-        model = on_meta(make or cls, config, where)
+        model = on_meta(cls, config, where) if model is None else model
         known = tensors_of(model)
         wanted = {name: w for name, w in known.items() if name not in lacking}
         renamed = {name: w for name, w in rename(weights, known).items() if name not in lacking}

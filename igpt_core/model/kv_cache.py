@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -164,6 +165,11 @@ class KVCache(CacheMethods):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self[layer] for layer in range(len(self)))
+
+    @property
+    def layers(self) -> list[SimpleNamespace]:
+        """Returns the keys and values of each layer as attributes, as transformers 5 has them."""
+        return [SimpleNamespace(keys=k, values=v) for k, v in self]
 
     def reserve(self, config: ImageGPTConfig, n_new: int) -> None:
         """Makes room for `n_new` more positions: twice as many as before, where it takes a copy.

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igpt_core.model.tracing import is_traced
+
 
 class _Identity(torch.autograd.Function):
     generate_vmap_rule = True
@@ -49,8 +51,7 @@ def of_first_order(x: Tensor) -> Tensor:
     """Returns what goes into a fused kernel, so that a gradient of its gradient fails with a line
     that names the way round; x itself where there is none to fail."""
     # What follows the operations cannot follow these.
-    followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    if followed or not (torch.is_grad_enabled() and x.requires_grad):
+    if is_traced() or not (torch.is_grad_enabled() and x.requires_grad):
         return x
     if not takes_fused_kernels():
         return x

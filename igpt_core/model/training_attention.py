@@ -1,6 +1,6 @@
 """Attention with gradients on a CPU in bfloat16: blocks of queries by batched products.
 
-The fused kernel of torch takes twice the time, forward and backward (`benchmarks/training.py`).
+The fused kernel of torch takes twice the time, forward and backward (benchmarks/RESULTS.md).
 """
 
 from collections.abc import Iterator

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from igpt_core.model.tracing import is_traced
+
 _SLOPE = 1.702
 
 
@@ -18,8 +20,7 @@ def is_trained_on_cpu(*tensors: Tensor) -> bool:
     if not torch.is_grad_enabled() or any(x.device.type != "cpu" for x in tensors):
         return False
     return any(x.requires_grad for x in tensors) and not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        is_traced()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     )

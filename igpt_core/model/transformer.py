@@ -18,6 +18,7 @@ from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import AttentionOptions, Block, CacheSlots, Encoder, LayerNorm
 from igpt_core.model.outputs import ModelOutput
+from igpt_core.model.tracing import is_traced
 
 Past = KVCache | Sequence[Sequence[Tensor]] | Any  # the latter a cache of transformers
 
@@ -265,8 +266,8 @@ def _padding(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor |
             f"expected {name} to have a number for each row and position, past ones included, "
             f"{tuple(shape)}, found {tuple(mask.shape)}"
         )
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return mask == 0 if traced or not mask.all() else None  # a graph is for other masks too
+    # What is traced is for other masks too.
+    return mask == 0 if is_traced() or not mask.all() else None
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

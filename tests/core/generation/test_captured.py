@@ -17,8 +17,8 @@ from igpt_core import ImageGPTConfig, NeighborTables, Pinned, SamplingConfig, co
 from igpt_core.generation import captured, completion, decoding, noise, passes, places
 from igpt_core.generation.captured import CapturedPass, Pass, cuda_graph
 from igpt_core.generation.completion import complete_prompts
+from igpt_core.generation.host_progress import HostProgress
 from igpt_core.generation.passes import decode_window
-from igpt_core.generation.speculation import _Progress
 from igpt_core.generation.trial import try_fast_ways
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import kv_cache, self_check, window_kernel
@@ -273,14 +273,14 @@ def test_the_host_may_learn_late_how_far_sequences_are(
     expected, passes_then = found()
     request.getfixturevalue("captures")
     monkeypatch.setattr(noise, "_AT_ONCE", at_once)
-    read, real = [], _Progress.read
+    read, real = [], HostProgress.read
 
-    def late(progress: _Progress, decided: Tensor) -> None:
+    def late(progress: HostProgress, decided: Tensor) -> None:
         real(progress, decided)
         read.append(int((decided.numpy() - progress.decided).max()))
         assert read[-1] <= progress.slack
 
-    monkeypatch.setattr(_Progress, "read", late)
+    monkeypatch.setattr(HostProgress, "read", late)
     tokens, passes = found()
     assert torch.equal(tokens, expected)
     assert passes == passes_then
