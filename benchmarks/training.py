@@ -20,8 +20,10 @@ from torch import Tensor
 
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.learning.objectives import NextPixel
+from igpt_core.learning.optimizer import make_optimizer
 from igpt_core.learning.speed import flops_per_token, product_rate
-from igpt_core.learning.training import TrainingConfig, make_optimizer, train_step
+from igpt_core.learning.training import train_step
+from igpt_core.learning.training_config import TrainingConfig
 from igpt_core.model import attention
 from igpt_core.model.config import ImageGPTConfig
 

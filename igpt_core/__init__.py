@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from igpt_core.learning.features import chosen_layers, pooled_features
     from igpt_core.learning.probe import LinearProbe
     from igpt_core.learning.scoring import bits_per_pixel, token_nll
-    from igpt_core.learning.training import TrainingConfig
+    from igpt_core.learning.training_config import TrainingConfig
     from igpt_core.model.checkpoint import (
         ImageGPTPreTrainedModel,
         model_fingerprint,
@@ -137,7 +137,7 @@ else:
         "Palette": "images.palette",
         "Pinned": "generation.completion",
         "SamplingConfig": "generation.sampling",
-        "TrainingConfig": "learning.training",
+        "TrainingConfig": "learning.training_config",
         "VARIANTS": "model.config",
         "bits_per_pixel": "learning.scoring",
         "chosen_layers": "learning.features",

@@ -1,4 +1,4 @@
-"""igpt finetune: a classifier from a model and labeled images, one process."""
+"""igpt finetune: a classifier from a model and labeled images."""
 
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,14 @@ class FinetuneOptions(TrainingOptions):
 
 
 def run(options: FinetuneOptions) -> None:
+    import torch
+
+    from igpt_core.heads import load_model
     from igpt_core.learning.objectives import JointClassification
     from igpt_core.learning.training import accuracy
     from pipeline.batch.model import find_model
     from pipeline.storage.filesystem import options_for
-    from pipeline.training.train import check_options, run_training, summary
+    from pipeline.training.train import check_options, run_training, summary, training_device
 
     say = notes(options)
     check_options(options)
@@ -46,7 +49,7 @@ def run(options: FinetuneOptions) -> None:
         evaluated[1].check_against(names)
     note_default_model(options)
     say(f"{len(images.tokens)} images of {len(names)} classes to train on")
-    objective, state = run_training(
+    state = run_training(
         images,
         lambda: JointClassification.from_pretrained(
             model.location,
@@ -63,7 +66,13 @@ def run(options: FinetuneOptions) -> None:
     click.echo(summary(options, state, images))
     if evaluated is not None:
         validation, known = evaluated
-        share = accuracy(objective.model, validation.tokens, known.classes)
+        classifier = load_model(
+            options.output,
+            device=training_device(options),
+            dtype=torch.float32,
+            head="classification",
+        )
+        share = accuracy(classifier, validation.tokens, known.classes)
         click.echo(
             f"accuracy {share:.4f} on {len(validation.tokens)} validation images "
             f"({validation.n_failed} could not be read)"
@@ -92,6 +101,6 @@ COMMAND = command(
     "finetune",
     FinetuneOptions,
     run,
-    help="Fine-tune a model to classify images, in one process.",
+    help="Fine-tune a model to classify images.",
     example="igpt finetune --input train.parquet --output classifier/ --epochs 5",
 )

@@ -189,7 +189,7 @@ class SamplingOptions(Options):
 
 
 class TrainingOptions(PixelOptions, StorageOptions):
-    """Options of the jobs that train a model, in one process."""
+    """Options of the jobs that train a model."""
 
     heading: ClassVar[str] = "Training"
 
@@ -202,6 +202,9 @@ class TrainingOptions(PixelOptions, StorageOptions):
     batch_size: int = Field(8, ge=1, description="images per step")
     learning_rate: float = Field(2e-3, gt=0, description="highest learning rate")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of matrices")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of the blocks, AdamW for the rest"
+    )
     warmup_steps: int = Field(100, ge=0, description="steps to the highest learning rate")
     eval_input: str | None = Field(None, description="validation images to evaluate on")
     max_error_fraction: MaxErrorFraction = 0.1
@@ -212,6 +215,11 @@ class TrainingOptions(PixelOptions, StorageOptions):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="dtype of matrix products"
+    )
+    compile: bool = Field(False, description="compile the step (on CPUs: with g++)")
+    workers: int = Field(1, ge=1, description="processes that share each batch, on Ray")
+    address: str | None = Field(
+        None, description="Ray head of the workers, host:6379; else RAY_ADDRESS, or a local Ray"
     )
 
 

@@ -26,6 +26,22 @@ class NextPixel(nn.Module):
         super().__init__()
         self.model = model
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_uri: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Loads the model of a folder, in float32 on the CPU.
+
+        Raises CheckpointError as `load_model` does.
+        """
+        model = load_model(
+            path_or_uri, device="cpu", dtype=torch.float32, storage_options=storage_options
+        )
+        return cls(model)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Computes the loss () of tokens (B, T); see `token_nll`."""
         return token_nll(self.model, tokens).mean()

@@ -16,7 +16,9 @@ def checked_tokens(tokens: Tensor, below: int) -> Tensor:
     Raises ValueError for another dtype or shape, and for tokens outside [0, below): the last one is
     never fed, so that no embedding would miss it, and to a loss -100 is a token to leave out.
     """
-    tokens = whole_tensor("tokens", tokens, below=below)
+    # torch.compile would part its graph where the host looks at values.
+    is_compiled = torch.compiler.is_compiling()
+    tokens = whole_tensor("tokens", tokens, below=None if is_compiled else below)
     if tokens.ndim != 2 or not tokens.shape[1]:
         raise ValueError(f"expected tokens (B, T) with T >= 1, found {tuple(tokens.shape)}")
     return tokens

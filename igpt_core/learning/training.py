@@ -1,9 +1,8 @@
-"""Training: batches, learning rate, one step, the loop, evaluation."""
+"""Training: batches, one step, the loop, evaluation."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, pi
 from typing import Any
 
 import numpy as np
@@ -11,64 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from igpt_core.errors import check_whole, one_of
+from igpt_core.errors import check_whole
 from igpt_core.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from igpt_core.learning import data_parallel
+from igpt_core.learning.optimizer import Optimizers
 from igpt_core.learning.scoring import checked_tokens, token_nll
+from igpt_core.learning.training_config import TrainingConfig
 
 Integers = NDArray[np.integer[Any]]
 
-BETAS = (0.9, 0.95)  # AdamW, as in the ImageGPT paper
 GRADIENT_NORM = 1.0
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # autocast passes over others
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained. Exactly one of `steps` and `minutes` bounds the run.
-
-    The learning rate rises over `warmup_steps`, then falls along a cosine to `final_fraction`
-    of `learning_rate` when the bound is reached.
-
-    Raises ValueError for a number out of its range or another dtype, TypeError for one that is not
-    whole.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int = 8
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    final_fraction: float = 0.05
-    flip: bool = True
-    dtype: torch.dtype = torch.bfloat16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError("training is bounded by either steps or minutes: give one of them")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes must be above 0, found {self.minutes}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"expected dtype {one_of([*map(str, DTYPES)])}, found {self.dtype}")
-        # As ints, which what is computed from them is then too.
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
-            number = getattr(self, name)
-            if name != "steps" or number is not None:
-                object.__setattr__(self, name, check_whole(name, number, least=least))
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Returns the share of the run that is behind, in [0, 1]."""
-        if self.steps is not None:
-            return min(step / self.steps, 1.0)
-        assert self.minutes is not None
-        return min(seconds / (60.0 * float(self.minutes)), 1.0)
-
-    def learning_rate_at(self, step: int, progress: float) -> float:
-        """Returns the learning rate of a step, given `progress` before it."""
-        warmup = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        cosine = self.final_fraction + (1 - self.final_fraction) * (1 + cos(pi * progress)) / 2
-        return self.learning_rate * warmup * cosine
 
 
 @dataclass
@@ -78,7 +29,7 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
 
-    def capture(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def capture(self, objective: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
         """Collects the state of a run, for torch.save."""
         return {
             "step": self.step,
@@ -154,20 +105,9 @@ def _check_arrays(tokens: Integers, labels: Integers | None) -> None:
         )
 
 
-def make_optimizer(objective: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Makes AdamW; only matrices decay, not gains, biases or position embeddings."""
-    matrices = [p for n, p in objective.named_parameters() if p.ndim == 2 and "wpe" not in n]
-    others = [p for n, p in objective.named_parameters() if p.ndim < 2 or "wpe" in n]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, fused=True)
-
-
 def train_step(
     objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     batch: Sequence[Tensor],
     *,
     learning_rate: float,
@@ -188,7 +128,7 @@ def train_step(
 
 def train(
     objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     tokens: Integers,
     config: TrainingConfig,
     *,
@@ -199,6 +139,9 @@ def train(
 ) -> None:
     """Trains until the bound of `config`, from `state` on; the objective ends in eval mode. Seeds
     torch's global generator.
+
+    In a group of torch.distributed each process trains on its share of every batch; see
+    `data_parallel.in_parallel`. The batch size is a multiple of their number.
 
     Args:
         objective: one of igpt_core.learning.objectives; what it trains is trained in place.
@@ -215,17 +158,23 @@ def train(
             break
         rate = config.learning_rate_at(state.step, progress)
         # Dropout is a function of (seed, step) too, so that a resumed run has the same.
-        torch.manual_seed(
-            int(np.random.SeedSequence((config.seed, state.step)).generate_state(1)[0])
-        )
-        on_device = [part.to(device) for part in batch]
+        torch.manual_seed(_seed(config.seed, state.step, data_parallel.rank()))
+        on_device = [part.to(device) for part in data_parallel.own_share(batch)]
         loss = train_step(objective, optimizer, on_device, learning_rate=rate, dtype=config.dtype)
+        loss = data_parallel.mean_loss(loss)
         state.step += 1
         state.seconds = time.monotonic() - begun
+        if config.minutes is not None:  # all processes end at one step
+            (state.seconds,) = data_parallel.of_first(objective, state.seconds)
         called = time.monotonic()
         on_step(state, loss, rate)
         begun += time.monotonic() - called  # what is done with a step is no training
     objective.eval()
+
+
+def _seed(*numbers: int) -> int:
+    """Returns a seed of torch's generator of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from igpt_core.model.checkpoint import save_checkpoint
 from igpt_core.model.config import ImageGPTConfig
 from jobs.__main__ import main
 from pictures import SIDE, encoded
-from pipeline.training import train
+from pipeline.training import folder, journal, loop
 from pipeline.training.images import read_images
 
 NAMES = ["dark above", "dark below", "dark left"]
@@ -109,7 +109,7 @@ def test_transformers_loads_the_folder_and_gives_the_same_logits(tuned):
 
 def test_the_folder_is_a_model_with_its_palette_and_nothing_of_the_training(tuned, start):
     # On a slow machine there is a log, too.
-    assert {path.name for path in tuned.iterdir()} - {train.LOG_FILE} == {
+    assert {path.name for path in tuned.iterdir()} - {journal.LOG_FILE} == {
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
@@ -135,8 +135,8 @@ def test_an_interrupted_run_goes_on_and_other_options_are_refused(
     start, data, tmp_path, monkeypatch, capsys
 ):
     """Interrupted between a save and the end: the state is there, the model is not."""
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(train, "LOG_SECONDS", 0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(journal, "LOG_SECONDS", 0)
     words = ["--input", data[0], "--limit", 24, "--model", start, "--steps", 4]
     words += ["--dtype", "float32"]
     finetune("--quiet", *words, "--output", tmp_path / "whole")
@@ -149,10 +149,10 @@ def test_an_interrupted_run_goes_on_and_other_options_are_refused(
             raise Interrupted
 
     output = tmp_path / "run"
-    monkeypatch.setattr(train._Journal, "_log", stop)
+    monkeypatch.setattr(journal.Journal, "_log", stop)
     with pytest.raises(SystemExit):
         finetune("--quiet", *words, "--output", output)
-    assert (output / train.STATE_FILE).exists()
+    assert (output / folder.STATE_FILE).exists()
     monkeypatch.undo()
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
@@ -161,7 +161,7 @@ def test_an_interrupted_run_goes_on_and_other_options_are_refused(
     assert "next_pixel_weight: 1.0 there, 0.5 now" in capsys.readouterr().err
     finetune(*words, "--output", output)
     assert "going on at step 2 " in capsys.readouterr().err
-    assert not (output / train.STATE_FILE).exists()
+    assert not (output / folder.STATE_FILE).exists()
     for name in ("config.json", "model.safetensors"):
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -11,7 +11,8 @@ from transformers import DynamicCache, StaticCache
 
 from igpt_core import KVCache, TrainingConfig, token_nll
 from igpt_core.learning.objectives import NextPixel
-from igpt_core.learning.training import make_optimizer, train_step
+from igpt_core.learning.optimizer import make_optimizer
+from igpt_core.learning.training import train_step
 from parity import (
     BARE,
     CAUSAL,

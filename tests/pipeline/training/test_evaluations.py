@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from igpt_core import ImageGPTConfig, ImageGPTForCausalImageModeling, Palette, token_nll
+from igpt_core.heads import load_model
 from igpt_core.learning.objectives import NextPixel
 from igpt_core.learning.training import TrainingState
 from pipeline.options import TrainingOptions
-from pipeline.training import evaluations, train
+from pipeline.training import evaluations, journal, loop
 from pipeline.training.evaluations import Evaluations
 from pipeline.training.images import TrainingImages
 from pipeline.training.loss_curve import Point, draw_loss_curve
@@ -40,7 +41,7 @@ def run(folder: Path, report=print):
     torch.set_num_threads(1)  # in every process the same, as sums are the same only then
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = ImageGPTConfig(9, 16, 16, 1, 2, **no_dropout)
-    objective, _ = run_training(
+    run_training(
         TrainingImages(draw(10, 0), labels=None),
         lambda: NextPixel(ImageGPTForCausalImageModeling(config)),
         options=TrainingOptions(
@@ -54,12 +55,12 @@ def run(folder: Path, report=print):
         held_out=TrainingImages(HELD_OUT, labels=None),
     )
     torch.set_num_threads(threads)
-    return objective.model
+    return load_model(str(folder), device="cpu", dtype=torch.float32)
 
 
 def run_and_die(folder: Path) -> None:
     """Saves at every step; dies after the line of step KILLED_AT, before its save."""
-    train.LOG_SECONDS = train.SAVE_SECONDS = 0
+    journal.LOG_SECONDS = loop.SAVE_SECONDS = 0
 
     def report(line: str) -> None:
         if line.startswith(f"step {KILLED_AT}, loss"):

@@ -20,7 +20,7 @@ from igpt_core.learning.objectives import NextPixel
 from igpt_core.model.config import ImageGPTConfig
 from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
-from pipeline.training import train
+from pipeline.training import journal, loop
 from pipeline.training.images import TrainingImages
 from pipeline.training.train import check_options, run_training, training_config
 
@@ -70,7 +70,7 @@ def run(
 
 def run_and_die(folder: Path) -> None:
     """Logs and saves at every step; dies after the line of step KILLED_AT, before its save."""
-    train.LOG_SECONDS = train.SAVE_SECONDS = 0
+    journal.LOG_SECONDS = loop.SAVE_SECONDS = 0
 
     def report(line: str) -> None:
         if line.startswith(f"step {KILLED_AT},"):
@@ -123,10 +123,10 @@ def test_the_tables_of_neighbors_are_those_of_the_images(finished):
 
 
 def test_the_log_has_a_line_for_each_time_of_reporting(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "LOG_SECONDS", 0)
+    monkeypatch.setattr(journal, "LOG_SECONDS", 0)
     said: list[str] = []
     run(tmp_path / "run", report=said.append)
-    log = [json.loads(line) for line in (tmp_path / "run" / train.LOG_FILE).open()]
+    log = [json.loads(line) for line in (tmp_path / "run" / journal.LOG_FILE).open()]
     assert [line["step"] for line in log] == list(range(1, STEPS + 1))
     assert all(0 < line["loss"] < 4 and line["tokens_per_second"] > 0 for line in log)
     assert all(0 < line["share_of_products"] < 1.5 for line in log)
