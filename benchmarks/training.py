@@ -1,4 +1,4 @@
-"""Speed of a training step: with attention in blocks, with torch's fused kernel, and transformers'.
+"""Speed of a training step: attention in blocks, torch's fused kernel, compiled, transformers'.
 
     python benchmarks/training.py
 
@@ -9,6 +9,7 @@ table, then one line of JSON. What is aimed at: 60 % on a CPU for 384 channels o
 """
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from igpt_core.learning.optimizer import make_optimizer
 from igpt_core.learning.speed import flops_per_token, product_rate
 from igpt_core.learning.training import train_step
 from igpt_core.learning.training_config import TrainingConfig
-from igpt_core.model import attention
+from igpt_core.model import training_attention
 from igpt_core.model.config import ImageGPTConfig
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -71,13 +72,19 @@ def main() -> None:
     config = ImageGPTConfig(**fields, **NO_DROPOUT)
     tokens = torch.randint(config.n_colors, (options.batch_size, config.n_positions), device=device)
     ours = stepper(NextPixel(ImageGPTForCausalImageModeling(config)), tokens)
-    fused = mock.patch.object(attention, "trains_in_blocks", return_value=False)
+    blocks = mock.patch.object(training_attention, "has_tiles", return_value=False)
+    fused = mock.patch.object(training_attention, "has_tiles", return_value=True)
 
-    def with_fused_kernel() -> None:
-        with fused:
-            ours()
+    def with_attention(patch: contextlib.AbstractContextManager) -> Callable[[], None]:
+        def step() -> None:
+            with patch:
+                ours()
 
-    ways = {"this": ours, "fused kernel": with_fused_kernel}
+        return step
+
+    ways = {"blocks": with_attention(blocks), "fused kernel": with_attention(fused)}
+    compiled = torch.compile(NextPixel(ImageGPTForCausalImageModeling(config)), dynamic=False)
+    ways["compiled"] = stepper(compiled, tokens)
     ways["transformers"] = stepper(Peer(fields), tokens)
     best, rates = dict.fromkeys(ways, float("inf")), []
     for _ in range(options.rounds):

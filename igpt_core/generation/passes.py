@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from igpt_core.generation.captured import CapturedPass, Pass, captures_pay
 from igpt_core.generation.packed import is_customized
 from igpt_core.generation.speculation import Windows
-from igpt_core.model.attention import added_mask
+from igpt_core.model.attention_inputs import added_mask
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.layers import CacheSlots

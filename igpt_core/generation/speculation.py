@@ -22,7 +22,7 @@ from igpt_core.generation.drafts import Neighbors, NeighborTables
 from igpt_core.generation.host_progress import HostProgress
 from igpt_core.generation.noise import GumbelNoise, NoiseAhead
 from igpt_core.generation.sampling import SamplingConfig, sample_tokens
-from igpt_core.model.attention import has_tiles
+from igpt_core.model.processor import has_tiles
 
 
 def best_window(device: str, rows: int, dtype: torch.dtype) -> int:

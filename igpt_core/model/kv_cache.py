@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt_core.model.attention import Prefix, Scales, reads_by_channel
+from igpt_core.model.attention_inputs import Prefix, Scales
 from igpt_core.model.cache_methods import CacheMethods
 from igpt_core.model.config import ImageGPTConfig
+from igpt_core.model.cpu_attention import reads_by_channel
 from igpt_core.model.spans import SPAN_UNIT
 
 

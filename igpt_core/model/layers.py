@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igpt_core.model.attention import Prefix, Scales, attend, attend_with_weights
+from igpt_core.model.attention import attend, attend_with_weights
+from igpt_core.model.attention_inputs import Prefix, Scales
 from igpt_core.model.config import ImageGPTConfig
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.passing import PassesAs

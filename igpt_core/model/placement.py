@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from igpt_core.model.attention import multiplies_bfloat16
+from igpt_core.model.processor import multiplies_bfloat16
 
 Device = torch.device | str | int
 DeviceMap = Device | Mapping[str, Device] | None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from igpt_core.model.attention import Prefix, Scales
+from igpt_core.model.attention_inputs import Prefix, Scales
 from igpt_core.model.kv_cache import to_eight_bits
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from igpt_core.model.attention import added_mask, attend
+from igpt_core.model.attention import attend
+from igpt_core.model.attention_inputs import added_mask
 
 SPAN_UNIT = 64  # of which spans are multiples
 

@@ -1,6 +1,7 @@
 """Attention with gradients on a CPU in bfloat16: blocks of queries by batched products.
 
-The fused kernel of torch takes twice the time, forward and backward (benchmarks/RESULTS.md).
+The fused kernel of torch takes twice the time, forward and backward, on a processor without matrix
+tiles (benchmarks/RESULTS.md).
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from igpt_core.model.processor import has_tiles
 from igpt_core.model.second_order import takes_fused_kernels
 from igpt_core.model.training_functions import is_trained_on_cpu
 
@@ -20,6 +22,7 @@ _ROWS = 12  # heads of so many images at most in one product: what it makes stay
 def trains_in_blocks(q: Tensor, k: Tensor) -> bool:
     """Tells whether `attend_in_blocks` is for these (B, H, T, D), and may be used here."""
     is_served = q.device.type == "cpu" and q.dtype == k.dtype == torch.bfloat16
+    is_served = is_served and not has_tiles()  # with which the fused kernel is the faster one
     is_long = q.shape == k.shape and q.shape[2] >= 2 * _BLOCK
     return is_served and is_long and is_trained_on_cpu(q, k) and takes_fused_kernels()
 

@@ -22,7 +22,7 @@ from igpt_core.generation.passes import decode_window
 from igpt_core.generation.trial import try_fast_ways
 from igpt_core.heads import ImageGPTForCausalImageModeling
 from igpt_core.model import kv_cache, self_check, window_kernel
-from igpt_core.model.attention import Prefix, Scales
+from igpt_core.model.attention_inputs import Prefix, Scales
 from igpt_core.model.kv_cache import KVCache
 from igpt_core.model.self_check import left_aside, window_kernel_works
 from models import make_model, prefill

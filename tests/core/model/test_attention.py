@@ -12,13 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from igpt_core.model import attention
-from igpt_core.model.attention import (
-    Prefix,
-    added_mask,
-    attend,
-    attend_with_weights,
-)
+from igpt_core.model import cpu_attention
+from igpt_core.model.attention import attend, attend_with_weights
+from igpt_core.model.attention_inputs import Prefix, added_mask
 
 # Largest difference of an output, relative to the largest value: the kernels round products and
 # weights to the dtype (half a unit in the last place is 2^-24 and 2^-9) and sum them in float32.
@@ -221,13 +217,15 @@ def test_products_by_blocks_are_causal_and_of_each_row_alone(n_positions, head_s
     with torch.inference_mode():
         q, k, v = inputs(n_positions, n_positions, head_size, torch.bfloat16)
         q = q.transpose(1, 2).contiguous().transpose(1, 2)  # as heads are split
-        found = attention._attend_in_blocks(q, k, v, scale=head_size**-0.5)
+        found = cpu_attention.attend_in_blocks(q, k, v, scale=head_size**-0.5)
         seen = causal(n_positions, n_positions)
         exact = attend(q.double(), k.double(), v.double(), mask=seen)
         # Scores of order 4 are rounded too, by 2^-9 of that.
         assert (found - exact).abs().max() <= 2 * TOLERANCES[q.dtype] * exact.abs().max()
         for rows in ([1], [1, 0, 1], [0] * 9 + [1]):
-            several = attention._attend_in_blocks(q[rows], k[rows], v[rows], scale=head_size**-0.5)
+            several = cpu_attention.attend_in_blocks(
+                q[rows], k[rows], v[rows], scale=head_size**-0.5
+            )
             assert torch.equal(several, found[rows])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from igpt_core.model import self_check, window_kernel
-from igpt_core.model.attention import Scales
+from igpt_core.model.attention_inputs import Scales
 from igpt_core.model.self_check import is_left_aside, left_aside, takes_starts, window_kernel_works
 from igpt_core.model.window_kernel import attend_windows
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from igpt_core.model.attention import added_mask, attend
+from igpt_core.model.attention import attend
+from igpt_core.model.attention_inputs import added_mask
 from igpt_core.model.spans import steady_spans, whole_units
 
 

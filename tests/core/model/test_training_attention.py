@@ -5,8 +5,22 @@ import torch
 from torch.nn import functional as F
 
 from igpt_core import ImageGPTConfig, ImageGPTForCausalImageModeling
+from igpt_core.model import training_attention
 from igpt_core.model.attention import attend
 from igpt_core.model.training_attention import trains_in_blocks
+
+
+@pytest.fixture(autouse=True)
+def _without_tiles(monkeypatch):
+    """On every machine as on those where blocks are used."""
+    monkeypatch.setattr(training_attention, "has_tiles", lambda: False)
+
+
+def test_with_matrix_tiles_the_fused_kernel_is_used(monkeypatch):
+    (q, k, _), _ = draw((1, 2, 400, 16))
+    assert trains_in_blocks(q, k)
+    monkeypatch.setattr(training_attention, "has_tiles", lambda: True)
+    assert not trains_in_blocks(q, k)
 
 
 def draw(shape, *, seed=0):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from igpt_core.model.attention import Prefix, Scales
+from igpt_core.model.attention_inputs import Prefix, Scales
 from igpt_core.model.kv_cache import to_eight_bits
 from igpt_core.model.window_kernel import SPLIT, attend_windows
 
