@@ -10,16 +10,18 @@ from jobs import (
     complete,
     embed,
     export,
+    finetune,
     palette,
     plan,
     quantize,
     retry_failed,
     sample,
     score,
+    train,
 )
 from jobs.command import JobCommand, JobGroup, command, words_of
 from pipeline.errors import IgptError, RunFailed, UsageError
-from pipeline.options import RayOptions
+from pipeline.options import RayOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from pipeline.submit.submit import Cluster
@@ -36,10 +38,12 @@ _JOBS = (
     plan.COMMAND,
     export.COMMAND,
     retry_failed.COMMAND,
+    train.COMMAND,
+    finetune.COMMAND,
 )
 
 
-def run(job: JobCommand, name: list[str], options: RayOptions) -> None:
+def run(job: JobCommand, name: list[str], options: RayOptions | TrainingOptions) -> None:
     """Submits a job whose options are checked, and tails its log unless --no-wait is given."""
     from pipeline.batch.record import in_any_folder
     from pipeline.submit.credentials import refuse_credentials

@@ -78,6 +78,7 @@ def is_plain(left_aside: Sequence[str] | None) -> bool:
 # Options that hold locations, and how one is made absolute.
 _LOCATIONS: dict[str, Callable[[str], str]] = {
     "input": absolute_input,
+    "eval_input": absolute_input,
     "model": absolute_model,
     "palette": absolute_model,
     "mask": absolute,

@@ -60,7 +60,7 @@ JOB = ["complete", "--input=s3://bucket/in", "--output=s3://bucket/out"]
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["train"], "runs on a cluster"),
+        (["demo"], "runs on a cluster"),
         (["complete", "--input=x"], "--output is missing"),
         ([*JOB, "--samples=0"], "--samples"),
         ([*JOB, "--address=10.0.0.1:6379"], "before the job"),

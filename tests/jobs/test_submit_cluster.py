@@ -264,6 +264,22 @@ def test_a_job_that_was_stopped_resumes_by_the_command_that_it_names(
 
 
 @pytest.mark.slow
+def test_a_training_on_two_workers_is_submitted(home, job, tmp_path, monkeypatch):
+    output = tmp_path / "model"
+    words = ["submit", "train", job[0], "--palette=embedded", "--image-size=8", "--n-layer=1"]
+    words += ["--n-embd=16", "--n-head=2", "--steps=4", "--batch-size=4", "--workers=2"]
+    with head("disabled", home) as there:
+        wait_for(lambda: takes_jobs(there))
+        words += [f"--output={output}", f"--eval-input={job[0].partition('=')[2]}"]
+        code, out, err = ended(there, submit(there, words))
+        assert code == 0, out + err
+        assert leaks(there, output, home, monkeypatch) == []
+    assert f"{output}: 4 steps in " in out
+    assert re.search(rf"\d\.\d+ nats per pixel on {IMAGES} validation images", out)
+    assert (output / "model.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_a_job_begins_on_a_cluster_without_workers_and_brings_those_that_it_needs(
     home, job, tmp_path
 ):
