@@ -33,7 +33,7 @@ def run(options: FinetuneOptions) -> None:
     from igpt_core.learning.training import accuracy
     from pipeline.batch.model import find_model
     from pipeline.storage.filesystem import options_for
-    from pipeline.training.train import check_options, run_training, summary, training_device
+    from pipeline.training.train import check_options, evaluation_device, run_training, summary
 
     say = notes(options)
     check_options(options)
@@ -68,7 +68,7 @@ def run(options: FinetuneOptions) -> None:
         validation, known = evaluated
         classifier = load_model(
             options.output,
-            device=training_device(options),
+            device=evaluation_device(options),
             dtype=torch.float32,
             head="classification",
         )

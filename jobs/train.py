@@ -52,7 +52,7 @@ def run(options: TrainOptions) -> None:
 
     from igpt_core.heads import load_model
     from igpt_core.learning.training import evaluate
-    from pipeline.training.train import check_options, run_training, summary, training_device
+    from pipeline.training.train import check_options, evaluation_device, run_training, summary
 
     say = notes(options)
     check_options(options)
@@ -74,7 +74,7 @@ def run(options: TrainOptions) -> None:
     )
     click.echo(summary(options, state, images))
     if evaluated is not None:
-        model = load_model(options.output, device=training_device(options), dtype=torch.float32)
+        model = load_model(options.output, device=evaluation_device(options), dtype=torch.float32)
         nats = evaluate(model, evaluated.tokens)
         click.echo(
             f"{nats:.4f} nats per pixel on {len(evaluated.tokens)} validation images "
@@ -125,11 +125,13 @@ def _trained_model(options: TrainOptions) -> _Start:
     model_options = options_for(options.storage_options, "model")
     model = find_model(options.model, model_options)
 
+    quantizer = model.quantizer
+
     def make_objective() -> NextPixel:
         return NextPixel.from_pretrained(model.location, storage_options=model_options)
 
-    quantizer = model.quantizer
-    record = {"model": model.fingerprint}
+    shape = {name: getattr(model.config, name) for name in ("n_layer", "n_embd", "n_head")}
+    record = {"model": model.fingerprint, "image_size": quantizer.image_size, **shape}
     return _Start(model.location, quantizer.palette, quantizer.image_size, make_objective, record)
 
 

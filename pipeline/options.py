@@ -216,7 +216,7 @@ class TrainingOptions(PixelOptions, StorageOptions):
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="dtype of matrix products"
     )
-    compile: bool = Field(False, description="compile the step (on CPUs: with g++)")
+    compile: bool = Field(False, description="compile the step; needs g++")
     workers: int = Field(1, ge=1, description="processes that share each batch, on Ray")
     address: str | None = Field(
         None, description="Ray head of the workers, host:6379; else RAY_ADDRESS, or a local Ray"

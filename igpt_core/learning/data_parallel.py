@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from igpt_core.learning.optimizer import Optimizers
-
 
 def rank() -> int:
     """Returns this process's number in the group, from 0."""
@@ -22,30 +20,22 @@ def n_processes() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def in_parallel(objective: nn.Module, optimizer: Optimizers) -> nn.Module:
+def in_parallel(objective: nn.Module) -> nn.Module:
     """Returns what is called in place of the objective, so that gradients are the mean over the
-    group. Weights and the optimizer's state become those of the first process."""
-    if n_processes() == 1:
-        return objective
-    state = [optimizer.state_dict() if rank() == 0 else None]
-    distributed.broadcast_object_list(state, device=_device(objective))
-    assert state[0] is not None
-    optimizer.load_state_dict(state[0])
-    return DistributedDataParallel(objective)
-
-
-def of_first(objective: nn.Module, *numbers: float) -> tuple[float, ...]:
-    """Returns the first process's numbers, in each."""
-    if n_processes() == 1:
-        return numbers
-    shared = torch.tensor(numbers, dtype=torch.float64, device=_device(objective))
-    distributed.broadcast(shared, 0)
-    return tuple(shared.tolist())
+    group; its weights become those of the first process."""
+    return objective if n_processes() == 1 else DistributedDataParallel(objective)
 
 
 def own_share(batch: Sequence[Tensor]) -> list[Tensor]:
-    """Returns every n-th row of a batch's tensors, the rank's first; n divides their number, as
-    means over shares are the mean over the batch only then."""
+    """Returns every n-th row of a batch's tensors, the rank's first.
+
+    Raises ValueError unless n divides their number: means over shares are the mean over the batch
+    only then.
+    """
+    if len(batch[0]) % n_processes():
+        raise ValueError(
+            f"expected a batch that {n_processes()} processes can share, found {len(batch[0])} rows"
+        )
     return [part[rank() :: n_processes()] for part in batch]
 
 
@@ -57,5 +47,10 @@ def mean_loss(loss: Tensor) -> Tensor:
     return loss
 
 
-def _device(objective: nn.Module) -> torch.device:
-    return next(objective.parameters()).device
+def of_first(number: float, device: torch.device) -> float:
+    """Returns the first process's number, in each."""
+    if n_processes() == 1:
+        return number
+    shared = torch.tensor(number, dtype=torch.float64, device=device)
+    distributed.broadcast(shared, 0)
+    return shared.item()

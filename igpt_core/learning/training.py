@@ -141,7 +141,7 @@ def train(
     torch's global generator.
 
     In a group of torch.distributed each process trains on its share of every batch; see
-    `data_parallel.in_parallel`. The batch size is a multiple of their number.
+    `data_parallel.in_parallel`.
 
     Args:
         objective: one of igpt_core.learning.objectives; what it trains is trained in place.
@@ -165,7 +165,7 @@ def train(
         state.step += 1
         state.seconds = time.monotonic() - begun
         if config.minutes is not None:  # all processes end at one step
-            (state.seconds,) = data_parallel.of_first(objective, state.seconds)
+            state.seconds = data_parallel.of_first(state.seconds, device)
         called = time.monotonic()
         on_step(state, loss, rate)
         begun += time.monotonic() - called  # what is done with a step is no training

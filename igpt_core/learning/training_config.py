@@ -28,11 +28,11 @@ class TrainingConfig:
     batch_size: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    optimizer: str = "adamw"
     warmup_steps: int = 100
     flip: bool = True
     dtype: torch.dtype = torch.bfloat16
     seed: int = 0
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):

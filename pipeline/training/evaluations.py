@@ -25,10 +25,10 @@ from pipeline.report.contact_sheet import draw_contact_sheet
 from pipeline.report.pictures import Example, Picture
 from pipeline.storage.atomic import write_atomic
 from pipeline.storage.filesystem import open_location
+from pipeline.training.folder import BEST_FILE
 from pipeline.training.loss_curve import Point, draw_loss_curve
 
 TABLE_FILE, CURVE_FILE = "loss_curve.csv", "loss_curve.svg"
-BEST_FILE = "best_weights.safetensors"
 SHEETS = "completions"  # a folder
 
 N_EVALUATIONS = 10  # of a run, at equal shares of it
@@ -91,10 +91,6 @@ class Evaluations:
         if self._best is not None and self._best != self._points[-1]:
             self._report(f"the weights of step {self._best.step} were better than the last: kept")
             put_into(self._model, load_file(self._folder / BEST_FILE), self._model.device, None)
-
-    def clear(self) -> None:
-        """Deletes the best weights, once the model is saved."""
-        (self._folder / BEST_FILE).unlink(missing_ok=True)
 
     def _evaluate(self, step: int) -> None:
         was_training = self._model.training

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pipeline.storage.filesystem import open_location
 
 STATE_FILE = "training_state.pt"
 OPTIONS_FILE = "training_options.json"
+BEST_FILE = "best_weights.safetensors"
+RAY_FOLDER = ".ray_train"  # what Ray Train writes while workers train
 
 
 def acquire(folder: Path, options: Mapping[str, Any]) -> None:
@@ -65,5 +68,7 @@ def restore_state(
 
 
 def remove_state(folder: Path) -> None:
-    """Deletes the state, once the model is saved."""
+    """Deletes what the saved model stands for: the state first, as it goes with the others."""
     (folder / STATE_FILE).unlink(missing_ok=True)
+    (folder / BEST_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)

@@ -16,7 +16,7 @@ from igpt_core.learning.training import TrainingState, train
 from igpt_core.learning.training_config import TrainingConfig
 from igpt_core.model.checkpoint import save_checkpoint
 from pipeline.training.evaluations import Evaluations
-from pipeline.training.folder import remove_state, restore_state, save_state
+from pipeline.training.folder import restore_state, save_state
 from pipeline.training.images import TrainingImages
 from pipeline.training.journal import Journal, Speed
 
@@ -52,20 +52,18 @@ class TrainingJob:
     def run(self, device: str, report: Callable[[str], None]) -> TrainingState:
         """Trains on a device, or goes on from the saved state, and saves the objective's model.
 
-        In a group of torch.distributed each process calls it; the first one alone reads and writes
-        the folder.
+        In a group of torch.distributed each process calls it; the first one alone writes. The state
+        stays: until it is removed, a run that dies at its end is not trained anew.
         """
         torch.manual_seed(self.config.seed)
         objective = self.make_objective().to(device)
         optimizer = make_optimizer(objective, self.config)
+        state = restore_state(self.folder, objective, optimizer, device)
         is_first = data_parallel.rank() == 0
-        state = TrainingState()
-        if is_first:
-            state = restore_state(self.folder, objective, optimizer, device)
-        step, seconds = data_parallel.of_first(objective, state.step, state.seconds)
-        state = TrainingState(step=int(step), seconds=seconds)
-        trained = data_parallel.in_parallel(objective, optimizer)
+        trained = data_parallel.in_parallel(objective)
         if self.compiled:
+            # Under torch.compile `attend` cannot leave cuDNN's kernel out itself.
+            torch.backends.cuda.enable_cudnn_sdp(False)
             trained = torch.compile(trained, dynamic=False)  # type: ignore[assignment]
         watch = _Watch(self, objective, state, report) if is_first else None
         saved = time.monotonic()
@@ -93,7 +91,6 @@ class TrainingJob:
         if watch is not None:
             watch.finish(state)
             self._save(objective)
-            watch.clear()
         return state
 
     def _save(self, objective: Objective) -> None:
@@ -102,7 +99,6 @@ class TrainingJob:
         save_checkpoint(objective.model, folder, palette=self.palette, image_size=self.image_size)
         if isinstance(objective, NextPixel):
             self._save_draft(objective.model.config.n_colors)
-        remove_state(self.folder)
 
     def _save_draft(self, n_colors: int) -> None:
         """Writes beside a model what helps to guess its pixels, counted on images of all parts of
@@ -160,8 +156,3 @@ class _Watch:
         """Evaluates the end, and puts the best weights into the model."""
         if self._evaluations is not None:
             self._evaluations.finish(state)
-
-    def clear(self) -> None:
-        """Deletes what the saved model stands for."""
-        if self._evaluations is not None:
-            self._evaluations.clear()

@@ -15,14 +15,14 @@ from pipeline.errors import UsageError
 from pipeline.options import TrainingOptions
 from pipeline.storage.filesystem import local_output, options_for
 from pipeline.storage.redact import redacted_location
-from pipeline.training.folder import acquire
+from pipeline.training.folder import acquire, remove_state
 from pipeline.training.images import TrainingImages, read_images
 from pipeline.training.loop import Objective, TrainingJob
 
 # Options that change no result, or stand in the record in another form.
 _NOT_RECORDED = {"quiet", "debug", "storage_options", "output", "palette", "model", "eval_input"}
-_NOT_RECORDED |= {"max_error_fraction", "max_image_bytes", "address", "workers"}
-_LATER = {"label_from_folder", "url_column", "compile"}
+_NOT_RECORDED |= {"max_error_fraction", "max_image_bytes", "address", "workers", "compile"}
+_LATER = {"label_from_folder", "url_column"}
 
 
 def check_options(options: TrainingOptions) -> None:
@@ -37,12 +37,19 @@ def check_options(options: TrainingOptions) -> None:
             f"expected --batch-size as a multiple of --workers {options.workers}, found "
             f"{options.batch_size}"
         )
-    compiler = os.environ.get("CXX") or "g++"
-    if options.compile and training_device(options) == "cpu" and shutil.which(compiler) is None:
+    # On the nodes of workers it shows there.
+    if options.compile and options.workers == 1 and not _has_compiler(training_device(options)):
         raise UsageError(
-            f"--compile needs a C++ compiler on CPUs, found none ({compiler}); next: install one, "
-            "or leave --compile out"
+            "--compile needs a C++ compiler (g++), found none; next: install one, or leave "
+            "--compile out"
         )
+
+
+def _has_compiler(device: str) -> bool:
+    """Tells whether torch.compile finds what builds its kernels: on CPUs of C++, for GPUs of C."""
+    names = ["CXX", "g++"] if device == "cpu" else ["CC", "gcc", "clang"]
+    found = (os.environ.get(names[0]), *names[1:])
+    return any(name and shutil.which(name) for name in found)
 
 
 def training_config(options: TrainingOptions, n_images: int) -> TrainingConfig:
@@ -69,6 +76,11 @@ def training_device(options: TrainingOptions) -> str:
     if options.device != "auto":
         return options.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def evaluation_device(options: TrainingOptions) -> str:
+    """Returns where this process evaluates: workers have GPUs that it may lack."""
+    return training_device(options) if torch.cuda.is_available() else "cpu"
 
 
 def find_images(
@@ -152,10 +164,13 @@ def run_training(
     )
     acquire(job.folder, {**_recorded(options), **record})
     if options.workers == 1:
-        return job.run(training_device(options), report)
-    from pipeline.training.workers import run_on_workers  # Ray takes seconds to import
+        state = job.run(training_device(options), report)
+    else:
+        from pipeline.training.workers import run_on_workers  # Ray takes seconds to import
 
-    return run_on_workers(job, options, report)
+        state = run_on_workers(job, options, report)
+    remove_state(job.folder)
+    return state
 
 
 def _recorded(options: TrainingOptions) -> dict[str, Any]:

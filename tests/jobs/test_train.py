@@ -102,5 +102,5 @@ def test_mistakes_are_one_line_before_anything_is_written(
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "")
     message = refused(capsys, *given, *SHAPE, "--compile", "--device", "cpu")
-    assert "--compile needs a C++ compiler on CPUs, found none" in message
+    assert "--compile needs a C++ compiler (g++), found none" in message
     assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from igpt_core.learning.training import TrainingState
 from pipeline.options import TrainingOptions
 from pipeline.training import evaluations, journal, loop
 from pipeline.training.evaluations import Evaluations
+from pipeline.training.folder import BEST_FILE
 from pipeline.training.images import TrainingImages
 from pipeline.training.loss_curve import Point, draw_loss_curve
 from pipeline.training.train import run_training
@@ -91,7 +92,7 @@ def test_losses_are_written_at_equal_shares_of_the_run(finished):
     assert [int(line["step"]) for line in lines] == list(range(2, STEPS + 1, 2))
     best = min(float(line["held_out"]) for line in lines)
     assert nats(model) == pytest.approx(best, abs=1e-6)
-    assert not (folder / evaluations.BEST_FILE).exists()
+    assert not (folder / BEST_FILE).exists()
 
 
 def test_pictures_are_drawn_at_each_of_them(finished):
@@ -139,7 +140,7 @@ def test_a_run_that_was_killed_at_its_end_ends(finished, tmp_path):
     assert [line["step"] for line in curve_of(tmp_path / "run")] == ["5"]
     assert curve_of(tmp_path / "run")[0]["training"] == ""
     evaluations_of(tmp_path / "run", step=5).finish(at_end)
-    (tmp_path / "run" / evaluations.BEST_FILE).unlink()
+    (tmp_path / "run" / BEST_FILE).unlink()
     evaluations_of(tmp_path / "run", step=5).finish(TrainingState(step=6))
     assert [line["step"] for line in curve_of(tmp_path / "run")] == ["5", "6"]
 
