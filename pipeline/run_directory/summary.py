@@ -74,9 +74,14 @@ class RunSummary:
 
     @property
     def origin(self) -> list[str]:
-        """Lists the model, by the end of its location, and the seed; jobs may have neither."""
+        """Lists the model, by the end of its location, how it draws, and the seed; jobs may have
+        none of these."""
         model, seed = self.run.get("model"), self.run.get("seed")
+        results = self.run.get("results", {})
         origin = [f"model {model['location'].rstrip('/').rpartition('/')[2]}"] if model else []
+        for name, plain in (("temperature", 1.0), ("top_k", None), ("top_p", None)):
+            if results.get(name, plain) not in (plain, None):
+                origin.append(f"{name.replace('_', '-')} {results[name]:g}")
         return origin if seed is None else [*origin, f"seed {seed}"]
 
     @property

@@ -106,6 +106,28 @@ def test_commands_can_be_copied(tmp_path: Path) -> None:
     assert texts.count(command) == 2  # what was run, and what resumes it
 
 
+@pytest.mark.parametrize(
+    ("results", "shown"),
+    [
+        ({"top_p": 0.9, "top_k": None, "temperature": 1.0}, "top-p 0.9 · seed"),
+        ({"top_p": None, "top_k": 40, "temperature": 0.5}, "temperature 0.5 · top-k 40 · seed"),
+        ({}, "model tiny · seed"),
+    ],
+)
+def test_page_and_sheet_say_how_pictures_are_drawn(tmp_path, monkeypatch, results, shown) -> None:
+    output = make_run(tmp_path / "run", [ids(1)])
+    run = json.loads(Path(output, "run.json").read_text())
+    Path(output, "run.json").write_text(json.dumps(run | {"results": results}))
+    notes: list[str] = []
+    monkeypatch.setattr(
+        "pipeline.report.write.draw_contact_sheet",
+        lambda *_, title, note: notes.append(note) or b"",
+    )
+    text = " ".join(written(output).all_text().split())
+    assert shown in text
+    assert shown in notes[0]
+
+
 def test_figures_are_those_of_the_stats(tmp_path: Path) -> None:
     failed = [(1, "broken.jpg", "ImageError", "cut short")]
     output = make_run(tmp_path / "run", [ids(5), ids(4, start=5)], failed=failed, starts=[0.0, 5.0])
