@@ -229,7 +229,7 @@ def note_default_model(options: Options) -> None:
     uses_model = "model" in type(options).model_fields
     if uses_model and not {"model", "palette"} & options.model_fields_set and not options.quiet:
         print(
-            f"no --model given: using {EMBEDDED}, the small one that ships with igpt (3 million "
+            f"no --model given: using {EMBEDDED}, the small one that ships with igpt (8 million "
             "parameters, 32 x 32 pixels in 512 colors, trained on CIFAR-10); for another: --model "
             "with a folder, a URI or a hub id",
             file=sys.stderr,

@@ -217,7 +217,7 @@ def test_json_lines_end_with_the_result(ray_session, image_folder, tiny_model, t
 
 
 DEFAULT_NOTE = (
-    "no --model given: using embedded, the small one that ships with igpt (3 million parameters, "
+    "no --model given: using embedded, the small one that ships with igpt (8 million parameters, "
     "32 x 32 pixels in 512 colors, trained on CIFAR-10); for another: --model with a folder, a URI "
     "or a hub id"
 )
