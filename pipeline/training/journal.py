@@ -73,7 +73,7 @@ class Journal:
             "loss": round(mean, 4),
             "learning_rate": rate,
             "tokens_per_second": round(tokens),
-            "share_of_products": round(share, 3),
+            "share_of_products": float(f"{share:.3g}"),
         }
         with open(self._folder / LOG_FILE, "a") as log:
             log.write(json.dumps(line) + "\n")
