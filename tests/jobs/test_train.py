@@ -72,10 +72,14 @@ def test_no_step_of_a_rate_of_nearly_nothing_changes_the_model(trained, photos, 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="a CPU's step is compiled with g++")
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_step_learns_the_same(trained, photos, tmp_path):
-    output = tmp_path / "compiled"
+def test_a_compiled_step_learns_the_same(trained, photos, tmp_path, monkeypatch):
+    output, compiled, compile_ = tmp_path / "compiled", [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda module, **how: compiled.append(module) or compile_(module, **how)
+    )
     words = ("--quiet", "--input", photos, *SHAPE, *OPTIONS, "--steps", 20, "--compile")
     train(*words, "--output", output)
+    assert len(compiled) == 1
     # Twenty steps amplify what fused sums differ by.
     assert nats_of(output, photos) == pytest.approx(nats_of(trained, photos), abs=2e-3)
 
